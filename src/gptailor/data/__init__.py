@@ -1,0 +1,1 @@
+"""From files to batches: read, clean, split, tokenize, batch."""

@@ -1,0 +1,1 @@
+"""Honest numbers: scores with intervals, baselines, calibration."""

@@ -1,0 +1,291 @@
+"""Settings: one typed, closed tree; one line of help and one default each.
+
+A recipe is what a person may decide. Unknown keys are refused with a suggestion. Values that are
+`None` or "auto" are decided from the data and the base, and the run's own `recipe.yaml` holds what
+was decided.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from gptailor.errors import RecipeError, did_you_mean
+from gptailor.types import Task
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Settings(BaseModel):
+    """A closed, frozen branch of the tree."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CleanSettings(Settings):
+    """What cleaning may do. Every step is counted, and each can be switched off."""
+
+    repair_text: bool = Field(True, description="mend mojibake and broken Unicode (ftfy)")
+    unescape_entities: bool = Field(True, description="turn HTML entities such as &amp; into characters")
+    drop_control: bool = Field(True, description="remove control characters")
+    squeeze_space: bool = Field(True, description="squeeze runs of blanks and trim the ends")
+    drop_duplicates: bool = Field(True, description="keep the first of rows with equal text and label")
+    drop_conflicts: bool = Field(True, description="drop equal texts that carry different labels")
+    merge_labels: bool = Field(True, description="merge labels that differ by case, space or one typo")
+    near_duplicates: bool = Field(True, description="find near-duplicates and keep each group in one part")
+    minimum_class_size: int = Field(5, ge=1, description="drop classes with fewer rows than this")
+
+
+class SplitSettings(Settings):
+    """Shares of the rows; null means 70/15/15 under 2,000 rows, else 80/10/10 with at most 5,000 each."""
+
+    validation: Share | None = Field(None, description="share of the rows that validates")
+    test: Share | None = Field(None, description="share of the rows that is sealed for the end")
+    group: str | None = Field(None, description="column whose equal values stay in one part")
+    time: str | None = Field(None, description="column to order by: train on the past, test on the newest")
+
+
+class DataSettings(Settings):
+    """Where the rows are and what their columns mean."""
+
+    train: str = Field(description="file, folder or hub:owner/name")
+    validation: str | None = Field(None, description="file that validates, instead of a share of train")
+    test: str | None = Field(None, description="file that tests, instead of a share of train")
+    text: str | None = Field(None, description="column of the text; a+b joins two with a space")
+    label: str | None = Field(None, description="column of the label")
+    columns: str | None = Field(None, description="names for a headerless file, such as label,text+text")
+    test_columns: str | None = Field(None, description="the same for the test file")
+    label_names: dict[str, str] = Field({}, description="names for bare labels, such as 0: World")
+    test_label_names: dict[str, str] = Field({}, description="the same for the test file's labels")
+    max_tokens: int | None = Field(None, ge=8, description="longest text; null: the 99th percentile, at most 512")
+    too_long: Literal["cut", "drop", "window"] = Field("cut", description="what happens to longer texts")
+    clean: CleanSettings = Field(CleanSettings(), description="cleaning steps")
+    split: SplitSettings = Field(SplitSettings(), description="how rows become parts")
+
+
+class AutoApproach(Settings):
+    """Frozen and full; the better on validation stays."""
+
+    kind: Literal["auto"] = "auto"
+
+
+class FullApproach(Settings):
+    """Every weight may change."""
+
+    kind: Literal["full"] = "full"
+
+
+class LoraApproach(Settings):
+    """Low-rank adapters on every linear layer; merged at the end."""
+
+    kind: Literal["lora"] = "lora"
+    rank: int = Field(8, ge=1, description="rank of the adapters")
+    alpha: Positive = Field(16, description="scale of the adapters (alpha / rank)")
+    dropout: Share = Field(0.0, description="dropout before the adapters")
+    targets: list[str] = Field([], description="layers to adapt; empty: all linear and Conv1D layers")
+
+
+class FrozenApproach(Settings):
+    """The body stays; a logistic head is fitted on its features, which are computed once."""
+
+    kind: Literal["frozen"] = "frozen"
+    strengths: list[Positive] = Field(
+        [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000],
+        min_length=1,
+        description="inverse regularization strengths to choose from on validation",
+    )
+
+
+class ScratchApproach(Settings):
+    """The base's architecture with random weights, or a size given."""
+
+    kind: Literal["scratch"] = "scratch"
+    layers: int | None = Field(None, ge=1, description="number of layers; null: the base's")
+    width: int | None = Field(None, ge=8, description="hidden size; null: the base's")
+    heads: int | None = Field(None, ge=1, description="attention heads; null: the base's")
+
+
+Approach = Annotated[
+    AutoApproach | FullApproach | LoraApproach | FrozenApproach | ScratchApproach, Field(discriminator="kind")
+]
+APPROACHES: dict[str, type[Settings]] = {
+    "auto": AutoApproach,
+    "full": FullApproach,
+    "lora": LoraApproach,
+    "frozen": FrozenApproach,
+    "scratch": ScratchApproach,
+}
+
+LENGTH = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(epochs?|steps?)\s*$")
+
+
+class TrainSettings(Settings):
+    """The optimizer's road."""
+
+    length: str | None = Field(None, description='"5 epochs" or "500 steps"; null: 5 epochs (scratch: 15)')
+    learning_rate: Positive | None = Field(None, description="peak rate; null: by approach and size")
+    head_learning_rate: Positive | None = Field(None, description="rate of the new head; null: 1e-3")
+    schedule: Literal["constant", "linear", "cosine", "warmup-stable-decay"] = Field(
+        "cosine", description="how the rate falls after warm-up"
+    )
+    warmup: Share = Field(0.06, description="share of the steps that warm up; step 1 already moves")
+    decay: Share = Field(0.2, description="share of the steps that decay (warmup-stable-decay)")
+    batch_size: int = Field(16, ge=1, description="rows per optimizer step, whatever fits memory at once")
+    micro_batch_size: int | None = Field(None, ge=1, description="rows at once; null: what fits memory")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="AdamW's, on matrices only")
+    clip: Annotated[float, Field(ge=0)] = Field(1.0, description="largest gradient norm; 0: no clipping")
+    dropout: Share = Field(0.1, description="dropout on embeddings and residuals (attention: none)")
+    label_smoothing: Share = Field(0.0, description="share of the target spread over all classes")
+    class_weights: Literal["none", "balanced"] | dict[str, Positive] = Field(
+        "none", description="none, balanced, or a weight per label"
+    )
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="arithmetic of the matrix products")
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, slower")
+    validations_per_epoch: int = Field(5, ge=1, description="how often validation looks")
+    patience: int = Field(5, ge=0, description="validations without gain before stopping; 0: never")
+    save_every: str | None = Field(None, description='"200 steps"; null: at every validation')
+
+    @field_validator("length", "save_every")
+    @classmethod
+    def _is_duration(cls, value: str | None) -> str | None:
+        if value is not None and not LENGTH.match(value):
+            raise ValueError(f'{value!r} is not a length; write it like "3 epochs" or "500 steps"')
+        return value
+
+
+class EvaluateSettings(Settings):
+    """What the result is measured against."""
+
+    baselines: Literal["quick", "all", "none"] = Field("quick", description="which rungs of the ladder to run")
+    resamples: int = Field(2000, ge=100, description="bootstrap resamples of every interval")
+    prompted_rows: int = Field(300, ge=10, description="test rows for zero- and few-shot (quick)")
+
+
+class Recipe(Settings):
+    """Everything `gptailor fit` needs to know."""
+
+    task: Task = Field("classification", description="what a row means")
+    data: DataSettings = Field(description="rows and columns")
+    base: str = Field("starter", description="starter, a folder, a run, or a name on the Hugging Face hub")
+    revision: str | None = Field(None, description="commit of a hub base; null: the newest, then pinned")
+    approach: Approach = Field(AutoApproach(), description="which weights may change")
+    train: TrainSettings = Field(TrainSettings(), description="the optimizer's road")
+    evaluate: EvaluateSettings = Field(EvaluateSettings(), description="baselines and intervals")
+    seed: int = Field(0, ge=0, description="of the split, the order, dropout and new weights")
+    out: str | None = Field(None, description="run folder; null: runs/<file stem>")
+
+
+def build_recipe(values: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
+    """Checks a nested mapping and returns the recipe, or raises one RecipeError that lists every fault."""
+    try:
+        return Recipe.model_validate(_with_approach_kind(values))
+    except ValidationError as error:
+        lines = [f"  {_describe(fault)}" for fault in error.errors()]
+        raise RecipeError(
+            "\n".join(["these settings can't be used:", *lines]),
+            where=where,
+            fix="`gptailor fit --help` and docs/recipe.md list every setting.",
+        ) from None
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Reads a YAML recipe."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"can't be read: {error}", where=str(path), fix="Mend the file's YAML.") from None
+    if not isinstance(values, dict):
+        raise RecipeError("holds no settings.", where=str(path), fix="Write `data: {train: FILE}` at least.")
+    return build_recipe(values, where=str(path))
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML, every setting written out."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def with_changes(values: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    """Applies `key.path=value` settings (values are YAML) to a nested mapping of settings."""
+    result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
+    for change in changes:
+        path, equals, text = change.partition("=")
+        if not equals or not path.strip():
+            raise RecipeError(f"{change!r} is not a setting.", fix="Write it as --set train.length='3 epochs'.")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        *branches, leaf = path.strip().split(".")
+        place = result
+        for branch in branches:
+            below = place.get(branch)
+            place[branch] = dict(below) if isinstance(below, Mapping) else {}
+            place = place[branch]
+        place[leaf] = value
+    return result
+
+
+def differences(one: Recipe, other: Recipe) -> list[str]:
+    """The settings in which two recipes differ, as `key: this, that`; the run folder doesn't count."""
+    left, right = (dict(_leaves(r.model_dump(mode="json", exclude={"out"}))) for r in (one, other))
+    return [
+        f"{key}: {left.get(key)!r}, now {right.get(key)!r}"
+        for key in dict.fromkeys([*left, *right])
+        if left.get(key) != right.get(key)
+    ]
+
+
+def duration(text: str) -> tuple[float, Literal["epochs", "steps"]]:
+    """`"3 epochs"` to (3.0, "epochs")."""
+    match = LENGTH.match(text)
+    if match is None:
+        raise RecipeError(f"{text!r} is not a length.", fix='Write it like "3 epochs" or "500 steps".')
+    return float(match[1]), "epochs" if match[2].startswith("epoch") else "steps"
+
+
+def _with_approach_kind(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Lets `approach: lora` stand for `approach: {kind: lora}`."""
+    values = dict(values)
+    if isinstance(values.get("approach"), str):
+        values["approach"] = {"kind": values["approach"]}
+    return values
+
+
+def _describe(fault: Any) -> str:
+    path = [str(step) for step in fault["loc"] if step not in APPROACHES]
+    key = ".".join(path) or "recipe"
+    if fault["type"] == "extra_forbidden":
+        return f"{key}: there is no such setting.{did_you_mean(path[-1], _known_keys(path[:-1], fault['loc']))}"
+    if fault["type"] == "missing":
+        return f"{key}: is missing"
+    if fault["type"] == "union_tag_invalid":
+        kind = str(fault["ctx"]["tag"])
+        return f"{key}: {kind!r} is none of {', '.join(APPROACHES)}.{did_you_mean(kind, APPROACHES)}"
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    return f"{key}: {message} (is {fault['input']!r})"
+
+
+def _known_keys(path: Sequence[str], location: Sequence[Any]) -> Iterator[str]:
+    branch: type[BaseModel] | None = Recipe
+    for step in path:
+        if step == "approach":
+            kind = next((s for s in location if s in APPROACHES), "auto")
+            branch = APPROACHES[kind]
+            continue
+        annotation = branch.model_fields[step].annotation if branch and step in branch.model_fields else None
+        branch = annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+    yield from (branch.model_fields if branch else ())
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

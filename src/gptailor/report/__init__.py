@@ -1,0 +1,1 @@
+"""What people read: progress, plots, the page, the model card."""

@@ -1,0 +1,1 @@
+"""The loop, the loss, the optimizer and the checkpoints."""

@@ -1,0 +1,184 @@
+"""The plain types that flow from file to bundle. No behaviour, no torch import.
+
+    RawExample --task--> Example --tokenize--> TokenizedExample --batch--> Batch
+       --train--> StepResult ... --> Checkpoint --> EvalReport --> Bundle --> Predictor
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Task = Literal["classification", "completion", "language", "chat", "preference"]
+Part = Literal["train", "validation", "test"]
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float64]
+
+# Why a row is not used. A closed list: read = train + validation + test + the sum of these.
+Reason = Literal[
+    "unreadable",  # the parser could not make a row of it
+    "no_text",
+    "no_label",
+    "duplicate",  # same text and label as an earlier row
+    "conflict",  # same text, different labels
+    "rare_label",
+    "leak_exact",  # stands in the given test or validation file
+    "leak_near",
+    "too_long",  # only with too_long: drop
+    "nothing_to_learn",  # not one token that the loss could see
+]
+
+
+@dataclass(frozen=True, slots=True)
+class RawExample:
+    """One row as it stands in the file, every value still text."""
+
+    fields: Mapping[str, str]
+    source: str  # the file's name as the person gave it
+    row: int  # the record's line in the file, from 1 (the record's index for JSON arrays and Parquet)
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedRow:
+    """A row that could not be read or used, and why."""
+
+    source: str
+    row: int
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A piece of text, and whether the loss looks at its tokens."""
+
+    text: str
+    learn: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """What a row means for a task."""
+
+    segments: tuple[Segment, ...]
+    source: str
+    row: int
+    label: int | None = None
+    rejected: tuple[Segment, ...] = ()  # preference: the answer that was not chosen
+    group: str = ""
+    time: str = ""
+
+    @property
+    def text(self) -> str:
+        return "".join(segment.text for segment in self.segments)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedExample:
+    """Token ids of one example (or of one window of it).
+
+    Shapes: `token_ids` (T,), `learn` (T,) bool. `cut` counts the tokens that did not fit.
+    """
+
+    token_ids: npt.NDArray[np.int32]
+    learn: npt.NDArray[np.bool_]
+    source: str
+    row: int
+    label: int | None = None
+    cut: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What one forward pass sees. Padding is on the right and known by position, never by token id.
+
+    Shapes: `input_ids` (B, T); `last` (B,) the position of each row's last real token;
+    `labels` (B,) for classification; `targets` (B, T) already shifted, and `learned` the flat
+    positions of the tokens the loss looks at, for the text tasks.
+    """
+
+    input_ids: Tensor
+    last: Tensor
+    num_targets: int
+    num_tokens: int  # real ones, padding not counted
+    rows: tuple[str, ...]  # "file:row" of each example, for error messages
+    labels: Tensor | None = None
+    targets: Tensor | None = None
+    learned: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """One optimizer step. `loss` is in nats per target over the whole step."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    num_targets: int
+    num_tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    path: Path
+    step: int
+    score: float | None  # the validation score it had, higher is better
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A number with its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """Answers for a list of rows, in their order.
+
+    Shapes: `probabilities` (N, C); `answers` (N,) the true class, or None where nobody knows.
+    """
+
+    probabilities: FloatArray
+    answers: IntArray | None
+
+
+@dataclass(frozen=True, slots=True)
+class EvalReport:
+    """Scores of one model on one split. `scores` may nest (`per_class`)."""
+
+    split: str
+    size: int
+    scores: Mapping[str, Any]
+    baselines: Mapping[str, Any] = field(default_factory=dict)
+    predictions: Predictions | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """What `model/gptailor.json` holds beside the weights: all that serving needs to repeat training."""
+
+    path: Path
+    task: Task
+    base: str
+    base_revision: str
+    approach: str
+    label_names: Sequence[str]
+    max_tokens: int
+    temperature: float
+    threshold: float | None
+    clean: Mapping[str, bool]
+    scores: Mapping[str, Any]
+    probes: Sequence[Mapping[str, Any]] = ()
