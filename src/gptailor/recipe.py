@@ -7,6 +7,7 @@ was decided.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -63,7 +64,9 @@ class DataSettings(Settings):
     test_columns: str | None = Field(None, description="the same for the test file")
     label_names: dict[str, str] = Field({}, description="names for bare labels, such as 0: World")
     test_label_names: dict[str, str] = Field({}, description="the same for the test file's labels")
-    max_tokens: int | None = Field(None, ge=8, description="longest text; null: the 99th percentile, at most 512")
+    max_tokens: int | None = Field(
+        None, ge=8, description="longest text; null: the 99th percentile, at most 512"
+    )
     too_long: Literal["cut", "drop", "window"] = Field("cut", description="what happens to longer texts")
     clean: CleanSettings = Field(CleanSettings(), description="cleaning steps")
     split: SplitSettings = Field(SplitSettings(), description="how rows become parts")
@@ -145,7 +148,9 @@ class TrainSettings(Settings):
     class_weights: Literal["none", "balanced"] | dict[str, Positive] = Field(
         "none", description="none, balanced, or a weight per label"
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="arithmetic of the matrix products")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="arithmetic of the matrix products"
+    )
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, slower")
     validations_per_epoch: int = Field(5, ge=1, description="how often validation looks")
     patience: int = Field(5, ge=0, description="validations without gain before stopping; 0: never")
@@ -162,7 +167,9 @@ class TrainSettings(Settings):
 class EvaluateSettings(Settings):
     """What the result is measured against."""
 
-    baselines: Literal["quick", "all", "none"] = Field("quick", description="which rungs of the ladder to run")
+    baselines: Literal["quick", "all", "none"] = Field(
+        "quick", description="which rungs of the ladder to run"
+    )
     resamples: int = Field(2000, ge=100, description="bootstrap resamples of every interval")
     prompted_rows: int = Field(300, ge=10, description="test rows for zero- and few-shot (quick)")
 
@@ -210,13 +217,36 @@ def dump_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
+def describe_settings() -> Iterator[tuple[str, str, str]]:
+    """Every setting as (dotted key, default as YAML, one line of help)."""
+
+    def walk(branch: type[BaseModel], prefix: str) -> Iterator[tuple[str, str, str]]:
+        for name, field in branch.model_fields.items():
+            key = f"{prefix}{name}"
+            if name == "approach":
+                yield key, "auto", "one of " + ", ".join(APPROACHES)
+                for kind, settings in APPROACHES.items():
+                    yield from (
+                        entry for entry in walk(settings, f"{key}[{kind}].") if ".kind" not in entry[0]
+                    )
+            elif isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
+                yield from walk(field.annotation, f"{key}.")
+            else:
+                default = "(required)" if field.is_required() else json.dumps(field.default)
+                yield key, default, field.description or ""
+
+    yield from walk(Recipe, "")
+
+
 def with_changes(values: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
     """Applies `key.path=value` settings (values are YAML) to a nested mapping of settings."""
     result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
     for change in changes:
         path, equals, text = change.partition("=")
         if not equals or not path.strip():
-            raise RecipeError(f"{change!r} is not a setting.", fix="Write it as --set train.length='3 epochs'.")
+            raise RecipeError(
+                f"{change!r} is not a setting.", fix="Write it as --set train.length='3 epochs'."
+            )
         try:
             value = yaml.safe_load(text)
         except yaml.YAMLError:
@@ -261,7 +291,9 @@ def _describe(fault: Any) -> str:
     path = [str(step) for step in fault["loc"] if step not in APPROACHES]
     key = ".".join(path) or "recipe"
     if fault["type"] == "extra_forbidden":
-        return f"{key}: there is no such setting.{did_you_mean(path[-1], _known_keys(path[:-1], fault['loc']))}"
+        return (
+            f"{key}: there is no such setting.{did_you_mean(path[-1], _known_keys(path[:-1], fault['loc']))}"
+        )
     if fault["type"] == "missing":
         return f"{key}: is missing"
     if fault["type"] == "union_tag_invalid":

@@ -1,7 +1,7 @@
 """The plain types that flow from file to bundle. No behaviour, no torch import.
 
-    RawExample --task--> Example --tokenize--> TokenizedExample --batch--> Batch
-       --train--> StepResult ... --> Checkpoint --> EvalReport --> Bundle --> Predictor
+RawExample --task--> Example --tokenize--> TokenizedExample --batch--> Batch
+   --train--> StepResult ... --> Checkpoint --> EvalReport --> Bundle --> Predictor
 """
 
 from __future__ import annotations
@@ -130,6 +130,8 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
+    """A whole, verified checkpoint on disk."""
+
     path: Path
     step: int
     score: float | None  # the validation score it had, higher is better
@@ -177,6 +179,7 @@ class Bundle:
     approach: str
     label_names: Sequence[str]
     max_tokens: int
+    too_long: str
     temperature: float
     threshold: float | None
     clean: Mapping[str, bool]

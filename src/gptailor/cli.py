@@ -1,0 +1,435 @@
+"""The verbs: each a thin function over one importable function. Heavy imports wait until they are needed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gptailor.errors import GptailorError, Interrupted
+
+app = typer.Typer(
+    name="gptailor",
+    help="Fine-tune a GPT to your own text: look, clean, split, train, evaluate honestly, serve.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Data = Annotated[
+    str, typer.Argument(help="CSV, TSV, JSON, JSONL, Parquet or text file, a folder, or hub:owner/name")
+]
+DataOrRecipe = Annotated[str, typer.Argument(help="a data file or folder, or a RECIPE.yaml")]
+RunFolder = Annotated[Path, typer.Argument(help="a run folder made by fit")]
+TaskOption = Annotated[str | None, typer.Option("--task", help="classification (others follow)")]
+TextOption = Annotated[str | None, typer.Option("--text", help="column of the text; a+b joins two")]
+LabelOption = Annotated[str | None, typer.Option("--label", help="column of the label")]
+ColumnsOption = Annotated[
+    str | None, typer.Option("--columns", help="names for a headerless file: label,text+text")
+]
+NamesOption = Annotated[
+    str | None, typer.Option("--label-names", help="names for bare labels: 0=World,1=Sports")
+]
+TestOption = Annotated[str | None, typer.Option("--test", help="test on this file instead of a share")]
+TestColumnsOption = Annotated[str | None, typer.Option("--test-columns", help="--columns for the test file")]
+TestNamesOption = Annotated[
+    str | None, typer.Option("--test-label-names", help="--label-names for the test file")
+]
+ValidationOption = Annotated[
+    str | None, typer.Option("--validation", help="validate on this file instead of a share")
+]
+BaseOption = Annotated[
+    str | None, typer.Option("--base", help="starter, a folder, a run, or a hub name such as gpt2")
+]
+ApproachOption = Annotated[str | None, typer.Option("--approach", help="auto, full, lora, frozen or scratch")]
+OutOption = Annotated[str | None, typer.Option("--out", help="run folder (default: runs/<file stem>)")]
+SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="of everything random (default: 0)")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="any setting: key.path=value; may be repeated")
+]
+BaselinesOption = Annotated[str | None, typer.Option("--baselines", help="quick, all or none")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="move an old run aside and begin anew")]
+JsonOption = Annotated[bool, typer.Option("--json", help="the result as one JSON object on standard output")]
+
+
+@app.command()
+def demo(out: OutOption = None, overwrite: OverwriteOption = False, as_json: JsonOption = False) -> None:
+    """The whole way on the bundled sample with the bundled base; offline, in minutes."""
+    from gptailor.report.terminal import print_summary
+
+    sample = Path(__file__).parent / "data" / "sample" / "headlines.csv"
+    folder = out or "runs/demo"
+    values = {"data": {"train": str(sample), "text": "headline", "label": "topic"}, "out": folder}
+    with _talking() as (console, narrator):
+        narrator.say("760 headlines and articles on six topics, with the usual mess: finding the mess first")
+        _look(_recipe_of(values), console, narrator)
+        run = _fit(_recipe_of(values), overwrite=overwrite, narrator=narrator)
+        report = run.report
+        if not as_json:
+            print_summary(console, report, folder=folder)
+            console.print(f"\nReport:  {folder}/report.html")
+            console.print(
+                f'Next:    gptailor predict {folder} --input "Coach quits two days before the final"'
+            )
+    _emit(report, as_json)
+
+
+@app.command()
+def check(
+    data: DataOrRecipe,
+    task: TaskOption = None,
+    text: TextOption = None,
+    label: LabelOption = None,
+    columns: ColumnsOption = None,
+    label_names: NamesOption = None,
+    test: TestOption = None,
+    test_columns: TestColumnsOption = None,
+    test_label_names: TestNamesOption = None,
+    validation: ValidationOption = None,
+    base: BaseOption = None,
+    approach: ApproachOption = None,
+    seed: SeedOption = None,
+    settings: SetOption = None,
+    no_estimate: Annotated[bool, typer.Option("--no-estimate", help="don't measure a real step")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Look before anyone trains: what would be dropped and why, balance, lengths, cost."""
+    recipe = _recipe(data, locals())
+    with _talking() as (console, narrator):
+        from gptailor.pipeline.check import check_recipe
+        from gptailor.report.checked import print_check
+
+        found = check_recipe(recipe, estimate=not no_estimate, say=narrator.say)
+        if not as_json:
+            print_check(console, found.summary, rendered=found.rendered, estimate=found.estimate)
+    _emit({**found.summary, "estimate": found.estimate}, as_json)
+
+
+@app.command()
+def fit(
+    data: DataOrRecipe,
+    task: TaskOption = None,
+    text: TextOption = None,
+    label: LabelOption = None,
+    columns: ColumnsOption = None,
+    label_names: NamesOption = None,
+    test: TestOption = None,
+    test_columns: TestColumnsOption = None,
+    test_label_names: TestNamesOption = None,
+    validation: ValidationOption = None,
+    base: BaseOption = None,
+    approach: ApproachOption = None,
+    out: OutOption = None,
+    seed: SeedOption = None,
+    settings: SetOption = None,
+    baselines: BaselinesOption = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """The main job: from a file to a tested model. Run it again, and it goes on where it stopped."""
+    recipe = _recipe(data, locals())
+    with _talking() as (console, narrator):
+        from gptailor.report.terminal import print_summary
+
+        run = _fit(recipe, overwrite=overwrite, narrator=narrator)
+        report = run.report
+        if not as_json:
+            print_summary(console, report, folder=str(run.folder))
+            console.print(f"\nReport:  {run.folder}/report.html")
+            console.print(f"Next:    gptailor serve {run.folder}")
+    _emit(report, as_json)
+
+
+@app.command()
+def evaluate(
+    run: RunFolder,
+    data: Data,
+    text: TextOption = None,
+    label: LabelOption = None,
+    columns: ColumnsOption = None,
+    label_names: NamesOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score a run on a new labelled file."""
+    with _talking() as (console, narrator):
+        from gptailor.pipeline.run import load
+        from gptailor.report.terminal import print_table, score_text
+
+        narrator.say(f"loading {run}")
+        result = load(run).evaluate(
+            data, text=text, label=label, columns=columns, label_names=_pairs(label_names, "--label-names")
+        )
+        if not as_json:
+            names = ("accuracy", "macro_f1", "balanced_accuracy", "weighted_f1", "calibration_error")
+            rows = [(name.replace("_", " "), score_text(result["scores"][name])) for name in names]
+            left_out = f" ({result['left_out']} without usable text or label)" if result["left_out"] else ""
+            print_table(console, f"{result['rows']:,} of {result['read']:,} rows{left_out}", rows)
+    _emit(result, as_json)
+
+
+@app.command()
+def predict(
+    run: RunFolder,
+    data: Annotated[str, typer.Argument(help="a file, or - for standard input")] = "-",
+    given: Annotated[list[str] | None, typer.Option("--input", help="a text; may be repeated")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="write here (.csv or .jsonl)")] = None,
+    text: TextOption = None,
+    columns: ColumnsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Labels with probabilities for a file, standard input or --input texts."""
+    with _talking() as (_, narrator):
+        from gptailor.pipeline.answers import predict_inputs, predict_to
+
+        narrator.say(f"loading {run}")
+        if given:
+            answers = predict_inputs(run, given)
+            if not as_json:
+                for line in answers:
+                    sure = " (not sure)" if line["abstained"] else ""
+                    print(f"{line['label']}\t{line['probability']:.3f}{sure}\t{line['text']}")
+            result: dict[str, Any] = {"answers": answers}
+        else:
+            result = predict_to(run, data, out=out, text=text, columns=columns, to_stdout=not as_json)
+            written = f"; written to {out}" if out else ""
+            narrator.say(
+                f"{result['rows']:,} rows: {result['answered']:,} answered, {result['rejected']:,} without "
+                f"an answer (the reason stands in their row){written}"
+            )
+    _emit(result, as_json)
+
+
+@app.command()
+def serve(
+    runs: Annotated[list[Path], typer.Argument(help="one or more run folders")],
+    host: Annotated[str, typer.Option(help="address to bind to")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one")] = 8000,
+    api_key: Annotated[
+        str | None, typer.Option("--api-key", envvar="GPTAILOR_API_KEY", help="guards every route but health")
+    ] = None,
+) -> None:
+    """An HTTP server with a page to try the model in a browser."""
+    with _talking() as (_, narrator):
+        from gptailor.models.predictor import load_predictor
+        from gptailor.serve.app import serve as serve_predictors
+
+        predictors = []
+        for run in runs:
+            narrator.say(f"loading {run}")
+            predictors.append(load_predictor(run))
+        serve_predictors(predictors, host=host, port=port, api_key=api_key, announce=narrator.say)
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    to: Annotated[str, typer.Option("--to", help="hf (others follow)")] = "hf",
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="folder to write")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The model for other tools, with a parity check."""
+    with _talking() as (_, narrator):
+        from gptailor.pipeline.export import export_run
+
+        result = export_run(run, to=to, out=out)
+        narrator.say(f"written to {result['folder']}; largest difference of logits {result['parity']:.1e}")
+    _emit(result, as_json)
+
+
+@app.command()
+def report(run: RunFolder, as_json: JsonOption = False) -> None:
+    """Print a run's summary and name its page."""
+    with _talking() as (console, _):
+        from gptailor.pipeline.run import Run
+        from gptailor.report.terminal import print_summary
+
+        result = Run(run).report
+        if not as_json:
+            print_summary(console, result, folder=str(run))
+            console.print(f"\nReport:  {run}/report.html")
+    _emit(result, as_json)
+
+
+@app.command()
+def doctor(
+    clear_cache: Annotated[bool, typer.Option("--clear-cache", help="empty the cache")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """What this machine has and what is missing."""
+    with _talking() as (console, narrator):
+        from gptailor.pipeline.doctor import examine
+        from gptailor.report.terminal import bytes_text, print_table
+
+        if clear_cache:
+            from gptailor.cache import clear_cache as clear
+
+            narrator.say(f"cache cleared: {bytes_text(clear())} freed")
+        result = examine()
+        if not as_json:
+            print_table(console, "this machine", list(result["machine"].items()))
+            print_table(console, "libraries", list(result["libraries"].items()))
+            for advice in result["advice"]:
+                narrator.say(advice)
+    _emit(result, as_json)
+
+
+@app.command(name="help-settings", hidden=True)
+def help_settings() -> None:
+    """Every setting with its default, for --set and recipes."""
+    from gptailor.recipe import describe_settings
+
+    for key, default, words in describe_settings():
+        print(f"{key} = {default}\n    {words}")
+
+
+def main() -> None:
+    """Runs the command line; turns our errors into messages and exit codes."""
+    try:
+        app(standalone_mode=False)
+    except GptailorError as error:
+        _complain(error)
+    except typer.Exit as error:
+        raise SystemExit(error.exit_code) from None
+    except (KeyboardInterrupt, typer.Abort):
+        raise SystemExit(Interrupted.exit_code) from None
+    except BrokenPipeError:
+        raise SystemExit(0) from None
+    except Exception as error:
+        _fall(error)
+
+
+def _complain(error: GptailorError) -> None:
+    import os
+
+    from rich.console import Console
+    from rich.text import Text
+
+    if os.environ.get("GPTAILOR_TRACEBACK"):
+        raise error
+    console = Console(stderr=True, highlight=False)
+    kind = "stopped" if isinstance(error, Interrupted) else "error"
+    where = f"{error.where}: " if error.where else ""
+    console.print(Text(f"{kind}: ", style="bold red") + Text(f"{where}{error.what}"))
+    if error.fix:
+        console.print(Text(error.fix, style="dim"))
+    raise SystemExit(error.exit_code)
+
+
+def _fall(error: Exception) -> None:
+    """Usage errors leave with 2; anything else is ours, and we say what to send."""
+    format_message = getattr(error, "format_message", None)  # Typer carries its own click
+    if format_message is not None:
+        print(f"usage: {format_message()}\nTry `gptailor --help`.", file=sys.stderr)
+        raise SystemExit(2)
+    import tempfile
+    import traceback
+
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="gptailor-", suffix=".log", delete=False, encoding="utf-8"
+    ) as file:
+        file.write(" ".join(sys.argv) + "\n" + "".join(traceback.format_exception(error)))
+    print(
+        f"internal error: {type(error).__name__}: {error}\nThis is our fault. Please send us {file.name} "
+        "and, if you can, the first rows of your file.",
+        file=sys.stderr,
+    )
+    raise SystemExit(3)
+
+
+@contextlib.contextmanager
+def _talking() -> Iterator[tuple[Any, Any]]:
+    """A console on standard error and a narrator on it."""
+    from rich.console import Console
+
+    from gptailor.report.terminal import Narrator
+
+    console = Console(stderr=True, highlight=False)
+    narrator = Narrator(console)
+    try:
+        yield console, narrator
+    finally:
+        narrator.close()
+
+
+def _emit(result: Mapping[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False))
+
+
+def _fit(recipe: Any, *, overwrite: bool, narrator: Any) -> Any:
+    from gptailor.pipeline.fit import Listener, fit_recipe
+
+    return fit_recipe(recipe, overwrite=overwrite, listener=Listener(say=narrator.say, show=narrator.show))
+
+
+def _look(recipe: Any, console: Any, narrator: Any) -> None:
+    from gptailor.pipeline.check import check_recipe
+    from gptailor.report.checked import print_check
+
+    found = check_recipe(recipe, estimate=False, say=narrator.say)
+    print_check(console, found.summary, rendered=found.rendered, estimate=None)
+
+
+def _recipe(data: str, options: Mapping[str, Any]) -> Any:
+    """The recipe of a file and options; asks for a column that isn't plain, where there is a terminal."""
+    from gptailor.recipe import load_recipe, with_changes
+
+    given = _values(options)
+    if data.endswith((".yaml", ".yml")):
+        path = Path(data)
+        values = load_recipe(path).model_dump(mode="json")
+        if not options.get("out") and (path.parent / "request.yaml").exists() and path.name == "recipe.yaml":
+            from gptailor.pipeline.folder import next_to
+
+            given.setdefault("out", str(next_to(path.parent)))
+        for key, value in given.items():
+            values[key] = {**values[key], **value} if key in ("data", "evaluate") else value
+    else:
+        values = given
+        values["data"] = {"train": data, **values.get("data", {})}
+    return _recipe_of(with_changes(values, options.get("settings") or []))
+
+
+def _recipe_of(values: Mapping[str, Any]) -> Any:
+    from gptailor.recipe import build_recipe
+
+    return build_recipe(values, where="these settings")
+
+
+def _values(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that were given, as the nested settings they stand for."""
+    data = {
+        key: options.get(key)
+        for key in ("text", "label", "columns", "test", "test_columns", "validation")
+        if options.get(key) is not None
+    }
+    for key, flag in (("label_names", "--label-names"), ("test_label_names", "--test-label-names")):
+        if options.get(key):
+            data[key] = _pairs(options[key], flag)
+    values: dict[str, Any] = {"data": data} if data else {}
+    for key in ("task", "base", "approach", "seed", "out"):
+        if options.get(key) is not None:
+            values[key] = options[key]
+    if options.get("baselines"):
+        values["evaluate"] = {"baselines": options["baselines"]}
+    return values
+
+
+def _pairs(text: str | None, flag: str) -> dict[str, str]:
+    """`0=World,1=Sports` to a mapping."""
+    from gptailor.errors import RecipeError
+
+    pairs: dict[str, str] = {}
+    for part in (text or "").split(","):
+        bare, equals, name = part.partition("=")
+        if part.strip() and not equals:
+            raise RecipeError(f"{part!r} is not a pair.", where=flag, fix=f"Write {flag} 0=World,1=Sports.")
+        if part.strip():
+            pairs[bare.strip()] = name.strip()
+    return pairs

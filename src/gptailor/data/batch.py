@@ -1,0 +1,101 @@
+"""From tokenized examples to batches: which rows a step sees, and how they lie in a tensor.
+
+The order is a pure function of (seed, epoch, step), so a resumed run can't skip or repeat a row.
+Rows of like length travel together: an epoch is shuffled, cut into windows of fifty batches, and each
+window is sorted by length before it is cut into batches, whose order is shuffled again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from gptailor.types import Batch, IntArray, TokenizedExample
+
+WINDOW = 50  # batches; large enough that little padding is left, small enough that batches stay mixed
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """Which rows each optimizer step sees. `lengths` (N,) tokens of each row."""
+
+    lengths: IntArray
+    batch_size: int
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-len(self.lengths) // self.batch_size)
+
+
+def epoch_batches(order: Order, epoch: int) -> list[IntArray]:
+    """The row indices of every step of one epoch; each row exactly once."""
+    generator = np.random.default_rng((order.seed, epoch))
+    shuffled = generator.permutation(len(order.lengths))
+    span = WINDOW * order.batch_size
+    batches: list[IntArray] = []
+    for start in range(0, len(shuffled), span):
+        window = shuffled[start : start + span]
+        window = window[np.argsort(order.lengths[window], kind="stable")]
+        batches.extend(window[at : at + order.batch_size] for at in range(0, len(window), order.batch_size))
+    return [batches[place] for place in generator.permutation(len(batches))]
+
+
+class StepRows:
+    """Looks up the rows of a step; remembers the epoch it is in, and nothing else."""
+
+    def __init__(self, order: Order) -> None:
+        self._order = order
+        self._epoch = -1
+        self._batches: list[IntArray] = []
+
+    def __call__(self, step: int) -> IntArray:
+        """Row indices of a step, counted from 1, longest first so that memory peaks early."""
+        epoch, place = divmod(step - 1, self._order.steps_per_epoch)
+        if epoch != self._epoch:
+            self._epoch, self._batches = epoch, epoch_batches(self._order, epoch)
+        rows = self._batches[place]
+        return rows[np.argsort(-self._order.lengths[rows], kind="stable")]
+
+
+def collate(examples: Sequence[TokenizedExample], *, pad_id: int, pad_to: int | None = None) -> Batch:
+    """Classification rows side by side, padded on the right.
+
+    No attention mask is made: under causal attention no real token can see a pad that follows it.
+    """
+    lengths = [len(example.token_ids) for example in examples]
+    input_ids = np.full((len(examples), pad_to or max(lengths)), pad_id, np.int64)
+    for place, example in enumerate(examples):
+        input_ids[place, : lengths[place]] = example.token_ids
+    labels = [-1 if example.label is None else example.label for example in examples]
+    return Batch(
+        input_ids=torch.from_numpy(input_ids),
+        last=torch.tensor([length - 1 for length in lengths]),
+        num_targets=len(examples),
+        num_tokens=sum(lengths),
+        rows=tuple(f"{example.source}:{example.row}" for example in examples),
+        labels=torch.tensor(labels),
+    )
+
+
+def split_step(examples: Sequence[TokenizedExample], *, micro_batch_size: int, pad_id: int) -> list[Batch]:
+    """The micro-batches of one optimizer step."""
+    return [
+        collate(examples[start : start + micro_batch_size], pad_id=pad_id)
+        for start in range(0, len(examples), micro_batch_size)
+    ]
+
+
+def length_buckets(lengths: IntArray, *, max_tokens_per_batch: int) -> list[IntArray]:
+    """Row indices in batches of like length, longest first, for passes without gradients."""
+    order = np.argsort(-lengths, kind="stable")
+    buckets: list[IntArray] = []
+    start = 0
+    while start < len(order):
+        rows = max(1, max_tokens_per_batch // int(lengths[order[start]]))
+        buckets.append(order[start : start + rows])
+        start += rows
+    return buckets

@@ -1,0 +1,110 @@
+"""Folders of text files: one document a file, and the subfolder's name as its label."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from gptailor.data.formats import decode_whole
+from gptailor.data.lines import Item
+from gptailor.data.source import find_encoding, find_source
+from gptailor.errors import DataError, number_of
+from gptailor.types import RawExample, RejectedRow
+
+DATA_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
+
+
+def read_folder(folder: Path) -> tuple[list[str], list[str], Iterator[Item]]:
+    """Columns, notes and rows of a folder. Rows are numbered from 1 in the order of the file names.
+
+    Subfolders that hold files are labels; without any, the folder's own files are texts without one.
+    Hidden files are left alone.
+
+    Raises:
+        DataError: there is no text file, or the folder holds data files, one of which should be named.
+    """
+    labelled = _labelled(folder)
+    if labelled:
+        files = [(file, label) for label, paths in labelled.items() for file in paths]
+        notes = [
+            f"folder: {number_of(len(files), 'text file')}, labels are the {len(labelled)} subfolders' names"
+        ]
+        beside = len(_texts(folder))
+        if beside:
+            notes.append(f"folder: {number_of(beside, 'file')} beside the subfolders left out")
+        return ["text", "label"], notes, _rows(files)
+    texts = _texts(folder)
+    tables = [entry for entry in _entries(folder) if entry.is_file() and _is_data(entry)]
+    if len(texts) <= len(tables):
+        raise _no_texts(folder, tables)
+    notes = [f"folder: {number_of(len(texts), 'text file')}, each is one row"]
+    if tables:
+        notes.append(f"folder: {number_of(len(tables), 'data file')} left out ({tables[0].name} ...)")
+    return ["text"], notes, _rows([(file, None) for file in texts])
+
+
+def hash_folder(folder: Path) -> str:
+    """SHA-256 of the names, sizes and bytes of the files that `read_folder` reads, in order."""
+    labelled = _labelled(folder)
+    files = [file for paths in labelled.values() for file in paths] if labelled else _texts(folder)
+    digest = hashlib.sha256()
+    for path in files:
+        data = path.read_bytes() if path.is_file() else b""
+        digest.update(
+            f"{path.relative_to(folder).as_posix()}\0{len(data)}\0".encode(errors="surrogateescape")
+        )
+        digest.update(data)
+    return digest.hexdigest()
+
+
+def _labelled(folder: Path) -> dict[str, list[Path]]:
+    subfolders = [entry for entry in _entries(folder) if entry.is_dir()]
+    return {subfolder.name: texts for subfolder in subfolders if (texts := _texts(subfolder))}
+
+
+def _texts(folder: Path) -> list[Path]:
+    return [p for p in _entries(folder) if p.is_file() and not _is_data(p)]
+
+
+def _is_data(path: Path) -> bool:
+    return path.name.lower().removesuffix(".gz").endswith(DATA_SUFFIXES)
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"can't be opened: {error.strerror}.", where=str(folder)) from None
+
+
+def _no_texts(folder: Path, tables: list[Path]) -> DataError:
+    deeper = [str(entry) for entry in _entries(folder) if entry.is_dir()]
+    if tables:
+        return DataError(
+            f"is a folder of data files, not of texts: {', '.join(map(str, tables[:8]))}.",
+            where=str(folder),
+            fix="Name one of them.",
+        )
+    if deeper:
+        return DataError(
+            f"holds only folders of folders: {', '.join(deeper[:8])}.",
+            where=str(folder),
+            fix="Name one of them.",
+        )
+    return DataError("is an empty folder.", where=str(folder), fix="Put one text a file into it.")
+
+
+def _rows(files: Sequence[tuple[Path, str | None]]) -> Iterator[Item]:
+    for row, (path, label) in enumerate(files, start=1):
+        name = str(path)
+        try:
+            source = find_source(name)
+            encoding, _ = find_encoding(source)
+            fields = {"text": decode_whole(source, encoding)}
+        except DataError as error:
+            yield RejectedRow(name, row, "unreadable", error.what)
+            continue
+        if label is not None:
+            fields["label"] = label
+        yield RawExample(fields, name, row)

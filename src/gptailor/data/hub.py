@@ -1,0 +1,54 @@
+"""Data sets of the Hugging Face hub. `datasets` is imported only here, when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from gptailor.data.lines import Item
+from gptailor.data.values import BadValueError, as_text
+from gptailor.errors import DataError, MissingExtraError
+from gptailor.types import RawExample, RejectedRow
+
+
+def read_hub(location: str, *, streaming: bool) -> tuple[list[str], list[str], Iterator[Item]]:
+    """Columns, notes and rows of `hub:owner/name`, or `hub:owner/name:split` (default: train).
+
+    Raises:
+        MissingExtraError: `datasets` isn't installed.
+        DataError: the data set can't be loaded.
+    """
+    name, _, split = location.removeprefix("hub:").partition(":")
+    try:
+        import datasets  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        raise MissingExtraError("datasets", "hub") from None
+    try:
+        data = datasets.load_dataset(name, split=split or "train", streaming=streaming)
+        features = dict(data.features or {})
+    except Exception as error:  # the library, the network and the data set's files each raise their own
+        raise DataError(
+            f"can't be loaded: {error}", where=location, fix="Check the name, the split and the network."
+        ) from None
+    notes = [f"hub: {name}, split {split or 'train'}"]
+    return list(features), notes, _rows(location, data, features)
+
+
+def _rows(location: str, data: Any, features: dict[str, Any]) -> Iterator[Item]:
+    names_of_labels = {
+        column: list(feature.names) for column, feature in features.items() if getattr(feature, "names", None)
+    }
+    for row, record in enumerate(data, start=1):
+        try:
+            fields = {column: _text(value, names_of_labels.get(column)) for column, value in record.items()}
+        except BadValueError as error:
+            yield RejectedRow(location, row, "unreadable", str(error))
+        else:
+            yield RawExample(fields, location, row)
+
+
+def _text(value: Any, names: list[str] | None) -> str:
+    """A value as text; a class number becomes the class's name, and -1 (unknown) nothing."""
+    if names is not None and isinstance(value, int):
+        return names[value] if 0 <= value < len(names) else ""
+    return as_text(value)

@@ -1,0 +1,301 @@
+"""Gives every row to exactly one part: train, validation or test."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+import numpy as np
+
+from gptailor.data.duplicates import merge_chains
+from gptailor.errors import DataError, RecipeError
+from gptailor.recipe import SplitSettings
+from gptailor.types import IntArray, Part
+
+FEW_ROWS = 2000
+SHARE_OF_FEW, SHARE_OF_MANY = 0.15, 0.10
+MOST_ROWS = 5000  # of validation and of test, when nothing is given
+PARTS: tuple[Part, ...] = ("train", "validation", "test")
+
+# 31/3/2024 and "Mar 31": their order as text is not their order in time.
+NOT_SORTABLE = re.compile(
+    r"\d{1,2}[./-]\d{1,2}[./-]\d{2,4}\b|.*\b(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\b",
+    re.I | re.S,
+)
+
+
+def split_rows(
+    labels: Sequence[str] | None,
+    *,
+    groups: IntArray | None,
+    times: Sequence[str] | None,
+    settings: SplitSettings,
+    seed: int,
+    has_validation: bool = False,
+    has_test: bool = False,
+) -> list[Part]:
+    """The part of each row: a pure function of its arguments, the same on every machine.
+
+    Without shares in the settings: 70/15/15 under 2,000 rows, else 80/10/10 with validation and test at
+    most 5,000 each; where one of the two is a given file, the other takes 15 %.
+
+    Labels are spread evenly. Every label with as many groups as there are parts stands in every part
+    (where groups mix labels: as far as they allow it). Groups are never cut; a large one goes where most
+    room is left, which is mostly train.
+
+    With times, the oldest rows train and the newest test, and labels don't count. A group stands at its
+    newest row. Times are compared as numbers if all are numbers, else as dates if all are ISO dates
+    (without a zone: UTC), else as text, which is refused for dates that don't begin with the year. Rows
+    without a time count as the oldest.
+
+    Args:
+        labels: (N,) label of each row, or None for a task without labels.
+        groups: (N,) rows with equal ids stay in one part; None: each row for itself.
+        times: (N,) when each row happened; None: at random.
+        settings: The shares. At least one of `labels`, `groups` and `times` must be given.
+        seed: Of the random choice.
+        has_validation: A validation file is given, so no row is taken for it.
+        has_test: A test file is given.
+
+    Raises:
+        RecipeError: The shares leave nothing to train on.
+        DataError: The times can't be ordered.
+    """
+    lengths = {len(values) for values in (labels, groups, times) if values is not None}
+    if len(lengths) != 1:
+        raise ValueError(f"labels, groups and times must have one length, not {sorted(lengths)}")
+    size = lengths.pop()
+    targets = _part_sizes(size, settings, has_validation=has_validation, has_test=has_test)
+    rows_of = _members(np.arange(size) if groups is None else groups)
+    if times is not None:
+        places = _split_by_time(rows_of, time_keys(times), targets)
+    else:
+        places = _split_by_label(rows_of, [""] * size if labels is None else labels, targets, seed)
+    parts: list[Part] = ["train"] * size
+    for rows, place in zip(rows_of, places, strict=True):
+        for row in rows:
+            parts[row] = PARTS[place]
+    return parts
+
+
+def join_groups(one: IntArray, other: IntArray) -> IntArray:
+    """Rows that share an id in either grouping, directly or over other rows, in one group.
+
+    Args:
+        one: (N,) ids.
+        other: (N,) ids of another grouping.
+
+    Returns:
+        (N,) ids, numbered from 0 in the order of each group's first row.
+    """
+    first = [np.unique(ids, return_index=True, return_inverse=True) for ids in (one, other)]
+    (_, one_first, one_place), (_, other_first, other_place) = first
+    joined = merge_chains(
+        one_first[one_place].astype(np.int64), np.arange(len(one)), other_first[other_place].astype(np.int64)
+    )
+    return np.unique(joined, return_inverse=True)[1].astype(np.int64)
+
+
+def value_groups(values: Sequence[str]) -> IntArray:
+    """(N,) group ids of a column's values. A row without a value is a group for itself."""
+    ids: dict[object, int] = {}
+    keys = (value.strip() or i for i, value in enumerate(values))
+    return np.array([ids.setdefault(key, len(ids)) for key in keys], dtype=np.int64)
+
+
+def time_keys(times: Sequence[str]) -> list[float | str]:
+    """What to order rows by; see `split_rows`. Rows without a time come first."""
+    given = [time.strip() for time in times]
+    filled = [time for time in given if time]
+    for parse in (_as_number, _as_seconds):
+        keys = [parse(time) for time in filled]
+        if all(key is not None for key in keys):
+            values = iter(key for key in keys if key is not None)
+            return [next(values) if time else -math.inf for time in given]
+    wrong = next((i for i, time in enumerate(given) if NOT_SORTABLE.match(time)), None)
+    if wrong is not None:
+        raise DataError(
+            f"the time {given[wrong]!r} can't be ordered: it doesn't begin with the year.",
+            where=f"data row {wrong + 1}",
+            fix="Write times as 2024-03-31, 2024-03-31T18:00:00 or numbers.",
+        )
+    return list(given)
+
+
+def _part_sizes(size: int, settings: SplitSettings, *, has_validation: bool, has_test: bool) -> list[int]:
+    """Rows of train, validation and test."""
+    share = SHARE_OF_FEW if size < FEW_ROWS or has_validation or has_test else SHARE_OF_MANY
+    most = size if has_validation or has_test else MOST_ROWS
+    validation, test = (
+        0 if is_given else min(most, round(share * size)) if wanted is None else round(wanted * size)
+        for wanted, is_given in ((settings.validation, has_validation), (settings.test, has_test))
+    )
+    if size and validation + test >= size:
+        raise RecipeError(
+            f"{validation:,} rows for validation and {test:,} for test leave none of {size:,} to train on.",
+            where="data.split",
+            fix="Lower data.split.validation or data.split.test.",
+        )
+    return [size - validation - test, validation, test]
+
+
+def _members(groups: IntArray) -> list[list[int]]:
+    """Rows of each group, groups in the order of their first row."""
+    rows: dict[int, list[int]] = defaultdict(list)
+    for row, group in enumerate(groups.tolist()):
+        rows[group].append(row)
+    return list(rows.values())
+
+
+def _shuffle_keys(rows_of: Sequence[Sequence[int]], seed: int) -> list[int]:
+    """A random number per group, from SplitMix64 of the seed and its first row: the same everywhere."""
+    mask = (1 << 64) - 1
+
+    def mixed(value: int) -> int:
+        value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & mask
+        value = (value ^ (value >> 27)) * 0x94D049BB133111EB & mask
+        return value ^ (value >> 31)
+
+    start = mixed((seed + 1) * 0x9E3779B97F4A7C15 & mask)
+    return [mixed((start + rows[0] * 0x9E3779B97F4A7C15) & mask) for rows in rows_of]
+
+
+# --- by label --------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Seating:
+    """Where groups have been put, and how many rows that gives each part."""
+
+    held: list[dict[str, int]]  # per group: rows of each label in it
+    groups_of: dict[str, list[int]]  # per label: the groups that hold it
+    keys: list[int]  # per group: a random number
+    places: dict[int, int]  # group -> part, an index into PARTS
+    taken: dict[str, list[int]]  # per label: rows in each part
+    room: list[int]  # rows that each part may still take
+    done: set[str] = field(default_factory=set)  # labels whose groups all have a place
+    settled: list[int] = field(default_factory=lambda: [0, 0, 0])  # rows of these labels in each part
+
+    def place(self, group: int, part: int) -> None:
+        self.places[group] = part
+        for label, rows in self.held[group].items():
+            self.taken[label][part] += rows
+            self.room[part] -= rows
+            if label in self.done:
+                self.settled[part] += rows
+
+    def finish(self, label: str) -> None:
+        self.done.add(label)
+        self.settled = [have + rows for have, rows in zip(self.settled, self.taken[label], strict=True)]
+
+    def free(self, label: str) -> list[int]:
+        return [group for group in self.groups_of[label] if group not in self.places]
+
+    def size(self, group: int) -> int:
+        return sum(self.held[group].values())
+
+
+def _split_by_label(
+    rows_of: Sequence[Sequence[int]], labels: Sequence[str], targets: Sequence[int], seed: int
+) -> list[int]:
+    """The part (an index into PARTS) of each group."""
+    seating = _Seating([], defaultdict(list), _shuffle_keys(rows_of, seed), {}, {}, list(targets))
+    for group, rows in enumerate(rows_of):
+        seating.held.append(Counter(labels[row] for row in rows))
+        for label in seating.held[group]:
+            seating.groups_of[label].append(group)
+            seating.taken[label] = [0, 0, 0]
+    rarest_first = sorted(seating.groups_of, key=lambda label: (len(seating.groups_of[label]), label))
+    existing = [part for part in (1, 2, 0) if targets[part]]
+    for label in rarest_first:
+        if len(seating.groups_of[label]) >= len(existing):
+            _seat_everywhere(seating, label, existing)
+
+    rows_done = 0
+    for label in rarest_first:
+        size = sum(seating.held[group][label] for group in seating.groups_of[label])
+        rows_done += size
+        # What rounding and large groups gave a part too much with one label, the next ones make good.
+        owed = [rows_done * targets[part] / len(labels) - seating.settled[part] for part in (0, 1, 2)]
+        _seat_evenly(seating, label, existing, _rounded(owed, size))
+        seating.finish(label)
+    return [seating.places[group] for group in range(len(rows_of))]
+
+
+def _rounded(owed: Sequence[float], size: int) -> list[int]:
+    """Rows of one label for each part: whole, together its size, and one at least for train."""
+    validation = min(max(math.floor(owed[1] + 0.5), 0), max(0, size - 1))
+    test = min(max(math.floor(owed[2] + 0.5), 0), max(0, size - 1 - validation))
+    return [size - validation - test, validation, test]
+
+
+def _seat_everywhere(seating: _Seating, label: str, existing: Sequence[int]) -> None:
+    """Puts one group with the label into each part that has none: small ones, and a large one to train."""
+    free = sorted(seating.free(label), key=lambda group: (seating.size(group), seating.keys[group]))
+    for part in existing:
+        if free and not seating.taken[label][part]:
+            seating.place(free.pop(0) if part else free.pop(), part)
+
+
+def _seat_evenly(seating: _Seating, label: str, existing: Sequence[int], wanted: Sequence[int]) -> None:
+    """Places the other groups whose main label this is, each where most room is left."""
+    taken = seating.taken[label]
+    smallest = min(wanted[part] for part in existing)
+
+    def turn(group: int) -> tuple[int, int]:
+        # Large groups go first, while there is room. The others go by chance alone: by size, all
+        # groups of two would go to train.
+        size = seating.size(group)
+        return (-size if size > max(1, smallest / 10) else 0, seating.keys[group])
+
+    mine = [group for group in seating.free(label) if _main_label(seating.held[group]) == label]
+    for group in sorted(mine, key=turn):
+        open_parts = [part for part in existing if not part or seating.size(group) <= seating.room[part]]
+        seating.place(group, max(open_parts, key=lambda part: wanted[part] - taken[part]))
+
+
+def _main_label(held: Mapping[str, int]) -> str:
+    return max(held, key=lambda label: (held[label], label))
+
+
+# --- by time ---------------------------------------------------------------------------------------
+
+
+def _split_by_time(
+    rows_of: Sequence[Sequence[int]], keys: Sequence[float | str], targets: Sequence[int]
+) -> list[int]:
+    """The part of each group, from the newest back: test, validation, train."""
+    newest = [max((keys[row], row) for row in rows) for rows in rows_of]
+    order = sorted(range(len(rows_of)), key=lambda group: newest[group], reverse=True)
+    places = [0] * len(rows_of)
+    part, filled = 2, 0
+    for group in order:
+        size = len(rows_of[group])
+        # A group goes over a part's end only if that is nearer to the target than stopping short.
+        while part and filled + size / 2 > targets[part]:
+            part, filled = part - 1, 0
+        places[group] = part
+        filled += size
+    return places
+
+
+def _as_number(time: str) -> float | None:
+    try:
+        number = float(time)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _as_seconds(time: str) -> float | None:
+    try:
+        moment = datetime.fromisoformat(time)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds()

@@ -1,0 +1,293 @@
+"""The cheap rungs of the ladder: the most frequent label, and TF-IDF + logistic regression.
+
+The second is built to win where it can: a baseline that nobody tuned flatters every fine-tune.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import csr_matrix, hstack
+from sklearn.base import ClassifierMixin
+from sklearn.dummy import DummyClassifier
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.feature_extraction.text import CountVectorizer, TfidfTransformer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.pipeline import FeatureUnion, Pipeline
+
+from gptailor.errors import DataError, number_of
+from gptailor.types import FloatArray, IntArray
+
+STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0)
+FOLDS = 5
+# The search for the strength looks at no more than this; the refit sees every row. One-vs-rest costs
+# rows x classes, and at the row floor 77 classes still have 26 rows each.
+SEARCH_ROWS = 4000
+SEARCH_ROWS_TIMES_CLASSES = 200_000
+SEARCH_ROWS_FLOOR = 2000
+SEARCH_TOLERANCE = 1e-2  # half the time of 1e-4; probabilities within 1e-3, the same choice
+FINAL_TOLERANCE = 1e-4
+MAX_ITERATIONS = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class BaselineResult:
+    """What a baseline answers. Predicted classes have shape (rows of the part,)."""
+
+    name: str
+    test: IntArray
+    validation: IntArray
+    note: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class FittedTfidf:
+    """A scikit-learn pipeline from texts to classes, and how its strength was chosen."""
+
+    pipeline: Pipeline
+    note: str
+
+
+def majority(train_labels: IntArray, *, num_validation: int, num_test: int) -> BaselineResult:
+    """Answers the most frequent class of the training rows, shape (N,); ties go to the smaller number."""
+    started = time.perf_counter()
+    _check_rows(len(train_labels))
+    counts = np.bincount(train_labels)
+    most = int(counts.argmax())
+    return BaselineResult(
+        name="majority",
+        test=np.full(num_test, most, dtype=np.int64),
+        validation=np.full(num_validation, most, dtype=np.int64),
+        note=f"{counts[most]:,} of {number_of(len(train_labels), 'training row')} carry it",
+        seconds=time.perf_counter() - started,
+    )
+
+
+def tfidf(
+    train_texts: Sequence[str],
+    train_labels: IntArray,
+    validation_texts: Sequence[str],
+    test_texts: Sequence[str],
+    *,
+    seed: int = 0,
+    max_seconds: float | None = None,
+) -> BaselineResult:
+    """Fits `fit_tfidf` on the training rows and predicts the other parts; classes have shape (N,)."""
+    started = time.perf_counter()
+    fitted = fit_tfidf(train_texts, train_labels, seed=seed, max_seconds=max_seconds)
+    validation, test = (_predict(fitted.pipeline, texts) for texts in (validation_texts, test_texts))
+    return BaselineResult("tfidf", test, validation, fitted.note, time.perf_counter() - started)
+
+
+def fit_tfidf(
+    texts: Sequence[str],
+    labels: IntArray,
+    *,
+    strength: float | None = None,
+    seed: int = 0,
+    max_seconds: float | None = None,
+) -> FittedTfidf:
+    """TF-IDF of word 1-2-grams and character 2-5-grams, and a logistic regression one-vs-rest.
+
+    The inverse regularization strength has the best 5-fold macro-F1; then all rows are fitted. The
+    texts are cut into n-grams once, but each fold's vocabulary and weights come from its own training
+    rows. Sharing them looks harmless and isn't: n-grams that only the judged row has then take their
+    part of its length (SMS spam, 200 rows: 0.57 macro-F1 in the folds, 0.91 on fresh rows).
+
+    Args:
+        texts: The training texts, N of them.
+        labels: Their classes, shape (N,). One single class is allowed: it is always answered.
+        strength: Inverse regularization strength; None searches `STRENGTHS`.
+        seed: Of the folds and of the solver.
+        max_seconds: After this time no further fold is judged; one always is, and the fit is finished.
+
+    Raises:
+        DataError: There is no training row.
+    """
+    started = time.perf_counter()
+    _check_rows(len(texts))
+    if len(texts) != len(labels):
+        raise ValueError(f"{len(texts)} texts but {len(labels)} labels")
+    counters = _usable_counters(texts)
+    if not counters or len(np.unique(labels)) < 2:
+        why = "the training rows carry one label" if counters else "the training texts hold no characters"
+        classifier = DummyClassifier(strategy="most_frequent").fit(np.zeros((len(labels), 1)), labels)
+        return FittedTfidf(
+            Pipeline([("classifier", classifier)]), f"{why}, so it is always the most frequent one"
+        )
+    counts = [csr_matrix(counter.fit_transform(texts)) for counter in counters]
+    note = "given"
+    if strength is None:
+        deadline = None if max_seconds is None else started + max_seconds
+        strength, note = _best_strength(counts, labels, seed=seed, deadline=deadline)
+    weightings = [TfidfTransformer(sublinear_tf=True).fit(block) for block in counts]
+    matrix = hstack([w.transform(block) for w, block in zip(weightings, counts, strict=True)], format="csr")
+    classifier = _fit_classifier(matrix, labels, strength=strength, tolerance=FINAL_TOLERANCE, seed=seed)
+    features = FeatureUnion(
+        [
+            (counter.analyzer, Pipeline([("counts", counter), ("weights", weighting)]))
+            for counter, weighting in zip(counters, weightings, strict=True)
+        ]
+    )
+    return FittedTfidf(
+        Pipeline([("features", features), ("classifier", classifier)]),
+        f"word 1-2-grams and character 2-5-grams, logistic regression with C={strength:g} ({note})",
+    )
+
+
+def tfidf_probabilities(
+    texts: Sequence[str], labels: IntArray, *, num_labels: int, strength: float = 10.0, seed: int = 0
+) -> FloatArray:
+    """Out-of-fold probabilities (N, C): each row is judged by a model that was fitted without it.
+
+    What a search for wrong labels needs. A class that a fold's model hasn't seen gets 0.
+    """
+    probabilities = np.zeros((len(labels), num_labels))
+    folds = _stratified_folds(labels, seed=seed)
+    for fold in range(folds.max(initial=0) + 1):
+        inside, outside = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
+        if not len(inside) or not len(outside):
+            raise DataError("out-of-fold probabilities need at least 2 rows.", fix="Give more labelled rows.")
+        pipeline = fit_tfidf(
+            [texts[row] for row in outside.tolist()], labels[outside], strength=strength, seed=seed
+        ).pipeline
+        found = pipeline.predict_proba(_inputs(pipeline, [texts[row] for row in inside.tolist()]))
+        probabilities[np.ix_(inside, pipeline.classes_)] = found
+    return probabilities
+
+
+def _usable_counters(texts: Sequence[str]) -> list[CountVectorizer]:
+    """Both kinds of n-grams, less one that would find nothing (texts of emoji have no words).
+
+    Character n-grams stay inside words (`char_wb`) and nothing is cut by frequency: on held-out training
+    rows (1,000 rows fitted, 3,000 held out, C=10) this has 85.1 / 71.8 / 72.4 % on AG News / SST-2 /
+    Banking77, n-grams across words 85.1 / 72.0 / 70.1 %, and dropping n-grams seen once costs 0.3 to 1.
+    """
+    words = CountVectorizer(ngram_range=(1, 2), dtype=np.float32)
+    characters = CountVectorizer(ngram_range=(2, 5), analyzer="char_wb", dtype=np.float32)
+    return [
+        counter
+        for counter in (words, characters)
+        if any(map(counter.build_analyzer(), texts))  # stops at the first text that has one
+    ]
+
+
+def _best_strength(
+    counts: Sequence[csr_matrix], labels: IntArray, *, seed: int, deadline: float | None
+) -> tuple[float, str]:
+    """The strength with the best k-fold macro-F1 (ties: the smallest), and how it was found."""
+    rows = _search_rows(labels, seed=seed)
+    counts, labels = [block[rows] for block in counts], labels[rows]
+    folds = _stratified_folds(labels, seed=seed)
+    num_folds = int(folds.max()) + 1
+    judged: list[IntArray] = []
+    guesses: dict[float, list[IntArray]] = {strength: [] for strength in STRENGTHS}
+    for fold in range(num_folds):
+        if judged and deadline is not None and time.perf_counter() > deadline:
+            break
+        inside, outside = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
+        matrix, unseen = _fold_features(counts, outside, inside)
+        for strength in STRENGTHS:
+            classifier = _fit_classifier(
+                matrix, labels[outside], strength=strength, tolerance=SEARCH_TOLERANCE, seed=seed
+            )
+            guesses[strength].append(classifier.predict(unseen))
+        judged.append(labels[inside])
+    answers = np.concatenate(judged)
+    scores = {
+        strength: f1_score(answers, np.concatenate(guesses[strength]), average="macro", zero_division=0)
+        for strength in STRENGTHS
+    }
+    best = max(scores, key=lambda strength: (scores[strength], -strength))
+    note = (
+        f"the best of {', '.join(f'{strength:g}' for strength in STRENGTHS)} by {num_folds}-fold macro-F1, "
+        f"{scores[best]:.3f}, on {number_of(len(labels), 'training row')}"
+    )
+    return best, note if len(judged) == num_folds else f"{note}; time for {len(judged)} of the folds only"
+
+
+def _fold_features(
+    counts: Sequence[csr_matrix], outside: IntArray, inside: IntArray
+) -> tuple[csr_matrix, csr_matrix]:
+    """The TF-IDF matrices of a fold, as if vocabulary and weights had been fitted on the outside rows."""
+    fitted, judged = [], []
+    for block in counts:
+        seen = block[outside]
+        columns = np.unique(seen.indices)
+        if len(columns):
+            weighting = TfidfTransformer(sublinear_tf=True)
+            fitted.append(weighting.fit_transform(seen[:, columns]))
+            judged.append(weighting.transform(block[inside][:, columns]))
+    if not fitted:  # every text with characters is inside
+        return csr_matrix((len(outside), 1)), csr_matrix((len(inside), 1))
+    return hstack(fitted, format="csr"), hstack(judged, format="csr")
+
+
+def _search_rows(labels: IntArray, *, seed: int) -> IntArray:
+    """Row numbers of a stratified sample that keeps the search affordable; all of them where it is."""
+    num_classes = len(np.unique(labels))
+    problems = 1 if num_classes == 2 else num_classes
+    limit = max(SEARCH_ROWS_FLOOR, min(SEARCH_ROWS, SEARCH_ROWS_TIMES_CLASSES // problems))
+    if len(labels) <= limit:
+        return np.arange(len(labels))
+    order = _shuffled_by_class(labels, seed=seed)
+    class_sizes = np.bincount(labels)[labels[order]]
+    starts = np.concatenate([[0], np.cumsum(np.bincount(labels))])[labels[order]]
+    # The i-th row of a class of n comes at (i + 1/2) / n: a prefix of this order has every class's share.
+    shares = (np.arange(len(order)) - starts + 0.5) / class_sizes
+    return np.sort(order[np.argsort(shares, kind="stable")[:limit]])
+
+
+def _stratified_folds(labels: IntArray, *, seed: int) -> IntArray:
+    """The fold of each row, shape (N,): each class is dealt out evenly, small classes to some folds only."""
+    folds = np.empty(len(labels), dtype=np.int64)
+    folds[_shuffled_by_class(labels, seed=seed)] = np.arange(len(labels)) % FOLDS
+    return folds
+
+
+def _shuffled_by_class(labels: IntArray, *, seed: int) -> IntArray:
+    shuffled = np.random.default_rng(seed).permutation(len(labels))
+    return shuffled[np.argsort(labels[shuffled], kind="stable")]
+
+
+def _fit_classifier(
+    matrix: csr_matrix, labels: IntArray, *, strength: float, tolerance: float, seed: int
+) -> ClassifierMixin:
+    """One-vs-rest by dual coordinate descent.
+
+    Against multinomial L-BFGS on 1,000 rows of three sets: accuracy within 0.4 points either way, 5 to
+    40 times faster. One thread: liblinear's random numbers are shared by threads, which would make
+    results differ from run to run.
+    """
+    if len(np.unique(labels)) < 2:
+        return DummyClassifier(strategy="most_frequent").fit(matrix, labels)
+    logistic = LogisticRegression(
+        C=strength, solver="liblinear", dual=True, tol=tolerance, max_iter=MAX_ITERATIONS, random_state=seed
+    )
+    with warnings.catch_warnings():
+        # A bound on time, not a fault: the answer is as good as it will get.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return OneVsRestClassifier(logistic).fit(matrix, labels)
+
+
+def _predict(pipeline: Pipeline, texts: Sequence[str]) -> IntArray:
+    if not len(texts):
+        return np.zeros(0, dtype=np.int64)
+    return np.asarray(pipeline.predict(_inputs(pipeline, texts)), dtype=np.int64)
+
+
+def _inputs(pipeline: Pipeline, texts: Sequence[str]) -> Sequence[str] | FloatArray:
+    """A pipeline that always gives one answer takes any matrix of as many rows."""
+    return texts if "features" in pipeline.named_steps else np.zeros((len(texts), 1))
+
+
+def _check_rows(num_rows: int) -> None:
+    if num_rows == 0:
+        raise DataError("there is no training row for a baseline.", fix="Give labelled rows to train on.")

@@ -1,0 +1,334 @@
+"""Scores with intervals, the paired test between two models, and the verdict in one sentence.
+
+Every interval is a percentile bootstrap over rows (Efron & Tibshirani 1993, ch. 13). A statistic that
+only looks at how often each (answer, prediction) pair occurs doesn't need the rows: drawing N rows
+with replacement is the same as drawing the pair counts from a multinomial, which is what is done here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from gptailor.errors import DataError
+from gptailor.types import FloatArray, IntArray, Score
+
+INTERVAL = (0.025, 0.975)
+CHUNK_CELLS = 4_000_000  # numbers held at once while resampling: 32 MB
+BASELINE_NAMES = {
+    "majority": "always answering the most frequent label",
+    "tfidf": "TF-IDF + logistic regression",
+    "frozen": "a logistic head on frozen features",
+    "zero_shot": "zero-shot prompting",
+    "few_shot": "few-shot prompting",
+}
+CHEAPER = {
+    "majority": "the texts may not tell the labels apart: check the labels, or label more rows",
+    "tfidf": "use TF-IDF, it is cheaper, or label more rows",
+    "frozen": "use the frozen features, they are cheaper, or label more rows",
+    "zero_shot": "use zero-shot prompting, it needs no training, or label more rows",
+    "few_shot": "use few-shot prompting, it needs no training, or label more rows",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Per-class counts of one or many (resampled) splits; each array is (..., C)."""
+
+    right: FloatArray  # rows of the class that are predicted as it
+    answered: FloatArray  # rows of the class
+    predicted: FloatArray  # rows predicted as the class
+
+
+def classification_scores(
+    answers: IntArray,
+    predictions: IntArray,
+    label_names: Sequence[str],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Every score of a classifier, each with a 95 % bootstrap interval.
+
+    Point values equal scikit-learn's with `zero_division=0`. Macro averages run over the classes that
+    stand in the answers or the predictions, balanced accuracy over those in the answers; a resample
+    averages over the classes that *it* holds, as scikit-learn would if it were given the resample.
+    A class's own interval is taken over the resamples in which its score is defined.
+
+    Args:
+        answers: The true classes, shape (N,).
+        predictions: The predicted classes, shape (N,).
+        label_names: The name of class 0, 1, ...
+        resamples: Bootstrap resamples.
+        seed: Of the resampling.
+
+    Raises:
+        DataError: There is no row to score.
+    """
+    num_labels = len(label_names)
+    _check(num_labels, answers, predictions)
+    pairs, frequencies = np.unique(answers * num_labels + predictions, return_counts=True)
+    true, guessed = np.divmod(pairs, num_labels)
+    point = _counts(frequencies[None], true, guessed, num_labels)
+    drawn = [
+        _counts(draws, true, guessed, num_labels)
+        for draws in _resampled_counts(frequencies, resamples=resamples, seed=seed)
+    ]
+    resampled = Counts(
+        *(np.concatenate([getattr(c, part) for c in drawn]) for part in ("right", "answered", "predicted"))
+    )
+    scores: dict[str, Any] = {
+        name: _score(statistic(point), statistic(resampled)) for name, statistic in SUMMARIES.items()
+    }
+    classes = {
+        name: _class_scores(statistic(point), statistic(resampled)) for name, statistic in PER_CLASS.items()
+    }
+    scores["precision"] = dict(zip(label_names, classes["precision"], strict=True))
+    scores["recall"] = dict(zip(label_names, classes["recall"], strict=True))
+    scores["per_class"] = {
+        label: {
+            **{name: classes[name][index] for name in PER_CLASS},
+            "support": int(point.answered[0, index]),
+        }
+        for index, label in enumerate(label_names)
+    }
+    return scores
+
+
+def confusion_matrix(answers: IntArray, predictions: IntArray, num_labels: int) -> IntArray:
+    """Counts of shape (C, C): rows are the true classes, columns the predicted ones."""
+    _check(num_labels, answers, predictions)
+    cells = np.bincount(answers * num_labels + predictions, minlength=num_labels**2)
+    return cells.reshape(num_labels, num_labels).astype(np.int64)
+
+
+def paired_difference(
+    answers: IntArray,
+    ours: IntArray,
+    theirs: IntArray,
+    *,
+    num_labels: int,
+    metric: Literal["macro_f1", "accuracy"] = "macro_f1",
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Score:
+    """Our score minus theirs on the same rows, with the interval of a paired bootstrap.
+
+    Both models are scored on the same resampled rows, so that what makes a row easy or hard for both
+    cancels (Koehn 2004). Arrays have shape (N,).
+    """
+    _check(num_labels, answers, ours, theirs)
+    codes = (answers * num_labels + ours) * num_labels + theirs
+    triples, frequencies = np.unique(codes, return_counts=True)
+    rest, their_class = np.divmod(triples, num_labels)
+    true, our_class = np.divmod(rest, num_labels)
+    statistic = SUMMARIES[metric]
+
+    def difference(draws: IntArray) -> FloatArray:
+        our_counts = _counts(draws, true, our_class, num_labels)
+        their_counts = _counts(draws, true, their_class, num_labels)
+        return statistic(our_counts) - statistic(their_counts)
+
+    resampled = [difference(d) for d in _resampled_counts(frequencies, resamples=resamples, seed=seed)]
+    return _score(difference(frequencies[None]), np.concatenate(resampled))
+
+
+def bootstrap_mean(values: FloatArray, *, resamples: int = 2000, seed: int = 0) -> Score:
+    """The mean of one number per row, shape (N,), with its interval.
+
+    For a paired test of two models on a text task, give the differences row by row.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    _check_rows(len(values))
+    rng = np.random.default_rng(seed)
+    means = [values[drawn].mean(axis=1) for drawn in resampled_rows(rng, len(values), resamples=resamples)]
+    return _score(values.mean(keepdims=True), np.concatenate(means))
+
+
+def interval(value: float, resampled: FloatArray) -> Score:
+    """A point value with the 95 % percentile interval of its resamples, shape (R,).
+
+    The interval is stretched to hold the value itself: a statistic that is biased under resampling
+    (the calibration error is) could otherwise report a number outside its own interval.
+    """
+    low, high = np.quantile(resampled, INTERVAL)
+    return Score(value, min(float(low), value), max(float(high), value))
+
+
+def resampled_rows(rng: np.random.Generator, num_rows: int, *, resamples: int) -> Iterator[IntArray]:
+    """Row numbers of the resamples, in pieces of shape (R', N) that fit memory."""
+    step = max(1, CHUNK_CELLS // max(num_rows, 1))
+    for start in range(0, resamples, step):
+        yield rng.integers(num_rows, size=(min(step, resamples - start), num_rows))
+
+
+def as_json(scores: Any) -> Any:
+    """Nested scores as plain JSON values; a Score becomes {"value", "low", "high"} with 6 decimals."""
+    if isinstance(scores, Score):
+        return {name: as_json(getattr(scores, name)) for name in ("value", "low", "high")}
+    if isinstance(scores, Mapping):
+        return {str(key): as_json(value) for key, value in scores.items()}
+    if isinstance(scores, (list, tuple, np.ndarray)):
+        return [as_json(value) for value in scores]
+    if isinstance(scores, np.generic):
+        scores = scores.item()
+    if isinstance(scores, float):
+        return round(scores, 6) if np.isfinite(scores) else None  # JSON has no NaN
+    return scores
+
+
+def verdict(
+    *,
+    ours_name: str,
+    best_baseline: str,
+    difference: Score,
+    metric_name: str = "macro-F1",
+    same_predictions: bool = False,
+    points: float = 100.0,
+) -> dict[str, Any]:
+    """Whether the model is worth it against the best baseline, and one sentence that says so.
+
+    Args:
+        ours_name: How the sentence calls the model, such as "The fine-tune".
+        best_baseline: Its key in the ladder (`tfidf`), or any name.
+        difference: Ours minus theirs, higher is better; see `paired_difference`.
+        metric_name: How the sentence calls the metric.
+        same_predictions: Both gave the same answer to every row.
+        points: What a difference is multiplied with to speak of points.
+    """
+    baseline = BASELINE_NAMES.get(best_baseline, best_baseline)
+    ours = ours_name[:1].upper() + ours_name[1:]
+    inside = ours_name[:1].lower() + ours_name[1:] if ours.startswith("The ") else ours_name
+    low, high = _points(difference.low * points), _points(difference.high * points)
+    measured = f"(95 % interval {low} to {high})"
+    gap = _points(abs(difference.value) * points)
+    advice = CHEAPER.get(best_baseline, f"use {baseline} if it is cheaper, or label more rows")
+    if same_predictions:
+        says = f"{ours} gives the same answers as {baseline}, row by row: {advice}."
+    elif difference.low > 0:
+        says = f"{ours} is {gap} points of {metric_name} ahead of {baseline} {measured}: worth it."
+    elif difference.high < 0:
+        says = (
+            f"{ours} is {gap} points of {metric_name} worse than {baseline} {measured}: don't ship {inside}."
+        )
+    else:
+        side = "ahead of" if difference.value >= 0 else "behind"
+        says = (
+            f"No clear difference: {inside} is {gap} points of {metric_name} {side} {baseline} {measured}; "
+            f"{advice}."
+        )
+    return {
+        "best_baseline": best_baseline,
+        "difference": as_json(difference),
+        "worth_it": bool(difference.low > 0 and not same_predictions),
+        "says": says,
+    }
+
+
+def _points(value: float) -> str:
+    """One decimal; two where one would turn a small number into 0.0."""
+    text = f"{value:.2f}" if 0 < abs(value) < 0.05 else f"{value:.1f}"
+    return text.removeprefix("-") if float(text) == 0 else text
+
+
+def _check(num_labels: int, *classes: IntArray) -> None:
+    if len({array.shape for array in classes}) != 1 or classes[0].ndim != 1:
+        raise ValueError(f"need arrays of one shape (N,), got {[array.shape for array in classes]}")
+    _check_rows(len(classes[0]))
+    for array in classes:
+        if not np.issubdtype(array.dtype, np.integer) or array.min() < 0 or array.max() >= num_labels:
+            raise ValueError(f"classes must be whole numbers from 0 to {num_labels - 1}")
+
+
+def _check_rows(num_rows: int) -> None:
+    if num_rows == 0:
+        raise DataError("there is no row to score.", fix="Give a labelled file with at least one usable row.")
+
+
+def _resampled_counts(frequencies: IntArray, *, resamples: int, seed: int) -> Iterator[IntArray]:
+    """How often each cell occurs in each resample, in pieces of shape (R', K)."""
+    rng = np.random.default_rng(seed)
+    total = int(frequencies.sum())
+    step = max(1, CHUNK_CELLS // len(frequencies))
+    for start in range(0, resamples, step):
+        yield rng.multinomial(total, frequencies / total, size=min(step, resamples - start))
+
+
+def _counts(draws: IntArray, true: IntArray, guessed: IntArray, num_labels: int) -> Counts:
+    """Per-class counts (R, C) from cell counts (R, K) whose cells are (true, guessed) (K,)."""
+    cells = draws.astype(np.float64)
+    classes = np.arange(num_labels)
+    is_true = (true[:, None] == classes).astype(np.float64)
+    is_guessed = (guessed[:, None] == classes).astype(np.float64)
+    return Counts(cells @ (is_true * is_guessed), cells @ is_true, cells @ is_guessed)
+
+
+def _plain(values: Any) -> FloatArray:
+    return np.asarray(values, dtype=np.float64)
+
+
+def _ratio(above: FloatArray, below: FloatArray) -> FloatArray:
+    """NaN where nothing stands below: the score isn't defined there."""
+    return np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
+
+
+def _precision(counts: Counts) -> FloatArray:
+    return _ratio(counts.right, counts.predicted)
+
+
+def _recall(counts: Counts) -> FloatArray:
+    return _ratio(counts.right, counts.answered)
+
+
+def _f1(counts: Counts) -> FloatArray:
+    return _ratio(2 * counts.right, counts.answered + counts.predicted)
+
+
+def _accuracy(counts: Counts) -> FloatArray:
+    return _ratio(counts.right.sum(axis=-1), counts.answered.sum(axis=-1))
+
+
+def _balanced_accuracy(counts: Counts) -> FloatArray:
+    classes = (counts.answered > 0).sum(axis=-1)
+    return _plain(np.nan_to_num(_recall(counts)).sum(axis=-1) / classes)
+
+
+def _macro(statistic: Callable[[Counts], FloatArray]) -> Callable[[Counts], FloatArray]:
+    def over_classes(counts: Counts) -> FloatArray:
+        present = counts.answered + counts.predicted > 0
+        return _plain(np.nan_to_num(statistic(counts)).sum(axis=-1) / present.sum(axis=-1))
+
+    return over_classes
+
+
+def _weighted(statistic: Callable[[Counts], FloatArray]) -> Callable[[Counts], FloatArray]:
+    def over_rows(counts: Counts) -> FloatArray:
+        weighted = np.nan_to_num(statistic(counts)) * counts.answered
+        return _plain(weighted.sum(axis=-1) / counts.answered.sum(axis=-1))
+
+    return over_rows
+
+
+PER_CLASS = {"precision": _precision, "recall": _recall, "f1": _f1}
+SUMMARIES: dict[str, Callable[[Counts], FloatArray]] = {
+    "accuracy": _accuracy,
+    "balanced_accuracy": _balanced_accuracy,
+    **{f"macro_{name}": _macro(statistic) for name, statistic in PER_CLASS.items()},
+    **{f"weighted_{name}": _weighted(statistic) for name, statistic in PER_CLASS.items()},
+}
+
+
+def _score(point: FloatArray, resampled: FloatArray) -> Score:
+    return interval(float(point[0]), resampled)
+
+
+def _class_scores(point: FloatArray, resampled: FloatArray) -> list[Score]:
+    """One Score per class from point (1, C) and resampled (R, C); undefined values are 0 and left out."""
+    scores = []
+    for value, column in zip(np.nan_to_num(point[0]), resampled.T, strict=True):
+        defined = column[~np.isnan(column)]
+        scores.append(interval(float(value), defined) if len(defined) else Score(float(value), 0.0, 0.0))
+    return scores

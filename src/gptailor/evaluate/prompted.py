@@ -1,0 +1,116 @@
+"""Zero-shot and few-shot: a plain language model answers by the likelihood of the label texts.
+
+The score of a label is log p(label | prompt) - log p(label | prompt without the text), so that labels
+which are likely anyway have no advantage (domain-conditional PMI: Holtzman et al. 2021, eq. 5).
+The examples' prefix is run once and its key-value cache used again for every row.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import log_softmax
+
+from gptailor.data.tokenize import Encoder, encode_texts
+from gptailor.types import Example, FloatArray
+
+MOST_LABELS = 20
+SHOTS_PER_LABEL = 4
+LONGEST_TEXT = 256  # tokens of a prompted text; its head is kept
+
+
+@dataclass(frozen=True, slots=True)
+class Prompter:
+    """A language model with the label texts it chooses from."""
+
+    model: Any
+    encoder: Encoder
+    label_ids: tuple[tuple[int, ...], ...]
+    context: int
+
+
+def why_not(label_names: Sequence[str]) -> str | None:
+    """The reason why prompting makes no sense for these labels, or None."""
+    if len(label_names) > MOST_LABELS:
+        return f"skipped: {len(label_names)} classes are over {MOST_LABELS}"
+    if all(name.replace(".", "", 1).lstrip("-").isdigit() for name in label_names):
+        return "skipped: the labels are bare numbers without names (--label-names 0=...,1=...)"
+    return None
+
+
+def build_prompter(model: Any, encoder: Encoder, label_names: Sequence[str], *, context: int) -> Prompter:
+    """Encodes the label texts as they stand after "Label:"."""
+    texts = [f" {name.replace('_', ' ')}\n" for name in label_names]
+    return Prompter(model, encoder, tuple(map(tuple, encode_texts(encoder, texts))), context)
+
+
+def choose_shots(
+    train: Sequence[Example], num_labels: int, *, seed: int, room: int, encoder: Encoder
+) -> list[Example]:
+    """At most four examples a class, short ones first among a random handful, as many as fit."""
+    order = np.random.default_rng((seed, 4)).permutation(len(train))
+    by_label: dict[int, list[Example]] = {label: [] for label in range(num_labels)}
+    for place in order:
+        example = train[int(place)]
+        if example.label is not None and len(by_label[example.label]) < 4 * SHOTS_PER_LABEL:
+            by_label[example.label].append(example)
+    for candidates in by_label.values():
+        candidates.sort(key=lambda example: len(example.text))
+    shots: list[Example] = []
+    for turn in range(SHOTS_PER_LABEL):
+        round_of_shots = [c[turn] for c in by_label.values() if turn < len(c)]
+        length = sum(
+            map(len, encode_texts(encoder, [_shot_text(e, "label") for e in shots + round_of_shots]))
+        )
+        if length + 16 * len(round_of_shots) > room:
+            break
+        shots.extend(round_of_shots)
+    mixed = np.random.default_rng((seed, 5)).permutation(len(shots))
+    return [shots[int(place)] for place in mixed]
+
+
+def prompted_scores(
+    prompter: Prompter, texts: Sequence[str], shots: Sequence[Example], label_names: Sequence[str]
+) -> FloatArray:
+    """(N, C) scores of every label for every text; the highest is the answer."""
+    prefix_text = "".join(_shot_text(shot, label_names[shot.label or 0]) for shot in shots)
+    prefix = [*prompter.encoder.prefix, *encode_texts(prompter.encoder, [prefix_text + "Text:"])[0]]
+    with torch.inference_mode():
+        cache = prompter.model(input_ids=torch.tensor([prefix]), use_cache=True).past_key_values
+        neutral = _label_log_likelihoods(prompter, cache, encode_texts(prompter.encoder, ["\nLabel:"])[0])
+        scores = np.empty((len(texts), len(prompter.label_ids)))
+        bodies = encode_texts(prompter.encoder, [f" {text}" for text in texts])
+        answer_mark = encode_texts(prompter.encoder, ["\nLabel:"])[0]
+        longest_label = max(map(len, prompter.label_ids))
+        room = min(LONGEST_TEXT, prompter.context - len(prefix) - len(answer_mark) - longest_label)
+        for row, ids in enumerate(bodies):
+            scores[row] = _label_log_likelihoods(prompter, cache, [*ids[:room], *answer_mark]) - neutral
+    return scores
+
+
+def _label_log_likelihoods(prompter: Prompter, cache: Any, ids: Sequence[int]) -> FloatArray:
+    """(C,) log p(label | cached prefix, ids), in nats."""
+    grown = copy.deepcopy(cache)
+    out = prompter.model(input_ids=torch.tensor([list(ids)]), past_key_values=grown, use_cache=True)
+    first = log_softmax(out.logits[0, -1].double(), dim=-1)
+    totals = np.array([float(first[label[0]]) for label in prompter.label_ids])
+    longest = max(map(len, prompter.label_ids))
+    if longest == 1:
+        return totals
+    padded = torch.tensor([[*label, *[0] * (longest - len(label))] for label in prompter.label_ids])
+    grown = out.past_key_values
+    grown.batch_repeat_interleave(len(prompter.label_ids))
+    logits = prompter.model(input_ids=padded[:, :-1], past_key_values=grown, use_cache=True).logits
+    rest = log_softmax(logits.double(), dim=-1)
+    for place, label in enumerate(prompter.label_ids):
+        totals[place] += sum(float(rest[place, at - 1, label[at]]) for at in range(1, len(label)))
+    return totals
+
+
+def _shot_text(shot: Example, label: str) -> str:
+    return f"Text: {shot.text}\nLabel: {label.replace('_', ' ')}\n\n"

@@ -1,0 +1,202 @@
+"""Where a run lives: devices, precision, threads, signals, one writer per folder.
+
+Every measured or machine-dependent choice is made once, written to `environment.json`, and used again on
+resume. torch is imported only inside the functions that need it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal
+
+from gptailor.errors import Interrupted, RunError
+
+Precision = Literal["fp32", "bf16"]
+REPORTED_PACKAGES = ("gptailor", "torch", "transformers", "tokenizers", "peft", "numpy", "scikit-learn")
+# Under this many weights the casts to bf16 cost more than the faster products give (docs/log.md).
+BF16_PAYS_FROM = 50_000_000
+
+
+def describe_machine() -> dict[str, Any]:
+    """What this machine is, for the report and for the promise of bit-exactness."""
+    import torch
+
+    versions = {}
+    for package in REPORTED_PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor_name(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "device": device_name(),
+    }
+
+
+def device_name() -> str:
+    """`cuda` where there is a GPU, else `cpu`."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def choose_precision(wanted: str, *, num_weights: int) -> Precision:
+    """bf16 where the processor multiplies it natively and the model is large enough to gain.
+
+    By capability, not by a stopwatch: the same machine always chooses the same.
+    """
+    import torch
+
+    if wanted in ("fp32", "bf16"):
+        return wanted  # type: ignore[return-value]
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+    flags = _processor_flags()
+    fast = "amx_bf16" in flags or "avx512_bf16" in flags
+    return "bf16" if fast and num_weights >= BF16_PAYS_FROM else "fp32"
+
+
+def precision_context(precision: Precision, device: str) -> contextlib.AbstractContextManager[object]:
+    """The context of a forward pass in this precision; weights stay fp32."""
+    import torch
+
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device, torch.bfloat16)
+
+
+def choose_micro_batch(batch_size: int, *, max_tokens: int, layers: int, width: int, weights: int) -> int:
+    """How many rows fit memory at once, so that the effective batch stays what the recipe says.
+
+    An estimate on the safe side: 40 floats per layer, token and unit of width are kept for the
+    backward pass (about 34 in a GPT-2 block, plus fragmentation), half the free memory may be used.
+    """
+    import psutil
+
+    free = psutil.virtual_memory().available / 2 - 16 * weights
+    per_row = 40 * 4 * layers * width * max_tokens
+    fits = max(1, int(free / per_row))
+    micro = batch_size
+    while micro > fits:
+        micro = -(-micro // 2)
+    return micro
+
+
+def resolve_environment(path: Path, choices: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The environment a run uses: the one it started with, else the given choices, now written down.
+
+    Returns it with the differences between then and now that end the promise of bit-exactness.
+    """
+    now = {**describe_machine(), **choices}
+    if path.exists():
+        then: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        keys = ("versions", "processor", "capability", "threads", "device")
+        changed = [
+            f"{key}: {then.get(key)} then, {now[key]} now" for key in keys if then.get(key) != now[key]
+        ]
+        return {**then, "bit_exact": then.get("bit_exact", True) and not changed}, changed
+    now["bit_exact"] = True
+    write_atomically(path, json.dumps(now, indent=1))
+    return now, []
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """A file that is whole or absent."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    with partial.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+class StopRequest:
+    """Remembers that SIGINT or SIGTERM came; a second one leaves at once."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+
+    def __call__(self, number: int, _frame: FrameType | None) -> None:
+        if self.name is not None:
+            os._exit(Interrupted.exit_code)
+        self.name = signal.Signals(number).name
+        print(f"\n{self.name}: saving, then leaving. Once more leaves at once.", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def catch_signals() -> Iterator[StopRequest]:
+    """While inside, SIGINT and SIGTERM only set a flag that the loop looks at between steps."""
+    request = StopRequest()
+    try:
+        before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: whoever runs us has its own way to stop
+        yield request
+        return
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def one_writer(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock. The system releases it when the process ends, however it ends.
+
+    Raises:
+        RunError: another process is writing there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
+    with path.open("a+") as file:
+        if not _try_lock(file.fileno()):
+            file.seek(0)
+            raise RunError(
+                f"process {file.read().strip() or 'unknown'} is writing to this run.",
+                where=str(folder),
+                fix="Wait for it, stop it, or choose another folder with --out.",
+            )
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows: best effort
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _processor_name() -> str:
+    return _processor_line("model name") or platform.processor() or platform.machine()
+
+
+def _processor_flags() -> frozenset[str]:
+    return frozenset(_processor_line("flags").split())
+
+
+def _processor_line(key: str) -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")

@@ -1,0 +1,158 @@
+"""An approach is a choice of weights that may change: one function each, one trainer for all."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from gptailor.errors import ModelError, did_you_mean
+from gptailor.models.load import head_name
+from gptailor.types import FloatArray, IntArray
+
+
+@dataclass(frozen=True, slots=True)
+class Adapted:
+    """A model ready to train. `trained` is what the optimizer sees, `plain` what batches go through.
+
+    For LoRA the two differ: `trained` is peft's wrapper around `plain`, whose layers now carry adapters.
+    """
+
+    plain: PreTrainedModel
+    trained: nn.Module
+    head: nn.Module
+
+
+def adapt_full(model: PreTrainedModel) -> Adapted:
+    """Every weight may change."""
+    return Adapted(plain=model, trained=model, head=getattr(model, head_name(model)))
+
+
+def adapt_lora(
+    model: PreTrainedModel, *, rank: int, alpha: float, dropout: float, targets: Sequence[str], seed: int
+) -> Adapted:
+    """Low-rank adapters on the linear layers of the body; the head is trained whole.
+
+    Raises:
+        ModelError: a target named in the recipe isn't in the model.
+    """
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    found = linear_layers(model)
+    for target in targets:
+        if target not in found:
+            raise ModelError(
+                f"has no layer {target!r}; it has {', '.join(found)}.{did_you_mean(target, found)}",
+                where="approach.targets",
+                fix="Name layers of this base, or leave targets empty for all of them.",
+            )
+    head = head_name(model)
+    settings = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]  # peft divides it; a float is fine
+        lora_dropout=dropout,
+        target_modules=list(targets) or found,
+        modules_to_save=[head],
+        task_type=TaskType.SEQ_CLS,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+    )
+    state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        with warnings.catch_warnings():
+            # peft asks transformers about gradient checkpointing by a name that is being retired.
+            warnings.simplefilter("ignore", FutureWarning)
+            wrapped: Any = get_peft_model(model, settings)
+    finally:
+        torch.random.set_rng_state(state)
+    return Adapted(plain=model, trained=wrapped, head=getattr(model, head))
+
+
+def linear_layers(model: PreTrainedModel) -> list[str]:
+    """The short names of the body's linear and Conv1D layers, sorted; the head is not among them."""
+    head = head_name(model)
+    return sorted(
+        {
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Linear | Conv1D) and name.rpartition(".")[2] != head
+        }
+    )
+
+
+def merge_lora(adapted: Adapted) -> PreTrainedModel:
+    """Adds the adapters into the fp32 weights and takes peft's wrapper off."""
+    wrapped: Any = adapted.trained
+    merged = wrapped.merge_and_unload(safe_merge=True)
+    merged.eval()
+    return merged  # type: ignore[no-any-return]
+
+
+def adapter_state(adapted: Adapted) -> tuple[Any, dict[str, torch.Tensor]]:
+    """peft's configuration and the adapters' weights, to be saved beside the merged model."""
+    from peft import get_peft_model_state_dict
+
+    wrapped: Any = adapted.trained
+    # The embedding may have grown by the pad token; it isn't trained, and the head is saved anyway.
+    saved = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
+    state = {name: tensor.detach().clone() for name, tensor in saved.items()}
+    return wrapped.peft_config["default"], state
+
+
+def save_adapter(folder: Path, adapter: tuple[Any, dict[str, torch.Tensor]]) -> None:
+    """Writes the adapter as peft lays it out; `PeftModel.from_pretrained` loads it onto the base."""
+    settings, state = adapter
+    folder.mkdir(parents=True, exist_ok=True)
+    settings.save_pretrained(folder)
+    save_file(
+        {name: tensor.contiguous() for name, tensor in state.items()}, folder / "adapter_model.safetensors"
+    )
+
+
+def fit_frozen_head(
+    features: FloatArray,
+    labels: IntArray,
+    *,
+    num_labels: int,
+    strength: float,
+    class_weight: str | dict[int, float] | None = None,
+) -> FloatArray:
+    """(C, H) weights of a logistic head without intercept on (N, H) features.
+
+    Features are scaled to unit root mean square for the fit and the scale is folded into the weights,
+    so that the head reads the hidden state as it is. Classes absent from `labels` get weights that lose.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    scale = np.sqrt((features**2).mean(axis=0)) + 1e-8
+    present = np.unique(labels)
+    # float64 and a tight tolerance: the same weights on every run of the same machine.
+    solver = LogisticRegression(
+        C=strength, fit_intercept=False, max_iter=2000, tol=1e-5, class_weight=class_weight
+    )
+    solver.fit(features / scale, labels)
+    weights = np.zeros((num_labels, features.shape[1]))
+    if len(present) == 2 and solver.coef_.shape[0] == 1:
+        weights[present[0]], weights[present[1]] = -solver.coef_[0] / 2, solver.coef_[0] / 2
+    else:
+        weights[present] = solver.coef_
+    folded: FloatArray = weights / scale
+    return folded
+
+
+def set_head(model: PreTrainedModel, weights: FloatArray) -> None:
+    """Puts (C, H) weights into the classification head, without a bias."""
+    head = getattr(model, head_name(model))
+    with torch.no_grad():
+        head.weight.copy_(torch.from_numpy(weights))
+        if head.bias is not None:
+            head.bias.zero_()

@@ -1,0 +1,126 @@
+"""The bundle: `model/` loads with transformers as it is; `gptailor.json` in it holds what serving needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from gptailor.errors import ModelError
+from gptailor.models.load import load_saved_classifier
+from gptailor.types import Bundle, FloatArray
+
+BUNDLE_FILE = "gptailor.json"
+BUNDLE_VERSION = 1
+# Largest difference between the logits we evaluated and those the saved folder gives elsewhere (fp32).
+PARITY_TOLERANCE = 1e-3
+
+
+def save_model(folder: Path, *, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Writes weights, configuration and tokenizer beside the folder, then swaps it in by renaming."""
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    config: Any = model.config
+    config.use_cache = True
+    model.save_pretrained(partial)
+    config.use_cache = False
+    tokenizer.save_pretrained(partial)
+    _limit_length(partial, config)
+    if folder.exists():
+        shutil.rmtree(folder)
+    partial.rename(folder)
+
+
+def write_bundle(bundle: Bundle) -> None:
+    """Writes `gptailor.json`; the last file of a model folder, so a folder without it is unfinished."""
+    values = dataclasses.asdict(bundle)
+    values.pop("path")
+    path = bundle.path / BUNDLE_FILE
+    partial = path.with_name(f".{path.name}")
+    partial.write_text(
+        json.dumps({"version": BUNDLE_VERSION, **values}, indent=1, ensure_ascii=False), encoding="utf-8"
+    )
+    partial.replace(path)
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """Reads `gptailor.json` of a model folder.
+
+    Raises:
+        ModelError: the folder isn't a finished bundle, or a newer version wrote it.
+    """
+    path = folder / BUNDLE_FILE
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        version = values.pop("version")
+        if version > BUNDLE_VERSION:
+            raise ModelError(
+                f"was written by a newer version ({version}).", where=str(path), fix="Upgrade gptailor."
+            )
+        return Bundle(path=folder, **values)
+    except FileNotFoundError:
+        raise ModelError(
+            "there is no finished model here (no gptailor.json).",
+            where=str(folder),
+            fix="Give a run folder made by `gptailor fit`, or finish the run by fitting again.",
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"can't be read: {error}", where=str(path), fix="The file is damaged; fit again."
+        ) from None
+
+
+def find_model_folder(run: Path) -> Path:
+    """The model folder of a run folder, or the folder itself if it is one."""
+    if not run.exists():
+        raise ModelError("there is no such folder.", where=str(run), fix="Check the path of the run.")
+    return run / "model" if (run / "model").is_dir() else run
+
+
+def reload_parity(
+    folder: Path, sequences: Sequence[Sequence[int]], logits: FloatArray, *, pad_id: int
+) -> float:
+    """Loads a saved folder as any other tool would and compares logits on (N, T) sequences, padded together.
+
+    Returns the largest difference.
+
+    Raises:
+        ModelError: it is over the tolerance; what was saved is not what was trained.
+    """
+    model: Any = load_saved_classifier(folder)
+    longest = max(map(len, sequences))
+    ids = torch.full((len(sequences), longest), pad_id)
+    mask = torch.zeros_like(ids)
+    for place, sequence in enumerate(sequences):
+        ids[place, : len(sequence)] = torch.tensor(list(sequence))
+        mask[place, : len(sequence)] = 1
+    with torch.inference_mode():
+        reloaded = model(input_ids=ids, attention_mask=mask).logits.double().numpy()
+    difference = float(np.abs(reloaded - logits).max())
+    if not difference <= PARITY_TOLERANCE:
+        raise ModelError(
+            f"the saved model's logits differ by {difference:.2g} from the trained model's "
+            f"(tolerance {PARITY_TOLERANCE:g}).",
+            where=str(folder),
+            fix="Please report this with RUN/environment.json; the checkpoints are whole.",
+        )
+    return difference
+
+
+def _limit_length(folder: Path, config: Any) -> None:
+    """Keeps other tools from feeding more than the model can read."""
+    path = folder / "tokenizer_config.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    context = int(getattr(config, "max_position_embeddings", 0) or 0)
+    if context:
+        values["model_max_length"] = min(context, int(values.get("model_max_length") or context))
+    values["split_special_tokens"] = True
+    path.write_text(json.dumps(values, indent=2, ensure_ascii=False), encoding="utf-8")

@@ -1,0 +1,102 @@
+"""Forward passes without gradients, in a fixed table of (batch, length) shapes.
+
+A matrix product's last bits can depend on its shape. So every answer is computed in a shape that depends
+on its own length alone: missing neighbors are filled in. The same text gets the same bits alone, in a
+file, in any batch and over HTTP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from gptailor.types import FloatArray
+
+LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192)
+TOKENS_PER_PASS = 512  # enough to keep two cores busy, little enough that one short text stays quick
+
+
+def shape_for(num_tokens: int, max_tokens: int) -> tuple[int, int]:
+    """The (batch, length) shape in which a text of this many tokens is computed."""
+    length = next((length for length in LENGTHS if length >= num_tokens), num_tokens)
+    length = max(num_tokens, min(length, max_tokens))
+    return max(1, TOKENS_PER_PASS // length), length
+
+
+def hidden_at_end(
+    model: PreTrainedModel, sequences: Sequence[Sequence[int]], shape: tuple[int, int], *, pad_id: int
+) -> Tensor:
+    """(n, H) final-norm hidden states at the last real token of up to shape[0] sequences."""
+    batch, length = shape
+    ids = np.full((batch, length), pad_id, np.int64)
+    ids[len(sequences) :, 0] = 0  # fill-ins: one token and padding
+    for place, sequence in enumerate(sequences):
+        ids[place, : len(sequence)] = sequence
+    device = model.device
+    last = torch.tensor([len(sequence) - 1 for sequence in sequences], device=device)
+    with torch.inference_mode():
+        hidden = model.base_model(
+            input_ids=torch.from_numpy(ids).to(device), use_cache=False
+        ).last_hidden_state
+        picked: Tensor = hidden[torch.arange(len(sequences), device=device), last]
+    return picked
+
+
+def head_logits(head: torch.nn.Module, hidden: Tensor, batch: int) -> Tensor:
+    """(n, C) logits; the head too always sees `batch` rows."""
+    filled = torch.zeros(batch, hidden.shape[1], dtype=hidden.dtype, device=hidden.device)
+    filled[: len(hidden)] = hidden
+    with torch.inference_mode():
+        logits: Tensor = head(filled)[: len(hidden)]
+    return logits
+
+
+def in_shapes(
+    sequences: Sequence[Sequence[int]], *, max_tokens: int
+) -> Iterator[tuple[tuple[int, int], list[int]]]:
+    """Yields (shape, row indices) so that every row lies in its shape, whatever came with it."""
+    by_shape: dict[tuple[int, int], list[int]] = {}
+    for row, sequence in enumerate(sequences):
+        by_shape.setdefault(shape_for(len(sequence), max_tokens), []).append(row)
+    for shape, rows in sorted(by_shape.items()):
+        for start in range(0, len(rows), shape[0]):
+            yield shape, rows[start : start + shape[0]]
+
+
+def compute_features(
+    model: PreTrainedModel,
+    sequences: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    pad_id: int,
+    advance: Callable[[int], None] = lambda _: None,
+) -> FloatArray:
+    """(N, H) features of every sequence, in order. `advance` hears how many rows were done."""
+    features = np.empty((len(sequences), model.config.hidden_size), np.float64)
+    model.eval()
+    for shape, rows in in_shapes(sequences, max_tokens=max_tokens):
+        hidden = hidden_at_end(model, [sequences[row] for row in rows], shape, pad_id=pad_id)
+        features[rows] = hidden.float().cpu().numpy()
+        advance(len(rows))
+    return features
+
+
+def compute_logits(
+    model: PreTrainedModel,
+    head: torch.nn.Module,
+    sequences: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    pad_id: int,
+) -> FloatArray:
+    """(N, C) logits of every sequence, in order."""
+    logits = np.empty((len(sequences), int(model.config.num_labels or 0)), np.float64)
+    model.eval()
+    for shape, rows in in_shapes(sequences, max_tokens=max_tokens):
+        hidden = hidden_at_end(model, [sequences[row] for row in rows], shape, pad_id=pad_id)
+        logits[rows] = head_logits(head, hidden, shape[0]).float().cpu().numpy()
+    return logits

@@ -1,0 +1,283 @@
+"""From a base to weights: read its tokenizer, build a classifier or a language model on it.
+
+Safetensors only, and no code from an artifact: architectures come from the installed transformers.
+The only place that talks to transformers' Auto classes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from gptailor.errors import ModelError
+from gptailor.models.names import Base, first_line
+
+PAD = "<|pad|>"
+DROPOUT_KEYS = ("resid_pdrop", "embd_pdrop", "resid_dropout", "embed_dropout", "hidden_dropout")
+ATTENTION_DROPOUT_KEYS = ("attn_pdrop", "attention_dropout")
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+
+def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
+    """The base's tokenizer: right padding, a pad token that text can't produce, special strings kept text."""
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            base.path, use_fast=True, trust_remote_code=False, local_files_only=True
+        )
+    except Exception as error:
+        raise ModelError(
+            f"its tokenizer can't be loaded: {first_line(error)}",
+            where=f"base {base.name!r}",
+            fix="The folder needs a tokenizer.json that the installed transformers can read.",
+        ) from None
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(
+            "its tokenizer has no tokenizer.json.",
+            where=f"base {base.name!r}",
+            fix="Convert it once with transformers' fast tokenizers and save it beside the weights.",
+        )
+    tokenizer.padding_side = "right"
+    tokenizer.truncation_side = "right"
+    tokenizer.split_special_tokens = True
+    tokenizer.init_kwargs["split_special_tokens"] = True
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id in (
+        tokenizer.eos_token_id,
+        tokenizer.bos_token_id,
+        tokenizer.unk_token_id,
+    ):
+        tokenizer.add_special_tokens({"pad_token": PAD})
+    return tokenizer  # type: ignore[no-any-return]
+
+
+def load_config(base: Base) -> Any:
+    """The base's configuration; only architectures that the installed transformers knows.
+
+    Raises:
+        ModelError: the architecture is unknown or would need code from the artifact.
+    """
+    try:
+        raw = json.loads((base.path / "config.json").read_text(encoding="utf-8"))
+        config: Any = AutoConfig.from_pretrained(base.path, trust_remote_code=False, local_files_only=True)
+    except Exception as error:
+        raise ModelError(
+            f"its config.json can't be used: {first_line(error)}",
+            where=f"base {base.name!r}",
+            fix="Use a causal language model of an architecture that transformers knows.",
+        ) from None
+    if raw.get("is_encoder_decoder"):
+        raise ModelError(
+            f"{raw.get('model_type')!r} is an encoder-decoder, not a GPT.",
+            where=f"base {base.name!r}",
+            fix="Use a causal language model such as gpt2.",
+        )
+    return config
+
+
+def load_classifier(
+    base: Base,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    label_names: Sequence[str],
+    seed: int,
+    dropout: float = 0.0,
+) -> PreTrainedModel:
+    """The base in fp32 with a new head of `len(label_names)` rows, drawn from the seed.
+
+    A base that is itself a run gives its body; its old head is dropped.
+    """
+    config = _classifier_config(base, tokenizer, label_names=label_names, dropout=dropout)
+    state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            base.path,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation=_attention(config),
+            ignore_mismatched_sizes=base.kind == "run",
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+    except Exception as error:
+        raise ModelError(
+            f"its weights can't be loaded: {first_line(error)}",
+            where=f"base {base.name!r}",
+            fix="Check that config.json and the safetensors files belong together.",
+        ) from None
+    finally:
+        torch.random.set_rng_state(state)
+    _fit_vocabulary(model, tokenizer)
+    _reset_head(model, seed)
+    return model  # type: ignore[no-any-return]
+
+
+def build_scratch(
+    base: Base,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    label_names: Sequence[str],
+    seed: int,
+    dropout: float = 0.0,
+    layers: int | None = None,
+    width: int | None = None,
+    heads: int | None = None,
+) -> PreTrainedModel:
+    """The base's architecture with random weights drawn from the seed, at the base's size or one given."""
+    config = _classifier_config(base, tokenizer, label_names=label_names, dropout=dropout)
+    _resize(config, layers=layers, width=width, heads=heads)
+    state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        model = AutoModelForSequenceClassification.from_config(
+            config, attn_implementation=_attention(config), dtype=torch.float32
+        )
+    except ValueError as error:
+        raise ModelError(
+            f"this size can't be built: {first_line(error)}",
+            where="approach scratch",
+            fix="The width must be a multiple of the heads.",
+        ) from None
+    finally:
+        torch.random.set_rng_state(state)
+    _fit_vocabulary(model, tokenizer)
+    _reset_head(model, seed)
+    return model  # type: ignore[no-any-return]
+
+
+def load_language_model(base: Base) -> PreTrainedModel | None:
+    """The base as a language model for zero- and few-shot; None where it has no words to predict."""
+    config = load_config(base)
+    if base.kind == "run" and not getattr(config, "tie_word_embeddings", False):
+        return None
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            base.path,
+            dtype=torch.float32,
+            attn_implementation=_attention(config),
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+    except Exception:
+        return None
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def load_saved_classifier(folder: Path) -> PreTrainedModel:
+    """A saved `model/` folder, as any other tool would load it."""
+    config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            attn_implementation=_attention(config),
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+    except Exception as error:
+        raise ModelError(
+            f"can't be loaded: {first_line(error)}",
+            where=str(folder),
+            fix="The folder is damaged or not a classifier; fit again.",
+        ) from None
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def head_name(model: PreTrainedModel) -> str:
+    """The attribute that holds the classification head (`score` in the GPT family)."""
+    for name in ("score", "classifier", "classification_head"):
+        if isinstance(getattr(model, name, None), torch.nn.Linear):
+            return name
+    raise ModelError(
+        f"{type(model).__name__} has no linear classification head.",
+        where="base",
+        fix="Use a base of the GPT family: GPT-2, GPT-Neo, Llama, Qwen, Mistral and their kin.",
+    )
+
+
+def body(model: PreTrainedModel) -> torch.nn.Module:
+    """The part under the head: token ids to hidden states."""
+    return model.base_model
+
+
+def _classifier_config(
+    base: Base, tokenizer: PreTrainedTokenizerBase, *, label_names: Sequence[str], dropout: float
+) -> Any:
+    config = load_config(base)
+    config.num_labels = len(label_names)
+    config.id2label = dict(enumerate(label_names))
+    config.label2id = {name: place for place, name in enumerate(label_names)}
+    config.problem_type = "single_label_classification"
+    # A pad token that was just added is set once the embedding has room for it (_fit_vocabulary).
+    pad_id: Any = tokenizer.pad_token_id
+    config.pad_token_id = pad_id if pad_id < config.vocab_size else None
+    config.use_cache = False
+    for key in DROPOUT_KEYS:
+        if hasattr(config, key):
+            setattr(config, key, dropout)
+    for key in (*ATTENTION_DROPOUT_KEYS, "classifier_dropout"):
+        if hasattr(config, key):
+            setattr(config, key, 0.0)
+    return config
+
+
+def _attention(config: Any) -> str:
+    # GPT-Neo alternates global and local layers and has only the plain implementation.
+    return "eager" if config.model_type == "gpt_neo" else "sdpa"
+
+
+def _fit_vocabulary(model: Any, tokenizer: Any) -> None:
+    """Makes room for an added pad token; never shrinks (many bases pad their vocabulary)."""
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model.config.pad_token_id = tokenizer.pad_token_id
+
+
+def _reset_head(model: Any, seed: int) -> None:
+    """Draws the head from a stream of its own, so that it doesn't depend on how the body was loaded."""
+    head = getattr(model, head_name(model))
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        head.weight.normal_(0.0, float(getattr(model.config, "initializer_range", 0.02)), generator=generator)
+        if head.bias is not None:
+            head.bias.zero_()
+
+
+def _resize(config: Any, *, layers: int | None, width: int | None, heads: int | None) -> None:
+    """Changes the size through the configuration's common names."""
+    if layers is not None:
+        config.num_hidden_layers = layers
+        if config.model_type == "gpt_neo":
+            config.attention_types = [[["global", "local"], -(-layers // 2)]]
+            config.attention_layers = (["global", "local"] * layers)[:layers]
+        if getattr(config, "layer_types", None):
+            config.layer_types = (list(config.layer_types) * layers)[:layers]
+    if width is not None:
+        if getattr(config, "intermediate_size", None):
+            config.intermediate_size = config.intermediate_size * width // config.hidden_size
+        config.hidden_size = width
+        if getattr(config, "n_inner", None):
+            config.n_inner = 4 * width
+    if heads is not None:
+        config.num_attention_heads = heads
+        if getattr(config, "num_key_value_heads", None):
+            config.num_key_value_heads = heads
+    if (width or heads) and getattr(config, "head_dim", None):
+        config.head_dim = config.hidden_size // config.num_attention_heads

@@ -1,0 +1,128 @@
+"""From a name to files: where a base lies, which revision it is, how long it reads. No torch import.
+
+Safetensors only: pickled weights can run code and are never fetched or opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from gptailor.errors import ModelError, did_you_mean
+
+STARTER = Path(__file__).parent / "starter"
+# What a base may bring. No pickles, no Python.
+HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A base that lies on this machine. `revision` is the hub's commit, or a hash of the weights."""
+
+    name: str
+    path: Path
+    revision: str
+    kind: Literal["starter", "folder", "run", "hub"]
+
+
+def resolve_base(name: str, *, revision: str | None = None) -> Base:
+    """Finds a base by name: `starter`, a run folder, a model folder, or a hub repository.
+
+    Raises:
+        ModelError: there is no such base, or it has no safetensors weights.
+    """
+    if name == "starter":
+        return Base(name, STARTER, folder_hash(STARTER), "starter")
+    path = Path(name).expanduser()
+    if (path / "model" / "gptailor.json").is_file():
+        return Base(name, path / "model", folder_hash(path / "model"), "run")
+    if (path / "config.json").is_file():
+        return Base(name, path, folder_hash(path), "folder")
+    if path.exists():
+        raise ModelError(
+            "is neither a model folder (no config.json) nor a finished run (no model/gptailor.json).",
+            where=name,
+            fix="Give the folder that holds config.json and model.safetensors.",
+        )
+    if name.count("/") > 1 or name.startswith((".", "~")):
+        raise ModelError("there is no such folder.", where=name, fix="Check the path given with --base.")
+    return _from_hub(name, revision)
+
+
+def folder_hash(folder: Path) -> str:
+    """SHA-256 over the names and bytes of a model folder's configuration, tokenizer and weights."""
+    digest = hashlib.sha256()
+    names = ("config.json", "tokenizer.json", "tokenizer_config.json")
+    paths = [folder / name for name in names if (folder / name).is_file()]
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise ModelError(
+            "holds no safetensors weights (pickled weights can run code and are not loaded).",
+            where=str(folder),
+            fix="Convert them once with save_pretrained(..., safe_serialization=True).",
+        )
+    for path in [*paths, *weights]:
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _from_hub(name: str, revision: str | None) -> Base:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        path = Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ModelError(
+            f"can't be had from the Hugging Face hub: {reason}.{did_you_mean(name, ['starter'])}",
+            where=f"base {name!r}",
+            fix="Check the name and the network, or use --base starter (bundled) or a folder.",
+        ) from None
+    if not list(path.glob("*.safetensors")):
+        raise ModelError(
+            "has no safetensors weights at this revision (pickled weights are not loaded).",
+            where=f"base {name!r}",
+            fix="Choose a revision or a base with model.safetensors.",
+        )
+    return Base(name, path, path.name, "hub")
+
+
+def context_length(config: Any) -> int:
+    """The most tokens a base can read at once, from its configuration (an object or config.json's values)."""
+    values = config if isinstance(config, dict) else vars(config) | config.to_dict()
+    for key in ("max_position_embeddings", "n_positions", "n_ctx"):
+        if values.get(key):
+            return int(values[key])
+    return 1024
+
+
+def read_tokenizer_file(base: Base) -> tuple[Any, int]:
+    """The base's tokenizers.Tokenizer and its context length, straight from the files.
+
+    Raises:
+        ModelError: the base has no tokenizer.json.
+    """
+    from tokenizers import Tokenizer
+
+    try:
+        backend = Tokenizer.from_file(str(base.path / "tokenizer.json"))
+        config = json.loads((base.path / "config.json").read_text(encoding="utf-8"))
+    except Exception as error:  # tokenizers raises plain Exception
+        raise ModelError(
+            f"its tokenizer.json or config.json can't be read: {first_line(error)}",
+            where=f"base {base.name!r}",
+            fix="Convert the tokenizer once with transformers and save it beside the weights.",
+        ) from None
+    return backend, context_length(config)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error that a library raised, for a message of ours."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__

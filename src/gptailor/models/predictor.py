@@ -1,0 +1,184 @@
+"""The predictor: a bundle in memory, from text to calibrated probabilities.
+
+One prompt maker for all: evaluation, `predict` and the server repair, encode and compute here, so what is
+served is token for token what was trained and bit for bit what was evaluated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer
+
+from gptailor.data.clean import repair
+from gptailor.data.tokenize import Encoder, TooLong, build_encoder, encode_texts, fit_length
+from gptailor.errors import InputError, ModelError
+from gptailor.models.bundle import find_model_folder, read_bundle
+from gptailor.models.forward import compute_logits, shape_for
+from gptailor.models.load import head_name, load_saved_classifier
+from gptailor.models.names import folder_hash
+from gptailor.types import FloatArray
+
+CHUNK = 2048  # texts in memory at once when a file is predicted
+PROBE_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedText:
+    """A text ready to be computed: one sequence, or several windows of a long text."""
+
+    sequences: tuple[tuple[int, ...], ...]
+    num_tokens: int
+    truncated: bool
+    shape: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The label of one text. `abstained`: its probability is under the threshold ("not sure")."""
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+    abstained: bool
+    truncated: bool
+
+
+class Predictor:
+    """A loaded bundle. Immutable after loading; used from one thread at a time."""
+
+    max_characters = 100_000
+
+    def __init__(self, folder: Path) -> None:
+        self.bundle = read_bundle(folder)
+        self.name = folder.parent.name if folder.name == "model" else folder.name
+        self.version = folder_hash(folder)
+        self.label_names = tuple(self.bundle.label_names)
+        self.threshold = self.bundle.threshold
+        self.model: Any = load_saved_classifier(folder)
+        self.head: torch.nn.Module = getattr(self.model, head_name(self.model))
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        self.encoder: Encoder = build_encoder(tokenizer.backend_tokenizer, pad_id=tokenizer.pad_token_id)
+
+    def encode(self, text: str) -> EncodedText:
+        """Repairs and encodes one text.
+
+        Raises:
+            InputError: nothing is left of it after cleaning.
+        """
+        repaired = repair(text, **self.bundle.clean)
+        if not repaired:
+            raise InputError("the text is empty.", fix="Send some text.")
+        return self._fit(encode_texts(self.encoder, [repaired])[0])
+
+    def encode_many(self, texts: Sequence[str]) -> list[EncodedText | None]:
+        """The same for many texts at once; None where nothing is left to read."""
+        repaired = [repair(text, **self.bundle.clean) for text in texts]
+        ids = encode_texts(self.encoder, repaired)
+        return [self._fit(tokens) if text else None for text, tokens in zip(repaired, ids, strict=True)]
+
+    def run(self, batch: Sequence[EncodedText]) -> FloatArray:
+        """(n, C) calibrated probabilities."""
+        return self.probabilities(self.logits(batch))
+
+    def logits(self, batch: Sequence[EncodedText]) -> FloatArray:
+        """(n, C) logits before the temperature; a long text's windows are averaged."""
+        sequences = [sequence for encoded in batch for sequence in encoded.sequences]
+        flat = compute_logits(
+            self.model,
+            self.head,
+            sequences,
+            max_tokens=self.bundle.max_tokens,
+            pad_id=self.encoder.pad_id,
+        )
+        counts = [len(encoded.sequences) for encoded in batch]
+        if len(flat) == len(batch):
+            return flat
+        return np.stack([part.mean(axis=0) for part in np.split(flat, np.cumsum(counts)[:-1])])
+
+    def probabilities(self, logits: FloatArray) -> FloatArray:
+        """Softmax with the bundle's temperature, row by row in float64."""
+        scaled = logits / self.bundle.temperature
+        scaled = scaled - scaled.max(axis=1, keepdims=True)
+        exponentials = np.exp(scaled)
+        probabilities: FloatArray = exponentials / exponentials.sum(axis=1, keepdims=True)
+        return probabilities
+
+    def predict(self, texts: Iterable[str]) -> Iterator[Answer | None]:
+        """One answer per text, in order, in constant memory; None for an empty text."""
+        held: list[str] = []
+        for text in texts:
+            held.append(text)
+            if len(held) == CHUNK:
+                yield from self._predict_chunk(held)
+                held = []
+        yield from self._predict_chunk(held)
+
+    def answer(self, probabilities: FloatArray, *, truncated: bool) -> Answer:
+        """Names one row of probabilities. The label is always the most probable one."""
+        best = int(probabilities.argmax())
+        top = float(probabilities[best])
+        return Answer(
+            label=self.label_names[best],
+            probability=top,
+            probabilities=dict(zip(self.label_names, map(float, probabilities), strict=True)),
+            abstained=self.threshold is not None and top < self.threshold,
+            truncated=truncated,
+        )
+
+    def verify_probes(self) -> None:
+        """Replays the stored probes.
+
+        Raises:
+            ModelError: this machine doesn't give the answers that were stored.
+        """
+        for probe in self.bundle.probes:
+            encoded = self.encode(probe["text"])
+            if [list(sequence) for sequence in encoded.sequences] != probe["token_ids"]:
+                raise ModelError(
+                    "a stored probe is tokenized differently than in training.",
+                    where=str(self.bundle.path),
+                    fix="The tokenizer was changed; fit again.",
+                )
+            difference = float(np.abs(self.logits([encoded])[0] - np.array(probe["logits"])).max())
+            if not difference <= PROBE_TOLERANCE:
+                raise ModelError(
+                    f"a stored probe is answered differently (logits differ by {difference:.2g}).",
+                    where=str(self.bundle.path),
+                    fix="The weights or the libraries changed; fit again.",
+                )
+
+    def _predict_chunk(self, texts: Sequence[str]) -> Iterator[Answer | None]:
+        encoded = self.encode_many(texts)
+        readable = [item for item in encoded if item is not None]
+        rows = iter(self.run(readable)) if readable else iter(())
+        for item in encoded:
+            yield None if item is None else self.answer(next(rows), truncated=item.truncated)
+
+    def _fit(self, ids: Sequence[int]) -> EncodedText:
+        # A file's rows can't be dropped when they are predicted, so `drop` reads the head here.
+        too_long: TooLong = "window" if self.bundle.too_long == "window" else "cut"
+        fitted = fit_length(self.encoder, ids, max_tokens=self.bundle.max_tokens, too_long=too_long)
+        sequences = tuple(tuple(tokens) for tokens, _ in fitted)
+        return EncodedText(
+            sequences=sequences,
+            num_tokens=sum(map(len, sequences)),
+            truncated=any(cut for _, cut in fitted),
+            shape=shape_for(len(sequences[0]), self.bundle.max_tokens),
+        )
+
+
+def load_predictor(run: Path) -> Predictor:
+    """Loads a run folder or a model folder and replays its probes.
+
+    Raises:
+        ModelError: it isn't a finished run, is damaged, or answers differently here.
+    """
+    predictor = Predictor(find_model_folder(run))
+    predictor.verify_probes()
+    return predictor

@@ -1,0 +1,134 @@
+"""Predictions for people: one output row per input row, in order, formulas defused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from gptailor.data.ledger import defuse, write_csv_safely
+from gptailor.errors import InputError, RunError
+from gptailor.models.predictor import Answer
+from gptailor.pipeline.run import load
+from gptailor.types import RawExample, RejectedRow
+
+
+def predict_inputs(run: Path, texts: Sequence[str]) -> list[dict[str, Any]]:
+    """Answers to texts given one by one.
+
+    Raises:
+        InputError: a text is empty.
+    """
+    answers = load(run).predict(texts)
+    empty = [place for place, answer in enumerate(answers, 1) if answer is None]
+    if empty:
+        raise InputError("the text is empty.", where=f"--input {empty[0]}", fix="Give some text.")
+    return [
+        {"text": text, **_answer_fields(answer)}
+        for text, answer in zip(texts, answers, strict=True)
+        if answer is not None
+    ]
+
+
+def predict_to(
+    run: Path, location: str, *, out: Path | None, text: str | None, columns: str | None, to_stdout: bool
+) -> dict[str, Any]:
+    """Predicts a file of any size into a CSV or JSONL file, or onto standard output as CSV.
+
+    Returns the counts, and the rows themselves when they go nowhere else.
+    """
+    opened = load(run)
+    names = opened.predictor.label_names
+    counts = {"rows": 0, "answered": 0, "rejected": 0}
+
+    def counted() -> Iterator[dict[str, Any]]:
+        for row, answer in opened.predict_file(location, text=text, columns=columns):
+            counts["rows"] += 1
+            counts["answered" if answer is not None else "rejected"] += 1
+            yield describe_row(row, answer)
+
+    if out is not None:
+        _refuse_overwriting(out, location)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if out.suffix == ".jsonl":
+            _write_jsonl(out, counted())
+        elif out.suffix == ".csv":
+            write_csv_safely(out, header_for(names), (csv_cells(row, names) for row in counted()))
+        else:
+            raise RunError(
+                f"can't write {out.suffix or 'a file without ending'!r}.",
+                where=str(out),
+                fix="Name the output .csv or .jsonl.",
+            )
+        return {**counts, "file": str(out)}
+    if to_stdout:
+        writer = csv.writer(sys.stdout)
+        writer.writerow(header_for(names))
+        for row in counted():
+            writer.writerow([defuse(str(cell)) for cell in csv_cells(row, names)])
+        return dict(counts)
+    return {"answers": list(counted()), **counts}
+
+
+def describe_row(row: RawExample | RejectedRow, answer: Answer | None) -> dict[str, Any]:
+    """One output row as plain values."""
+    place = {"source": row.source, "row": row.row}
+    if answer is not None:
+        return {**place, **_answer_fields(answer), "rejected": ""}
+    reason = row.detail if isinstance(row, RejectedRow) else "no text"
+    return {**place, "label": None, "probability": None, "rejected": reason}
+
+
+def header_for(names: Sequence[str]) -> list[str]:
+    """The columns of the CSV."""
+    return [
+        "source",
+        "row",
+        "label",
+        "probability",
+        "abstained",
+        "truncated",
+        "rejected",
+        *(f"p({n})" for n in names),
+    ]
+
+
+def csv_cells(row: dict[str, Any], names: Sequence[str]) -> list[object]:
+    """One row of the CSV; probabilities in full precision."""
+    if row["label"] is None:
+        return [row["source"], row["row"], "", "", "", "", row["rejected"], *([""] * len(names))]
+    return [
+        row["source"],
+        row["row"],
+        row["label"],
+        repr(row["probability"]),
+        str(row["abstained"]).lower(),
+        str(row["truncated"]).lower(),
+        "",
+        *(repr(row["probabilities"][name]) for name in names),
+    ]
+
+
+def _answer_fields(answer: Answer) -> dict[str, Any]:
+    return {
+        "label": answer.label,
+        "probability": answer.probability,
+        "abstained": answer.abstained,
+        "truncated": answer.truncated,
+        "probabilities": answer.probabilities,
+    }
+
+
+def _refuse_overwriting(out: Path, location: str) -> None:
+    if Path(location).exists() and out.exists() and out.samefile(location):
+        raise RunError("is the input file.", where=str(out), fix="Write the answers to another file.")
+
+
+def _write_jsonl(out: Path, rows: Iterable[dict[str, Any]]) -> None:
+    partial = out.with_name(f".{out.name}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    partial.replace(out)

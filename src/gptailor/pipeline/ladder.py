@@ -1,0 +1,217 @@
+"""The ladder: what simpler means reach on the same rows, and whether the fine-tune is worth it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gptailor.evaluate.baselines import majority, tfidf
+from gptailor.evaluate.metrics import as_json, classification_scores, paired_difference, verdict
+from gptailor.evaluate.prompted import build_prompter, choose_shots, prompted_scores, why_not
+from gptailor.evaluate.run import macro_f1
+from gptailor.models.forward import compute_features
+from gptailor.models.load import head_name, load_language_model
+from gptailor.models.names import context_length
+from gptailor.pipeline.candidates import Candidate, Workshop, run_frozen
+from gptailor.pipeline.tokens import sequences_of
+from gptailor.pipeline.training import by_text
+from gptailor.recipe import FrozenApproach
+from gptailor.types import Example, IntArray
+
+FEWEST_PROMPTED_ROWS = 30
+PROMPTED_SHARE = 0.2  # of the computation that training took
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """What one baseline answers. `rows` are the test rows it was asked (all, or a fixed sample)."""
+
+    name: str
+    validation_macro_f1: float
+    predictions: IntArray  # (len(rows),)
+    rows: IntArray
+    note: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ladder:
+    """All rungs, and why others are missing."""
+
+    rungs: dict[str, Rung] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+def climb(
+    shop: Workshop,
+    chosen: Candidate,
+    frozen: Candidate | None,
+    *,
+    say: Callable[[str], None] = lambda _: None,
+) -> Ladder:
+    """Fits every baseline on the training rows and asks it the validation and test rows."""
+    if shop.recipe.evaluate.baselines == "none":
+        return Ladder()
+    examples = shop.tokens.examples
+    answers = {part: np.array([example.label for example in examples[part]]) for part in examples}
+    texts = {part: [example.text for example in examples[part]] for part in examples}
+    every_row = np.arange(len(answers["test"]))
+    rungs: dict[str, Rung] = {}
+
+    say("baseline: majority and TF-IDF")
+    results = [
+        majority(answers["train"], num_validation=len(answers["validation"]), num_test=len(every_row)),
+        tfidf(texts["train"], answers["train"], texts["validation"], texts["test"], seed=shop.recipe.seed),
+    ]
+    for result in results:
+        score = macro_f1(answers["validation"], result.validation, num_labels=len(shop.label_names))
+        rungs[result.name] = Rung(result.name, score, result.test, every_row, result.note, result.seconds)
+    if chosen.approach != "frozen":
+        say("baseline: frozen features")
+        rungs["frozen"] = frozen_rung(shop, frozen)
+    prompted, skipped = prompted_rungs(shop, chosen, answers=answers, texts=texts, say=say)
+    return Ladder({**rungs, **prompted}, skipped)
+
+
+def frozen_rung(shop: Workshop, frozen: Candidate | None) -> Rung:
+    """The frozen approach as a baseline of the others."""
+    began = time.perf_counter()
+    frozen = frozen or run_frozen(shop, FrozenApproach())
+    model: Any = frozen.model
+    rows = shop.tokens.rows["test"]
+    features = compute_features(
+        model, sequences_of(rows), max_tokens=shop.tokens.max_tokens, pad_id=shop.encoder.pad_id
+    )
+    logits, _ = by_text(features @ getattr(model, head_name(model)).weight.detach().double().numpy().T, rows)
+    return Rung(
+        "frozen",
+        frozen.macro_f1,
+        logits.argmax(axis=1),
+        np.arange(len(logits)),
+        seconds=time.perf_counter() - began,
+    )
+
+
+def prompted_rungs(
+    shop: Workshop,
+    chosen: Candidate,
+    *,
+    answers: Mapping[Any, IntArray],
+    texts: Mapping[Any, Sequence[str]],
+    say: Callable[[str], None],
+) -> tuple[dict[str, Rung], dict[str, str]]:
+    """Zero-shot and few-shot of the base as it came, on a fixed stratified sample of rows."""
+    reason = why_not(shop.label_names)
+    model = None if reason else load_language_model(shop.base)
+    if reason is None and model is None:
+        reason = "skipped: the base has no language-model head"
+    if reason is not None:
+        return {}, {"zero_shot": reason, "few_shot": reason}
+    context = context_length(model.config)  # type: ignore[union-attr]
+    prompter = build_prompter(model, shop.encoder, shop.label_names, context=context)
+    limit = prompted_limit(shop, chosen, num_test=len(answers["test"]))
+    samples = {
+        part: stratified_sample(answers[part], limit, seed=shop.recipe.seed)
+        for part in ("validation", "test")
+    }
+    shots: dict[str, list[Example]] = {
+        "zero_shot": [],
+        "few_shot": choose_shots(
+            shop.tokens.examples["train"],
+            len(shop.label_names),
+            seed=shop.recipe.seed,
+            room=context // 2,
+            encoder=shop.encoder,
+        ),
+    }
+    rungs, skipped = {}, {}
+    for name, examples in shots.items():
+        if name == "few_shot" and not examples:
+            skipped[name] = "skipped: one example of every class doesn't fit half the base's context"
+            continue
+        say(f"baseline: {name.replace('_', '-')}")
+        began = time.perf_counter()
+        guesses = {
+            part: prompted_scores(
+                prompter, [texts[part][int(row)] for row in rows], examples, shop.label_names
+            ).argmax(axis=1)
+            for part, rows in samples.items()
+        }
+        score = macro_f1(
+            answers["validation"][samples["validation"]],
+            guesses["validation"],
+            num_labels=len(shop.label_names),
+        )
+        note = f"{len(samples['test'])} of {len(answers['test'])} test rows"
+        if examples:
+            note += f", {len(examples)} examples in the prompt"
+        rungs[name] = Rung(name, score, guesses["test"], samples["test"], note, time.perf_counter() - began)
+    return rungs, skipped
+
+
+def prompted_limit(shop: Workshop, chosen: Candidate, *, num_test: int) -> int:
+    """How many rows are prompted: the recipe's number, less where that would cost over 20 % of training.
+
+    Counted in tokens through the model, not in seconds, so that it comes out the same every time.
+    """
+    if shop.recipe.evaluate.baselines == "all":
+        return num_test
+    mean = float(shop.tokens.lengths.mean())
+    passes = 3 * chosen.trained.tokens or sum(len(row.token_ids) for row in shop.tokens.rows["train"])
+    per_row = 2 * 2 * (mean + 2 * len(shop.label_names))  # zero- and few-shot, validation and test
+    affordable = int(PROMPTED_SHARE * passes / per_row)
+    return min(shop.recipe.evaluate.prompted_rows, max(FEWEST_PROMPTED_ROWS, affordable))
+
+
+def stratified_sample(answers: IntArray, limit: int, *, seed: int) -> IntArray:
+    """At most `limit` row indices, every class in its share, sorted; the same ones for the same seed."""
+    if len(answers) <= limit:
+        return np.arange(len(answers))
+    order = np.random.default_rng((seed, 3)).permutation(len(answers))
+    ordered = order[np.argsort(answers[order], kind="stable")]
+    picks = np.floor((np.arange(limit) + 0.5) * len(answers) / limit).astype(np.int64)
+    return np.sort(ordered[picks])
+
+
+def judge(
+    shop: Workshop, ladder: Ladder, *, answers: IntArray, predictions: IntArray
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The baselines' test scores for the report, and the verdict against the best on validation."""
+    settings, seed = shop.recipe.evaluate, shop.recipe.seed
+    scores: dict[str, Any] = {}
+    for name, rung in ladder.rungs.items():
+        measured = classification_scores(
+            answers[rung.rows], rung.predictions, shop.label_names, resamples=settings.resamples, seed=seed
+        )
+        scores[name] = {
+            "accuracy": as_json(measured["accuracy"]),
+            "macro_f1": as_json(measured["macro_f1"]),
+            "validation_macro_f1": round(rung.validation_macro_f1, 6),
+            "rows": len(rung.rows),
+            "seconds": round(rung.seconds, 2),
+            **({"note": rung.note} if rung.note else {}),
+        }
+    scores.update({name: {"skipped": reason} for name, reason in ladder.skipped.items()})
+    if not ladder.rungs:
+        return scores, None
+    best = max(ladder.rungs.values(), key=lambda rung: rung.validation_macro_f1)
+    ours = predictions[best.rows]
+    difference = paired_difference(
+        answers[best.rows],
+        ours,
+        best.predictions,
+        num_labels=len(shop.label_names),
+        resamples=settings.resamples,
+        seed=seed,
+    )
+    said = verdict(
+        ours_name="The fine-tune",
+        best_baseline=best.name,
+        difference=difference,
+        same_predictions=bool((ours == best.predictions).all()),
+    )
+    return scores, said

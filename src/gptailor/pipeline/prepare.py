@@ -1,0 +1,208 @@
+"""From a recipe's data settings to examples in parts, every input row accounted for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gptailor.cache import content_key
+from gptailor.data.clean import CleanResult, clean_rows
+from gptailor.data.duplicates import is_exact, near_duplicate_groups, near_matches
+from gptailor.data.read import ReadResult, Roles, infer_roles, read_rows
+from gptailor.data.split import join_groups, split_rows
+from gptailor.errors import DataError, did_you_mean
+from gptailor.recipe import DataSettings, Recipe, SplitSettings
+from gptailor.tasks.classification import collect_labels, name_labels, refuse_unknown_labels, to_example
+from gptailor.types import Example, Part, RawExample, Reason, RejectedRow
+
+PARTS: tuple[Part, ...] = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Leak:
+    """A training row that stands, exactly or nearly, in a given held-out file."""
+
+    train: RawExample
+    held_out: RawExample
+    kind: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Everything that is known about the data before a model is loaded."""
+
+    roles: Roles
+    label_names: list[str]
+    parts: dict[Part, list[Example]]
+    rejected: list[RejectedRow]
+    rejected_rows: list[RawExample]  # as they stood in the file, where they could be read
+    read: int
+    data_hash: str
+    cleaned: CleanResult
+    leaks: list[Leak]
+    near_groups: list[list[Example]]  # near-duplicates that were kept, in one part each
+    notes: list[str] = field(default_factory=list)
+
+
+def prepare(recipe: Recipe, say: Callable[[str], None] = lambda _: None) -> Prepared:
+    """Reads, cleans, checks for leaks and splits.
+
+    Raises:
+        DataError: the data can't be used as it is; the message says what to do.
+    """
+    settings = recipe.data
+    say(f"reading {settings.train}")
+    train_file = read_rows(settings.train, columns=settings.columns)
+    roles = infer_roles(train_file.columns, train_file.rows, text=settings.text, label=settings.label)
+    rows = name_labels(take_roles(train_file, roles, settings), settings.label_names)
+    say("cleaning")
+    cleaned = clean_rows(rows, settings=settings.clean)
+    held_out = {
+        part: _read_held_out(location, roles, settings, cleaned)
+        for part, location in (("validation", settings.validation), ("test", settings.test))
+        if location is not None
+    }
+    kept, leaks = remove_leaks(cleaned.rows, [row for _, result in held_out.values() for row in result.rows])
+    label_names = collect_labels(kept)
+    for part, (file, result) in held_out.items():
+        flag = "--test-label-names" if part == "test" else "--label-names"
+        refuse_unknown_labels(result.rows, label_names, file=file.rows[0].source, flag=flag)
+    say("splitting")
+    parts, near_groups = _split(
+        kept, recipe, label_names, given={part: r.rows for part, (_, r) in held_out.items()}
+    )
+    files = [train_file, *(file for file, _ in held_out.values())]
+    rejected = [
+        *(row for file in files for row in file.rejected),
+        *cleaned.rejected,
+        *(row for _, result in held_out.values() for row in result.rejected),
+        *(RejectedRow(leak.train.source, leak.train.row, leak.kind, _says(leak)) for leak in leaks),
+    ]
+    dropped = {(row.source, row.row) for row in rejected}
+    return Prepared(
+        roles=roles,
+        label_names=label_names,
+        parts=parts,
+        rejected=rejected,
+        rejected_rows=[row for row in rows if (row.source, row.row) in dropped],
+        read=sum(len(file.rows) + len(file.rejected) for file in files),
+        data_hash=content_key(*(file.sha256 for file in files)),
+        cleaned=cleaned,
+        leaks=leaks,
+        near_groups=near_groups,
+        notes=[note for file in files for note in file.notes],
+    )
+
+
+def take_roles(file: ReadResult, roles: Roles, settings: DataSettings) -> list[RawExample]:
+    """Renames a file's columns to what they mean: text, label, group, time."""
+    wanted = {"group": settings.split.group, "time": settings.split.time}
+    for role, column in wanted.items():
+        if column is not None and column not in file.columns:
+            raise DataError(
+                f"there is no column {column!r} to {'group' if role == 'group' else 'order'} by; "
+                f"it has {', '.join(file.columns)}.{did_you_mean(column, file.columns)}",
+                where=file.rows[0].source if file.rows else None,
+                fix=f"Name one of its columns with --set data.split.{role}=COLUMN.",
+            )
+    columns = {role: column for role, column in wanted.items() if column is not None}
+    return [
+        RawExample(
+            {
+                "text": joined(row, roles.text),
+                **({"label": row.fields.get(roles.label, "")} if roles.label else {}),
+                **{role: row.fields.get(column, "") for role, column in columns.items()},
+            },
+            row.source,
+            row.row,
+        )
+        for row in file.rows
+    ]
+
+
+def joined(row: RawExample, columns: str) -> str:
+    """The text of one column, or of `a+b` joined with a space."""
+    if columns in row.fields:
+        return row.fields[columns]
+    return " ".join(part for name in columns.split("+") if (part := row.fields.get(name, "")))
+
+
+def remove_leaks(
+    train: Sequence[RawExample], held_out: Sequence[RawExample]
+) -> tuple[list[RawExample], list[Leak]]:
+    """Takes training rows that stand in the held-out rows, exactly or nearly, out of training."""
+    if not held_out:
+        return list(train), []
+    texts = [row.fields["text"] for row in train]
+    matches = near_matches(texts, [row.fields["text"] for row in held_out])
+    kept, leaks = [], []
+    for row, match in zip(train, matches, strict=True):
+        if match < 0:
+            kept.append(row)
+            continue
+        found = held_out[int(match)]
+        exact = is_exact(row.fields["text"], found.fields["text"])
+        leaks.append(Leak(row, found, "leak_exact" if exact else "leak_near"))
+    return kept, leaks
+
+
+def _read_held_out(
+    location: str, roles: Roles, settings: DataSettings, train: CleanResult
+) -> tuple[ReadResult, CleanResult]:
+    """A given validation or test file: repaired like the rest; loses no row that has text and label."""
+    is_test = location == settings.test
+    file = read_rows(location, columns=settings.test_columns if is_test else settings.columns)
+    own = set(file.columns)
+    known = all(name in own for name in [*roles.text.split("+"), roles.label or ""]) or roles.text in own
+    if not known:
+        roles = infer_roles(file.columns, file.rows, text=None, label=None)
+    ungrouped = settings.model_copy(update={"split": SplitSettings()})
+    names = settings.test_label_names if is_test else settings.label_names
+    flag = "--test-label-names" if is_test else "--label-names"
+    rows = name_labels(take_roles(file, roles, ungrouped), names, flag=flag)
+    result = clean_rows(rows, settings=settings.clean, protected=True, known=train)
+    if not result.rows:
+        raise DataError("has no row with text and label.", where=location, fix="Check its columns.")
+    return file, result
+
+
+def _split(
+    rows: Sequence[RawExample], recipe: Recipe, label_names: list[str], *, given: dict[str, list[RawExample]]
+) -> tuple[dict[Part, list[Example]], list[list[Example]]]:
+    label_ids = {name: place for place, name in enumerate(label_names)}
+    examples = [to_example(row, label_ids) for row in rows]
+    settings = recipe.data.split
+    near = (
+        near_duplicate_groups([example.text for example in examples], seed=recipe.seed)
+        if recipe.data.clean.near_duplicates
+        else np.arange(len(examples))
+    )
+    groups = near
+    if settings.group is not None:
+        names = {name: place for place, name in enumerate(dict.fromkeys(e.group for e in examples))}
+        groups = join_groups(near, np.array([names[example.group] for example in examples]))
+    places = split_rows(
+        [row.fields["label"] for row in rows],
+        groups=groups,
+        times=[example.time for example in examples] if settings.time is not None else None,
+        settings=settings,
+        seed=recipe.seed,
+        has_validation="validation" in given,
+        has_test="test" in given,
+    )
+    parts: dict[Part, list[Example]] = {part: [] for part in PARTS}
+    for example, part in zip(examples, places, strict=True):
+        parts[part].append(example)
+    for part in PARTS:
+        parts[part].extend(to_example(row, label_ids) for row in given.get(part, ()))
+    by_group: dict[int, list[Example]] = {}
+    for example, group in zip(examples, near, strict=True):
+        by_group.setdefault(int(group), []).append(example)
+    return parts, [members for members in by_group.values() if len(members) > 1]
+
+
+def _says(leak: Leak) -> str:
+    same = "the same text as" if leak.kind == "leak_exact" else "nearly the same text as"
+    return f"{same} {leak.held_out.source} row {leak.held_out.row}"

@@ -1,0 +1,148 @@
+"""The model card: front matter that parses, numbers with intervals, and nothing a person's text can break."""
+
+from __future__ import annotations
+
+import ast
+import re
+from typing import Any
+
+import yaml
+
+from gptailor.report.card import render_card
+
+HOSTILE = "<script>x</script> [a](http://b.example) | `c` \u202e *d*\n# heading"
+
+
+def front_matter(card: str) -> dict[str, Any]:
+    start, matter, _ = card.split("---\n", 2)
+    assert start == ""
+    values = yaml.safe_load(matter)
+    assert isinstance(values, dict)
+    return values
+
+
+def body(card: str) -> str:
+    return card.split("---\n", 2)[2]
+
+
+def test_front_matter_is_what_the_hub_reads(report: Any, details: Any) -> None:
+    card = render_card(report, details)
+    values = front_matter(card)
+    assert values["library_name"] == "transformers"
+    assert values["pipeline_tag"] == "text-classification"
+    assert values["base_model"] == "starter"
+    assert "gptailor" in values["tags"]
+    assert values["metrics"] == ["f1", "accuracy", "precision", "recall"]
+    (result,) = values["model-index"][0]["results"]
+    assert result["metrics"][0] == {"type": "f1", "name": "Macro-F1", "value": 0.884}
+    assert result["dataset"]["type"]
+
+
+def test_the_licence_is_left_to_the_person(report: Any, details: Any) -> None:
+    card = render_card(report, details)
+    assert "license" not in front_matter(card)
+    assert "# license: choose one" in card
+    assert "CC BY-SA 4.0" in body(card)
+
+
+def test_an_unknown_base_licence_is_said(report: Any, details: Any) -> None:
+    del details["base_details"]["license"]
+    assert "licence isn't known" in render_card(report, details)
+
+
+def test_it_tells_scores_baselines_calibration_data_limits_and_openings(report: Any, details: Any) -> None:
+    card = body(render_card(report, details))
+    for expected in (
+        "| Macro-F1 | 0.884 | 0.863 to 0.905 | 0.893 |",
+        "TF-IDF + logistic regression | 0.842 | 0.817 to 0.867",
+        "would take more than 20 %",
+        "Difference to the best baseline on the same test rows: 0.023 (95 % interval 0.004 to 0.041)",
+        "Temperature 1.31",
+        "Threshold 0.62",
+        "| read | 2,460 |",
+        "dropped: same text, different labels | 6 |",
+        "81,234 trained on",
+        "Weakest on: World",
+        "Opened once",
+        "| 2026-11-21 10:12 | gptailor fit headlines.csv | Macro-F1 0.884 |",
+        "revision a1b2c3d4, 9.8 million parameters",
+    ):
+        assert expected in card, expected
+
+
+def test_the_code_it_shows_is_python_and_carries_the_runs_settings(report: Any, details: Any) -> None:
+    card = render_card(report, details)
+    snippets = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    assert len(snippets) == 2
+    for snippet in snippets:
+        ast.parse(snippet)
+    assert "AutoModelForSequenceClassification" in snippets[1]
+    assert "truncation=True, max_length=96" in snippets[1]
+    assert "logits / 1.31" in snippets[1]
+
+
+def test_a_text_task_loads_a_language_model() -> None:
+    card = render_card(
+        {"task": "completion", "test": {"bleu": {"value": 31.0, "low": 30.0, "high": 32.0}}}, {}
+    )
+    assert front_matter(card)["pipeline_tag"] == "text-generation"
+    for snippet in re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL):
+        ast.parse(snippet)
+    assert "AutoModelForCausalLM" in card
+    assert "| BLEU | 31.0 |" in card
+
+
+def test_hostile_text_becomes_neither_markup_nor_yaml(report: Any, details: Any) -> None:
+    report["test"]["per_class"][HOSTILE] = report["test"]["per_class"].pop("World")
+    report["data"]["dropped"][HOSTILE] = 1
+    report["verdict"]["says"] = HOSTILE
+    report["base"] = "x\nlicense: mit"
+    details |= {"title": HOSTILE, "label_names": [HOSTILE], "overfitting": HOSTILE, "command": HOSTILE}
+    details["openings"] = [{"when": HOSTILE, "command": HOSTILE, "scores": {}}]
+    details["base_details"] = {"name": "x\n---\nlicense: mit", "license": HOSTILE, "attribution": HOSTILE}
+    card = render_card(report, details)
+    assert "license" not in front_matter(card)
+    text = body(card)
+    assert "<script" not in text
+    assert not re.search(r"(?<!\\)\[a", text)
+    assert not re.search(r"(?<!\\)`c", text)
+    assert "\u202e" not in card
+    assert "\n# heading" not in text
+    assert "http:" not in text
+    widths = [
+        len(re.findall(r"(?<!\\)\|", row)) for row in text.splitlines() if row.startswith("| &lt;script")
+    ]
+    assert set(widths) <= {3, 4, 6}  # an escaped bar makes no new column
+
+
+def test_folders_of_the_persons_machine_stay_out(report: Any, details: Any) -> None:
+    report["base"] = "/home/ann/models/mine"
+    details["base_details"]["name"] = "/home/ann/models/mine"
+    details["command"] = "gptailor fit /home/ann/secret/news.csv --out=~/runs/news"
+    details["openings"][0]["command"] = "gptailor evaluate 'C:\\Users\\ann\\run' data/new.csv"
+    card = render_card(report, details)
+    assert "ann" not in card
+    assert "news.csv" in card
+    assert "data/new.csv" in card
+    assert front_matter(card)["base_model"] == "mine"
+
+
+def test_a_hub_base_keeps_its_whole_name(report: Any) -> None:
+    card = render_card(report | {"base": "EleutherAI/pythia-70m"}, {})
+    assert front_matter(card)["base_model"] == "EleutherAI/pythia-70m"
+
+
+def test_missing_or_odd_keys_are_survived(report: Any, details: Any) -> None:
+    front_matter(render_card({}, {}))
+    for key in report:
+        for odd in (None, [], {}, "x", 3, float("nan")):
+            front_matter(render_card(report | {key: odd}, details))
+    for key in details:
+        for odd in (None, [], {}, "x", 3, float("nan"), [None, 3, {}, [], "x"], {"a": [None]}):
+            front_matter(render_card(report, details | {key: odd}))
+
+
+def test_sections_without_data_are_left_out() -> None:
+    card = render_card({"task": "classification"}, {})
+    for title in ("## Scores", "## Baselines", "## Calibration", "## The sealed test set"):
+        assert title not in card
