@@ -84,3 +84,20 @@ def build_base(folder: Path, family: str = "gpt2", seed: int = 0) -> Path:
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def write_news(path: Path, rows: int = 120) -> Path:
+    """Easy rows: every label has words of its own, so that a tiny model can learn it."""
+    subjects = {
+        "sports": ("the cup final", "the race", "the goal", "extra time"),
+        "business": ("the bank", "its shares", "the rate", "this quarter"),
+        "health": ("a vaccine trial", "the flu", "doctors", "the hospital"),
+    }
+    labels = list(subjects)
+    lines = ["text,label"]
+    for row in range(rows):
+        label = labels[row % 3]
+        words = subjects[label]
+        lines.append(f"{words[row % 4]} in town {row} and {words[(row // 4) % 4]} again,{label}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path

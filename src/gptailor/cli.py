@@ -217,7 +217,7 @@ def serve(
     """An HTTP server with a page to try the model in a browser."""
     with _talking() as (_, narrator):
         from gptailor.models.predictor import load_predictor
-        from gptailor.serve.app import serve as serve_predictors
+        from gptailor.serve.run import serve as serve_predictors
 
         predictors = []
         for run in runs:

@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import signal
-import sys
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -97,47 +96,108 @@ def choose_micro_batch(batch_size: int, *, max_tokens: int, layers: int, width: 
 def resolve_environment(path: Path, choices: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The environment a run uses: the one it started with, else the given choices, now written down.
 
-    Returns it with the differences between then and now that end the promise of bit-exactness.
+    A resumed run takes the number of threads it had. Returns the environment with all differences that
+    ended the promise of bit-exactness, in this start or an earlier one: they are written down too.
+
+    Raises:
+        RunError: a choice is another than the one the run was begun with, or the file is damaged.
     """
-    now = {**describe_machine(), **choices}
-    if path.exists():
-        then: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        keys = ("versions", "processor", "capability", "threads", "device")
-        changed = [
-            f"{key}: {then.get(key)} then, {now[key]} now" for key in keys if then.get(key) != now[key]
-        ]
-        return {**then, "bit_exact": then.get("bit_exact", True) and not changed}, changed
-    now["bit_exact"] = True
-    write_atomically(path, json.dumps(now, indent=1))
-    return now, []
+    import torch
+
+    if not path.exists():
+        now = {**describe_machine(), **choices, "bit_exact": True, "changed": []}
+        write_atomically(path, json.dumps(now, indent=1))
+        return now, []
+    then = _read_environment(path)
+    for key, value in choices.items():
+        if then.get(key, value) != value:
+            raise RunError(
+                f"{key} was {then[key]} when this run was begun and is {value} now.",
+                where=str(path),
+                fix="Put the old one back, choose another folder with --out, or use --overwrite.",
+            )
+    torch.set_num_threads(int(then["threads"]))
+    before = then.get("changed", [])
+    changed = list(dict.fromkeys([*before, *_changes(then, describe_machine())]))
+    if changed != before:
+        then = {**then, "bit_exact": False, "changed": changed}
+        write_atomically(path, json.dumps(then, indent=1))
+    return then, changed
+
+
+def remember(path: Path, choices: Mapping[str, Any]) -> dict[str, Any]:
+    """Choices that are known late (micro-batch, precision): as the run first made them, now written down."""
+    if not path.exists():
+        return dict(choices)
+    environment = _read_environment(path)
+    made = {key: environment.get(key, value) for key, value in choices.items()}
+    if not made.items() <= environment.items():
+        write_atomically(path, json.dumps({**environment, **made}, indent=1))
+    return made
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """A file that is whole or absent."""
+    """A file that is whole or absent.
+
+    Raises:
+        RunError: the disk is full or failing.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise RunError(
+            f"could not be written: {error.strerror or error}.",
+            where=str(path),
+            fix="Free some space or mend the disk, then run the same command again.",
+        ) from None
 
 
 class StopRequest:
-    """Remembers that SIGINT or SIGTERM came; a second one leaves at once."""
+    """Remembers that SIGINT or SIGTERM came.
+
+    The first signal leaves at once, unless it is `deferred`: then it waits for whoever looks at `name`.
+    A second one always leaves at once; what is on disk is whole at every moment.
+    """
 
     def __init__(self) -> None:
         self.name: str | None = None
+        self._deferred = False
 
     def __call__(self, number: int, _frame: FrameType | None) -> None:
         if self.name is not None:
             os._exit(Interrupted.exit_code)
         self.name = signal.Signals(number).name
-        print(f"\n{self.name}: saving, then leaving. Once more leaves at once.", file=sys.stderr, flush=True)
+        self._tell("saving, then leaving. Once more leaves at once." if self._deferred else "leaving.")
+        if not self._deferred:
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """While inside, a signal only sets `name`. One that nobody acted on counts when leaving."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+        if self.name is not None:
+            raise KeyboardInterrupt
+
+    def _tell(self, words: str) -> None:
+        # Not print: the signal may have come while somebody printed, and a stream can't be entered twice.
+        with contextlib.suppress(OSError):
+            os.write(2, f"\n{self.name}: {words} The same command goes on from there.\n".encode())
 
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[StopRequest]:
-    """While inside, SIGINT and SIGTERM only set a flag that the loop looks at between steps."""
+    """While inside, SIGINT and SIGTERM go to the request that is handed out."""
     request = StopRequest()
     try:
         before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -172,6 +232,29 @@ def one_writer(folder: Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def _read_environment(path: Path) -> dict[str, Any]:
+    try:
+        environment: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return {**environment, "threads": int(environment["threads"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(
+            f"can't be read: {error}.",
+            where=str(path),
+            fix="Choose another folder with --out, or use --overwrite (the old run is moved aside).",
+        ) from None
+
+
+def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two machines in a way that may change bits."""
+    keys = ("processor", "capability", "threads", "device")
+    old, new = ({**env["versions"], **{key: env.get(key) for key in keys}} for env in (then, now))
+    return [
+        f"{key}: {old.get(key)} then, {new.get(key)} now"
+        for key in dict.fromkeys([*old, *new])
+        if old.get(key) != new.get(key)
+    ]
 
 
 def _try_lock(descriptor: int) -> bool:

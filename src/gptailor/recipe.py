@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from gptailor.errors import RecipeError, did_you_mean
 from gptailor.types import Task
@@ -23,10 +23,21 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 
 
+def _with_text_keys(value: Any) -> Any:
+    """YAML reads the 0 of `0: World` as a number; as a label it is text."""
+    if not isinstance(value, Mapping):
+        return value
+    return {str(key) if type(key) is int else key: item for key, item in value.items()}
+
+
+LabelNames = Annotated[dict[str, str], BeforeValidator(_with_text_keys)]
+LabelWeights = Annotated[dict[str, Positive], BeforeValidator(_with_text_keys)]
+
+
 class Settings(BaseModel):
     """A closed, frozen branch of the tree."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class CleanSettings(Settings):
@@ -62,10 +73,10 @@ class DataSettings(Settings):
     label: str | None = Field(None, description="column of the label")
     columns: str | None = Field(None, description="names for a headerless file, such as label,text+text")
     test_columns: str | None = Field(None, description="the same for the test file")
-    label_names: dict[str, str] = Field({}, description="names for bare labels, such as 0: World")
-    test_label_names: dict[str, str] = Field({}, description="the same for the test file's labels")
+    label_names: LabelNames = Field({}, description="names for bare labels, such as 0: World")
+    test_label_names: LabelNames = Field({}, description="the same for the test file's labels")
     max_tokens: int | None = Field(
-        None, ge=8, description="longest text; null: the 99th percentile, at most 512"
+        None, ge=8, description="longest sequence; null: the longest text, at most 512 and the base's context"
     )
     too_long: Literal["cut", "drop", "window"] = Field("cut", description="what happens to longer texts")
     clean: CleanSettings = Field(CleanSettings(), description="cleaning steps")
@@ -125,6 +136,7 @@ APPROACHES: dict[str, type[Settings]] = {
     "scratch": ScratchApproach,
 }
 
+UNION_MEMBER = re.compile(r"(literal|dict|function-before)?\[.*\]")  # as pydantic names it in a fault's location
 LENGTH = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(epochs?|steps?)\s*$")
 
 
@@ -145,7 +157,7 @@ class TrainSettings(Settings):
     clip: Annotated[float, Field(ge=0)] = Field(1.0, description="largest gradient norm; 0: no clipping")
     dropout: Share = Field(0.1, description="dropout on embeddings and residuals (attention: none)")
     label_smoothing: Share = Field(0.0, description="share of the target spread over all classes")
-    class_weights: Literal["none", "balanced"] | dict[str, Positive] = Field(
+    class_weights: Literal["none", "balanced"] | LabelWeights = Field(
         "none", description="none, balanced, or a weight per label"
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
@@ -184,7 +196,7 @@ class Recipe(Settings):
     approach: Approach = Field(AutoApproach(), description="which weights may change")
     train: TrainSettings = Field(TrainSettings(), description="the optimizer's road")
     evaluate: EvaluateSettings = Field(EvaluateSettings(), description="baselines and intervals")
-    seed: int = Field(0, ge=0, description="of the split, the order, dropout and new weights")
+    seed: int = Field(0, ge=0, lt=2**32, description="of the split, the order, dropout and new weights")
     out: str | None = Field(None, description="run folder; null: runs/<file stem>")
 
 
@@ -240,6 +252,7 @@ def describe_settings() -> Iterator[tuple[str, str, str]]:
 
 def with_changes(values: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:
     """Applies `key.path=value` settings (values are YAML) to a nested mapping of settings."""
+    values = _with_approach_kind(values)
     result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in values.items()}
     for change in changes:
         path, equals, text = change.partition("=")
@@ -288,19 +301,27 @@ def _with_approach_kind(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _describe(fault: Any) -> str:
-    path = [str(step) for step in fault["loc"] if step not in APPROACHES]
+    path = _path(fault["loc"])
     key = ".".join(path) or "recipe"
     if fault["type"] == "extra_forbidden":
-        return (
-            f"{key}: there is no such setting.{did_you_mean(path[-1], _known_keys(path[:-1], fault['loc']))}"
-        )
+        hint = did_you_mean(str(fault["loc"][-1]), _known_keys(path[:-1], fault["loc"]))
+        return f"{key}: there is no such setting.{hint}"
     if fault["type"] == "missing":
         return f"{key}: is missing"
     if fault["type"] == "union_tag_invalid":
         kind = str(fault["ctx"]["tag"])
         return f"{key}: {kind!r} is none of {', '.join(APPROACHES)}.{did_you_mean(kind, APPROACHES)}"
+    if fault["type"] == "union_tag_not_found":
+        return f"{key}: has no kind; write one of {', '.join(APPROACHES)}"
     message = str(fault["msg"]).removeprefix("Value error, ")
     return f"{key}: {message} (is {fault['input']!r})"
+
+
+def _path(location: tuple[Any, ...]) -> list[str]:
+    """The keys a person wrote, without the union members that pydantic puts between them."""
+    tagged = len(location) > 1 and location[0] == "approach" and location[1] in APPROACHES
+    steps = location[:1] + location[2:] if tagged else location
+    return [str(step) for step in steps if not UNION_MEMBER.fullmatch(str(step))]
 
 
 def _known_keys(path: Sequence[str], location: Sequence[Any]) -> Iterator[str]:

@@ -229,6 +229,10 @@ def test_typo_of_two_labels_is_a_guess_and_only_reported() -> None:
     assert ("cooter", "cooker") in suspicions
 
 
+def test_labels_of_a_letter_or_with_numbers_are_not_reported() -> None:
+    assert merge_labels({"a": 5, "b": 6, "no": 5, "go": 1, "type 1": 2, "type 2": 3}) == ({}, [])
+
+
 def test_labels_equal_but_for_signs_are_reported() -> None:
     assert merge_labels({"sci/tech": 5, "sci-tech": 6}) == ({}, [("sci/tech", "sci-tech")])
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -28,7 +30,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptailor.errors import GptailorError, InputError
-from gptailor.serve.app import _listen, build_app
+from gptailor.serve import run
+from gptailor.serve.app import build_app
+from gptailor.serve.run import Connection, listen
 from gptailor.types import FloatArray
 
 Result = TypeVar("Result")
@@ -552,8 +556,10 @@ def test_drain_turns_readiness_off_answers_what_was_accepted_and_refuses_the_res
 @contextmanager
 def served(app: FastAPI) -> Iterator[str]:
     """The app under uvicorn in a thread, on a free loopback port."""
-    listener = _listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, http="h11", ws="none", log_config=None, access_log=False))
+    listener = listen("127.0.0.1", 0)
+    server = uvicorn.Server(
+        uvicorn.Config(app, http=Connection, ws="none", log_config=None, access_log=False)
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
@@ -615,11 +621,52 @@ def test_a_refused_large_body_leaves_the_answer_readable() -> None:
         assert client.post("/classify", json={"input": "a"}).status_code == 200
 
 
+def test_answers_leave_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without TCP_NODELAY an answer's second packet waits 40 ms for the acknowledgment of the first."""
+    options, original = [], Connection.connection_made
+
+    def noting(self: Connection, transport: asyncio.Transport) -> None:
+        original(self, transport)
+        accepted = transport.get_extra_info("socket")
+        options.append(accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    monkeypatch.setattr(Connection, "connection_made", noting)
+    with served(build_app([FakePredictor()])) as url:
+        assert httpx.get(f"{url}/health").status_code == 200
+    assert options == [1]
+
+
+def test_a_connection_that_brings_no_whole_head_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "HEAD_SECONDS", 0.3)
+    with served(build_app([FakePredictor()])) as url:
+        where = urlsplit(url)
+        address = (where.hostname, where.port)
+        with socket.create_connection(address) as silent, socket.create_connection(address) as dribbling:
+            with contextlib.suppress(ConnectionError):
+                for byte in b"GET /health HTTP/1.1\r\nhost: a\r\nx: " + b"x" * 1000:
+                    dribbling.sendall(bytes([byte]))
+                    time.sleep(0.01)
+                pytest.fail("headers may be sent a byte at a time")
+            silent.settimeout(5)
+            assert silent.recv(1) == b""
+        assert httpx.get(f"{url}/health").status_code == 200
+
+
+def test_the_heads_clock_does_not_run_while_an_answer_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "HEAD_SECONDS", 0.2)
+    predictor = FakePredictor()
+    with served(build_app([predictor])) as url, httpx.Client(base_url=url) as client:
+        predictor.gate.clear()
+        threading.Timer(0.6, predictor.gate.set).start()
+        for _ in range(2):  # over one connection
+            assert client.post("/classify", json={"input": "slow"}).status_code == 200
+
+
 SERVER = """
 import sys, time
 import numpy as np
 from types import SimpleNamespace
-from gptailor.serve.app import serve
+from gptailor.serve.run import serve
 
 class Slow:
     name, version, label_names, threshold, max_characters = "slow", "1", ("a", "b"), None, 100
@@ -716,18 +763,18 @@ def test_a_drain_has_an_end_and_tells_those_it_leaves() -> None:
 
 
 def test_a_port_in_use_is_said_plainly() -> None:
-    with _listen("127.0.0.1", 0) as taken:
+    with listen("127.0.0.1", 0) as taken:
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(GptailorError, match=f"port {port}: Address already in use") as caught:
-            _listen("127.0.0.1", port)
+            listen("127.0.0.1", port)
         assert "--port 0" in str(caught.value)
 
 
 def test_an_address_that_is_not_ours_is_said_plainly() -> None:
     with pytest.raises(GptailorError, match="listen on"):
-        _listen("192.0.2.1", 0)
+        listen("192.0.2.1", 0)
     with pytest.raises(GptailorError, match="listen on"):
-        _listen("127.0.0.1", 99_999)
+        listen("127.0.0.1", 99_999)
     with pytest.raises(GptailorError, match="listen on"):
-        _listen("no such host", 0)
+        listen("no such host", 0)

@@ -412,23 +412,6 @@ def test_stop_ends_the_worker() -> None:
     assert name not in [thread.name for thread in threading.enumerate()]
 
 
-def test_patience_gathers_a_batch_and_ends_when_it_is_full() -> None:
-    predictor = FakePredictor()
-
-    async def main() -> None:
-        with running(predictor, max_wait_ms=5_000) as batcher:
-            tasks = []
-            for value in (0.1, 0.2, 0.3, 0.4):
-                tasks.append(send(batcher, value))
-                await asyncio.sleep(0.01)
-            await asyncio.gather(*tasks)
-
-    began = time.monotonic()
-    in_loop(main)
-    assert [len(batch) for batch in predictor.batches] == [4]
-    assert time.monotonic() - began < 4
-
-
 def test_models_that_share_a_turn_never_compute_at_once() -> None:
     turn, lock, at_once = threading.Lock(), threading.Lock(), []
 

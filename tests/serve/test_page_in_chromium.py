@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import uvicorn
 
-from gptailor.serve.app import _listen, build_app
+from gptailor.serve.app import build_app
+from gptailor.serve.run import listen
 from gptailor.types import FloatArray
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium to drive a browser")
@@ -75,7 +76,7 @@ class FakePredictor:
 
 @contextmanager
 def served(*predictors: FakePredictor, **options: Any) -> Iterator[str]:
-    listener = _listen("127.0.0.1", 0)
+    listener = listen("127.0.0.1", 0)
     app = build_app(predictors, **options)
     server = uvicorn.Server(uvicorn.Config(app, http="h11", ws="none", log_config=None, access_log=False))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

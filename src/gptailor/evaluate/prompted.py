@@ -50,11 +50,11 @@ def build_prompter(model: Any, encoder: Encoder, label_names: Sequence[str], *, 
 
 
 def choose_shots(
-    train: Sequence[Example], num_labels: int, *, seed: int, room: int, encoder: Encoder
+    train: Sequence[Example], label_names: Sequence[str], *, seed: int, room: int, encoder: Encoder
 ) -> list[Example]:
-    """At most four examples a class, short ones first among a random handful, as many as fit."""
+    """At most four examples a class, short ones first of a random handful, as many as fit `room` tokens."""
     order = np.random.default_rng((seed, 4)).permutation(len(train))
-    by_label: dict[int, list[Example]] = {label: [] for label in range(num_labels)}
+    by_label: dict[int, list[Example]] = {label: [] for label in range(len(label_names))}
     for place in order:
         example = train[int(place)]
         if example.label is not None and len(by_label[example.label]) < 4 * SHOTS_PER_LABEL:
@@ -64,10 +64,8 @@ def choose_shots(
     shots: list[Example] = []
     for turn in range(SHOTS_PER_LABEL):
         round_of_shots = [c[turn] for c in by_label.values() if turn < len(c)]
-        length = sum(
-            map(len, encode_texts(encoder, [_shot_text(e, "label") for e in shots + round_of_shots]))
-        )
-        if length + 16 * len(round_of_shots) > room:
+        texts = [_shot_text(shot, label_names[shot.label or 0]) for shot in shots + round_of_shots]
+        if sum(map(len, encode_texts(encoder, texts))) > room:
             break
         shots.extend(round_of_shots)
     mixed = np.random.default_rng((seed, 5)).permutation(len(shots))

@@ -7,24 +7,33 @@ file, in any batch and over HTTP.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from gptailor.data.batch import length_buckets
 from gptailor.types import FloatArray
 
 LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192)
-TOKENS_PER_PASS = 512  # enough to keep two cores busy, little enough that one short text stays quick
+FITTING_TOKENS_PER_PASS = 8192
 
 
-def shape_for(num_tokens: int, max_tokens: int) -> tuple[int, int]:
+def tokens_per_pass(model: PreTrainedModel) -> int:
+    """How many tokens a pass computes: many keep the cores busy, few keep one short text quick.
+
+    A function of the model's size alone, so that a model's shapes never change.
+    """
+    return 1024 if model.num_parameters() < 50_000_000 else 256
+
+
+def shape_for(num_tokens: int, *, max_tokens: int, per_pass: int) -> tuple[int, int]:
     """The (batch, length) shape in which a text of this many tokens is computed."""
     length = next((length for length in LENGTHS if length >= num_tokens), num_tokens)
     length = max(num_tokens, min(length, max_tokens))
-    return max(1, TOKENS_PER_PASS // length), length
+    return max(1, per_pass // length), length
 
 
 def hidden_at_end(
@@ -56,32 +65,32 @@ def head_logits(head: torch.nn.Module, hidden: Tensor, batch: int) -> Tensor:
 
 
 def in_shapes(
-    sequences: Sequence[Sequence[int]], *, max_tokens: int
+    sequences: Sequence[Sequence[int]], *, max_tokens: int, per_pass: int
 ) -> Iterator[tuple[tuple[int, int], list[int]]]:
     """Yields (shape, row indices) so that every row lies in its shape, whatever came with it."""
     by_shape: dict[tuple[int, int], list[int]] = {}
     for row, sequence in enumerate(sequences):
-        by_shape.setdefault(shape_for(len(sequence), max_tokens), []).append(row)
+        by_shape.setdefault(shape_for(len(sequence), max_tokens=max_tokens, per_pass=per_pass), []).append(row)
     for shape, rows in sorted(by_shape.items()):
         for start in range(0, len(rows), shape[0]):
             yield shape, rows[start : start + shape[0]]
 
 
 def compute_features(
-    model: PreTrainedModel,
-    sequences: Sequence[Sequence[int]],
-    *,
-    max_tokens: int,
-    pad_id: int,
-    advance: Callable[[int], None] = lambda _: None,
+    model: PreTrainedModel, sequences: Sequence[Sequence[int]], *, pad_id: int
 ) -> FloatArray:
-    """(N, H) features of every sequence, in order. `advance` hears how many rows were done."""
-    features = np.empty((len(sequences), model.config.hidden_size), np.float64)
+    """(N, H) features of every sequence, in order.
+
+    For fitting, not for serving: large batches of like length, so a row's last bits may depend on its
+    neighbors.
+    """
+    features = np.empty((len(sequences), int(model.config.hidden_size)), np.float64)
     model.eval()
-    for shape, rows in in_shapes(sequences, max_tokens=max_tokens):
-        hidden = hidden_at_end(model, [sequences[row] for row in rows], shape, pad_id=pad_id)
-        features[rows] = hidden.float().cpu().numpy()
-        advance(len(rows))
+    lengths = np.array([len(sequence) for sequence in sequences])
+    for rows in length_buckets(lengths, max_tokens_per_batch=FITTING_TOKENS_PER_PASS):
+        chosen = [sequences[row] for row in rows.tolist()]
+        shape = (len(chosen), int(lengths[rows[0]]))
+        features[rows] = hidden_at_end(model, chosen, shape, pad_id=pad_id).float().cpu().numpy()
     return features
 
 
@@ -96,7 +105,8 @@ def compute_logits(
     """(N, C) logits of every sequence, in order."""
     logits = np.empty((len(sequences), int(model.config.num_labels or 0)), np.float64)
     model.eval()
-    for shape, rows in in_shapes(sequences, max_tokens=max_tokens):
+    shapes = in_shapes(sequences, max_tokens=max_tokens, per_pass=tokens_per_pass(model))
+    for shape, rows in shapes:
         hidden = hidden_at_end(model, [sequences[row] for row in rows], shape, pad_id=pad_id)
         logits[rows] = head_logits(head, hidden, shape[0]).float().cpu().numpy()
     return logits

@@ -245,8 +245,11 @@ def _attention(config: Any) -> str:
 
 def _fit_vocabulary(model: Any, tokenizer: Any) -> None:
     """Makes room for an added pad token; never shrinks (many bases pad their vocabulary)."""
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+    known = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > known:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        with torch.no_grad():  # not what chance left there: the same recipe gives the same bits
+            model.get_input_embeddings().weight[known:] = 0
     model.config.pad_token_id = tokenizer.pad_token_id
 
 

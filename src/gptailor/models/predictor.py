@@ -19,7 +19,7 @@ from gptailor.data.clean import repair
 from gptailor.data.tokenize import Encoder, TooLong, build_encoder, encode_texts, fit_length
 from gptailor.errors import InputError, ModelError
 from gptailor.models.bundle import find_model_folder, read_bundle
-from gptailor.models.forward import compute_logits, shape_for
+from gptailor.models.forward import compute_logits, shape_for, tokens_per_pass
 from gptailor.models.load import head_name, load_saved_classifier
 from gptailor.models.names import folder_hash
 from gptailor.types import FloatArray
@@ -61,6 +61,7 @@ class Predictor:
         self.label_names = tuple(self.bundle.label_names)
         self.threshold = self.bundle.threshold
         self.model: Any = load_saved_classifier(folder)
+        self._tokens_per_pass = tokens_per_pass(self.model)
         self.head: torch.nn.Module = getattr(self.model, head_name(self.model))
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         self.encoder: Encoder = build_encoder(tokenizer.backend_tokenizer, pad_id=tokenizer.pad_token_id)
@@ -169,7 +170,9 @@ class Predictor:
             sequences=sequences,
             num_tokens=sum(map(len, sequences)),
             truncated=any(cut for _, cut in fitted),
-            shape=shape_for(len(sequences[0]), self.bundle.max_tokens),
+            shape=shape_for(
+                len(sequences[0]), max_tokens=self.bundle.max_tokens, per_pass=self._tokens_per_pass
+            ),
         )
 
 

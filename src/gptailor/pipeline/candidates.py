@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gptailor.cache import cached_array, content_key
 from gptailor.data.tokenize import Encoder
 from gptailor.evaluate.run import macro_f1
-from gptailor.launch import choose_micro_batch, choose_precision
+from gptailor.launch import choose_micro_batch, choose_precision, remember
 from gptailor.models.approach import (
     Adapted,
     adapt_full,
@@ -48,7 +49,7 @@ from gptailor.recipe import (
 )
 from gptailor.types import FloatArray, IntArray, TokenizedExample
 
-FEATURES_VERSION = "1"  # raise it when the forward pass changes
+FEATURES_VERSION = "2"  # raise it when the forward pass changes
 FEW_ROWS = 200  # fewer training rows than this: settings by folds, then a refit on all
 FOLDS = 5
 
@@ -63,7 +64,7 @@ class Workshop:
     encoder: Encoder
     tokens: TokenizedParts
     label_names: Sequence[str]
-    environment: Mapping[str, Any]
+    environment: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +163,6 @@ def features_of(shop: Workshop, model: PreTrainedModel, rows: Sequence[Tokenized
     key = content_key(
         FEATURES_VERSION,
         shop.base.revision,
-        str(shop.tokens.max_tokens),
         str(torch.get_num_threads()),
         str(model.device.type),
         flat,
@@ -171,9 +171,7 @@ def features_of(shop: Workshop, model: PreTrainedModel, rows: Sequence[Tokenized
     stored = cached_array(
         "features",
         key,
-        lambda: compute_features(
-            model, sequences, max_tokens=shop.tokens.max_tokens, pad_id=shop.encoder.pad_id
-        ).astype(np.float32),
+        lambda: compute_features(model, sequences, pad_id=shop.encoder.pad_id).astype(np.float32),
     )
     return stored.astype(np.float64)
 
@@ -184,6 +182,10 @@ def run_trained(
     """Trains by gradient descent and returns the best weights, LoRA merged."""
     adapted = adapt(shop, settings)
     plan = plan_for(shop, adapted, settings.kind)
+    choices = {"micro_batch_size": plan.micro_batch_size, "precision": plan.precision}
+    first_made: dict[str, Any] = remember(place.folder.parent / "environment.json", choices)
+    shop.environment.update(first_made)
+    plan = dataclasses.replace(plan, **first_made)
     rows = shop.tokens.rows
     outcome = train(
         adapted,

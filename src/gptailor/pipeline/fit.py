@@ -74,6 +74,8 @@ def fit_recipe(recipe: Recipe, *, overwrite: bool = False, listener: Listener | 
         prepared = prepare(recipe, listener.say)
         refuse_other_data(folder, prepared.data_hash)
         shop = open_workshop(recipe, prepared, folder)
+        for change in shop.environment["changed"]:
+            listener.say(f"not bit-exact any more: {change}")
         write_data(folder, prepared, shop.tokens)
         candidates = run_candidates(shop, folder, listener, stop)
         chosen = max(candidates, key=lambda candidate: candidate.macro_f1)  # ties: the first, frozen
@@ -135,9 +137,11 @@ def run_candidates(shop: Workshop, folder: Path, listener: Listener, stop: StopR
         listener.say("frozen: computing features, fitting the head")
         frozen = run_frozen(shop, FrozenApproach())
         listener.say(f"frozen: validation macro-F1 {frozen.macro_f1:.3f}; now full fine-tuning")
-        return [frozen, run_trained(shop, FullApproach(), place)]
+        with stop.deferred():
+            return [frozen, run_trained(shop, FullApproach(), place)]
     listener.say(f"training ({approach.kind})")
-    return [run_trained(shop, approach, place)]
+    with stop.deferred():
+        return [run_trained(shop, approach, place)]
 
 
 def keep(folder: Path, shop: Workshop, chosen: Candidate) -> tuple[Bundle, Predictor, dict[str, float]]:

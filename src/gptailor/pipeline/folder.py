@@ -3,31 +3,45 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
+import re
+import shutil
 from pathlib import Path
 
 import yaml
 
+from gptailor.cache import content_key
+from gptailor.data.folders import hash_folder
 from gptailor.errors import RecipeError, RunError
-from gptailor.launch import write_atomically
-from gptailor.recipe import Recipe, build_recipe, differences, dump_recipe
+from gptailor.launch import one_writer, write_atomically
+from gptailor.recipe import Recipe, build_recipe, differences, dump_recipe, load_recipe
 
 REQUEST = "request.yaml"  # the recipe as asked; recipe.yaml holds it as resolved
+REPORT = "report.json"  # written last: a folder with it is finished
+LEFTOVER = re.compile(r"\..+\.\d+(\.temporary)?")  # .name.PID, beside what would have been name
 
 
 def claim_folder(recipe: Recipe, *, overwrite: bool = False) -> Path:
-    """The folder of this run; an old one is moved aside if the person said --overwrite."""
+    """The folder of this run; an old one is moved aside if the person said --overwrite.
+
+    Raises:
+        RunError: it can't be made or moved, or another process is writing there.
+    """
     folder = Path(recipe.out) if recipe.out else default_folder(recipe)
     if folder.exists() and not folder.is_dir():
         raise RunError("is a file, not a run folder.", where=str(folder), fix="Choose another with --out.")
-    if overwrite and folder.exists():
-        stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S")
-        folder.rename(folder.with_name(f"{folder.name}.old-{stamp}"))
     try:
+        if overwrite and (folder / REQUEST).exists():  # a folder that holds no run stays where it is
+            stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S-%f")
+            with one_writer(folder):
+                folder.rename(folder.with_name(f"{folder.name}.old-{stamp}"))
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(
-            f"can't be made: {error.strerror}.", where=str(folder), fix="Choose another with --out."
+            f"can't be made: {error.strerror or error}.",
+            where=str(folder),
+            fix="Choose another with --out.",
         ) from None
     return folder
 
@@ -40,9 +54,12 @@ def default_folder(recipe: Recipe) -> Path:
 
 
 def next_to(run: Path) -> Path:
-    """RUN-2 for RUN, or the next number that is free."""
+    """RUN-2 for RUN, or the next number that is free or holds an unfinished repetition of RUN."""
     number = 2
     while (candidate := run.with_name(f"{run.name}-{number}")).exists():
+        unfinished = (candidate / REQUEST).exists() and not (candidate / REPORT).exists()
+        if unfinished and not differences(read_request(candidate), load_recipe(run / "recipe.yaml")):
+            break
         number += 1
     return candidate
 
@@ -53,16 +70,16 @@ def open_for_fit(folder: Path, recipe: Recipe) -> bool:
     Raises:
         RunError: the folder holds another run, or something else.
     """
-    request = folder / REQUEST
-    if not request.exists():
-        others = [path.name for path in folder.iterdir() if path.name != ".lock"]
+    if not (folder / REQUEST).exists():
+        ours = (".lock", f".{REQUEST}.")  # the second: begun and killed
+        others = [path.name for path in folder.iterdir() if not path.name.startswith(ours)]
         if others:
             raise RunError(
                 f"is not a run folder and not empty (it holds {', '.join(sorted(others)[:3])}).",
                 where=str(folder),
                 fix="Choose another folder with --out.",
             )
-        write_atomically(request, dump_recipe(recipe))
+        write_atomically(folder / REQUEST, dump_recipe(recipe))
         return False
     differing = differences(read_request(folder), recipe)
     if differing:
@@ -71,7 +88,38 @@ def open_for_fit(folder: Path, recipe: Recipe) -> bool:
             where=str(folder),
             fix="Choose another folder with --out, or --overwrite (the old run is moved aside).",
         )
-    return (folder / "report.json").exists()
+    sweep(folder)
+    finished = (folder / REPORT).exists()
+    data_hash = hash_files(recipe) if finished else None
+    if data_hash is not None:
+        refuse_other_data(folder, data_hash)
+    return finished
+
+
+def sweep(folder: Path) -> None:
+    """Removes what a killed writer left half done in a run folder; call it as the only writer."""
+    for path in [*folder.glob(".*"), *(folder / "data").glob(".*")]:
+        if not LEFTOVER.fullmatch(path.name):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def hash_files(recipe: Recipe) -> str | None:
+    """The data hash that `prepare` would find, without reading a row; None where there is more than files."""
+    places = [recipe.data.train, recipe.data.validation, recipe.data.test]
+    hashes = []
+    for path in (Path(place) for place in places if place is not None):
+        if path.is_dir():
+            hashes.append(hash_folder(path))
+        elif path.is_file():
+            with path.open("rb") as file:
+                hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
+        else:
+            return None
+    return content_key(*hashes)
 
 
 def refuse_other_data(folder: Path, data_hash: str) -> None:
@@ -79,10 +127,13 @@ def refuse_other_data(folder: Path, data_hash: str) -> None:
     summary = folder / "data" / "summary.json"
     if not summary.exists():
         return
-    then = json.loads(summary.read_text(encoding="utf-8")).get("data_hash")
+    try:
+        then = json.loads(summary.read_text(encoding="utf-8")).get("data_hash")
+    except (OSError, ValueError, AttributeError):
+        then = None
     if then != data_hash:
         raise RunError(
-            "the data files changed since this run was begun.",
+            "the data files changed since this run was begun." if then else f"{summary} is damaged.",
             where=str(folder),
             fix="Put the old files back, choose another folder with --out, or use --overwrite.",
         )

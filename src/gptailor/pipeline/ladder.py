@@ -13,11 +13,9 @@ from gptailor.evaluate.baselines import majority, tfidf
 from gptailor.evaluate.metrics import as_json, classification_scores, paired_difference, verdict
 from gptailor.evaluate.prompted import build_prompter, choose_shots, prompted_scores, why_not
 from gptailor.evaluate.run import macro_f1
-from gptailor.models.forward import compute_features
 from gptailor.models.load import head_name, load_language_model
 from gptailor.models.names import context_length
-from gptailor.pipeline.candidates import Candidate, Workshop, run_frozen
-from gptailor.pipeline.tokens import sequences_of
+from gptailor.pipeline.candidates import Candidate, Workshop, features_of, run_frozen
 from gptailor.pipeline.training import by_text
 from gptailor.recipe import FrozenApproach
 from gptailor.types import Example, IntArray
@@ -83,9 +81,7 @@ def frozen_rung(shop: Workshop, frozen: Candidate | None) -> Rung:
     frozen = frozen or run_frozen(shop, FrozenApproach())
     model: Any = frozen.model
     rows = shop.tokens.rows["test"]
-    features = compute_features(
-        model, sequences_of(rows), max_tokens=shop.tokens.max_tokens, pad_id=shop.encoder.pad_id
-    )
+    features = features_of(shop, model, rows)
     logits, _ = by_text(features @ getattr(model, head_name(model)).weight.detach().double().numpy().T, rows)
     return Rung(
         "frozen",
@@ -122,7 +118,7 @@ def prompted_rungs(
         "zero_shot": [],
         "few_shot": choose_shots(
             shop.tokens.examples["train"],
-            len(shop.label_names),
+            shop.label_names,
             seed=shop.recipe.seed,
             room=context // 2,
             encoder=shop.encoder,

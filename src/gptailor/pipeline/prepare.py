@@ -11,7 +11,7 @@ from gptailor.cache import content_key
 from gptailor.data.clean import CleanResult, clean_rows
 from gptailor.data.duplicates import is_exact, near_duplicate_groups, near_matches
 from gptailor.data.read import ReadResult, Roles, infer_roles, read_rows
-from gptailor.data.split import join_groups, split_rows
+from gptailor.data.split import join_groups, split_rows, value_groups
 from gptailor.errors import DataError, did_you_mean
 from gptailor.recipe import DataSettings, Recipe, SplitSettings
 from gptailor.tasks.classification import collect_labels, name_labels, refuse_unknown_labels, to_example
@@ -155,9 +155,10 @@ def _read_held_out(
     is_test = location == settings.test
     file = read_rows(location, columns=settings.test_columns if is_test else settings.columns)
     own = set(file.columns)
-    known = all(name in own for name in [*roles.text.split("+"), roles.label or ""]) or roles.text in own
-    if not known:
-        roles = infer_roles(file.columns, file.rows, text=None, label=None)
+    text = roles.text if roles.text in own or own.issuperset(roles.text.split("+")) else None
+    label = roles.label if roles.label in own else None
+    if text is None or label is None:  # a file of another make: its own names, or what is plain
+        roles = infer_roles(file.columns, file.rows, text=text, label=label)
     ungrouped = settings.model_copy(update={"split": SplitSettings()})
     names = settings.test_label_names if is_test else settings.label_names
     flag = "--test-label-names" if is_test else "--label-names"
@@ -181,8 +182,7 @@ def _split(
     )
     groups = near
     if settings.group is not None:
-        names = {name: place for place, name in enumerate(dict.fromkeys(e.group for e in examples))}
-        groups = join_groups(near, np.array([names[example.group] for example in examples]))
+        groups = join_groups(near, value_groups([example.group for example in examples]))
     places = split_rows(
         [row.fields["label"] for row in rows],
         groups=groups,

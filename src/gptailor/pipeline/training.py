@@ -21,12 +21,14 @@ import torch
 from torch import Tensor
 
 from gptailor.data.batch import Order, StepRows, collate, length_buckets, split_step
-from gptailor.errors import Interrupted
+from gptailor.errors import Interrupted, RunError
 from gptailor.evaluate.run import macro_f1
 from gptailor.launch import Precision, StopRequest, precision_context
 from gptailor.models.approach import Adapted
 from gptailor.recipe import TrainSettings, duration
 from gptailor.train.checkpoint import (
+    checkpoint_path,
+    clear_errors,
     load_optimizer,
     load_weights,
     newest_verified,
@@ -213,7 +215,7 @@ def train(
                 f"stopped by {place.stop.name} at step {result.step} of {plan.steps}; the state is saved.",
                 fix="Run the same command again to go on.",
             )
-    load_weights(place.folder / f"step-{progress.best_step:06d}", adapted.trained)
+    load_weights(checkpoint_path(place.folder, progress.best_step), adapted.trained)
     adapted.trained.eval()
     return place.summary(progress)
 
@@ -241,6 +243,12 @@ class TrainingPlace:
             return 0, Progress()
         state = read_state(newest.path)
         progress = Progress(**state["progress"])
+        if not self.log.exists() or self.log.stat().st_size < progress.log_bytes:
+            raise RunError(
+                f"is missing or shorter than it was at step {newest.step}.",
+                where=str(self.log),
+                fix="Put it back, or use --overwrite (the old run is moved aside).",
+            )
         load_weights(newest.path, model)
         load_optimizer(newest.path, model, optimizer)
         with self.log.open("r+b") as log:
@@ -253,15 +261,16 @@ class TrainingPlace:
 
     def write(self, line: Mapping[str, float | str]) -> None:
         """Appends one line to the log."""
-        with self.log.open("a", encoding="utf-8") as log:
-            log.write(json.dumps(line) + "\n")
+        text = json.dumps(line) + "\n"
+        with clear_errors(self.log, needed=len(text)), self.log.open("a", encoding="utf-8") as log:
+            log.write(text)
         self.show(line)
 
     def save(
         self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, step: int, progress: Progress
     ) -> None:
         """Commits a checkpoint (the log before it), then removes those that aren't needed any more."""
-        with self.log.open("rb") as log:
+        with clear_errors(self.log, needed=0), self.log.open("rb") as log:
             os.fsync(log.fileno())
         progress = dataclasses.replace(progress, log_bytes=self.log.stat().st_size)
         save_checkpoint(
@@ -269,7 +278,11 @@ class TrainingPlace:
             step=step,
             model=model,
             optimizer=optimizer,
-            state={"progress": dataclasses.asdict(progress), "score": progress.score},
+            state={
+                "progress": dataclasses.asdict(progress),
+                "score": progress.score,
+                "best_step": progress.best_step,
+            },
             environment=self.environment,
         )
         prune(self.folder, keep={progress.best_step, step})

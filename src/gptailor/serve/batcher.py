@@ -1,8 +1,8 @@
 """Batches what waits: one worker thread, one queue per shape, a bound, deadlines, a drain.
 
 The worker takes the shape whose oldest text waits longest and as many of that shape as fit, and never
-waits for more to come unless told to: a batch is what gathered while the last one ran. Texts of one
-shape run together, so an answer doesn't depend on its neighbors.
+waits for more to come: a batch is what gathered while the last one ran. Texts of one shape run together,
+so an answer doesn't depend on its neighbors.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -68,8 +68,11 @@ class ServablePredictor(Protocol):
     def encode(self, text: str) -> Encoded:
         """Cleans and tokenizes; raises InputError for a text that can't be answered. Thread-safe."""
 
-    def run(self, batch: Sequence[Encoded]) -> FloatArray:
-        """Calibrated probabilities (N, C) of N texts of one shape; called from one thread only."""
+    def run(self, batch: Sequence[Any]) -> FloatArray:
+        """Calibrated probabilities (N, C) of N texts of one shape, as this model's `encode` gave them.
+
+        Called from one thread only.
+        """
 
 
 class Overloaded(GptailorError):
@@ -92,16 +95,6 @@ class RunFailed(GptailorError):
     """The model failed on this text; the reason stands in the log under the request's id."""
 
     exit_code = 3
-
-
-@dataclass(frozen=True, slots=True)
-class BatchDone:
-    """What one run of the model was."""
-
-    shape: Shape
-    rows: int
-    tokens: int
-    seconds: float
 
 
 @dataclass(slots=True, eq=False)
@@ -147,9 +140,7 @@ class Batcher:
         predictor: The model. Only the worker thread calls its `run`.
         queue_items: Texts that may wait.
         queue_tokens: Tokens that may wait; a request that finds the queue empty may exceed it.
-        max_wait_ms: How long a batch that isn't full may wait for more.
         turn: A lock that several batchers share, so that one model computes at a time.
-        on_batch: Called in the worker thread after each run.
     """
 
     def __init__(
@@ -158,15 +149,12 @@ class Batcher:
         *,
         queue_items: int = 512,
         queue_tokens: int = 262_144,
-        max_wait_ms: float = 0.0,
         turn: threading.Lock | None = None,
-        on_batch: Callable[[BatchDone], None] | None = None,
     ) -> None:
         self.predictor = predictor
         self.max_items, self.max_tokens = queue_items, queue_tokens
-        self._patience = max_wait_ms / 1000
         self._turn = turn or threading.Lock()
-        self.on_batch = on_batch
+        self.on_batch: Callable[[int, int], None] = lambda *_: None  # told texts and tokens of a run
         self._changed = threading.Condition()
         self._buckets: dict[Shape, deque[_Item]] = {}
         self._running: list[_Item] = []
@@ -320,17 +308,9 @@ class Batcher:
     def _wait_for_work(self) -> bool:
         """Blocks until there is something to run; False when it is time to end."""
         with self._changed:
-            while not self._stopped:
-                shape = self._oldest()
-                if shape is None:
-                    self._changed.wait()
-                    continue
-                waiting = self._buckets[shape]
-                patience = waiting[0].arrived + self._patience - time.monotonic()
-                if patience <= 0 or len(waiting) >= shape[0] or self._draining:
-                    return True
-                self._changed.wait(patience)
-            return False
+            while not self._stopped and not self.items:
+                self._changed.wait()
+            return not self._stopped
 
     def _take(self) -> list[_Item]:
         """Up to a batch of the shape whose head is oldest; those past their deadline are answered so."""
@@ -369,9 +349,7 @@ class Batcher:
         with self._changed:
             known = self._seconds_per_run.get(shape, seconds)
             self._seconds_per_run[shape] = 0.8 * known + 0.2 * seconds
-        if self.on_batch is not None:
-            tokens = sum(item.encoded.num_tokens for item in batch)
-            self.on_batch(BatchDone(shape, len(batch), tokens, seconds))
+        self.on_batch(len(batch), sum(item.encoded.num_tokens for item in batch))
 
     def _checked_rows(self, batch: Sequence[_Item]) -> FloatArray:
         rows = np.asarray(self.predictor.run([item.encoded for item in batch]), dtype=np.float64)

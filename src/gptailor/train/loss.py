@@ -16,7 +16,7 @@ LossFunction = Callable[[Batch], tuple[Tensor, int]]
 
 
 def classification_logits(model: PreTrainedModel, head: torch.nn.Module, batch: Batch) -> Tensor:
-    """(B, C) fp32 logits: the head on the final-norm hidden state at each row's last real token.
+    """(B, C) logits, fp32 or finer: the head on the final-norm hidden state at each row's last real token.
 
     The same numbers as `AutoModelForSequenceClassification` gives, without the head's work on all
     other positions and without a mask (see `data.batch.collate`).
@@ -24,7 +24,7 @@ def classification_logits(model: PreTrainedModel, head: torch.nn.Module, batch: 
     hidden = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
     rows = torch.arange(len(batch.last), device=hidden.device)
     logits: Tensor = head(hidden[rows, batch.last])
-    return logits.float()
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def classification_loss(
