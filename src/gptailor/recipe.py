@@ -136,7 +136,9 @@ APPROACHES: dict[str, type[Settings]] = {
     "scratch": ScratchApproach,
 }
 
-UNION_MEMBER = re.compile(r"(literal|dict|function-before)?\[.*\]")  # as pydantic names it in a fault's location
+UNION_MEMBER = re.compile(
+    r"(literal|dict|function-before)?\[.*\]"
+)  # as pydantic names it in a fault's location
 LENGTH = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(epochs?|steps?)\s*$")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -22,6 +23,7 @@ from gptailor.pipeline import training
 from gptailor.pipeline.run import Run
 
 APPROACHES = ("frozen", "full", "lora", "scratch")
+ROWS = 330  # enough that settings aren't chosen by folds: one training each
 LABELS = ["business", "health", "sports"]
 TARGETS = {
     "gpt2": {"c_attn", "c_fc", "c_proj"},
@@ -66,7 +68,7 @@ def patch(folder: Path) -> Iterator[pytest.MonkeyPatch]:
 @pytest.fixture(scope="module")
 def fit(folder: Path, tiny_bases: dict[str, Path], patch: pytest.MonkeyPatch) -> Fit:
     """Fits a tiny base in six steps, each combination once."""
-    news = tiny.write_news(folder / "news.csv")
+    news = tiny.write_news(folder / "news.csv", rows=ROWS)
     fitted: dict[tuple[str, ...], Fitted] = {}
     original = training.training_steps
 
@@ -160,7 +162,7 @@ def test_lora_adapts_all_linear_layers_of_the_body_and_nothing_else(
     adapter = fit(family, "lora").run.folder / "adapter"
     settings = json.loads((adapter / "adapter_config.json").read_text())
     assert set(settings["target_modules"]) == TARGETS[family]
-    assert settings["modules_to_save"] == ["score"]
+    assert "score" in settings["modules_to_save"]
     body = AutoModelForSequenceClassification.from_pretrained(tiny_bases[family], num_labels=3).base_model
     layers = [name for name, part in body.named_modules() if isinstance(part, nn.Linear | Conv1D)]
     assert {name.rpartition(".")[2] for name in layers} == TARGETS[family]
@@ -171,17 +173,14 @@ def test_lora_adapts_all_linear_layers_of_the_body_and_nothing_else(
     }
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks by an old name
 @each_family
 def test_the_adapter_on_the_base_gives_the_merged_models_logits(
     family: str, fit: Fit, tiny_bases: dict[str, Path]
 ) -> None:
-    from peft import PeftModel
-
     run = fit(family, "lora").run
     base = AutoModelForSequenceClassification.from_pretrained(tiny_bases[family], num_labels=3)
-    before = {name: tensor.clone() for name, tensor in base.state_dict().items()}
     adapted = PeftModel.from_pretrained(base, run.folder / "adapter").eval()
-    assert before
     merged, tokenizer = load_anywhere(run.folder / "model")
     for text in TEXTS:  # one by one: the plain base has no pad token
         difference = logits_of(adapted, tokenizer, [text]) - logits_of(merged, tokenizer, [text])
@@ -241,12 +240,10 @@ def test_scratch_takes_nothing_but_the_shape_of_its_base(family: str, fit: Fit, 
 
 @pytest.fixture(scope="module")
 def mails(folder: Path) -> Path:
-    """Other labels, and one fewer."""
-    path = folder / "mails.csv"
-    lines = [
-        f"the minister resigns in town {row},urgent\nrain delays the race {row},later" for row in range(30)
-    ]
-    path.write_text("\n".join(["text,label", *lines]) + "\n")
+    """The news under other labels, and one fewer."""
+    path = tiny.write_news(folder / "mails.csv", rows=ROWS)
+    text = path.read_text().replace(",sports", ",later").replace(",business", ",urgent")
+    path.write_text(text.replace(",health", ",urgent"))
     return path
 
 

@@ -70,7 +70,8 @@ def in_shapes(
     """Yields (shape, row indices) so that every row lies in its shape, whatever came with it."""
     by_shape: dict[tuple[int, int], list[int]] = {}
     for row, sequence in enumerate(sequences):
-        by_shape.setdefault(shape_for(len(sequence), max_tokens=max_tokens, per_pass=per_pass), []).append(row)
+        shape = shape_for(len(sequence), max_tokens=max_tokens, per_pass=per_pass)
+        by_shape.setdefault(shape, []).append(row)
     for shape, rows in sorted(by_shape.items()):
         for start in range(0, len(rows), shape[0]):
             yield shape, rows[start : start + shape[0]]

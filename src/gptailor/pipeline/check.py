@@ -10,6 +10,7 @@ from typing import Any
 from gptailor.data.tokenize import build_encoder
 from gptailor.models.names import read_tokenizer_file, resolve_base
 from gptailor.pipeline.prepare import PARTS, Prepared, prepare
+from gptailor.pipeline.suspects import suspects_in_data
 from gptailor.pipeline.tokens import TokenizedParts, length_histogram, tokenize_parts
 from gptailor.recipe import Recipe
 
@@ -63,6 +64,7 @@ def check_recipe(
         "label_suspicions": [list(pair) for pair in prepared.cleaned.label_suspicions],
         "near_duplicate_groups": len(prepared.near_groups),
         "leaks": len(prepared.leaks),
+        "suspects": len(suspects_in_data(prepared)),
         "lengths": length_histogram(tokens),
         "notes": list(prepared.notes),
     }

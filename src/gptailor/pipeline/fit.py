@@ -28,14 +28,22 @@ from gptailor.models.bundle import reload_parity, save_model, write_bundle
 from gptailor.models.load import load_config, load_tokenizer
 from gptailor.models.names import context_length, resolve_base
 from gptailor.models.predictor import Predictor
-from gptailor.pipeline.candidates import Candidate, Workshop, run_frozen, run_trained
 from gptailor.pipeline.folder import claim_folder, open_for_fit, refuse_other_data
+from gptailor.pipeline.frozen import run_frozen
 from gptailor.pipeline.ladder import Ladder, climb, judge
 from gptailor.pipeline.prepare import Prepared, prepare
 from gptailor.pipeline.run import Run
 from gptailor.pipeline.story import tell
+from gptailor.pipeline.suspects import (
+    Suspect,
+    suspects_by_model,
+    suspects_in_data,
+    write_suspects,
+)
 from gptailor.pipeline.tokens import TokenizedParts, ledger_lines, sequences_of, tokenize_parts
+from gptailor.pipeline.trained import run_trained
 from gptailor.pipeline.training import TrainingPlace, classify_rows
+from gptailor.pipeline.workshop import Candidate, Workshop, few_rows
 from gptailor.recipe import (
     AutoApproach,
     FrozenApproach,
@@ -80,6 +88,7 @@ def fit_recipe(recipe: Recipe, *, overwrite: bool = False, listener: Listener | 
         candidates = run_candidates(shop, folder, listener, stop)
         chosen = max(candidates, key=lambda candidate: candidate.macro_f1)  # ties: the first, frozen
         bundle, predictor, parity = keep(folder, shop, chosen)
+        write_suspects(folder / "data" / "suspects.csv", find_suspects(shop, prepared, chosen, bundle))
         frozen = next((c for c in candidates if c.approach == "frozen"), None)
         ladder = climb(shop, chosen, frozen, say=listener.say)
         listener.say("opening the sealed test set")
@@ -136,12 +145,13 @@ def run_candidates(shop: Workshop, folder: Path, listener: Listener, stop: StopR
     if isinstance(approach, AutoApproach):
         listener.say("frozen: computing features, fitting the head")
         frozen = run_frozen(shop, FrozenApproach())
-        listener.say(f"frozen: validation macro-F1 {frozen.macro_f1:.3f}; now full fine-tuning")
+        listener.say(f"frozen: validation macro-F1 {frozen.macro_f1:.3f}")
         with stop.deferred():
-            return [frozen, run_trained(shop, FullApproach(), place)]
-    listener.say(f"training ({approach.kind})")
+            full = run_trained(shop, FullApproach(), place, longest_seconds=LONGEST_AUTO_SECONDS)
+        return [frozen] if full is None else [frozen, full]
     with stop.deferred():
-        return [run_trained(shop, approach, place)]
+        trained = run_trained(shop, approach, place)
+    return [] if trained is None else [trained]
 
 
 def keep(folder: Path, shop: Workshop, chosen: Candidate) -> tuple[Bundle, Predictor, dict[str, float]]:
@@ -187,6 +197,15 @@ def keep(folder: Path, shop: Workshop, chosen: Candidate) -> tuple[Bundle, Predi
         **chosen.parity,
     }
     return bundle, Predictor(path), parity
+
+
+def find_suspects(shop: Workshop, prepared: Prepared, chosen: Candidate, bundle: Bundle) -> list[Suspect]:
+    """Rows to look at again: from the data, and from validation answers that are sure of another label."""
+    examples = list(shop.tokens.examples["validation"])
+    if few_rows(shop):  # then the answers are out of fold, over both parts
+        examples = [*shop.tokens.examples["train"], *examples]
+    probabilities = softmax(chosen.validation_logits, bundle.temperature)
+    return [*suspects_in_data(prepared), *suspects_by_model(examples, probabilities, prepared)]
 
 
 def test(

@@ -141,8 +141,11 @@ def train(
     settings: TrainSettings,
     place: TrainingPlace,
     label_names: Sequence[str],
+    end_at: int | None = None,
 ) -> Trained:
     """Trains, resuming by itself from the newest whole checkpoint, and loads the best weights at the end.
+
+    With `end_at` nothing is validated: the weights of that step are the result (a refit on all rows).
 
     Raises:
         Interrupted: a signal came; the state is saved.
@@ -193,24 +196,28 @@ def train(
             warmup=settings.warmup,
             decay=settings.decay,
         ),
-        steps=range(first + 1, plan.steps + 1) if not progress.stopped else range(0),
+        steps=range(first + 1, (end_at or plan.steps) + 1) if not progress.stopped else range(0),
         clip=settings.clip,
         seed=place.seed,
         precision=partial(precision_context, plan.precision, device.type),
     )
-    place.show({"kind": "plan", "steps": plan.steps, "first": first})
+    place.show({"kind": "plan", "steps": end_at or plan.steps, "first": first})
     validate = partial(_validate, adapted, validation_rows, plan=plan, pad_id=pad_id)
     for result in steps:
         place.log_step(result)
-        if result.step % plan.validate_every == 0 or result.step == plan.steps:
+        last = result.step == (end_at or plan.steps)
+        if end_at is None and (last or result.step % plan.validate_every == 0):
             progress = _judge(progress, validate(), result, plan=plan, settings=settings, place=place)
+            commit = True
+        else:
+            commit = last or result.step % plan.save_every == 0
+        if end_at is not None and last:
+            progress = dataclasses.replace(progress, best_step=end_at, stopped="length")
+        if commit or place.stop.name is not None:
             place.save(adapted.trained, optimizer, step=result.step, progress=progress)
-            if progress.stopped:
-                break
-        elif result.step % plan.save_every == 0:
-            place.save(adapted.trained, optimizer, step=result.step, progress=progress)
+        if progress.stopped:
+            break
         if place.stop.name is not None:
-            place.save(adapted.trained, optimizer, step=result.step, progress=progress)
             raise Interrupted(
                 f"stopped by {place.stop.name} at step {result.step} of {plan.steps}; the state is saved.",
                 fix="Run the same command again to go on.",
@@ -255,6 +262,11 @@ class TrainingPlace:
             log.truncate(progress.log_bytes)
         self.say(f"going on after step {newest.step}")
         return newest.step, progress
+
+    def inside(self, name: str) -> TrainingPlace:
+        """A place of its own under this one, for one fold; its log lies with its checkpoints."""
+        folder = self.folder / name
+        return dataclasses.replace(self, folder=folder, log=folder / "metrics.jsonl")
 
     def log_step(self, result: StepResult) -> None:
         self.write({"kind": "step", **dataclasses.asdict(result)})

@@ -82,6 +82,11 @@ def _print_rows(console: Console, summary: Mapping[str, Any]) -> None:
         table.add_row(
             f"{summary['repaired']:,}", "texts mended (mojibake, entities, control characters, blanks)"
         )
+    if summary["suspects"]:
+        table.add_row(
+            f"{summary['suspects']:,}",
+            "rows whose label may be wrong (a run lists them in data/suspects.csv)",
+        )
     if summary["near_duplicate_groups"]:
         table.add_row(
             f"{summary['near_duplicate_groups']:,}", "groups of near-duplicates, each kept in one part"

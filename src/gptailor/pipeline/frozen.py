@@ -1,0 +1,128 @@
+"""The frozen approach: features once, kept on disk, and a logistic head on them."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from gptailor.cache import cached_array, content_key
+from gptailor.models.approach import fit_frozen_head, set_head
+from gptailor.models.forward import compute_features
+from gptailor.models.load import load_classifier
+from gptailor.pipeline.tokens import sequences_of
+from gptailor.pipeline.training import by_text
+from gptailor.pipeline.workshop import Candidate, Workshop, few_rows, folds_of, loss_of, score_of
+from gptailor.recipe import FrozenApproach
+from gptailor.types import FloatArray, IntArray, TokenizedExample
+
+FEATURES_VERSION = "2"  # raise it when the forward pass changes
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenFit:
+    """A logistic head and the search that chose its strength."""
+
+    weights: FloatArray
+    strength: float
+    strengths: list[dict[str, float]]
+    logits: FloatArray  # (M, C) on validation
+    answers: IntArray
+
+
+def run_frozen(shop: Workshop, settings: FrozenApproach) -> Candidate:
+    """Features once, then a logistic head whose strength is chosen on validation."""
+    began = time.perf_counter()
+    model = load_classifier(shop.base, shop.tokenizer, label_names=shop.label_names, seed=shop.recipe.seed)
+    fit = fit_frozen(shop, model, settings)
+    set_head(model, fit.weights)
+    return Candidate(
+        approach="frozen",
+        model=model.eval(),
+        validation_logits=fit.logits,
+        validation_answers=fit.answers,
+        macro_f1=score_of(fit.logits, fit.answers),
+        seconds=time.perf_counter() - began,
+        strengths=fit.strengths,
+    )
+
+
+def fit_frozen(shop: Workshop, model: PreTrainedModel, settings: FrozenApproach) -> FrozenFit:
+    """Chooses the strength on validation, or by five folds under 200 training rows, and fits the head."""
+    rows = shop.tokens.rows
+    parts = [rows["train"], rows["validation"]]
+    features = features_of(shop, model, [*parts[0], *parts[1]])
+    labels = np.array([row.label for part in parts for row in part])
+    weight = shop.recipe.train.class_weights
+    class_weight: Any = (
+        None
+        if weight == "none"
+        else weight
+        if weight == "balanced"
+        else {place: weight.get(name, 1.0) for place, name in enumerate(shop.label_names)}
+    )
+    count = len(parts[0])
+    everything = [*parts[0], *parts[1]]
+    if few_rows(shop):
+        splits = folds_of(everything, seed=shop.recipe.seed)
+    else:
+        splits = [(np.arange(count), np.arange(count, len(labels)))]
+    held_out = np.sort(np.concatenate([test for _, test in splits]))
+    held_rows = [everything[int(place)] for place in held_out]
+    searched: list[dict[str, float]] = []
+    best: tuple[float, float, float, FloatArray, IntArray] | None = None
+    for strength in sorted(settings.strengths):
+        logits = np.empty((len(labels), len(shop.label_names)))
+        for inside, outside in splits:
+            weights = _quietly_fit(features[inside], labels[inside], shop.label_names, strength, class_weight)
+            logits[outside] = features[outside] @ weights.T
+        text_logits, answers = by_text(logits[held_out], held_rows)
+        score, loss = score_of(text_logits, answers), loss_of(text_logits, answers)
+        searched.append({"strength": strength, "validation_macro_f1": score, "validation_loss": loss})
+        if best is None or (score, -loss) > (best[0], -best[1]):
+            best = (score, loss, strength, text_logits, answers)
+    assert best is not None
+    _, _, strength, text_logits, answers = best
+    chosen = slice(None) if few_rows(shop) else slice(0, count)
+    weights = _quietly_fit(features[chosen], labels[chosen], shop.label_names, strength, class_weight)
+    return FrozenFit(weights, strength, searched, text_logits, answers)
+
+
+def features_of(shop: Workshop, model: PreTrainedModel, rows: Sequence[TokenizedExample]) -> FloatArray:
+    """(N, H) features, from the cache where the same rows met the same weights before."""
+    sequences = sequences_of(rows)
+    flat = np.concatenate([row.token_ids for row in rows])
+    lengths = np.array([len(sequence) for sequence in sequences])
+    key = content_key(
+        FEATURES_VERSION,
+        shop.base.revision,
+        str(torch.get_num_threads()),
+        str(model.device.type),
+        flat,
+        lengths,
+    )
+    stored = cached_array(
+        "features",
+        key,
+        lambda: compute_features(model, sequences, pad_id=shop.encoder.pad_id).astype(np.float32),
+    )
+    return stored.astype(np.float64)
+
+
+def _quietly_fit(
+    features: FloatArray, labels: IntArray, label_names: Sequence[str], strength: float, class_weight: Any
+) -> FloatArray:
+    from sklearn.exceptions import ConvergenceWarning
+
+    with warnings.catch_warnings():
+        # At a huge strength separable rows have no finite optimum; validation judges what came out.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return fit_frozen_head(
+            features, labels, num_labels=len(label_names), strength=strength, class_weight=class_weight
+        )

@@ -1,0 +1,207 @@
+"""The approaches that train by gradient descent: full, lora, scratch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from gptailor.launch import choose_micro_batch, choose_precision, remember
+from gptailor.models.approach import Adapted, adapt_full, adapt_lora, adapter_state, merge_lora
+from gptailor.models.load import build_scratch, load_classifier
+from gptailor.pipeline.measure import measure_plan
+from gptailor.pipeline.training import (
+    Plan,
+    TrainingPlace,
+    by_text,
+    classify_rows,
+    resolve_plan,
+    train,
+)
+from gptailor.pipeline.workshop import FOLDS, Candidate, Workshop, few_rows, folds_of, score_of
+from gptailor.recipe import FullApproach, LoraApproach, ScratchApproach, TrainSettings
+from gptailor.report.terminal import duration_text
+from gptailor.types import FloatArray, TokenizedExample
+
+Trainable = FullApproach | LoraApproach | ScratchApproach
+
+
+def run_trained(
+    shop: Workshop, settings: Trainable, place: TrainingPlace, *, longest_seconds: float | None = None
+) -> Candidate | None:
+    """Trains and returns the best weights on validation, LoRA merged; None if it would take too long here.
+
+    Under 200 training rows every row is needed for training: five folds choose the number of steps and
+    give out-of-fold answers, and the result is a refit on all rows.
+    """
+    adapted = adapt(shop, settings)
+    plan = settle_plan(shop, adapted, settings.kind, place)
+    forecast = float(shop.environment["forecast_seconds"]) * (1 + FOLDS if few_rows(shop) else 1)
+    if longest_seconds is not None and forecast > longest_seconds:
+        place.say(
+            f"{settings.kind}: left out, it would take about {forecast / 60:.0f} minutes here "
+            f"(--approach {settings.kind} runs it anyway)"
+        )
+        return None
+    place.say(f"{settings.kind}: training, about {duration_text(forecast)} at most")
+    if few_rows(shop):
+        return _refit_on_all(shop, settings, adapted, plan=plan, place=place)
+    rows = shop.tokens.rows
+    outcome = train(
+        adapted,
+        rows["train"],
+        rows["validation"],
+        plan=plan,
+        settings=shop.recipe.train,
+        place=place,
+        label_names=shop.label_names,
+    )
+    logits = classify_rows(adapted, rows["validation"], pad_id=shop.encoder.pad_id)
+    model, parity, adapter = finish(adapted, settings, rows["validation"], logits, pad_id=shop.encoder.pad_id)
+    text_logits, answers = by_text(logits, rows["validation"])
+    return Candidate(
+        approach=settings.kind,
+        model=model,
+        validation_logits=text_logits,
+        validation_answers=answers,
+        macro_f1=score_of(text_logits, answers),
+        seconds=outcome.seconds,
+        trained=outcome,
+        parity=parity,
+        adapter=adapter,
+    )
+
+
+def _refit_on_all(
+    shop: Workshop, settings: Trainable, adapted: Adapted, *, plan: Plan, place: TrainingPlace
+) -> Candidate:
+    """Five folds for the length of training and for honest validation answers, then all rows."""
+    rows = [*shop.tokens.rows["train"], *shop.tokens.rows["validation"]]
+    pad_id = shop.encoder.pad_id
+    common: Any = {"plan": plan, "settings": shop.recipe.train, "label_names": shop.label_names}
+    logits = np.empty((len(rows), len(shop.label_names)))
+    best_steps, seconds = [], 0.0
+    folds = folds_of(rows, seed=shop.recipe.seed)
+    for number, (inside, outside) in enumerate(folds, 1):
+        place.say(f"few rows: fold {number} of {len(folds)}")
+        fold = adapt(shop, settings)
+        held_out = [rows[row] for row in outside.tolist()]
+        fold_place = place.inside(f"fold-{number}")
+        outcome = train(fold, [rows[row] for row in inside.tolist()], held_out, place=fold_place, **common)
+        logits[outside] = classify_rows(fold, held_out, pad_id=pad_id)
+        best_steps.append(outcome.best_step)
+        seconds += outcome.seconds
+    place.say("refitting on all rows")
+    outcome = train(adapted, rows, [], place=place, end_at=max(1, int(np.median(best_steps))), **common)
+    trained_logits = classify_rows(adapted, rows, pad_id=pad_id)
+    model, parity, adapter = finish(adapted, settings, rows, trained_logits, pad_id=pad_id)
+    text_logits, answers = by_text(logits, rows)
+    return Candidate(
+        approach=settings.kind,
+        model=model,
+        validation_logits=text_logits,
+        validation_answers=answers,
+        macro_f1=score_of(text_logits, answers),
+        seconds=seconds + outcome.seconds,
+        trained=outcome,
+        parity=parity,
+        adapter=adapter,
+    )
+
+
+def finish(
+    adapted: Adapted,
+    settings: Trainable,
+    rows: Sequence[TokenizedExample],
+    logits: FloatArray,
+    *,
+    pad_id: int,
+) -> tuple[PreTrainedModel, dict[str, float], Any]:
+    """The plain model in eval mode; for LoRA the merged one, its parity number and the adapter."""
+    if not isinstance(settings, LoraApproach):
+        return adapted.plain.eval(), {}, None
+    adapter = adapter_state(adapted)
+    model = merge_lora(adapted)
+    merged = classify_rows(adapt_full(model), rows, pad_id=pad_id)
+    return model.eval(), {"merge": float(np.abs(merged - logits).max())}, adapter
+
+
+def settle_plan(shop: Workshop, adapted: Adapted, approach: str, place: TrainingPlace) -> Plan:
+    """The plan with what is measured on this machine: once, before step 1; a resumed run reads it."""
+    path = place.folder.parent / "environment.json"
+    plan = plan_for(shop, adapted, approach)
+    if "micro_batch_size" not in shop.environment:
+        plan, seconds = measure_plan(adapted, shop.tokens.rows["train"], plan, pad_id=shop.encoder.pad_id)
+        choices = {
+            "micro_batch_size": plan.micro_batch_size,
+            "precision": plan.precision,
+            "forecast_seconds": round(seconds, 1),
+        }
+        shop.environment.update(remember(path, choices))
+    return dataclasses.replace(
+        plan,
+        micro_batch_size=shop.environment["micro_batch_size"],
+        precision=shop.environment["precision"],
+    )
+
+
+def adapt(shop: Workshop, settings: Trainable) -> Adapted:
+    """Loads or builds the model and chooses the weights that may change."""
+    recipe = shop.recipe
+    dropout = recipe.train.dropout
+    if isinstance(settings, ScratchApproach):
+        model = build_scratch(
+            shop.base,
+            shop.tokenizer,
+            label_names=shop.label_names,
+            seed=recipe.seed,
+            dropout=dropout,
+            layers=settings.layers,
+            width=settings.width,
+            heads=settings.heads,
+        )
+    else:
+        model = load_classifier(
+            shop.base, shop.tokenizer, label_names=shop.label_names, seed=recipe.seed, dropout=dropout
+        )
+    model.to(shop.environment["device"])
+    if recipe.train.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if isinstance(settings, LoraApproach):
+        return adapt_lora(
+            model,
+            rank=settings.rank,
+            alpha=settings.alpha,
+            dropout=settings.dropout,
+            targets=settings.targets,
+            seed=recipe.seed,
+        )
+    return adapt_full(model)
+
+
+def plan_for(shop: Workshop, adapted: Adapted, approach: str) -> Plan:
+    """Resolves lengths, rates, precision and the micro-batch; measured choices come from the environment."""
+    settings: TrainSettings = shop.recipe.train
+    config: Any = adapted.plain.config
+    weights = sum(parameter.numel() for parameter in adapted.plain.parameters())
+    measured = shop.environment.get("micro_batch_size")
+    micro = settings.micro_batch_size or measured
+    if micro is None:
+        micro = choose_micro_batch(
+            settings.batch_size,
+            max_tokens=shop.tokens.max_tokens,
+            layers=int(config.num_hidden_layers),
+            width=int(config.hidden_size),
+            weights=weights,
+        )
+    return resolve_plan(
+        settings,
+        approach=approach,
+        num_weights=weights,
+        num_rows=len(shop.tokens.rows["train"]),
+        micro_batch_size=int(micro),
+        precision=choose_precision(settings.precision, num_weights=weights),
+    )

@@ -1,0 +1,84 @@
+"""What every approach works with, and what it comes back with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from gptailor.data.tokenize import Encoder
+from gptailor.evaluate.run import macro_f1
+from gptailor.models.names import Base
+from gptailor.pipeline.tokens import TokenizedParts
+from gptailor.pipeline.training import Trained
+from gptailor.recipe import Recipe
+from gptailor.types import FloatArray, IntArray, TokenizedExample
+
+FEW_ROWS = 200  # fewer training rows than this: settings by folds, then a refit on all
+FOLDS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Workshop:
+    """What every approach works with."""
+
+    recipe: Recipe
+    base: Base
+    tokenizer: PreTrainedTokenizerBase
+    encoder: Encoder
+    tokens: TokenizedParts
+    label_names: Sequence[str]
+    environment: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A trained classifier and how it did on validation."""
+
+    approach: str
+    model: PreTrainedModel
+    validation_logits: FloatArray  # (M, C); out of fold where there were few rows
+    validation_answers: IntArray  # (M,)
+    macro_f1: float
+    seconds: float
+    trained: Trained = field(default_factory=Trained)
+    strengths: Sequence[Mapping[str, float]] = ()
+    parity: Mapping[str, float] = field(default_factory=dict)
+    adapter: Any = None  # peft's wrapper state to save beside the merged model
+
+
+def few_rows(shop: Workshop) -> bool:
+    """Whether there are too few training rows to give some away for choosing settings."""
+    return len(shop.tokens.examples["train"]) < FEW_ROWS
+
+
+def score_of(logits: FloatArray, answers: IntArray) -> float:
+    """Macro-F1 of (N, C) logits."""
+    return macro_f1(answers, logits.argmax(axis=1), num_labels=logits.shape[1])
+
+
+def loss_of(logits: FloatArray, answers: IntArray) -> float:
+    """Mean cross-entropy of (N, C) logits, in nats."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return float(-log_probabilities[np.arange(len(answers)), answers].mean())
+
+
+def folds_of(rows: Sequence[TokenizedExample], *, seed: int) -> list[tuple[IntArray, IntArray]]:
+    """Stratified folds over texts: the windows of a text stay together."""
+    from sklearn.model_selection import StratifiedKFold
+
+    keys = list(dict.fromkeys((row.source, row.row) for row in rows))
+    text_of = {key: place for place, key in enumerate(keys)}
+    texts = np.array([text_of[row.source, row.row] for row in rows])
+    labels = np.zeros(len(keys), np.int64)
+    labels[texts] = np.array([row.label for row in rows])
+    folds = max(2, min(FOLDS, int(np.bincount(labels)[np.unique(labels)].min())))
+    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    return [
+        (np.flatnonzero(~np.isin(texts, held)), np.flatnonzero(np.isin(texts, held)))
+        for _, held in splitter.split(np.zeros(len(keys)), labels)
+    ]
