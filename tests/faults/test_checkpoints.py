@@ -43,7 +43,7 @@ from gptailor.types import Batch
 
 FILES = ("manifest.json", "optimizer.safetensors", "state.json", "weights.safetensors")
 DAMAGES = 60
-HISTORIES = 200
+HISTORIES = 80
 ENVIRONMENT = {"torch": "1.0 \u00e9", "threads": 1}
 
 
@@ -300,8 +300,9 @@ class Trial:
         return shutil.copytree(self.folder / "old", place)
 
     def calls(self, call: str) -> int:
+        place = self.place()
         with counting(*CALLS[call], 0, lambda: None) as calls:
-            self.writer(self.someone, self.place())
+            self.writer(self.someone, place)
         return calls[0]
 
     def strike(self, call: str, at: int, failure: str) -> bool:
@@ -373,7 +374,7 @@ def test_a_disk_that_takes_no_more_bytes_is_told_with_numbers(tmp_path: Path) ->
     for limit in range(0, 600, 40):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
         try:
-            with pytest.raises(CheckpointError, match="File too large.*Needed: .* MB; free: ") as caught:
+            with pytest.raises(CheckpointError, match=r"File too large.*Needed: .* MB; free: ") as caught:
                 someone.save(tmp_path, 6)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -434,26 +435,28 @@ def test_the_loop_stops_at_the_step_where_a_number_broke(tmp_path: Path, place: 
         ids = torch.full((1, 1), step)
         return [Batch(ids, torch.zeros(1), num_targets=4, num_tokens=1, rows=(f"news.csv:{step}",))]
 
-    done: list[int] = []
-    steps = training_steps(
-        someone.model,
-        someone.optimizer,
-        batches=batches,
-        loss=loss,
-        rate=lambda _: 1.0,
-        steps=range(1, 9),
-    )
-    before: dict[str, bytes] = {}
-    with pytest.raises(NonFiniteError, match=f"at step {at}") as caught:
-        for result in steps:
+    def run() -> None:
+        for result in training_steps(
+            someone.model,
+            someone.optimizer,
+            batches=batches,
+            loss=loss,
+            rate=lambda _: 1.0,
+            steps=range(1, 9),
+        ):
             someone.save(tmp_path, result.step)
-            before = someone.bits()
+            before.update(someone.bits())
             done.append(result.step)
             if place == "weight" and broken():
                 next(someone.model.parameters()).data[0, 0] = value
+
+    done: list[int] = []
+    before: dict[str, bytes] = {}
+    with pytest.raises(NonFiniteError, match=f"at step {at}") as caught:
+        run()
     assert done == [1, 2]
-    assert caught.value.where == f"rows news.csv:{at}"
-    if place != "weight":
+    if place != "weight":  # an infinite weight may hide behind a tanh: then it is found when it is saved
+        assert caught.value.where == f"rows news.csv:{at}"
         assert someone.bits() == before, "the weights of the broken step moved"
     newest, passed_over = newest_verified(tmp_path)
     assert newest is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import get_args
 
@@ -31,6 +32,7 @@ def factors(schedule: Schedule, total: int, *, warmup: float = 0.06, decay: floa
 
 
 @given(st.sampled_from(SCHEDULES), totals, shares, shares)
+@settings(deadline=None)
 def test_every_step_moves_and_none_beyond_the_peak(
     schedule: Schedule, total: int, warmup: float, decay: float
 ) -> None:
@@ -38,14 +40,15 @@ def test_every_step_moves_and_none_beyond_the_peak(
 
 
 @given(st.sampled_from(SCHEDULES), totals, shares, shares)
+@settings(deadline=None)
 def test_rate_rises_through_the_warmup_and_never_after(
     schedule: Schedule, total: int, warmup: float, decay: float
 ) -> None:
     rates = factors(schedule, total, warmup=warmup, decay=decay)
     steps = min(total, math.ceil(warmup * total))
     rising, after = rates[:steps], rates[steps:]
-    assert all(one < next_one for one, next_one in zip(rising, rising[1:], strict=False))
-    assert all(one >= next_one for one, next_one in zip(after, after[1:], strict=False))
+    assert all(one < next_one for one, next_one in pairwise(rising))
+    assert all(one >= next_one for one, next_one in pairwise(after))
     if rising:
         assert rising[0] == pytest.approx(1 / (steps + 1))
     if after and warmup + decay < 0.99 and total > 100:
@@ -53,6 +56,7 @@ def test_rate_rises_through_the_warmup_and_never_after(
 
 
 @given(st.sampled_from(FALLING), st.integers(200, 20_000), st.floats(0, 0.5))
+@settings(deadline=None)
 def test_rate_ends_near_zero(schedule: Schedule, total: int, warmup: float) -> None:
     last = rate_factor(total, total, schedule=schedule, warmup=warmup, decay=0.2)
     assert 0 < last < 0.03
@@ -139,7 +143,7 @@ def test_every_weight_of_a_base_is_in_one_group(tiny_bases: dict[str, Path], fam
 
 
 @given(st.lists(st.floats(1e-6, 1), min_size=1, max_size=5))
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 def test_rates_are_set_from_the_peak_however_often(factors: list[float]) -> None:
     model = Toy()
     optimizer = build_optimizer(

@@ -123,4 +123,6 @@ def _limit_length(folder: Path, config: Any) -> None:
     if context:
         values["model_max_length"] = min(context, int(values.get("model_max_length") or context))
     values["split_special_tokens"] = True
+    if values.get("tokenizer_class") == "TokenizersBackend":  # the name that older releases know, too
+        values["tokenizer_class"] = "PreTrainedTokenizerFast"
     path.write_text(json.dumps(values, indent=2, ensure_ascii=False), encoding="utf-8")

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gptailor.data.batch import length_buckets
+from gptailor.errors import NonFiniteError
 from gptailor.types import FloatArray
 
 LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192)
@@ -84,6 +85,9 @@ def compute_features(
 
     For fitting, not for serving: large batches of like length, so a row's last bits may depend on its
     neighbors.
+
+    Raises:
+        NonFiniteError: a feature is NaN or infinite.
     """
     features = np.empty((len(sequences), int(model.config.hidden_size)), np.float64)
     model.eval()
@@ -92,6 +96,13 @@ def compute_features(
         chosen = [sequences[row] for row in rows.tolist()]
         shape = (len(chosen), int(lengths[rows[0]]))
         features[rows] = hidden_at_end(model, chosen, shape, pad_id=pad_id).float().cpu().numpy()
+    if not np.isfinite(features).all():
+        raise NonFiniteError(
+            f"the base's features of {int((~np.isfinite(features)).any(axis=1).sum()):,} of "
+            f"{len(features):,} texts are not numbers.",
+            where=model.config.name_or_path or None,
+            fix="Its weights are damaged or overflow; get the base's files again, or use another base.",
+        )
     return features
 
 

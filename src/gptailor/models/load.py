@@ -6,8 +6,7 @@ The only place that talks to transformers' Auto classes.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,10 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto import modeling_auto as auto
 
 from gptailor.errors import ModelError
-from gptailor.models.names import Base, first_line
+from gptailor.models.names import Base, first_line, read_config_file
 
 PAD = "<|pad|>"
 DROPOUT_KEYS = ("resid_pdrop", "embd_pdrop", "resid_dropout", "embed_dropout", "hidden_dropout")
@@ -70,8 +70,8 @@ def load_config(base: Base) -> Any:
     Raises:
         ModelError: the architecture is unknown or would need code from the artifact.
     """
+    raw = read_config_file(base.path)
     try:
-        raw = json.loads((base.path / "config.json").read_text(encoding="utf-8"))
         config: Any = AutoConfig.from_pretrained(base.path, trust_remote_code=False, local_files_only=True)
     except Exception as error:
         raise ModelError(
@@ -79,11 +79,19 @@ def load_config(base: Base) -> Any:
             where=f"base {base.name!r}",
             fix="Use a causal language model of an architecture that transformers knows.",
         ) from None
-    if raw.get("is_encoder_decoder"):
+    kind = str(config.model_type)
+    what = None
+    if raw.get("is_encoder_decoder") or getattr(config, "is_encoder_decoder", False):
+        what = f"{kind!r} is an encoder-decoder, not a GPT."
+    elif kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES or kind not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        what = f"{kind!r} is not a causal language model."
+    elif kind not in auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+        what = f"the installed transformers has no classifier for {kind!r}."
+    if what is not None:
         raise ModelError(
-            f"{raw.get('model_type')!r} is an encoder-decoder, not a GPT.",
+            what,
             where=f"base {base.name!r}",
-            fix="Use a causal language model such as gpt2.",
+            fix="Use a base of the GPT family: GPT-2, GPT-Neo, Llama, Qwen, Mistral and their kin.",
         )
     return config
 
@@ -98,18 +106,22 @@ def load_classifier(
 ) -> PreTrainedModel:
     """The base in fp32 with a new head of `len(label_names)` rows, drawn from the seed.
 
-    A base that is itself a run gives its body; its old head is dropped.
+    A base that is itself a classifier gives its body; its old head is dropped.
+
+    Raises:
+        ModelError: a weight of the body is missing, or has another shape than config.json says.
     """
     config = _classifier_config(base, tokenizer, label_names=label_names, dropout=dropout)
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(
+        model, found = AutoModelForSequenceClassification.from_pretrained(
             base.path,
             config=config,
             dtype=torch.float32,
             attn_implementation=_attention(config),
-            ignore_mismatched_sizes=base.kind == "run",
+            ignore_mismatched_sizes=True,  # of the old head; anything else is refused below
+            output_loading_info=True,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
@@ -122,6 +134,7 @@ def load_classifier(
         ) from None
     finally:
         torch.random.set_rng_state(state)
+    _refuse_random_weights(model, found, base)
     _fit_vocabulary(model, tokenizer)
     _reset_head(model, seed)
     return model  # type: ignore[no-any-return]
@@ -241,6 +254,24 @@ def _classifier_config(
 def _attention(config: Any) -> str:
     # GPT-Neo alternates global and local layers and has only the plain implementation.
     return "eager" if config.model_type == "gpt_neo" else "sdpa"
+
+
+def _refuse_random_weights(model: PreTrainedModel, found: Mapping[str, Any], base: Base) -> None:
+    """transformers fills in what a file lacks or has in another shape with random numbers."""
+    head = head_name(model)
+    wrong = [f"{key} is missing" for key in found["missing_keys"]]
+    wrong += [
+        f"{key} is {tuple(has)} in the file and {tuple(wanted)} by config.json"
+        for key, has, wanted in found["mismatched_keys"]
+    ]
+    wrong = sorted(line for line in wrong if not line.startswith(f"{head}."))
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise ModelError(
+            f"its weights don't fit its config.json: {wrong[0]}{more}.",
+            where=f"base {base.name!r}",
+            fix="Check that config.json and the safetensors files belong together.",
+        )
 
 
 def _fit_vocabulary(model: Any, tokenizer: Any) -> None:

@@ -36,12 +36,22 @@ def resolve_base(name: str, *, revision: str | None = None) -> Base:
     """
     if name == "starter":
         return Base(name, STARTER, folder_hash(STARTER), "starter")
-    path = Path(name).expanduser()
-    if (path / "model" / "gptailor.json").is_file():
-        return Base(name, path / "model", folder_hash(path / "model"), "run")
-    if (path / "config.json").is_file():
-        return Base(name, path, folder_hash(path), "folder")
-    if path.exists():
+    if not name.strip():
+        raise ModelError("the base has no name.", fix="Use --base starter (bundled), a folder or a hub name.")
+    try:
+        path = Path(name).expanduser()
+        kinds = ((path / "model", "gptailor.json", "run"), (path, "config.json", "folder"))
+        found = next(((folder, kind) for folder, mark, kind in kinds if (folder / mark).is_file()), None)
+        exists = path.exists()
+    except (OSError, RuntimeError) as error:  # too long for the system, or ~somebody who isn't there
+        raise ModelError(
+            f"can't be a folder: {first_line(error)}", where=f"base {name[:80]!r}", fix="Check the name."
+        ) from None
+    if found is not None:
+        folder, kind = found
+        read_config_file(folder)
+        return Base(name, folder, folder_hash(folder), kind)  # type: ignore[arg-type]
+    if exists:
         raise ModelError(
             "is neither a model folder (no config.json) nor a finished run (no model/gptailor.json).",
             where=name,
@@ -71,6 +81,24 @@ def folder_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def read_config_file(folder: Path) -> dict[str, Any]:
+    """The values of a model folder's config.json.
+
+    Raises:
+        ModelError: it can't be read, or isn't an object.
+    """
+    path = folder / "config.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"can't be read: {first_line(error)}", where=str(path), fix="Get the base's files again."
+        ) from None
+    if not isinstance(values, dict):
+        raise ModelError("is not an object.", where=str(path), fix="Get the base's files again.")
+    return values
+
+
 def _from_hub(name: str, revision: str | None) -> Base:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -78,7 +106,7 @@ def _from_hub(name: str, revision: str | None) -> Base:
     try:
         path = Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error).rstrip(".")
         raise ModelError(
             f"can't be had from the Hugging Face hub: {reason}.{did_you_mean(name, ['starter'])}",
             where=f"base {name!r}",

@@ -56,6 +56,7 @@ from gptailor.types import Bundle, Part
 PROBES = 4  # texts whose answers travel with the model and are replayed wherever it is loaded
 PARITY_ROWS = 16
 LONGEST_AUTO_SECONDS = 30 * 60
+STARTER_LICENSE = "CC BY-SA 4.0 (see LICENSE.md of the starter)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +82,7 @@ def fit_recipe(recipe: Recipe, *, overwrite: bool = False, listener: Listener | 
         began = time.perf_counter()
         prepared = prepare(recipe, listener.say)
         refuse_other_data(folder, prepared.data_hash)
-        shop = open_workshop(recipe, prepared, folder)
-        for change in shop.environment["changed"]:
-            listener.say(f"not bit-exact any more: {change}")
+        shop = open_workshop(recipe, prepared, folder, listener)
         write_data(folder, prepared, shop.tokens)
         candidates = run_candidates(shop, folder, listener, stop)
         chosen = max(candidates, key=lambda candidate: candidate.macro_f1)  # ties: the first, frozen
@@ -99,12 +98,16 @@ def fit_recipe(recipe: Recipe, *, overwrite: bool = False, listener: Listener | 
     return Run(folder)
 
 
-def open_workshop(recipe: Recipe, prepared: Prepared, folder: Path) -> Workshop:
+def open_workshop(recipe: Recipe, prepared: Prepared, folder: Path, listener: Listener) -> Workshop:
     """Finds the base, tokenizes the data, and settles the environment of the run."""
     base = resolve_base(recipe.base, revision=recipe.revision)
     tokenizer: Any = load_tokenizer(base)
     encoder = build_encoder(tokenizer.backend_tokenizer, pad_id=tokenizer.pad_token_id)
-    context = context_length(load_config(base))
+    config = load_config(base)
+    if base.kind == "run":
+        labels = ", ".join(list((config.id2label or {}).values())[:6])
+        listener.say(f"base {base.name} is a run: its old head ({labels}) is dropped, its body goes on")
+    context = context_length(config)
     tokens = tokenize_parts(prepared, encoder, recipe.data, context=context)
     for part in ("train", "validation", "test"):
         if not tokens.rows[part]:
@@ -113,6 +116,8 @@ def open_workshop(recipe: Recipe, prepared: Prepared, folder: Path) -> Workshop:
             )
     environment, changed = resolve_environment(folder / "environment.json", {"base_revision": base.revision})
     environment["changed"] = changed
+    for change in changed:
+        listener.say(f"this machine differs from where the run began, so it is not bit-exact: {change}")
     return Workshop(recipe, base, tokenizer, encoder, tokens, prepared.label_names, environment)
 
 
@@ -238,7 +243,7 @@ def test(
     note_opening(
         folder, command="fit", scores=as_json({k: tested.scores[k] for k in ("accuracy", "macro_f1")})
     )
-    report = {
+    report: dict[str, Any] = {
         "version": 1,
         "task": recipe.task,
         "base": shop.base.name,
@@ -252,8 +257,9 @@ def test(
         "training": training_numbers(chosen, shop),
         "environment": dict(shop.environment),
     }
-    details = evaluation_details(logits, answers, threshold=bundle.threshold, **settings)
-    details = {**as_json(details), "probabilities": tested.predictions.probabilities}
+    details = as_json(evaluation_details(logits, answers, threshold=bundle.threshold, **settings))
+    report["test"]["at_threshold"] = details["at_threshold"]
+    details["probabilities"] = tested.predictions.probabilities
     return report, details
 
 
@@ -274,6 +280,7 @@ def describe(
             "name": shop.base.name,
             "revision": bundle.base_revision,
             "parameters": sum(parameter.numel() for parameter in chosen.model.parameters()),
+            **({"license": STARTER_LICENSE} if shop.base.kind == "starter" else {}),
         },
         "curves": chosen.trained.curves,
         "strengths": list(chosen.strengths),
@@ -320,6 +327,7 @@ def training_numbers(chosen: Candidate, shop: Workshop) -> dict[str, Any]:
         "peak_memory_bytes": peak,
         "stopped": trained.stopped,
         "validation_macro_f1": round(chosen.macro_f1, 6),
+        "overfitting": overfitting_in_words(trained.curves, best_step=trained.best_step),
         "bit_exact": bool(shop.environment.get("bit_exact", True)),
     }
 

@@ -67,6 +67,8 @@ def next_to(run: Path) -> Path:
 def open_for_fit(folder: Path, recipe: Recipe) -> bool:
     """True if the folder holds this very run, finished. Writes the request into a fresh folder.
 
+    A folder where nothing was made yet (a misspelled column or base ended the run) counts as fresh.
+
     Raises:
         RunError: the folder holds another run, or something else.
     """
@@ -82,6 +84,11 @@ def open_for_fit(folder: Path, recipe: Recipe) -> bool:
         write_atomically(folder / REQUEST, dump_recipe(recipe))
         return False
     differing = differences(read_request(folder), recipe)
+    if differing and not holds_work(folder):
+        for name in ("environment.json", "data/summary.json"):
+            (folder / name).unlink(missing_ok=True)
+        write_atomically(folder / REQUEST, dump_recipe(recipe))
+        return False
     if differing:
         raise RunError(
             "\n  ".join(["holds a run with other settings:", *differing]),
@@ -94,6 +101,12 @@ def open_for_fit(folder: Path, recipe: Recipe) -> bool:
     if data_hash is not None:
         refuse_other_data(folder, data_hash)
     return finished
+
+
+def holds_work(folder: Path) -> bool:
+    """Whether a run got as far as a checkpoint or a model."""
+    checkpoints = folder / "checkpoints"
+    return (folder / "model").exists() or (checkpoints.exists() and any(checkpoints.iterdir()))
 
 
 def sweep(folder: Path) -> None:

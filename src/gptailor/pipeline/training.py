@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from gptailor.data.batch import Order, StepRows, collate, length_buckets, split_step
-from gptailor.errors import Interrupted, RunError
+from gptailor.errors import Interrupted, NonFiniteError, RunError
 from gptailor.evaluate.run import macro_f1
 from gptailor.launch import Precision, StopRequest, precision_context
 from gptailor.models.approach import Adapted
@@ -395,6 +395,11 @@ def _judge(
 ) -> Progress:
     """Logs a validation and decides what it means: a new best, one more without gain, or the end."""
     loss, score = validation
+    if not math.isfinite(loss):
+        raise NonFiniteError(
+            f"the validation loss became {loss} at step {result.step}.",
+            fix="Lower train.learning_rate, or use train.precision=fp32; the last checkpoint is whole.",
+        )
     place.write({"kind": "validation", "step": result.step, "loss": loss, "macro_f1": score})
     better = score > progress.score or (score == progress.score and loss < progress.best_loss)
     gained = better or loss < progress.best_loss

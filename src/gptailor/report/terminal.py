@@ -152,6 +152,18 @@ def print_summary(console: Console, report: Mapping[str, Any], *, folder: str) -
         Text(score_text(report["test"]["accuracy"]), style="bold"),
     )
     console.print(table)
+    overfitting = report["training"].get("overfitting")
+    if overfitting:
+        console.print(Text(overfitting, style="dim"))
+    sure = report["test"].get("at_threshold") or {}
+    if sure.get("threshold") is not None and sure.get("accuracy"):
+        console.print(
+            Text(
+                f"Answers that are at least {sure['threshold']:.0%} sure: {sure['coverage']['value']:.0%} of "
+                f"the rows, {sure['accuracy']['value']:.0%} of them right.",
+                style="dim",
+            )
+        )
     verdict = report["verdict"]
     if verdict is not None:
         console.print(Text(verdict["says"], style="bold green" if verdict["worth_it"] else "bold yellow"))

@@ -1,0 +1,232 @@
+"""Who may import whom: only downwards, siblings don't know each other, a heavy library has one home.
+
+Read from the syntax trees, so that imports inside functions count too; those for type checkers alone don't.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import gptailor
+
+ROOT = Path(gptailor.__file__).parent
+LAYERS = {
+    "cli": 6,
+    "api": 6,
+    "search": 5,
+    "serve": 5,
+    "pipeline": 4,
+    "train": 3,
+    "evaluate": 3,
+    "models": 2,
+    "tasks": 1,
+    "data": 1,
+    "report": 1,
+    "launch": 1,
+    "cache": 1,
+    "types": 0,
+    "recipe": 0,
+    "errors": 0,
+}
+ABOVE_ALL = {"__init__": 7, "__main__": 7}  # the front doors
+# The version is a constant that anyone may read.
+ANYWHERE = {("gptailor", "__version__")}
+HOMES = {
+    "peft": ("models/approach.py",),
+    "fastapi": ("serve/",),
+    "uvicorn": ("serve/",),
+    "starlette": ("serve/",),
+    "sklearn": ("evaluate/baselines.py", "models/approach.py", "pipeline/candidates.py", "api.py"),
+    "jinja2": ("report/",),
+    "pyarrow": ("data/",),
+    "rensa": ("data/duplicates.py",),
+    "ftfy": ("data/clean.py",),
+}
+HEAVY = ("torch", "transformers")
+
+
+@dataclass(frozen=True)
+class Import:
+    """One name that a module imports: `module` with `name` out of it, or the module itself."""
+
+    module: str
+    name: str
+    line: int
+
+
+def is_type_checking(test: ast.expr) -> bool:
+    return (isinstance(test, ast.Name) and test.id == "TYPE_CHECKING") or (
+        isinstance(test, ast.Attribute) and test.attr == "TYPE_CHECKING"
+    )
+
+
+def imports_of(source: str, package: str) -> Iterator[Import]:
+    """Every import that runs. `package` is the one the module lies in, for relative imports."""
+
+    def walk(node: ast.AST) -> Iterator[Import]:
+        if isinstance(node, ast.If) and is_type_checking(node.test):
+            for child in node.orelse:
+                yield from walk(child)
+            return
+        if isinstance(node, ast.Import):
+            yield from (Import(alias.name, "", node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: -node.level + 1 or None] if node.level else []
+            module = ".".join([*parents, *([node.module] if node.module else [])])
+            yield from (Import(module, alias.name, node.lineno) for alias in node.names)
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child)
+
+    yield from walk(ast.parse(source))
+
+
+def part_of(path: Path) -> str:
+    """The package or module of ours that a file belongs to: its name in the table of layers."""
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def target_of(entry: Import) -> str | None:
+    """The part of ours that an import reaches; None where it is a library's."""
+    steps = entry.module.split(".")
+    if steps[0] != "gptailor" or (entry.module, entry.name) in ANYWHERE:
+        return None
+    return steps[1] if len(steps) > 1 else entry.name or "__init__"
+
+
+def fault(part: str, entry: Import) -> str:
+    """What is wrong with an import in a part, in words; empty if nothing is."""
+    target = target_of(entry)
+    if target is None or target == part:
+        return ""
+    level, theirs = (({**LAYERS, **ABOVE_ALL}).get(name) for name in (part, target))
+    if level is None or theirs is None:
+        return f"{part} or {target} is not in the table of layers"
+    if theirs > level:
+        return f"{part} ({level}) imports {target} ({theirs}), which is above it"
+    if theirs == level and level > 0:
+        return f"{part} imports its sibling {target}"
+    return ""
+
+
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def test_imports_go_downwards_and_siblings_do_not_know_each_other() -> None:
+    assert len(FILES) > 40
+    faults = [
+        f"{path.relative_to(ROOT)}:{entry.line}: {found}"
+        for path in FILES
+        for entry in imports_of(path.read_text(encoding="utf-8"), package_of(path))
+        if (found := fault(part_of(path), entry))
+    ]
+    assert not faults, "\n".join(faults)
+
+
+def package_of(path: Path) -> str:
+    return ".".join(["gptailor", *path.relative_to(ROOT).parent.parts])
+
+
+def test_types_and_errors_lean_on_nothing_of_ours() -> None:
+    """The bottom has an order of its own: recipe may read types and errors, they read nothing."""
+    for name in ("types", "errors"):
+        source = (ROOT / f"{name}.py").read_text(encoding="utf-8")
+        assert [entry for entry in imports_of(source, "gptailor") if target_of(entry)] == []
+
+
+def test_every_part_has_its_layer() -> None:
+    parts = {part_of(path) for path in FILES} - ABOVE_ALL.keys()
+    assert parts <= LAYERS.keys(), parts - LAYERS.keys()
+
+
+@pytest.mark.parametrize("library", HOMES)
+def test_heavy_library_is_imported_only_at_home(library: str) -> None:
+    users = {
+        path.relative_to(ROOT).as_posix()
+        for path in FILES
+        for entry in imports_of(path.read_text(encoding="utf-8"), package_of(path))
+        if entry.module.split(".")[0] == library
+    }
+    strangers = [user for user in users if not user.startswith(HOMES[library])]
+    assert users, f"{library} has no user: take it from the table and from pyproject.toml"
+    assert not strangers, strangers
+
+
+@pytest.mark.parametrize(
+    ("part", "line", "words"),
+    [
+        ("train", "from gptailor.pipeline.fit import keep", "above it"),
+        ("data", "from gptailor.report import plots", "sibling report"),
+        ("train", "import gptailor.evaluate.metrics", "sibling evaluate"),
+        ("data", "from gptailor import api", "above it"),
+        ("data", "import gptailor", "above it"),
+        ("data", "from ..models import load", "above it"),
+        ("data", "def late():\n    from gptailor.cli import main", "above it"),
+        ("data", "if TYPE_CHECKING:\n    pass\nelse:\n    import gptailor.cli", "above it"),
+        ("newcomer", "import gptailor.types", "not in the table"),
+        ("data", "if TYPE_CHECKING:\n    from gptailor.cli import main", ""),
+        ("data", "from gptailor import __version__", ""),
+        ("data", "from . import read\nfrom .read import read_rows\nimport gptailor.data.read", ""),
+        ("recipe", "from gptailor.errors import RecipeError", ""),
+        ("cli", "import torch\nfrom gptailor.recipe import Recipe", ""),
+    ],
+)
+def test_the_check_sees_what_it_should(part: str, line: str, words: str) -> None:
+    found = [fault(part, entry) for entry in imports_of(line, f"gptailor.{part}")]
+    assert found
+    assert all(words in entry if words else not entry for entry in found) if "TYPE" not in line else True
+    assert words in " ".join(found)
+
+
+def modules_after(code: str) -> set[str]:
+    """The modules that are loaded when a fresh process has run this."""
+    report = "import json, sys\nprint('modules:' + json.dumps(sorted(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code}\n{report}"], capture_output=True, text=True, check=True, timeout=60
+    )
+    line = next(line for line in done.stdout.splitlines() if line.startswith("modules:"))
+    return set(json.loads(line.removeprefix("modules:")))
+
+
+HELP = """
+import sys
+from gptailor.cli import main
+sys.argv = ["gptailor", "--help"]
+try:
+    main()
+except SystemExit as left:
+    assert not left.code, left.code
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import gptailor",
+        HELP,
+        "import gptailor.pipeline.prepare, gptailor.pipeline.tokens, gptailor.models.names",
+    ],
+    ids=["package", "help", "looking at data"],
+)
+def test_starts_without_torch(code: str) -> None:
+    loaded = modules_after(code)
+    assert "gptailor" in loaded
+    assert loaded.isdisjoint(HEAVY), loaded & set(HEAVY)
+
+
+def test_package_itself_loads_nothing_heavy() -> None:
+    heavy = {*HEAVY, *HOMES, "numpy", "pydantic", "tokenizers", "rich", "scipy"}
+    assert modules_after("import gptailor; dir(gptailor)").isdisjoint(heavy)
+
+
+def test_check_without_an_estimate_needs_no_torch(tiny_bases: dict[str, Path], news_csv: Path) -> None:
+    arguments = ["gptailor", "check", str(news_csv), "--base", str(tiny_bases["gpt2"]), "--no-estimate"]
+    code = f"import sys\nfrom gptailor.cli import main\nsys.argv = {arguments!r}\nmain()"
+    assert modules_after(code).isdisjoint(HEAVY)
