@@ -3,7 +3,8 @@
     python benchmarks/kills.py --kills 100 --signals 20
 
 A child per attempt runs the command line as a person would. It is forked from a parent that has imported
-the heavy libraries, so an attempt costs a second. Prints a table and writes benchmarks/results/DATE-kills.json.
+the heavy libraries, so an attempt costs a second. Every third run has so few rows that it trains by folds.
+Prints a table and writes benchmarks/results/DATE-kills.json.
 """
 
 from __future__ import annotations
@@ -27,18 +28,19 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 
-import tiny  # noqa: E402
 import transformers.models.gpt2.modeling_gpt2  # noqa: E402, F401  (imported before the forks)
 
 import gptailor.pipeline.fit  # noqa: E402, F401
+import tiny  # noqa: E402
 from gptailor import cli  # noqa: E402
 from gptailor.train import checkpoint  # noqa: E402
 
-SETTINGS = ("train.length=60 steps", "train.save_every=3 steps", "train.patience=0", "evaluate.resamples=100")
+JOBS = {"whole": (300, "60 steps"), "folds": (60, "12 steps")}  # rows, length
+SETTINGS = ("train.save_every=3 steps", "train.patience=0", "evaluate.resamples=100")
 KILLS_PER_RUN = 6
 PATIENCE_SECONDS = 120
 # What may differ between two runs of the same recipe: the clock's numbers and the machine's memory.
-UNLIKE = ("seconds", "total_seconds", "tokens_per_second", "peak_memory_bytes")
+UNLIKE = ("seconds", "total_seconds", "tokens_per_second", "peak_memory_bytes", "forecast_seconds")
 
 
 class Ground:
@@ -47,32 +49,44 @@ class Ground:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.base = tiny.build_base(folder / "base")
-        self.data = tiny.write_news(folder / "news.csv")
+        self.data = {job: tiny.write_news(folder / f"{job}.csv", rows) for job, (rows, _) in JOBS.items()}
+        self.alone: dict[str, tuple[dict[str, str], float]] = {}
         os.environ["GPTAILOR_CACHE"] = str(folder / "cache")
 
     def start(
-        self, name: str, *, seed: int = 0, prepare: Callable[[], None] = lambda: None
+        self,
+        name: str,
+        *,
+        job: str = "whole",
+        seed: int = 0,
+        prepare: Callable[[], None] = lambda: None,
     ) -> tuple[int, Path]:
-        """Forks a child that runs `gptailor fit` into the folder `name`; returns its process id and the run."""
+        """Forks a child that fits into the folder `name`; returns its process id and the run."""
         run = self.folder / name
-        words = ["gptailor", "fit", str(self.data), "--base", str(self.base), "--approach", "full"]
+        words = ["gptailor", "fit", str(self.data[job]), "--base", str(self.base), "--approach", "full"]
         words += ["--baselines", "none", "--out", str(run), "--seed", str(seed)]
-        words += [word for setting in SETTINGS for word in ("--set", setting)]
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for setting in (*SETTINGS, f"train.length={JOBS[job][1]}"):
+            words += ["--set", setting]
         child = os.fork()
         if child == 0:
             _become(words, self.folder / f"{name}.log", prepare)
         return child, run
 
-    def finish(self, name: str, *, seed: int = 0) -> tuple[dict[str, str], float]:
-        """Lets a fit run to its end; returns what came out and the seconds it took."""
-        began = time.perf_counter()
-        child, run = self.start(name, seed=seed)
+    def finish(self, name: str, *, job: str = "whole", seed: int = 0) -> dict[str, str]:
+        """Lets a fit run to its end; returns what came out."""
+        child, run = self.start(name, job=job, seed=seed)
         code = wait(child)
         if code != 0:
             raise SystemExit(f"{name} left with {code}:\n{(self.folder / f'{name}.log').read_text()}")
-        return fingerprint(run), time.perf_counter() - began
+        return fingerprint(run)
+
+    def expected(self, job: str = "whole") -> tuple[dict[str, str], float]:
+        """What comes out of a fit that is left alone, and the seconds it takes."""
+        if job not in self.alone:
+            began = time.perf_counter()
+            found = self.finish(f"alone-{job}", job=job)
+            self.alone[job] = found, time.perf_counter() - began
+        return self.alone[job]
 
 
 def _become(words: list[str], log: Path, prepare: Callable[[], None]) -> None:
@@ -101,25 +115,31 @@ def wait(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def left(child: int) -> int | None:
-    """The exit code of a child that has ended, else None."""
-    done, status = os.waitpid(child, os.WNOHANG)
-    return os.waitstatus_to_exitcode(status) if done else None
+def until(condition: Callable[[], bool], child: int) -> bool:
+    """Waits for a condition; False if the child ended before."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            return False
+        if condition():
+            return True
+        time.sleep(0.0003)
+    raise SystemExit("the child neither ended nor got there")
 
 
 def fingerprint(run: Path) -> dict[str, str]:
     """Hashes of everything a finished run holds that must not depend on how often it was stopped."""
     newest, _ = checkpoint.newest_verified(run / "checkpoints")
     assert newest is not None
-    found = {
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return {
         "model": checkpoint.file_hash(run / "model" / "model.safetensors"),
         "predictions": checkpoint.file_hash(run / "predictions.csv"),
         "weights": checkpoint.file_hash(newest.path / "weights.safetensors"),
         "optimizer": checkpoint.file_hash(newest.path / "optimizer.safetensors"),
         "report": _hash(json.loads((run / "report.json").read_text(encoding="utf-8"))),
+        "metrics": _hash([json.loads(line) for line in lines]),
     }
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return {**found, "metrics": _hash([json.loads(line) for line in lines])}
 
 
 def _hash(values: Any) -> str:
@@ -134,73 +154,76 @@ def _alike(values: Any) -> Any:
 
 def torn(run: Path) -> int:
     """How many checkpoints can be seen that aren't whole."""
-    return sum(bool(checkpoint.faults(path)) for path in (run / "checkpoints").glob("step-*"))
+    return sum(bool(checkpoint.faults(path)) for path in (run / "checkpoints").rglob("step-*"))
 
 
 def being_written(run: Path) -> bool:
     """Whether a checkpoint is half written, now or since a kill."""
-    with contextlib.suppress(FileNotFoundError):
-        names = os.listdir(run / "checkpoints")  # noqa: PTH208  (polled a thousand times a second)
-        return any(name.startswith(f"{checkpoint.TEMPORARY}0") for name in names)
+    places = [run / "checkpoints"]
+    for place in places:
+        with contextlib.suppress(FileNotFoundError):
+            for name in os.listdir(place):  # noqa: PTH208  (asked a thousand times a second)
+                if name.startswith(f"{checkpoint.TEMPORARY}0"):
+                    return True
+                if name.startswith("fold-"):
+                    places.append(place / name)
     return False
 
 
-def until(condition: Callable[[], bool], child: int) -> int | None:
-    """Waits for a condition; returns the child's exit code if it ended before."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < deadline:
-        code = left(child)
-        if code is not None or condition():
-            return code
-        time.sleep(0.0003)
-    raise SystemExit("the child neither ended nor got there")
+def logged(run: Path) -> int:
+    """How many steps metrics.jsonl holds."""
+    with contextlib.suppress(FileNotFoundError):
+        return (run / "metrics.jsonl").read_text(encoding="utf-8").count('{"kind": "step"')
+    return 0
 
 
 def kill(child: int, run: Path, dice: random.Random, *, aimed: bool, seconds: float) -> bool:
     """Kills a child inside a checkpoint's write, or anywhere; False if it ended before."""
     if aimed:
-        for _ in range(dice.randrange(20)):  # not always the first write
-            if until(lambda: being_written(run), child) is not None:
-                return False
-            if until(lambda: not being_written(run), child) is not None:
-                return False
-        code = until(lambda: being_written(run), child)
+        skipped = dice.randrange(20)  # not always the first write
+        alive = all(
+            until(lambda: being_written(run), child) and until(lambda: not being_written(run), child)
+            for _ in range(skipped)
+        ) and until(lambda: being_written(run), child)
         time.sleep(dice.uniform(0, 0.01))
     else:
         end = time.monotonic() + dice.uniform(0, seconds)
-        code = until(lambda: time.monotonic() >= end, child)
-    if code is not None:
-        return False
-    os.kill(child, signal.SIGKILL)
+        alive = until(lambda: time.monotonic() >= end, child)
+    if alive:
+        os.kill(child, signal.SIGKILL)
     return wait(child) == -signal.SIGKILL
 
 
 def kill_often(ground: Ground, *, kills: int, inside: int, seed: int) -> dict[str, int]:
     """Runs with SIGKILLs until there were enough of both kinds; each run is finished and compared."""
-    expected, seconds = ground.finish("alone")
     dice = random.Random(seed)
-    found = {"runs": 0, "kills": 0, "inside_a_write": 0, "torn": 0, "identical": 0}
-    while found["kills"] < kills or found["inside_a_write"] < inside:
+    found = {"kills": 0, "inside_a_write": 0, "torn": 0, "runs": 0, "identical": 0}
+
+    def enough() -> bool:
+        return found["kills"] >= kills and found["inside_a_write"] >= inside
+
+    while not enough() and found["runs"] < kills + 20:
+        job = "folds" if found["runs"] % 3 == 1 else "whole"
+        expected, seconds = ground.expected(job)
         name = f"killed-{found['runs']}"
         for _ in range(KILLS_PER_RUN):
-            child, run = ground.start(name)
+            child, run = ground.start(name, job=job)
             aimed = found["inside_a_write"] * kills < inside * (found["kills"] + 1)
             if not kill(child, run, dice, aimed=aimed, seconds=seconds):
                 break
             found["kills"] += 1
             found["inside_a_write"] += being_written(run)
             found["torn"] += torn(run)
-            if found["kills"] >= kills and found["inside_a_write"] >= inside:
+            if enough():
                 break
         found["runs"] += 1
-        found["identical"] += ground.finish(name)[0] == expected
+        found["identical"] += ground.finish(name, job=job) == expected
     return found
 
 
 def control(ground: Ground, *, seed: int) -> dict[str, int]:
-    """The harness itself: it must see another seed's weights, and a writer that tears."""
+    """The harness itself: it must see a writer that tears, and the numbers of another seed."""
     dice = random.Random(seed)
-    child, run = 0, ground.folder
     tears = 0
     for attempt in range(20):
         child, run = ground.start(f"naive-{attempt}", prepare=_write_naively)
@@ -208,82 +231,71 @@ def control(ground: Ground, *, seed: int) -> dict[str, int]:
         tears += torn(run)
         if tears:
             break
-    other, _ = ground.finish("other-seed", seed=1)
-    same = sum(other[key] == value for key, value in fingerprint(ground.folder / "alone").items())
-    return {"control_torn": tears, "control_same": same}
+    expected, _ = ground.expected()
+    other = ground.finish("other-seed", seed=1)
+    return {"control_torn": tears, "control_same": sum(other[key] == expected[key] for key in expected)}
 
 
 def _write_naively() -> None:
     """What many do: the folder gets its name first and its content after."""
+    whole = checkpoint.commit_folder
 
     def commit(temporary: Path, final: Path, *, extra: Mapping[str, Any]) -> None:
         temporary.rename(final)
         time.sleep(0.02)
-        whole(final, final.with_name(f"{final.name}-again"), extra=extra)
-        final.with_name(f"{final.name}-again").rename(final)
+        final.rename(temporary)
+        whole(temporary, final, extra=extra)
 
-    whole = checkpoint.commit_folder
-    checkpoint.commit_folder = commit  # type: ignore[assignment]
+    checkpoint.commit_folder = commit
 
 
 def _sync_slowly() -> None:
     """A disk that takes its time, so that a second signal surely meets a write."""
+    quick = os.fsync
 
     def fsync(descriptor: int) -> None:
         time.sleep(0.2)
         quick(descriptor)
 
-    quick = os.fsync
     os.fsync = fsync  # type: ignore[assignment]
 
 
 def interrupt_often(ground: Ground, *, signals: int, seed: int) -> dict[str, float]:
-    """Sends SIGTERM and SIGINT while training; every other run gets a second one inside the write."""
-    expected = fingerprint(ground.folder / "alone")
+    """Sends SIGTERM and SIGINT while training; every other pair meets a slow disk and a second signal."""
     dice = random.Random(seed)
-    found = {"signals": 0, "left_with_130": 0, "saved": 0, "torn": 0, "identical": 0}
-    slowest, slowest_second, seconds = 0.0, 0.0, 0
+    found = {"signals": 0, "left_with_130": 0, "saved": 0, "torn": 0, "identical": 0, "second_signals": 0}
+    slowest = {False: 0.0, True: 0.0}
     for number in range(signals):
-        name, twice = f"signal-{number}", number % 4 >= 2
-        child, run = ground.start(name, prepare=_sync_slowly if twice else lambda: None)
-        steps = dice.randrange(1, 6 if twice else 50)
-        until(lambda run=run, steps=steps: logged(run) >= steps, child)  # type: ignore[misc]
-        wanted = (signal.SIGTERM, signal.SIGINT)[number % 2]
-        os.kill(child, wanted)
-        began = time.monotonic()
-        if twice:
-            until(lambda run=run: being_written(run), child)  # type: ignore[misc]
-            os.kill(child, wanted)
-            began = time.monotonic()
-        code = wait(child)
-        took = time.monotonic() - began
+        twice, sent = number % 4 >= 2, (signal.SIGTERM, signal.SIGINT)[number % 2]
+        child, run = ground.start(f"signal-{number}", prepare=_sync_slowly if twice else lambda: None)
+        steps = dice.randrange(1, 5 if twice else 50)
+        took = _interrupt(child, run, sent, steps=steps, twice=twice)
+        found["left_with_130"] += wait(child) == 130
         found["signals"] += 1
-        found["left_with_130"] += code == 130
+        found["second_signals"] += twice
         found["torn"] += torn(run)
-        if twice:
-            seconds += 1
-            slowest_second = max(slowest_second, took)
-        else:
-            slowest = max(slowest, took)
-            newest, _ = checkpoint.newest_verified(run / "checkpoints")
-            found["saved"] += newest is not None and newest.step == logged(run)
-        found["identical"] += ground.finish(name)[0] == expected
-    return {
-        **found,
-        "seconds_to_leave": round(slowest, 3),
-        "second_signals": seconds,
-        "seconds_to_leave_at_once": round(slowest_second, 3),
-    }
+        newest, _ = checkpoint.newest_verified(run / "checkpoints")
+        found["saved"] += newest is not None and newest.step == logged(run)
+        found["identical"] += ground.finish(f"signal-{number}") == ground.expected()[0]
+        slowest[twice] = max(slowest[twice], took)
+    names = ("seconds_to_leave", "seconds_to_leave_at_once")
+    return {**found, **dict(zip(names, (round(took, 3) for took in slowest.values()), strict=True))}
 
 
-def logged(run: Path) -> int:
-    """The last step in metrics.jsonl."""
-    with contextlib.suppress(FileNotFoundError):
-        return (run / "metrics.jsonl").read_text(encoding="utf-8").count('{"kind": "step"')
-    return 0
+def _interrupt(child: int, run: Path, sent: signal.Signals, *, steps: int, twice: bool) -> float:
+    """Signals a child that has done some steps; returns the seconds from the last signal to its end."""
+    if not until(lambda: logged(run) >= steps, child):
+        return 0.0
+    os.kill(child, sent)
+    if twice and until(lambda: being_written(run), child):
+        os.kill(child, sent)
+    began = time.monotonic()
+    until(lambda: False, child)
+    return time.monotonic() - began
 
 
 def main() -> None:
+    """Reads the command line, kills, interrupts, and tells."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--kills", type=int, default=30, help="SIGKILLs in all (default: 30)")
     parser.add_argument("--inside", type=int, help="of them inside a write (default: 3 in 10)")
@@ -293,10 +305,12 @@ def main() -> None:
     wanted = parser.parse_args()
     inside = -(-3 * wanted.kills // 10) if wanted.inside is None else wanted.inside
     began = time.perf_counter()
+    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="gptailor-kills-") as folder:
         ground = Ground(Path(folder))
-        found: dict[str, Any] = kill_often(ground, kills=wanted.kills, inside=inside, seed=wanted.seed)
-        found |= control(ground, seed=wanted.seed)
+        if wanted.kills:
+            found |= kill_often(ground, kills=wanted.kills, inside=inside, seed=wanted.seed)
+            found |= control(ground, seed=wanted.seed)
         if wanted.signals:
             found["interrupts"] = interrupt_often(ground, signals=wanted.signals, seed=wanted.seed)
     now = datetime.datetime.now(datetime.UTC)
@@ -304,9 +318,22 @@ def main() -> None:
     wanted.results.mkdir(parents=True, exist_ok=True)
     path = wanted.results / f"{now:%Y-%m-%d}-kills.json"
     path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print("| kills | inside a write | torn | runs | bit-identical |\n|---|---|---|---|---|")
-    print("| {kills} | {inside_a_write} | {torn} | {runs} | {identical} |".format(**found))
-    print(f"control: {found['control_torn']} torn by a naive writer; written to {path}")
+    tell(found)
+    print(f"\nwritten to {path}")
+
+
+def tell(found: Mapping[str, Any]) -> None:
+    """The table."""
+    if "kills" in found:
+        print("| kills | inside a write | torn | runs | bit-identical | torn by a naive writer |")
+        print("|---|---|---|---|---|---|")
+        row = "| {kills} | {inside_a_write} | {torn} | {runs} | {identical} | {control_torn} |"
+        print(row.format(**found))
+    if "interrupts" in found:
+        print("\n| signals | left with 130 | slowest, s | second, s | torn | bit-identical |")
+        print("|---|---|---|---|---|---|")
+        row = "| {signals} | {left_with_130} | {seconds_to_leave} | {seconds_to_leave_at_once} "
+        print((row + "| {torn} | {identical} |").format(**found["interrupts"]))
 
 
 if __name__ == "__main__":

@@ -31,7 +31,8 @@ def test_names_are_exactly_these_and_sorted() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_name_is_the_thing_at_its_home(name: str) -> None:
     thing = getattr(gptailor, name)
-    assert (inspect.isclass(thing) or inspect.isfunction(thing)) and thing.__name__ == name
+    assert inspect.isclass(thing) or inspect.isfunction(thing)
+    assert thing.__name__ == name
     assert thing.__module__.startswith("gptailor.")
     assert getattr(importlib.import_module(thing.__module__), name) is thing
     assert inspect.getdoc(thing), "a public name says what it is"

@@ -228,7 +228,11 @@ def load_recipe(path: Path) -> Recipe:
 
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML, every setting written out."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    values = recipe.model_dump(mode="json")
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    if yaml.safe_load(text) != values:  # PyYAML loses some unusual line ends; escaped, they survive
+        text = yaml.safe_dump(values, sort_keys=False)
+    return text
 
 
 def describe_settings() -> Iterator[tuple[str, str, str]]:

@@ -89,6 +89,18 @@ LABEL_NAMES = frozenset(
 LOOKED_AT = 2000  # rows that are looked at to tell columns apart
 
 
+class AmbiguousColumnError(DataError):
+    """Several columns fit a role equally well. `role` is "text" or "label"."""
+
+    def __init__(self, role: str, candidates: Sequence[str], listing: str) -> None:
+        self.role, self.candidates = role, tuple(candidates)
+        choices = [*candidates, "+".join(candidates)] if role == "text" else candidates
+        super().__init__(
+            f"{len(candidates)} columns could be the {role}:\n{listing}",
+            fix=f"Choose with {' or '.join(f'--{role} {choice}' for choice in choices)}.",
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Roles:
     """Column names; `a+b` means both, joined with a space."""
@@ -141,8 +153,9 @@ def infer_roles(
         need_label: Whether rows without a label are of no use. If not, no label is looked for.
 
     Raises:
-        DataError: a named column doesn't exist, or two columns fit equally well. It lists them with
-            two values each and the option to type.
+        AmbiguousColumnError: two columns fit equally well. It lists them with two values each and the
+            option to type.
+        DataError: a named column doesn't exist, or none fits.
     """
     for given, option in ((text, "--text"), (label, "--label")):
         if given is not None:
@@ -192,7 +205,7 @@ def _infer_label(columns: Sequence[str], shapes: dict[str, _Shape]) -> str:
             "no column looks like a label (few distinct values, each repeated).",
             fix=f"{_listing(list(shapes), shapes)}\nName it with --label COLUMN.",
         )
-    raise _ambiguous("label", candidates, shapes)
+    raise AmbiguousColumnError("label", candidates, _listing(candidates, shapes))
 
 
 def _without_renamings(candidates: list[str], shapes: dict[str, _Shape]) -> list[str]:
@@ -233,17 +246,7 @@ def _infer_text(columns: Sequence[str], shapes: dict[str, _Shape]) -> str:
             "no column looks like the text.",
             fix=f"{_listing(list(shapes), shapes)}\nName it with --text COLUMN.",
         )
-    raise _ambiguous("text", candidates, shapes)
-
-
-def _ambiguous(role: str, candidates: list[str], shapes: dict[str, _Shape]) -> DataError:
-    choices = [f"--{role} {candidate}" for candidate in candidates]
-    if role == "text":
-        choices.append(f"--text {'+'.join(candidates)}")
-    return DataError(
-        f"{len(candidates)} columns could be the {role}:\n{_listing(candidates, shapes)}",
-        fix=f"Choose with {' or '.join(choices)}.",
-    )
+    raise AmbiguousColumnError("text", candidates, _listing(candidates, shapes))
 
 
 def _listing(columns: list[str], shapes: dict[str, _Shape]) -> str:

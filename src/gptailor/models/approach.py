@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from gptailor.errors import ModelError, did_you_mean
 from gptailor.models.load import head_name
+from gptailor.models.names import first_line
 from gptailor.types import FloatArray, IntArray
 
 
@@ -72,6 +73,12 @@ def adapt_lora(
             # peft asks transformers about gradient checkpointing by a name that is being retired.
             warnings.simplefilter("ignore", FutureWarning)
             wrapped: Any = get_peft_model(model, settings)
+    except ValueError as error:
+        raise ModelError(
+            f"can't carry adapters: {first_line(error)}",
+            where=f"base {model.config.name_or_path!r}",
+            fix="Name its layers in approach.targets, or use another approach.",
+        ) from None
     finally:
         torch.random.set_rng_state(state)
     return Adapted(plain=model, trained=wrapped, head=getattr(model, head))

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from gptailor.data.batch import length_buckets
-from gptailor.errors import NonFiniteError
+from gptailor.errors import ModelError, NonFiniteError
 from gptailor.types import FloatArray
 
 LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192)
@@ -63,6 +63,26 @@ def head_logits(head: torch.nn.Module, hidden: Tensor, batch: int) -> Tensor:
     with torch.inference_mode():
         logits: Tensor = head(filled)[: len(hidden)]
     return logits
+
+
+def refuse_looking_ahead(model: PreTrainedModel, name: str) -> None:
+    """Raises ModelError where a token's hidden state depends on later tokens.
+
+    Everything here pads on the right and asks for the state of the last real token, without a mask: that is
+    exact for a causal model only.
+    """
+    device = model.device
+    ids = torch.arange(8, device=device).remainder(int(model.config.vocab_size)).repeat(2, 1)
+    ids[1, 4:] = ids[1, 4:].flip(0)  # the same beginning, another end
+    model.eval()
+    with torch.inference_mode():
+        first, second = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :4].float()
+    if not torch.allclose(first, second, rtol=1e-3, atol=1e-4, equal_nan=True):
+        raise ModelError(
+            "a token of it sees the tokens after it, so it isn't a causal language model.",
+            where=f"base {name!r}",
+            fix="Use a base of the GPT family: GPT-2, GPT-Neo, Llama, Qwen, Mistral and their kin.",
+        )
 
 
 def in_shapes(

@@ -20,9 +20,11 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.activations import NewGELUActivation
 from transformers.models.auto import modeling_auto as auto
 
-from gptailor.errors import ModelError
+from gptailor.errors import GptailorError, ModelError
+from gptailor.models.forward import refuse_looking_ahead
 from gptailor.models.names import Base, first_line, read_config_file
 
 PAD = "<|pad|>"
@@ -81,7 +83,9 @@ def load_config(base: Base) -> Any:
         ) from None
     kind = str(config.model_type)
     what = None
-    if raw.get("is_encoder_decoder") or getattr(config, "is_encoder_decoder", False):
+    if config.get_text_config() is not config:
+        what = f"{kind!r} reads more than text."
+    elif raw.get("is_encoder_decoder") or getattr(config, "is_encoder_decoder", False):
         what = f"{kind!r} is an encoder-decoder, not a GPT."
     elif kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES or kind not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         what = f"{kind!r} is not a causal language model."
@@ -109,23 +113,25 @@ def load_classifier(
     A base that is itself a classifier gives its body; its old head is dropped.
 
     Raises:
-        ModelError: a weight of the body is missing, or has another shape than config.json says.
+        ModelError: a weight of the body is missing, or has another shape than config.json says, or
+            a token sees what comes after it.
     """
-    config = _classifier_config(base, tokenizer, label_names=label_names, dropout=dropout)
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     try:
+        config = _classifier_config(base, tokenizer, label_names=label_names, dropout=dropout)
         model, found = AutoModelForSequenceClassification.from_pretrained(
             base.path,
             config=config,
             dtype=torch.float32,
-            attn_implementation=_attention(config),
             ignore_mismatched_sizes=True,  # of the old head; anything else is refused below
             output_loading_info=True,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
         )
+    except GptailorError:
+        raise
     except Exception as error:
         raise ModelError(
             f"its weights can't be loaded: {first_line(error)}",
@@ -135,9 +141,10 @@ def load_classifier(
     finally:
         torch.random.set_rng_state(state)
     _refuse_random_weights(model, found, base)
+    refuse_looking_ahead(model, base.name)
     _fit_vocabulary(model, tokenizer)
     _reset_head(model, seed)
-    return model  # type: ignore[no-any-return]
+    return _with_fused_activations(model)
 
 
 def build_scratch(
@@ -157,9 +164,7 @@ def build_scratch(
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     try:
-        model = AutoModelForSequenceClassification.from_config(
-            config, attn_implementation=_attention(config), dtype=torch.float32
-        )
+        model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
     except ValueError as error:
         raise ModelError(
             f"this size can't be built: {first_line(error)}",
@@ -170,36 +175,35 @@ def build_scratch(
         torch.random.set_rng_state(state)
     _fit_vocabulary(model, tokenizer)
     _reset_head(model, seed)
-    return model  # type: ignore[no-any-return]
+    return _with_fused_activations(model)
 
 
 def load_language_model(base: Base) -> PreTrainedModel | None:
     """The base as a language model for zero- and few-shot; None where it has no words to predict."""
-    config = load_config(base)
-    if base.kind == "run" and not getattr(config, "tie_word_embeddings", False):
-        return None
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             base.path,
             dtype=torch.float32,
-            attn_implementation=_attention(config),
+            output_loading_info=True,
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
         )
     except Exception:
         return None
-    return model.eval()  # type: ignore[no-any-return]
+    if found["missing_keys"]:  # a classifier's folder has no output layer, unless that is the embedding
+        return None
+    fused = _with_fused_activations(model)
+    fused.eval()
+    return fused
 
 
 def load_saved_classifier(folder: Path) -> PreTrainedModel:
     """A saved `model/` folder, as any other tool would load it."""
-    config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     try:
         model = AutoModelForSequenceClassification.from_pretrained(
             folder,
             dtype=torch.float32,
-            attn_implementation=_attention(config),
             use_safetensors=True,
             trust_remote_code=False,
             local_files_only=True,
@@ -210,7 +214,9 @@ def load_saved_classifier(folder: Path) -> PreTrainedModel:
             where=str(folder),
             fix="The folder is damaged or not a classifier; fit again.",
         ) from None
-    return model.eval()  # type: ignore[no-any-return]
+    fused = _with_fused_activations(model)
+    fused.eval()
+    return fused
 
 
 def head_name(model: PreTrainedModel) -> str:
@@ -251,11 +257,6 @@ def _classifier_config(
     return config
 
 
-def _attention(config: Any) -> str:
-    # GPT-Neo alternates global and local layers and has only the plain implementation.
-    return "eager" if config.model_type == "gpt_neo" else "sdpa"
-
-
 def _refuse_random_weights(model: PreTrainedModel, found: Mapping[str, Any], base: Base) -> None:
     """transformers fills in what a file lacks or has in another shape with random numbers."""
     head = head_name(model)
@@ -272,6 +273,19 @@ def _refuse_random_weights(model: PreTrainedModel, found: Mapping[str, Any], bas
             where=f"base {base.name!r}",
             fix="Check that config.json and the safetensors files belong together.",
         )
+
+
+def _with_fused_activations(model: Any) -> PreTrainedModel:
+    """GPT-2's GELU in one kernel instead of eight: the same function (Hendrycks & Gimpel 2016, tanh form).
+
+    The configuration keeps its name, so what is saved stays what other tools know.
+    """
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, torch.nn.GELU(approximate="tanh"))
+    fused: PreTrainedModel = model
+    return fused
 
 
 def _fit_vocabulary(model: Any, tokenizer: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from gptailor.data.clean import CleanResult, clean_rows
 from gptailor.data.duplicates import is_exact, near_duplicate_groups, near_matches
 from gptailor.data.read import ReadResult, Roles, infer_roles, read_rows
 from gptailor.data.split import join_groups, split_rows, value_groups
-from gptailor.errors import DataError, did_you_mean
+from gptailor.errors import DataError, RecipeError, did_you_mean
 from gptailor.recipe import DataSettings, Recipe, SplitSettings
 from gptailor.tasks.classification import collect_labels, name_labels, refuse_unknown_labels, to_example
 from gptailor.types import Example, Part, RawExample, Reason, RejectedRow
@@ -51,8 +52,10 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda _: None) -> Prep
 
     Raises:
         DataError: the data can't be used as it is; the message says what to do.
+        RecipeError: the task isn't built yet.
     """
     settings = recipe.data
+    _refuse_early(recipe)
     say(f"reading {settings.train}")
     train_file = read_rows(settings.train, columns=settings.columns)
     roles = infer_roles(train_file.columns, train_file.rows, text=settings.text, label=settings.label)
@@ -60,15 +63,18 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda _: None) -> Prep
     say("cleaning")
     cleaned = clean_rows(rows, settings=settings.clean)
     held_out = {
-        part: _read_held_out(location, roles, settings, cleaned)
+        part: _read_held_out(location, roles, settings, cleaned, is_test=part == "test")
         for part, location in (("validation", settings.validation), ("test", settings.test))
         if location is not None
     }
     kept, leaks = remove_leaks(cleaned.rows, [row for _, result in held_out.values() for row in result.rows])
     label_names = collect_labels(kept)
-    for part, (file, result) in held_out.items():
-        flag = "--test-label-names" if part == "test" else "--label-names"
-        refuse_unknown_labels(result.rows, label_names, file=file.rows[0].source, flag=flag)
+    for location, part, flag in (
+        (settings.validation, "validation", "--label-names"),
+        (settings.test, "test", "--test-label-names"),
+    ):
+        if location is not None:
+            refuse_unknown_labels(held_out[part][1].rows, label_names, file=location, flag=flag)
     say("splitting")
     parts, near_groups = _split(
         kept, recipe, label_names, given={part: r.rows for part, (_, r) in held_out.items()}
@@ -148,17 +154,40 @@ def remove_leaks(
     return kept, leaks
 
 
+def _refuse_early(recipe: Recipe) -> None:
+    if recipe.task != "classification":
+        raise RecipeError(
+            f"the task {recipe.task!r} isn't built yet.", where="task", fix="Use --task classification."
+        )
+    given = [p for p in (recipe.data.train, recipe.data.validation, recipe.data.test) if p is not None]
+    places = [Path(location).resolve() for location in given]
+    twice = next(
+        (location for location, place in zip(given, places, strict=True) if places.count(place) > 1), None
+    )
+    if twice is not None:
+        raise DataError(
+            "is given twice: train, validation and test must be different files.",
+            where=twice,
+            fix="Leave it out as --test or --validation; a share of the rows is taken instead.",
+        )
+
+
 def _read_held_out(
-    location: str, roles: Roles, settings: DataSettings, train: CleanResult
+    location: str, roles: Roles, settings: DataSettings, train: CleanResult, *, is_test: bool
 ) -> tuple[ReadResult, CleanResult]:
     """A given validation or test file: repaired like the rest; loses no row that has text and label."""
-    is_test = location == settings.test
     file = read_rows(location, columns=settings.test_columns if is_test else settings.columns)
     own = set(file.columns)
     text = roles.text if roles.text in own or own.issuperset(roles.text.split("+")) else None
     label = roles.label if roles.label in own else None
     if text is None or label is None:  # a file of another make: its own names, or what is plain
-        roles = infer_roles(file.columns, file.rows, text=text, label=label)
+        try:
+            roles = infer_roles(file.columns, file.rows, text=text, label=label)
+        except DataError as error:
+            fix = "Name its columns as the training file does" + (
+                ", or in their order with --test-columns, such as label,text+text." if is_test else "."
+            )
+            raise DataError(error.what, where=location, fix=fix) from None
     ungrouped = settings.model_copy(update={"split": SplitSettings()})
     names = settings.test_label_names if is_test else settings.label_names
     flag = "--test-label-names" if is_test else "--label-names"

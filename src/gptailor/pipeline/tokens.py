@@ -35,7 +35,7 @@ def tokenize_parts(
     """Tokenizes every part. Held-out rows are never dropped for their length: their head is read.
 
     Raises:
-        DataError: the recipe's max_tokens doesn't fit the base.
+        DataError: the recipe's max_tokens doesn't fit the base, or too little is left to learn from.
     """
     every = [example.text for part in PARTS for example in prepared.parts[part]]
     lengths = token_lengths(encoder, every)
@@ -57,7 +57,24 @@ def tokenize_parts(
             else:
                 detail = f"longer than {max_tokens} tokens, and the recipe says drop"
                 rejected.append(RejectedRow(example.source, example.row, "too_long", detail))
+    _refuse_too_little(examples, where=settings.train)
     return TokenizedParts(rows, examples, lengths, max_tokens, settings.too_long, rejected)
+
+
+def _refuse_too_little(examples: dict[Part, list[Example]], *, where: str) -> None:
+    empty = [part for part in PARTS if not examples[part]]
+    if empty:
+        raise DataError(
+            f"no row is left for {' and '.join(empty)}.",
+            where=where,
+            fix="Add rows, or change data.split or data.too_long.",
+        )
+    if len({example.label for example in examples["train"]}) < 2:
+        raise DataError(
+            "the rows left for train all carry one label.",
+            where=where,
+            fix="Add rows of other labels, or change data.split or data.too_long.",
+        )
 
 
 def choose_max_tokens(lengths: IntArray, wanted: int | None, *, context: int) -> int:

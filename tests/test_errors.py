@@ -1,0 +1,163 @@
+"""Errors speak to a person, leave with the right code, and are told together."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gptailor import cli, errors
+from gptailor.errors import (
+    DataError,
+    GptailorError,
+    Interrupted,
+    MissingExtraError,
+    Problem,
+    RecipeError,
+    did_you_mean,
+    number_of,
+    raise_together,
+)
+
+ERRORS = [
+    thing
+    for _, thing in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(thing, GptailorError) and thing is not MissingExtraError
+]
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_message_says_what_where_and_what_to_do(error: type[GptailorError]) -> None:
+    raised = error("row 3 has no label.", where="news.csv:3", fix="Add one, or drop the row.")
+    assert str(raised) == "news.csv:3: row 3 has no label.\nAdd one, or drop the row."
+    assert (raised.what, raised.where, raised.fix) == (
+        "row 3 has no label.",
+        "news.csv:3",
+        "Add one, or drop the row.",
+    )
+    assert str(error("It broke.")) == "It broke."
+    assert str(error("It broke.", fix="Mend it.")) == "It broke.\nMend it."
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_persons_mistake_leaves_with_1_and_an_interruption_with_130(error: type[GptailorError]) -> None:
+    assert error.exit_code == (130 if error is Interrupted else 1)
+
+
+def test_missing_library_names_the_command_that_brings_it() -> None:
+    raised = MissingExtraError("datasets", "hub")
+    assert "'datasets'" in raised.what
+    assert raised.fix == "Install it with: pip install 'gptailor[hub]'"
+    assert raised.exit_code == 1
+
+
+def test_no_problem_raises_nothing() -> None:
+    raise_together([], error=DataError, summary="never seen", fix="")
+
+
+def test_problems_are_told_together() -> None:
+    problems = [Problem("news.csv:3", "no label"), Problem("news.csv:9", "no text")]
+    with pytest.raises(DataError) as caught:
+        raise_together(problems, error=DataError, summary="2 rows can't be used:", fix="Mend them.")
+    assert caught.value.what == ("2 rows can't be used:\n  news.csv:3: no label\n  news.csv:9: no text")
+    assert caught.value.fix == "Mend them."
+    assert str(caught.value).endswith("no text\nMend them.")
+
+
+@pytest.mark.parametrize(("count", "shown"), [(10, 10), (11, 10), (500, 10), (3, 2), (2, 2)])
+def test_many_problems_are_counted_not_listed(count: int, shown: int) -> None:
+    problems = [Problem(f"news.csv:{row}", "no label") for row in range(count)]
+    with pytest.raises(RecipeError) as caught:
+        raise_together(problems, error=RecipeError, summary="Rows:", fix="Mend them.", shown=shown)
+    lines = caught.value.what.splitlines()
+    listed = [line for line in lines if line.startswith("  news.csv:")]
+    assert listed == [f"  news.csv:{row}: no label" for row in range(min(count, shown))]
+    if count > shown:
+        assert lines[-1] == f"  ... and {count - shown} more"
+    else:
+        assert "more" not in lines[-1]
+
+
+def test_hints_are_given_only_where_something_is_near() -> None:
+    assert did_you_mean("lable", ["text", "label"]) == " Did you mean 'label'?"
+    assert did_you_mean("zzz", ["text", "label"]) == ""
+    assert did_you_mean("anything", iter(())) == ""
+
+
+def test_counts_are_spelled_as_people_do() -> None:
+    assert number_of(1, "row") == "1 row"
+    assert number_of(0, "row") == "0 rows"
+    assert number_of(2310, "row") == "2,310 rows"
+    assert number_of(2, "class", "classes") == "2 classes"
+
+
+def leave_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> int:
+    """The exit code with which the command line leaves when this escapes from a verb."""
+
+    def failing(**_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "app", failing)
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert isinstance(left.value.code, int)
+    return left.value.code
+
+
+def test_command_line_leaves_with_the_errors_code_and_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("GPTAILOR_TRACEBACK", raising=False)
+    error = DataError("row 3 has no [label].", where="news.csv:3", fix="Add one.")
+    assert leave_with(error, monkeypatch) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "error: news.csv:3: row 3 has no [label]." in err
+    assert "Add one." in err
+    assert "Traceback" not in err
+    assert leave_with(Interrupted("stopped at step 3; the state is saved."), monkeypatch) == 130
+    assert leave_with(KeyboardInterrupt(), monkeypatch) == 130
+
+
+def test_what_is_our_fault_leaves_with_3_and_something_to_send(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert leave_with(ZeroDivisionError("division by zero"), monkeypatch) == 3
+    (log,) = tmp_path.glob("gptailor-*.log")
+    err = capsys.readouterr().err
+    assert "our fault" in err
+    assert str(log) in err
+    assert "Traceback" not in err
+    assert "ZeroDivisionError: division by zero" in log.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["check", "nowhere.csv", "--no-estimate"], 1, "nowhere.csv"),
+        (["fit", "nowhere.yaml"], 1, "nowhere.yaml"),
+        (["fit", "news.csv", "--set", "train.lenght=2"], 1, "Did you mean 'length'?"),
+        (["fit", "news.csv", "--set", "nonsense"], 1, "--set"),
+        (["fit"], 2, "data"),
+        (["fly"], 2, "fly"),
+        (["fit", "news.csv", "--approah", "lora"], 2, "--approah"),
+        (["--help"], 0, ""),
+    ],
+)
+def test_exit_codes_of_the_real_command(tmp_path: Path, arguments: list[str], code: int, words: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "gptailor", *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == code, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert bool(done.stdout) == (code == 0)
