@@ -366,6 +366,86 @@ def test_a_naive_writer_fails_the_same_test(tmp_path: Path) -> None:
     assert outcomes.count(False) >= 6, outcomes
 
 
+class PowerCut:
+    """Watches a save and, after each of its calls, looks at what a power cut would leave.
+
+    A file that was not synced has lost its bytes, and a rename whose folder was not synced may be undone.
+    """
+
+    def __init__(self, folder: Path, *, syncs: bool = True) -> None:
+        self.folder, self.syncs = folder, syncs
+        self.someone = trainee().train(3)
+        self.someone.save(folder / "live", 3)
+        self.whole = [self.someone.bits(), self.someone.train(3).bits()]
+        self.unsynced: set[Path] = set()
+        self.renamed: tuple[Path, Path] | None = None
+        self.outcomes: list[bool] = []
+
+    def watch(self) -> list[bool]:
+        """Saves step 6 and removes step 3; for each possible cut, whether something whole was left."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(checkpoint, "save_file", self.wrap(checkpoint.save_file, lambda _, path: path))
+            patch.setattr(Path, "write_text", self.wrap(Path.write_text, lambda path, _: path))
+            patch.setattr(checkpoint, "sync", self.sync)
+            patch.setattr(Path, "rename", lambda path, target: self.rename(path, target))
+            patch.setattr(shutil, "rmtree", self.wrap(shutil.rmtree, lambda *_: None))
+            self.someone.save(self.folder / "live", 6)
+            prune(self.folder / "live", keep={6})
+        return self.outcomes
+
+    def wrap(self, real: Callable[..., Any], written: Callable[..., Path | None]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **given: Any) -> None:
+            real(*args, **given)
+            path = written(*args)
+            if path is not None:
+                self.unsynced.add(path)
+            self.cut()
+
+        return wrapped
+
+    def sync(self, path: Path) -> None:
+        if self.syncs:
+            self.unsynced.discard(path)
+            if self.renamed and path == self.renamed[1].parent:
+                self.renamed = None
+        self.cut()
+
+    def rename(self, path: Path, target: Path) -> Path:
+        shutil.move(path, target)
+        moved = {file for file in self.unsynced if file.parent == path}
+        self.unsynced = self.unsynced - moved | {target / file.name for file in moved}
+        if target.name.startswith("step-"):
+            self.renamed = (path, target)
+        self.cut()
+        return target
+
+    def cut(self) -> None:
+        for lost in (b"", b"\0" * 100):
+            for undone in (False, True):
+                copy = self.folder / str(len(self.outcomes))
+                shutil.copytree(self.folder / "live", copy)
+                for file in self.unsynced:
+                    path = copy / file.relative_to(self.folder / "live")
+                    if path.exists():
+                        path.write_bytes(lost)
+                if undone and self.renamed:
+                    before, after = (copy / path.name for path in self.renamed)
+                    shutil.move(after, before)
+                newest, _ = newest_verified(copy)
+                self.outcomes.append(newest is not None and trainee(1).load(newest.path).bits() in self.whole)
+
+
+def test_a_power_cut_between_any_two_calls_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    outcomes = PowerCut(tmp_path).watch()
+    assert len(outcomes) >= 50
+    assert all(outcomes)
+
+
+def test_without_syncing_a_power_cut_would_take_everything(tmp_path: Path) -> None:
+    """The control: the same calls, none of them synced."""
+    assert False in PowerCut(tmp_path, syncs=False).watch()
+
+
 def test_a_disk_that_takes_no_more_bytes_is_told_with_numbers(tmp_path: Path) -> None:
     """The system itself cuts the writes off, at every size; then there is room again."""
     someone = trainee().train(3)

@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 import pytest
 from test_damaged_files import DAMAGES
 
+import tiny
 from gptailor.data.ledger import summarize
 from gptailor.data.tokenize import Encoder, build_encoder
 from gptailor.errors import GptailorError
-from gptailor.models.names import read_tokenizer_file, resolve_base
 from gptailor.pipeline.prepare import prepare
 from gptailor.pipeline.story import data_story
 from gptailor.pipeline.suspects import suspects_in_data
@@ -32,15 +32,30 @@ from gptailor.recipe import Recipe, build_recipe
 FORMATS = ("csv", "tsv", "json", "jsonl", "parquet", "csv.gz", "jsonl.gz", "folder")
 CASES_PER_FORMAT = 63  # 504 files to train on, 168 to test on
 ROWS = 60
-WORDS = "naïve café 007 NA null 😀 it's &amp; price; a|b €5 <b> \\ =1+1 plain words here and there".split()
+WORDS = [
+    "naïve",
+    "café",
+    "007",
+    "NA",
+    "null",
+    "😀",
+    "it's",
+    "&amp;",
+    "price;",
+    "a|b",
+    "€5",
+    "<b>",
+    "\\",
+    "=1+1",
+]
+WORDS += ["=1+1", "plain", "words", "here", "and", "there"]
 LABELS = ("sports", "Sports", "business", "health")
 Damage = Callable[[bytes, random.Random], bytes]
 
 
 @pytest.fixture(scope="module")
-def encoder(tiny_bases: dict[str, Path]) -> tuple[Encoder, int]:
-    backend, context = read_tokenizer_file(resolve_base(str(tiny_bases["gpt2"])))
-    return build_encoder(backend, pad_id=0), context
+def encoder() -> Encoder:
+    return build_encoder(tiny.build_tokenizer("gpt2").backend_tokenizer, pad_id=0)
 
 
 def messy_rows(dice: random.Random, *, strange_labels: bool) -> list[dict[str, str]]:
@@ -64,7 +79,7 @@ def write(path: Path, rows: list[dict[str, str]], damage: Damage, dice: random.R
     """The rows in the format of the path's name, then damaged; packed formats before or after packing."""
     kind = path.name.partition(".")[2]
     if kind == "folder":
-        for row in rows:
+        for row in rows[:40]:
             place = path / (row["label"] or "none") / f"{row['id']}.txt"
             place.parent.mkdir(parents=True, exist_ok=True)
             place.write_bytes(damaged_text(row["text"], damage, dice))
@@ -117,10 +132,10 @@ def build_case(kind: str, case: int, folder: Path) -> Recipe:
     return build_recipe({"data": data, "seed": case})
 
 
-def account(recipe: Recipe, encoder: tuple[Encoder, int]) -> None:
+def account(recipe: Recipe, encoder: Encoder) -> None:
     """The road from a file to the ledger's sums; `summarize` fails where they don't come out."""
     prepared = prepare(recipe)
-    tokens = tokenize_parts(prepared, encoder[0], recipe.data, context=encoder[1])
+    tokens = tokenize_parts(prepared, encoder, recipe.data, context=64)
     lines = ledger_lines(prepared, tokens)
     places = [(line.source, line.row) for line in lines]
     assert len(set(places)) == len(places), "a row stands twice in the ledger"
@@ -130,18 +145,17 @@ def account(recipe: Recipe, encoder: tuple[Encoder, int]) -> None:
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_damaged_files_are_refused_or_accounted_for(
-    kind: str, tmp_path: Path, encoder: tuple[Encoder, int]
-) -> None:
-    accepted = 0
+def test_damaged_files_are_refused_or_accounted_for(kind: str, tmp_path: Path, encoder: Encoder) -> None:
+    accepted, helpless = 0, []
     for case in range(CASES_PER_FORMAT):
         recipe = build_case(kind, case, tmp_path)
         try:
             account(recipe, encoder)
         except GptailorError as error:
-            assert error.fix, f"case {case} of {kind} doesn't say what to do: {error}"
+            helpless += [] if error.fix else [f"case {case}: {error}"]
         except Exception as error:
             pytest.fail(f"case {case} of {kind} raised {error!r}")
         else:
             accepted += 1
-    assert accepted >= 12, "nearly every damage was fatal, so little was tested"
+    assert not helpless, "an error doesn't say what to do"
+    assert accepted >= 15, "nearly every damage was fatal, so little was tested"

@@ -72,8 +72,8 @@ def refuse_looking_ahead(model: PreTrainedModel, name: str) -> None:
     exact for a causal model only.
     """
     device = model.device
-    ids = torch.arange(8, device=device).remainder(int(model.config.vocab_size)).repeat(2, 1)
-    ids[1, 4:] = ids[1, 4:].flip(0)  # the same beginning, another end
+    ids = torch.arange(8, device=device).repeat(2, 1)
+    ids[1, 4:] += 4  # the same beginning, another end
     model.eval()
     with torch.inference_mode():
         first, second = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :4].float()

@@ -181,7 +181,7 @@ def build_scratch(
 def load_language_model(base: Base) -> PreTrainedModel | None:
     """The base as a language model for zero- and few-shot; None where it has no words to predict."""
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             base.path,
             dtype=torch.float32,
             output_loading_info=True,
@@ -191,6 +191,7 @@ def load_language_model(base: Base) -> PreTrainedModel | None:
         )
     except Exception:
         return None
+    model, found = loaded
     if found["missing_keys"]:  # a classifier's folder has no output layer, unless that is the embedding
         return None
     fused = _with_fused_activations(model)

@@ -1,0 +1,249 @@
+"""What may be a base and what may not: every refusal says why and what to do."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BloomConfig,
+    GPTJConfig,
+    OpenAIGPTConfig,
+)
+
+import gptailor
+import tiny
+from gptailor.errors import ModelError, NonFiniteError, RunError
+from gptailor.models.forward import refuse_looking_ahead
+from gptailor.models.load import load_classifier, load_config, load_language_model, load_tokenizer
+from gptailor.models.names import resolve_base
+
+LABELS = ["business", "health", "sports"]
+each_family = pytest.mark.parametrize("family", tiny.FAMILIES)
+
+
+def open_base(name: str) -> Any:
+    base = resolve_base(name)
+    tokenizer = load_tokenizer(base)
+    load_config(base)
+    return load_classifier(base, tokenizer, label_names=LABELS, seed=0)
+
+
+def assert_equal(one: nn.Module, other: nn.Module) -> None:
+    """The same weights; a row that was added for the pad token isn't looked at."""
+    others = dict(other.named_parameters())
+    for name, weight in one.named_parameters():
+        rows = min(len(weight), len(others[name]))
+        assert torch.equal(weight[:rows], others[name][:rows]), name
+
+
+def rewrite(**changes: Any) -> Callable[[Path], None]:
+    def change(base: Path) -> None:
+        path = base / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+def replace(name: str, content: bytes) -> Callable[[Path], None]:
+    return lambda base: (base / name).write_bytes(content) and None
+
+
+def pickle_only(base: Path) -> None:
+    (base / "model.safetensors").unlink()
+    torch.save({"wte": torch.zeros(2)}, base / "pytorch_model.bin")
+
+
+def half_the_weights(base: Path) -> None:
+    path = base / "model.safetensors"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def one_shard_missing(base: Path) -> None:
+    AutoModelForCausalLM.from_pretrained(base).save_pretrained(base, max_shard_size="20KB")
+    (base / "model.safetensors").unlink()
+    shards = sorted(base.glob("*.safetensors"))
+    assert len(shards) > 1
+    shards[-1].unlink()
+
+
+BROKEN: dict[str, tuple[Callable[[Path], None], str]] = {
+    "no weights": (lambda base: (base / "model.safetensors").unlink(), "no safetensors weights"),
+    "pickle only": (pickle_only, "no safetensors weights .pickled weights can run code"),
+    "half the weights": (half_the_weights, "weights can't be loaded"),
+    "empty weights": (replace("model.safetensors", b""), "weights can't be loaded"),
+    "a shard missing": (one_shard_missing, "weights can't be loaded"),
+    "fewer layers than said": (rewrite(n_layer=3), r"h\.2\..* is missing"),
+    "another width than said": (rewrite(n_embd=32), r"\(48,\) in the file and \(96,\) by config\.json"),
+    "another vocabulary": (rewrite(vocab_size=10), r"wte\.weight is \(\d+, 16\) in the file and \(10, 16\)"),
+    "heads that don't divide": (rewrite(n_head=3), "weights can't be loaded"),
+    "encoder-decoder": (rewrite(model_type="t5", is_encoder_decoder=True), "'t5' is an encoder-decoder"),
+    "unsaid encoder-decoder": (rewrite(model_type="t5"), "'t5' is an encoder-decoder"),
+    "encoder": (rewrite(model_type="bert"), "'bert' is not a causal language model"),
+    "images": (rewrite(model_type="vit"), "'vit' is not a causal language model"),
+    "text and images": (rewrite(model_type="gemma3"), "'gemma3' reads more than text"),
+    "no classifier": (rewrite(model_type="codegen"), "no classifier for 'codegen'"),
+    "unknown architecture": (rewrite(model_type="martian"), "martian"),
+    "no architecture": (replace("config.json", b"{}"), "model_type"),
+    "config isn't JSON": (replace("config.json", b"{"), "config.json: can't be read"),
+    "config isn't text": (replace("config.json", b"\xff\xfe"), "config.json: can't be read"),
+    "config is a list": (replace("config.json", b"[]"), "config.json: is not an object"),
+    "no tokenizer": (lambda base: (base / "tokenizer.json").unlink(), "tokenizer can't be loaded"),
+    "another tokenizer format": (replace("tokenizer.json", b"{}"), "tokenizer can't be loaded"),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_base_that_cannot_be_one_is_refused_with_the_reason(
+    fault: str, tiny_bases: dict[str, Path], tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_bases["gpt2"], base)
+    spoil, reason = BROKEN[fault]
+    spoil(base)
+    with pytest.raises(ModelError, match=reason) as caught:
+        open_base(str(base))
+    assert caught.value.where
+    assert caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("./nowhere", "no such folder"),
+        ("~/no/where", "no such folder"),
+        ("no/where/at-all", "no such folder"),
+        ("", "no name"),
+        (" ", "no name"),
+        ("a" * 300, "can't be a folder"),
+        ("~nobody-of-this-name/base", "can't be a folder"),
+        ("my base", "can't be had from the Hugging Face hub"),
+        ("a\0b", "can't be had from the Hugging Face hub"),
+        ("owner/..", "can't be had from the Hugging Face hub"),
+        ("startre", "Did you mean 'starter'"),
+        (".", "neither a model folder"),
+    ],
+)
+def test_a_name_that_is_no_base_is_refused_with_the_reason(
+    name: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match=reason) as caught:
+        resolve_base(name)
+    assert caught.value.fix
+
+
+def test_code_in_a_base_never_runs(tiny_bases: dict[str, Path], tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_bases["gpt2"], base)
+    classes = ("Config", "ModelForSequenceClassification", "ModelForCausalLM", "Tokenizer")
+    rewrite(auto_map={f"Auto{name}": f"code.{name}" for name in classes})(base)
+    (base / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    open_base(str(base))  # a known architecture: ours is used
+    rewrite(model_type="martian")(base)
+    with pytest.raises(ModelError, match="config\\.json can't be used"):
+        open_base(str(base))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_weights_in_shards_are_a_base(tiny_bases: dict[str, Path], tmp_path: Path) -> None:
+    whole, base = open_base(str(tiny_bases["gpt2"])), tmp_path / "base"
+    AutoModelForCausalLM.from_pretrained(tiny_bases["gpt2"]).save_pretrained(base, max_shard_size="20KB")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_bases["gpt2"] / name, base)
+    assert len(list(base.glob("*.safetensors"))) > 1
+    assert_equal(whole, open_base(str(base)))
+
+
+@each_family
+def test_another_tools_classifier_is_a_base(family: str, tiny_bases: dict[str, Path], tmp_path: Path) -> None:
+    """Its head has other labels and goes; its body stays."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_bases[family], base)
+    other = AutoModelForSequenceClassification.from_pretrained(base, num_labels=5)
+    other.save_pretrained(base)
+    model = open_base(str(base))
+    assert model.score.weight.shape[0] == 3
+    assert_equal(other.base_model, model.base_model)
+    tied = load_language_model(resolve_base(str(base)))
+    assert (tied is None) == (not other.config.tie_word_embeddings), "its words would be random"
+
+
+def test_weights_that_are_not_numbers_are_said_plainly(
+    tiny_bases: dict[str, Path], news_csv: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_bases["gpt2"], base)
+    weights = load_file(base / "model.safetensors")
+    weights["transformer.h.0.mlp.c_fc.weight"][0, 0] = float("nan")
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    for approach in ("frozen", "full"):
+        settings = {
+            "base": str(base),
+            "approach": approach,
+            "train": {"length": "2 steps"},
+            "out": str(tmp_path / approach),
+        }
+        with pytest.raises(NonFiniteError):
+            gptailor.fit(news_csv, settings=settings)
+
+
+def test_after_a_wrong_base_the_right_one_may_use_the_same_folder(
+    tiny_bases: dict[str, Path], news_csv: Path, tmp_path: Path
+) -> None:
+    settings = {"approach": "frozen", "evaluate": {"baselines": "none", "resamples": 100}}
+    settings["out"] = str(tmp_path / "run")
+    with pytest.raises(ModelError):
+        gptailor.fit(news_csv, settings={**settings, "base": str(tmp_path / "nowhere")})
+    run = gptailor.fit(news_csv, settings={**settings, "base": str(tiny_bases["gpt2"])})
+    assert run.report["base"] == str(tiny_bases["gpt2"])
+    with pytest.raises(RunError, match="other settings"):
+        gptailor.fit(news_csv, settings={**settings, "base": str(tiny_bases["llama"])})
+
+
+# Other architectures.
+
+
+def small(**more: Any) -> dict[str, Any]:
+    return {"vocab_size": 400, "bos_token_id": 0, "eos_token_id": 0, **more}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        GPTJConfig(**small(n_positions=64, n_embd=16, n_layer=1, n_head=2, rotary_dim=4)),
+        BloomConfig(**small(hidden_size=16, n_layer=1, n_head=2)),
+        OpenAIGPTConfig(vocab_size=400, n_positions=64, n_embd=16, n_layer=1, n_head=2),
+    ],
+    ids=lambda config: str(config.model_type),
+)
+def test_an_architecture_without_fused_attention_is_a_base(config: Any, tmp_path: Path) -> None:
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tiny.build_tokenizer("gpt2").save_pretrained(tmp_path)
+    assert open_base(str(tmp_path)).config.num_labels == 3
+
+
+def test_a_model_that_looks_ahead_is_refused(
+    tiny_bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Padding on the right without a mask is exact for a causal model only."""
+    model = open_base(str(tiny_bases["llama"]))
+    refuse_looking_ahead(model, "llama")
+
+    def forward(input_ids: Tensor, **_: Any) -> Any:
+        hidden = model.get_input_embeddings()(input_ids)
+        return SimpleNamespace(last_hidden_state=hidden + hidden.mean(dim=1, keepdim=True))
+
+    monkeypatch.setattr(model.base_model, "forward", forward)
+    with pytest.raises(ModelError, match="sees the tokens after it"):
+        refuse_looking_ahead(model, "llama")
