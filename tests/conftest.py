@@ -18,7 +18,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No test reads or fills the person's cache."""
     monkeypatch.setenv("GPTAILOR_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-    yield
+    return
 
 
 @pytest.fixture(scope="session")

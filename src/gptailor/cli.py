@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from gptailor.errors import GptailorError, Interrupted
+
+Result = TypeVar("Result")
 
 app = typer.Typer(
     name="gptailor",
@@ -73,9 +77,9 @@ def demo(out: OutOption = None, overwrite: OverwriteOption = False, as_json: Jso
         report = run.report
         if not as_json:
             print_summary(console, report, folder=folder)
-            console.print(f"\nReport:  {folder}/report.html")
-            console.print(
-                f'Next:    gptailor predict {folder} --input "Coach quits two days before the final"'
+            _point(console, f"\nReport:  {folder}/report.html")
+            _point(
+                console, f'Next:    gptailor predict {folder} --input "Coach quits two days before the final"'
             )
     _emit(report, as_json)
 
@@ -105,7 +109,12 @@ def check(
         from gptailor.pipeline.check import check_recipe
         from gptailor.report.checked import print_check
 
-        found = check_recipe(recipe, estimate=not no_estimate, say=narrator.say)
+        found = _asking(
+            lambda chosen: check_recipe(
+                _with_columns(recipe, chosen), estimate=not no_estimate, say=narrator.say
+            ),
+            console,
+        )
         if not as_json:
             print_check(console, found.summary, rendered=found.rendered, estimate=found.estimate)
     _emit({**found.summary, "estimate": found.estimate}, as_json)
@@ -137,12 +146,17 @@ def fit(
     with _talking() as (console, narrator):
         from gptailor.report.terminal import print_summary
 
-        run = _fit(recipe, overwrite=overwrite, narrator=narrator)
+        run = _asking(
+            lambda chosen: _fit(
+                _with_columns(recipe, chosen), overwrite=overwrite and not chosen, narrator=narrator
+            ),
+            console,
+        )
         report = run.report
         if not as_json:
             print_summary(console, report, folder=str(run.folder))
-            console.print(f"\nReport:  {run.folder}/report.html")
-            console.print(f"Next:    gptailor serve {run.folder}")
+            _point(console, f"\nReport:  {run.folder}/report.html")
+            _point(console, f"Next:    gptailor serve {run.folder}")
     _emit(report, as_json)
 
 
@@ -162,12 +176,16 @@ def evaluate(
         from gptailor.report.terminal import print_table, score_text
 
         narrator.say(f"loading {run}")
-        result = load(run).evaluate(
-            data, text=text, label=label, columns=columns, label_names=_pairs(label_names, "--label-names")
+        opened, names = load(run), _pairs(label_names, "--label-names")
+        result = _asking(
+            lambda chosen: opened.evaluate(
+                data, columns=columns, label_names=names, **{"text": text, "label": label, **chosen}
+            ),
+            console,
         )
         if not as_json:
-            names = ("accuracy", "macro_f1", "balanced_accuracy", "weighted_f1", "calibration_error")
-            rows = [(name.replace("_", " "), score_text(result["scores"][name])) for name in names]
+            shown = ("accuracy", "macro_f1", "balanced_accuracy", "weighted_f1", "calibration_error")
+            rows = [(name.replace("_", " "), score_text(result["scores"][name])) for name in shown]
             left_out = f" ({result['left_out']} without usable text or label)" if result["left_out"] else ""
             print_table(console, f"{result['rows']:,} of {result['read']:,} rows{left_out}", rows)
     _emit(result, as_json)
@@ -184,7 +202,7 @@ def predict(
     as_json: JsonOption = False,
 ) -> None:
     """Labels with probabilities for a file, standard input or --input texts."""
-    with _talking() as (_, narrator):
+    with _talking() as (console, narrator):
         from gptailor.pipeline.answers import predict_inputs, predict_to
 
         narrator.say(f"loading {run}")
@@ -196,7 +214,14 @@ def predict(
                     print(f"{line['label']}\t{line['probability']:.3f}{sure}\t{line['text']}")
             result: dict[str, Any] = {"answers": answers}
         else:
-            result = predict_to(run, data, out=out, text=text, columns=columns, to_stdout=not as_json)
+            if data == "-" and sys.stdin.isatty():
+                narrator.say("reading standard input: one text per line, then Ctrl-D")
+            result = _asking(
+                lambda chosen: predict_to(
+                    run, data, out=out, columns=columns, to_stdout=not as_json, **{"text": text, **chosen}
+                ),
+                console,
+            )
             written = f"; written to {out}" if out else ""
             narrator.say(
                 f"{result['rows']:,} rows: {result['answered']:,} answered, {result['rejected']:,} without "
@@ -252,7 +277,7 @@ def report(run: RunFolder, as_json: JsonOption = False) -> None:
         result = Run(run).report
         if not as_json:
             print_summary(console, result, folder=str(run))
-            console.print(f"\nReport:  {run}/report.html")
+            _point(console, f"\nReport:  {run}/report.html")
     _emit(result, as_json)
 
 
@@ -290,23 +315,26 @@ def help_settings() -> None:
 
 def main() -> None:
     """Runs the command line; turns our errors into messages and exit codes."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what we print is UTF-8, whatever the machine's custom
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # Typer returns the code of an Exit, such as 130
+        sys.stdout.flush()
     except GptailorError as error:
         _complain(error)
-    except typer.Exit as error:
-        raise SystemExit(error.exit_code) from None
     except (KeyboardInterrupt, typer.Abort):
         raise SystemExit(Interrupted.exit_code) from None
-    except BrokenPipeError:
-        raise SystemExit(0) from None
+    except BrokenPipeError:  # whoever read the output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit as error:  # Typer's own way out of a closed pipe
+        raise SystemExit(0 if isinstance(error.__context__, BrokenPipeError) else error.code) from None
     except Exception as error:
         _fall(error)
+    else:
+        raise SystemExit(code or 0)
 
 
 def _complain(error: GptailorError) -> None:
-    import os
-
     from rich.console import Console
     from rich.text import Text
 
@@ -315,9 +343,9 @@ def _complain(error: GptailorError) -> None:
     console = Console(stderr=True, highlight=False)
     kind = "stopped" if isinstance(error, Interrupted) else "error"
     where = f"{error.where}: " if error.where else ""
-    console.print(Text(f"{kind}: ", style="bold red") + Text(f"{where}{error.what}"))
+    console.print(Text(f"{kind}: ", style="bold red") + Text(f"{where}{error.what}"), soft_wrap=True)
     if error.fix:
-        console.print(Text(error.fix, style="dim"))
+        console.print(Text(error.fix, style="dim"), soft_wrap=True)
     raise SystemExit(error.exit_code)
 
 
@@ -325,13 +353,15 @@ def _fall(error: Exception) -> None:
     """Usage errors leave with 2; anything else is ours, and we say what to send."""
     format_message = getattr(error, "format_message", None)  # Typer carries its own click
     if format_message is not None:
-        print(f"usage: {format_message()}\nTry `gptailor --help`.", file=sys.stderr)
+        is_help = type(error).__name__ == "NoArgsIsHelpError"
+        words = format_message() if is_help else f"usage: {format_message()}\nTry `gptailor --help`."
+        print(words, file=sys.stderr)
         raise SystemExit(2)
     import tempfile
     import traceback
 
     with tempfile.NamedTemporaryFile(
-        "w", prefix="gptailor-", suffix=".log", delete=False, encoding="utf-8"
+        "w", prefix="gptailor-", suffix=".log", delete=False, encoding="utf-8", errors="backslashreplace"
     ) as file:
         file.write(" ".join(sys.argv) + "\n" + "".join(traceback.format_exception(error)))
     print(
@@ -362,6 +392,46 @@ def _emit(result: Mapping[str, Any], as_json: bool) -> None:
         print(json.dumps(result, ensure_ascii=False))
 
 
+def _point(console: Any, line: str) -> None:
+    """A line with a path or a command in it: not broken, nothing in it taken for markup."""
+    from rich.text import Text
+
+    console.print(Text(line), soft_wrap=True)
+
+
+def _asking(attempt: Callable[[dict[str, str]], Result], console: Any) -> Result:
+    """Attempts; where several columns fit and there is a terminal, asks which, and attempts again."""
+    from gptailor.data.roles import AmbiguousColumnError
+
+    chosen: dict[str, str] = {}
+    while True:
+        try:
+            return attempt(chosen)
+        except AmbiguousColumnError as error:
+            answer = _ask(error, console) if sys.stdin.isatty() else None
+            if answer is None:
+                raise
+            chosen[error.role] = answer
+
+
+def _ask(error: Any, console: Any) -> str | None:
+    """The column a person chooses for a role; for the text also two as `a+b`. None at the end of input."""
+    _point(console, error.what)
+    while True:
+        try:
+            answer = console.input(f"Which is the {error.role}? ").strip()
+        except EOFError:
+            return None
+        parts = answer.split("+") if error.role == "text" else [answer]
+        if answer in error.candidates or set(parts) <= set(error.candidates):
+            return str(answer)
+        _point(console, f"It is one of {', '.join(error.candidates)}.")
+
+
+def _with_columns(recipe: Any, chosen: Mapping[str, str]) -> Any:
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=dict(chosen))})
+
+
 def _fit(recipe: Any, *, overwrite: bool, narrator: Any) -> Any:
     from gptailor.pipeline.fit import Listener, fit_recipe
 
@@ -377,17 +447,17 @@ def _look(recipe: Any, console: Any, narrator: Any) -> None:
 
 
 def _recipe(data: str, options: Mapping[str, Any]) -> Any:
-    """The recipe of a file and options; asks for a column that isn't plain, where there is a terminal."""
+    """The recipe of a file and options."""
+    from gptailor.pipeline.folder import folder_to_repeat
     from gptailor.recipe import load_recipe, with_changes
 
     given = _values(options)
     if data.endswith((".yaml", ".yml")):
         path = Path(data)
         values = load_recipe(path).model_dump(mode="json")
-        if not options.get("out") and (path.parent / "request.yaml").exists() and path.name == "recipe.yaml":
-            from gptailor.pipeline.folder import next_to
-
-            given.setdefault("out", str(next_to(path.parent)))
+        beside = folder_to_repeat(path)
+        if beside is not None:
+            given.setdefault("out", str(beside))
         for key, value in given.items():
             values[key] = {**values[key], **value} if key in ("data", "evaluate") else value
     else:
@@ -428,8 +498,10 @@ def _pairs(text: str | None, flag: str) -> dict[str, str]:
     pairs: dict[str, str] = {}
     for part in (text or "").split(","):
         bare, equals, name = part.partition("=")
-        if part.strip() and not equals:
+        if part.strip() and not (equals and name.strip()):
             raise RecipeError(f"{part!r} is not a pair.", where=flag, fix=f"Write {flag} 0=World,1=Sports.")
+        if bare.strip() in pairs:
+            raise RecipeError(f"{bare.strip()!r} is named twice.", where=flag, fix="Name each label once.")
         if part.strip():
             pairs[bare.strip()] = name.strip()
     return pairs

@@ -137,8 +137,8 @@ def test_text_has_the_same_bits_in_every_slot_of_its_shape(wider: Classifier, sh
     (text,) = random_sequences(rng, [length - 3])
     (expected,) = wider.in_shape([text], shape)
     seen = np.zeros(slots, np.int64)
-    for trial in range(100):
-        count = slots if trial % 2 else int(rng.integers(1, slots + 1))
+    for trial in range(25):
+        count = int(rng.integers(1, slots + 1)) if trial % 2 else slots
         mine = rng.random(count) < 0.5
         neighbors = random_sequences(rng, rng.integers(1, length + 1, count))
         logits = wider.in_shape(

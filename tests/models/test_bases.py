@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,10 +24,11 @@ from transformers import (
 
 import gptailor
 import tiny
-from gptailor.errors import ModelError, NonFiniteError, RunError
+from gptailor.errors import Interrupted, ModelError, NonFiniteError, RunError
 from gptailor.models.forward import refuse_looking_ahead
 from gptailor.models.load import load_classifier, load_config, load_language_model, load_tokenizer
 from gptailor.models.names import resolve_base
+from gptailor.pipeline.fit import Listener
 
 LABELS = ["business", "health", "sports"]
 each_family = pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -196,6 +198,27 @@ def test_weights_that_are_not_numbers_are_said_plainly(
         }
         with pytest.raises(NonFiniteError):
             gptailor.fit(news_csv, settings=settings)
+
+
+def test_a_run_does_not_go_on_with_other_weights_under_the_same_name(
+    tiny_bases: dict[str, Path], news_csv: Path, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_bases["gpt2"], base)
+    settings = {"base": str(base), "approach": "lora", "train": {"length": "6 steps"}}
+    settings |= {"evaluate": {"baselines": "none", "resamples": 100}, "out": str(tmp_path / "run")}
+
+    def interrupt(line: Any) -> None:
+        if line["kind"] == "step":
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        gptailor.fit(news_csv, settings=settings, listener=Listener(show=interrupt))
+    tiny.build_base(base, seed=1)
+    with pytest.raises(RunError, match="the base .* changed"):
+        gptailor.fit(news_csv, settings=settings)
+    shutil.copytree(tiny_bases["gpt2"], base, dirs_exist_ok=True)
+    assert gptailor.fit(news_csv, settings=settings).report["approach"] == "lora"
 
 
 def test_after_a_wrong_base_the_right_one_may_use_the_same_folder(

@@ -15,7 +15,8 @@ from gptailor.errors import ModelError, did_you_mean
 
 STARTER = Path(__file__).parent / "starter"
 # What a base may bring. No pickles, no Python.
-HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model", "*.jinja"]
+HUB_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+HUB_LEFT_OUT = ["*/*", "consolidated*"]  # the same weights again, in other tools' layouts
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,18 +101,21 @@ def read_config_file(folder: Path) -> dict[str, Any]:
 
 
 def _from_hub(name: str, revision: str | None) -> Base:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import constants, snapshot_download
 
+    constants.HF_HUB_DISABLE_TELEMETRY = True  # nothing phones home: it would tell versions and ask for more
     try:
-        path = Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = first_line(error).rstrip(".")
+        folder = snapshot_download(
+            name, revision=revision, allow_patterns=HUB_FILES, ignore_patterns=HUB_LEFT_OUT
+        )
+    except Exception as error:  # besides its own errors, those of whatever HTTP library it uses
+        reason = _hub_reason(error, revision)
         raise ModelError(
             f"can't be had from the Hugging Face hub: {reason}.{did_you_mean(name, ['starter'])}",
             where=f"base {name!r}",
             fix="Check the name and the network, or use --base starter (bundled) or a folder.",
         ) from None
+    path = Path(folder)
     if not list(path.glob("*.safetensors")):
         raise ModelError(
             "has no safetensors weights at this revision (pickled weights are not loaded).",
@@ -119,6 +123,20 @@ def _from_hub(name: str, revision: str | None) -> Base:
             fix="Choose a revision or a base with model.safetensors.",
         )
     return Base(name, path, path.name, "hub")
+
+
+def _hub_reason(error: Exception, revision: str | None) -> str:
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):  # a kind of the next one
+        return "it is gated: accept its terms on its page there, then log in with `hf auth login`"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "there is no such repository, or it is private"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"it has no revision {revision!r}"
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return "the hub can't be reached from here, and the base was not fetched before"
+    return first_line(error).rstrip(".")
 
 
 def context_length(config: Any) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -39,47 +41,41 @@ def predict_to(
     """Predicts a file of any size into a CSV or JSONL file, or onto standard output as CSV.
 
     Returns the counts, and the rows themselves when they go nowhere else.
+
+    Raises:
+        RunError: `out` has another ending, is the input file, or can't be written.
     """
+    if out is not None:
+        _refuse_unwritable(out, location)
     opened = load(run)
     names = opened.predictor.label_names
     counts = {"rows": 0, "answered": 0, "rejected": 0}
 
     def counted() -> Iterator[dict[str, Any]]:
-        for row, answer in opened.predict_file(location, text=text, columns=columns):
+        for row, given, answer in opened.predict_file(location, text=text, columns=columns):
             counts["rows"] += 1
             counts["answered" if answer is not None else "rejected"] += 1
-            yield describe_row(row, answer)
+            yield describe_row(row, given, answer)
 
     if out is not None:
-        _refuse_overwriting(out, location)
-        out.parent.mkdir(parents=True, exist_ok=True)
         if out.suffix == ".jsonl":
             _write_jsonl(out, counted())
-        elif out.suffix == ".csv":
-            write_csv_safely(out, header_for(names), (csv_cells(row, names) for row in counted()))
         else:
-            raise RunError(
-                f"can't write {out.suffix or 'a file without ending'!r}.",
-                where=str(out),
-                fix="Name the output .csv or .jsonl.",
-            )
+            write_csv_safely(out, header_for(names), (csv_cells(row, names) for row in counted()))
         return {**counts, "file": str(out)}
     if to_stdout:
-        writer = csv.writer(sys.stdout)
-        writer.writerow(header_for(names))
-        for row in counted():
-            writer.writerow([defuse(str(cell)) for cell in csv_cells(row, names)])
+        _print_csv(header_for(names), (csv_cells(row, names) for row in counted()))
         return dict(counts)
     return {"answers": list(counted()), **counts}
 
 
-def describe_row(row: RawExample | RejectedRow, answer: Answer | None) -> dict[str, Any]:
+def describe_row(row: RawExample | RejectedRow, text: str, answer: Answer | None) -> dict[str, Any]:
     """One output row as plain values."""
-    place = {"source": row.source, "row": row.row}
+    told = {"source": row.source, "row": row.row, "text": text}
     if answer is not None:
-        return {**place, **_answer_fields(answer), "rejected": ""}
+        return {**told, **_answer_fields(answer), "rejected": ""}
     reason = row.detail if isinstance(row, RejectedRow) else "no text"
-    return {**place, "label": None, "probability": None, "rejected": reason}
+    return {**told, "label": None, "probability": None, "rejected": reason}
 
 
 def header_for(names: Sequence[str]) -> list[str]:
@@ -87,6 +83,7 @@ def header_for(names: Sequence[str]) -> list[str]:
     return [
         "source",
         "row",
+        "text",
         "label",
         "probability",
         "abstained",
@@ -98,11 +95,11 @@ def header_for(names: Sequence[str]) -> list[str]:
 
 def csv_cells(row: dict[str, Any], names: Sequence[str]) -> list[object]:
     """One row of the CSV; probabilities in full precision."""
+    told = [row["source"], row["row"], row["text"]]
     if row["label"] is None:
-        return [row["source"], row["row"], "", "", "", "", row["rejected"], *([""] * len(names))]
+        return [*told, "", "", "", "", row["rejected"], *([""] * len(names))]
     return [
-        row["source"],
-        row["row"],
+        *told,
         row["label"],
         repr(row["probability"]),
         str(row["abstained"]).lower(),
@@ -122,13 +119,46 @@ def _answer_fields(answer: Answer) -> dict[str, Any]:
     }
 
 
-def _refuse_overwriting(out: Path, location: str) -> None:
+def _refuse_unwritable(out: Path, location: str) -> None:
+    if out.suffix not in (".csv", ".jsonl"):
+        raise RunError(
+            f"can't write {out.suffix or 'a file without ending'!r}.",
+            where=str(out),
+            fix="Name the output .csv or .jsonl.",
+        )
     if Path(location).exists() and out.exists() and out.samefile(location):
         raise RunError("is the input file.", where=str(out), fix="Write the answers to another file.")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(out, error) from None
+
+
+def _unwritable(out: Path, error: OSError) -> RunError:
+    return RunError(
+        f"can't be written: {error.strerror or error}.",
+        where=str(out),
+        fix="Free some space, or choose a folder you may write to.",
+    )
 
 
 def _write_jsonl(out: Path, rows: Iterable[dict[str, Any]]) -> None:
-    partial = out.with_name(f".{out.name}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    partial.replace(out)
+    partial = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        # Half a surrogate pair, which JSON can hold, is no UTF-8; the escape is what JSON would write.
+        with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        partial.replace(out)
+    except OSError as error:
+        raise _unwritable(out, error) from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _print_csv(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """The very bytes that `write_csv_safely` puts into a file."""
+    writer = csv.writer(sys.stdout, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+    rows = iter(rows)
+    first = list(itertools.islice(rows, 1))  # a file that is refused leaves nothing printed
+    for cells in itertools.chain([header], first, rows):
+        writer.writerow([defuse(cell) if isinstance(cell, str) else cell for cell in cells])

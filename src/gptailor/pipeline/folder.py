@@ -64,6 +64,12 @@ def next_to(run: Path) -> Path:
     return candidate
 
 
+def folder_to_repeat(recipe_file: Path) -> Path | None:
+    """Where `fit RUN/recipe.yaml` writes: beside RUN. None for a recipe that isn't a run's own."""
+    run = recipe_file.parent
+    return next_to(run) if recipe_file.name == "recipe.yaml" and (run / REQUEST).exists() else None
+
+
 def open_for_fit(folder: Path, recipe: Recipe) -> bool:
     """True if the folder holds this very run, finished. Writes the request into a fresh folder.
 
@@ -107,6 +113,15 @@ def holds_work(folder: Path) -> bool:
     """Whether a run got as far as a checkpoint or a model."""
     checkpoints = folder / "checkpoints"
     return (folder / "model").exists() or (checkpoints.exists() and any(checkpoints.iterdir()))
+
+
+def base_revision_of(folder: Path) -> str | None:
+    """The revision of the base that a run was begun with; None where none was begun."""
+    try:
+        values = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        return str(values["base_revision"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def sweep(folder: Path) -> None:

@@ -16,8 +16,8 @@ from gptailor.cache import cached_array, content_key
 from gptailor.models.approach import fit_frozen_head, set_head
 from gptailor.models.forward import compute_features
 from gptailor.models.load import load_classifier
+from gptailor.pipeline.classify import by_text
 from gptailor.pipeline.tokens import sequences_of
-from gptailor.pipeline.training import by_text
 from gptailor.pipeline.workshop import Candidate, Workshop, few_rows, folds_of, loss_of, score_of
 from gptailor.recipe import FrozenApproach
 from gptailor.types import FloatArray, IntArray, TokenizedExample

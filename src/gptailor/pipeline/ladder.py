@@ -15,8 +15,8 @@ from gptailor.evaluate.prompted import build_prompter, choose_shots, prompted_sc
 from gptailor.evaluate.run import macro_f1
 from gptailor.models.load import head_name, load_language_model
 from gptailor.models.names import context_length
+from gptailor.pipeline.classify import by_text
 from gptailor.pipeline.frozen import features_of, run_frozen
-from gptailor.pipeline.training import by_text
 from gptailor.pipeline.workshop import Candidate, Workshop
 from gptailor.recipe import FrozenApproach
 from gptailor.types import Example, IntArray

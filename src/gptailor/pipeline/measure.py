@@ -12,7 +12,8 @@ import torch
 from gptailor.data.batch import split_step
 from gptailor.errors import ModelError
 from gptailor.models.approach import Adapted
-from gptailor.pipeline.training import Plan, to_device
+from gptailor.pipeline.classify import to_device
+from gptailor.pipeline.training import Plan
 from gptailor.train.loop import accumulate
 from gptailor.train.loss import classification_logits, classification_loss
 from gptailor.types import Batch, TokenizedExample

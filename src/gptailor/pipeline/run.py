@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from gptailor.errors import DataError, RunError
 from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.run import evaluate_logits
 from gptailor.models.bundle import find_model_folder
-from gptailor.models.predictor import Answer, Predictor, load_predictor
+from gptailor.models.predictor import CHUNK, Answer, Predictor, load_predictor
 from gptailor.pipeline.prepare import joined
 from gptailor.tasks.classification import name_labels, refuse_unknown_labels
 from gptailor.types import RawExample, RejectedRow
@@ -31,8 +32,16 @@ class Run:
     def report(self) -> dict[str, Any]:
         """report.json, or what `RunError` says if the run isn't finished."""
         path = self.folder / "report.json"
+        if not self.folder.is_dir():
+            raise RunError(
+                "there is no such folder.", where=str(self.folder), fix="Check the path of the run."
+            )
         try:
             report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RunError(
+                f"is damaged: {error}.", where=str(path), fix="Fit again with --overwrite."
+            ) from None
         except FileNotFoundError:
             raise RunError(
                 "this run is not finished (no report.json).",
@@ -56,23 +65,20 @@ class Run:
 
     def predict_file(
         self, location: str, *, text: str | None = None, columns: str | None = None
-    ) -> Iterator[tuple[RawExample | RejectedRow, Answer | None]]:
-        """One answer per row of a file, in its order and in constant memory.
+    ) -> Iterator[tuple[RawExample | RejectedRow, str, Answer | None]]:
+        """Each row of a file with its text and its answer, in the file's order and in constant memory.
 
-        Rows that can't be read or have no text come back with None, so that nothing is lost.
+        Rows that can't be read or have no text come with None, so that nothing is lost.
+
+        Raises:
+            DataError: the file can't be read, or its text column isn't plain.
         """
         rows = iterate_rows(location, columns=columns)
         column: str | None = None
-        held: list[RawExample | RejectedRow] = []
-        for row in rows:
-            held.append(row)
-            if column is None and len(held) >= 200:
-                column = self._text_column(held, text)
-            if column is not None and len(held) >= 2048:
-                yield from self._answers(held, column)
-                held = []
-        if held:
-            yield from self._answers(held, column or self._text_column(held, text))
+        while held := list(itertools.islice(rows, CHUNK)):
+            column = column or self._text_column(held, text)
+            texts = [joined(row, column) if isinstance(row, RawExample) and column else "" for row in held]
+            yield from zip(held, texts, self.predictor.predict(texts), strict=True)
 
     def evaluate(
         self,
@@ -135,10 +141,11 @@ class Run:
             label = trained.label
         return infer_roles(columns, rows, text=text, label=label)
 
-    def _text_column(self, held: Sequence[RawExample | RejectedRow], text: str | None) -> str:
+    def _text_column(self, held: Sequence[RawExample | RejectedRow], text: str | None) -> str | None:
+        """The column that is read, once there is a row that could be read."""
         rows = [row for row in held if isinstance(row, RawExample)]
         if not rows:
-            return text or "text"
+            return None
         columns = list(dict.fromkeys(name for row in rows for name in row.fields))
         trained = self._trained_roles()
         if text is None and trained and all(part in columns for part in trained.text.split("+")):
@@ -146,17 +153,12 @@ class Run:
         return infer_roles(columns, rows, text=text, label=None, need_label=False).text
 
     def _trained_roles(self) -> Roles | None:
+        """The columns of training; None where only the model was copied here."""
         path = self.folder / "data" / "summary.json"
-        if not path.exists():
+        try:
+            return Roles(**json.loads(path.read_text(encoding="utf-8"))["roles"])
+        except (OSError, ValueError, KeyError, TypeError):
             return None
-        summary = json.loads(path.read_text(encoding="utf-8"))
-        return Roles(**summary["roles"]) if "roles" in summary else None
-
-    def _answers(
-        self, held: Sequence[RawExample | RejectedRow], column: str
-    ) -> Iterator[tuple[RawExample | RejectedRow, Answer | None]]:
-        texts = [joined(row, column) if isinstance(row, RawExample) else "" for row in held]
-        yield from zip(held, self.predictor.predict(texts), strict=True)
 
 
 def load(folder: str | Path) -> Run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -10,15 +11,20 @@ from typing import Any
 
 import numpy as np
 
+from gptailor import __version__
 from gptailor.data.clean import repair
 from gptailor.data.ledger import write_csv_safely
+from gptailor.evaluate.run import overfitting_in_words
 from gptailor.launch import write_atomically
 from gptailor.pipeline.prepare import PARTS, Prepared
 from gptailor.pipeline.tokens import TokenizedParts, length_histogram
+from gptailor.pipeline.workshop import Candidate, Workshop
+from gptailor.recipe import AutoApproach, FrozenApproach, FullApproach, Recipe, dump_recipe
 from gptailor.report.card import render_card
 from gptailor.report.page import render_page
-from gptailor.types import Example, RawExample, Reason
+from gptailor.types import Bundle, Example, RawExample, Reason
 
+STARTER_LICENSE = "CC BY-SA 4.0 (see LICENSE.md of the starter)"
 SHOWN = 12  # examples of each kind on the page
 
 
@@ -52,6 +58,58 @@ def tell(
     write_atomically(folder / "report.html", render_page(report, details))
     write_atomically(folder / "README.md", render_card(report, details))
     write_atomically(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
+
+
+def describe(
+    shop: Workshop,
+    chosen: Candidate,
+    candidates: list[Candidate],
+    *,
+    bundle: Bundle,
+    parity: Mapping[str, float],
+) -> dict[str, Any]:
+    """What the page says of the model beside its scores."""
+    resolved = resolved_recipe(shop, chosen)
+    return {
+        "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "version": __version__,
+        "base_details": {
+            "name": shop.base.name,
+            "revision": bundle.base_revision,
+            "parameters": sum(parameter.numel() for parameter in chosen.model.parameters()),
+            **({"license": STARTER_LICENSE} if shop.base.kind == "starter" else {}),
+        },
+        "curves": chosen.trained.curves,
+        "strengths": list(chosen.strengths),
+        "candidates": [
+            {
+                "approach": candidate.approach,
+                "validation_macro_f1": candidate.macro_f1,
+                "seconds": candidate.seconds,
+                "chosen": candidate is chosen,
+            }
+            for candidate in candidates
+        ],
+        "overfitting": overfitting_in_words(chosen.trained.curves, best_step=chosen.trained.best_step),
+        "parity": dict(parity),
+        "recipe": dump_recipe(resolved),
+    }
+
+
+def resolved_recipe(shop: Workshop, chosen: Candidate) -> Recipe:
+    """The recipe with everything that was decided written in, so that it repeats the run."""
+    recipe = shop.recipe
+    approach = recipe.approach
+    if isinstance(approach, AutoApproach):
+        approach = FrozenApproach() if chosen.approach == "frozen" else FullApproach()
+    located = {
+        key: str(Path(value).resolve())
+        for key in ("train", "validation", "test")
+        if (value := getattr(recipe.data, key)) is not None and Path(value).exists()
+    }
+    data = recipe.data.model_copy(update={**located, "max_tokens": shop.tokens.max_tokens})
+    revision = shop.base.revision if shop.base.kind == "hub" else recipe.revision
+    return recipe.model_copy(update={"data": data, "approach": approach, "revision": revision})
 
 
 def write_predictions(

@@ -12,15 +12,10 @@ from transformers import PreTrainedModel
 from gptailor.launch import choose_micro_batch, choose_precision, remember
 from gptailor.models.approach import Adapted, adapt_full, adapt_lora, adapter_state, merge_lora
 from gptailor.models.load import build_scratch, load_classifier
+from gptailor.pipeline.classify import by_text, classify_rows
 from gptailor.pipeline.measure import measure_plan
-from gptailor.pipeline.training import (
-    Plan,
-    TrainingPlace,
-    by_text,
-    classify_rows,
-    resolve_plan,
-    train,
-)
+from gptailor.pipeline.place import TrainingPlace
+from gptailor.pipeline.training import Plan, resolve_plan, train
 from gptailor.pipeline.workshop import FOLDS, Candidate, Workshop, few_rows, folds_of, score_of
 from gptailor.recipe import FullApproach, LoraApproach, ScratchApproach, TrainSettings
 from gptailor.report.terminal import duration_text

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from gptailor.data.tokenize import Encoder
 from gptailor.evaluate.run import macro_f1
 from gptailor.models.names import Base
+from gptailor.pipeline.place import Trained
 from gptailor.pipeline.tokens import TokenizedParts
-from gptailor.pipeline.training import Trained
 from gptailor.recipe import Recipe
 from gptailor.types import FloatArray, IntArray, TokenizedExample
 

@@ -1,0 +1,85 @@
+"""From the chosen candidate to a sealed bundle: saved, reloaded, compared."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from gptailor.evaluate.calibrate import choose_threshold, fit_temperature, softmax
+from gptailor.models.approach import adapt_full, save_adapter
+from gptailor.models.bundle import reload_parity, save_model, write_bundle
+from gptailor.models.predictor import Predictor
+from gptailor.pipeline.classify import classify_rows
+from gptailor.pipeline.prepare import Prepared
+from gptailor.pipeline.suspects import Suspect, suspects_by_model, suspects_in_data
+from gptailor.pipeline.tokens import sequences_of
+from gptailor.pipeline.workshop import Candidate, Workshop, few_rows
+from gptailor.recipe import Recipe
+from gptailor.types import Bundle
+
+PROBES = 4  # texts whose answers travel with the model and are replayed wherever it is loaded
+PARITY_ROWS = 16
+
+
+def keep(folder: Path, shop: Workshop, chosen: Candidate) -> tuple[Bundle, Predictor, dict[str, float]]:
+    """Saves the model, proves that what was saved is what was trained, and seals the bundle."""
+    path = folder / "model"
+    rows = shop.tokens.rows["validation"][:PARITY_ROWS]
+    save_model(path, model=chosen.model, tokenizer=shop.tokenizer)
+    if chosen.adapter is not None:
+        save_adapter(folder / "adapter", chosen.adapter)
+    temperature = fit_temperature(chosen.validation_logits, chosen.validation_answers)
+    threshold = choose_threshold(softmax(chosen.validation_logits, temperature), chosen.validation_answers)
+    bundle = Bundle(
+        path=path,
+        task=shop.recipe.task,
+        base=shop.base.name,
+        base_revision=shop.base.revision,
+        approach=chosen.approach,
+        label_names=list(shop.label_names),
+        max_tokens=shop.tokens.max_tokens,
+        too_long=shop.tokens.too_long,
+        temperature=temperature,
+        threshold=threshold,
+        clean=_repair_settings(shop.recipe),
+        scores={"validation_macro_f1": chosen.macro_f1},
+    )
+    write_bundle(bundle)
+    predictor = Predictor(path)
+    texts = [example.text for example in shop.tokens.examples["validation"][:PROBES]]
+    encoded = [predictor.encode(text) for text in texts]
+    probes = [
+        {
+            "text": text,
+            "token_ids": [list(s) for s in item.sequences],
+            "logits": predictor.logits([item])[0].tolist(),
+        }
+        for text, item in zip(texts, encoded, strict=True)
+    ]
+    bundle = dataclasses.replace(bundle, probes=probes)
+    write_bundle(bundle)
+    logits = classify_rows(adapt_full(chosen.model), rows, pad_id=shop.encoder.pad_id)
+    parity = {
+        "reload": reload_parity(path, sequences_of(rows), logits, pad_id=shop.encoder.pad_id),
+        **chosen.parity,
+    }
+    return bundle, Predictor(path), parity
+
+
+def find_suspects(shop: Workshop, prepared: Prepared, chosen: Candidate, bundle: Bundle) -> list[Suspect]:
+    """Rows to look at again: from the data, and from validation answers that are sure of another label."""
+    examples = list(shop.tokens.examples["validation"])
+    if few_rows(shop):  # then the answers are out of fold, over both parts
+        examples = [*shop.tokens.examples["train"], *examples]
+    probabilities = softmax(chosen.validation_logits, bundle.temperature)
+    return [*suspects_in_data(prepared), *suspects_by_model(examples, probabilities, prepared)]
+
+
+def _repair_settings(recipe: Recipe) -> dict[str, bool]:
+    clean = recipe.data.clean
+    return {
+        "repair_text": clean.repair_text,
+        "unescape_entities": clean.unescape_entities,
+        "drop_control": clean.drop_control,
+        "squeeze_space": clean.squeeze_space,
+    }

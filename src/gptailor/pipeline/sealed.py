@@ -1,0 +1,113 @@
+"""The sealed test set: opened once, through the saved bundle, and written down each time."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import resource
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptailor.evaluate.metrics import as_json
+from gptailor.evaluate.run import evaluate_logits, evaluation_details, overfitting_in_words
+from gptailor.models.predictor import Predictor
+from gptailor.pipeline.ladder import Ladder, judge
+from gptailor.pipeline.tokens import TokenizedParts
+from gptailor.pipeline.workshop import Candidate, Workshop
+from gptailor.types import Part
+
+
+def open_test(
+    folder: Path,
+    shop: Workshop,
+    chosen: Candidate,
+    predictor: Predictor,
+    ladder: Ladder,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Opens the sealed test set once, through the saved bundle, and puts the numbers together."""
+    recipe, bundle = shop.recipe, predictor.bundle
+    settings: dict[str, Any] = {
+        "label_names": shop.label_names,
+        "temperature": bundle.temperature,
+        "resamples": recipe.evaluate.resamples,
+        "seed": recipe.seed,
+    }
+    examples = shop.tokens.examples["test"]
+    encoded = [item for item in predictor.encode_many([example.text for example in examples]) if item]
+    logits = predictor.logits(encoded)
+    answers = np.array([example.label for example in examples])
+    tested = evaluate_logits(logits, answers, split="test", **settings)
+    validated = evaluate_logits(
+        chosen.validation_logits, chosen.validation_answers, split="validation", **settings
+    )
+    assert tested.predictions is not None
+    baselines, verdict = judge(
+        shop, ladder, answers=answers, predictions=tested.predictions.probabilities.argmax(axis=1)
+    )
+    note_opening(
+        folder, command="fit", scores=as_json({k: tested.scores[k] for k in ("accuracy", "macro_f1")})
+    )
+    report: dict[str, Any] = {
+        "version": 1,
+        "task": recipe.task,
+        "base": shop.base.name,
+        "approach": chosen.approach,
+        "seed": recipe.seed,
+        "data": _data_counts(folder, shop.tokens),
+        "test": {"rows": tested.size, **as_json(tested.scores)},
+        "validation": {"rows": validated.size, **as_json(validated.scores)},
+        "baselines": baselines,
+        "verdict": verdict,
+        "training": training_numbers(chosen, shop),
+        "environment": dict(shop.environment),
+    }
+    details = as_json(evaluation_details(logits, answers, threshold=bundle.threshold, **settings))
+    report["test"]["at_threshold"] = details["at_threshold"]
+    details["probabilities"] = tested.predictions.probabilities
+    return report, details
+
+
+def training_numbers(chosen: Candidate, shop: Workshop) -> dict[str, Any]:
+    """The report's `training` object."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    trained = chosen.trained
+    return {
+        "steps": trained.steps,
+        "best_step": trained.best_step,
+        "seconds": round(chosen.seconds, 2),
+        "tokens_per_second": round(trained.tokens / trained.seconds) if trained.seconds else None,
+        "peak_memory_bytes": peak,
+        "stopped": trained.stopped,
+        "validation_macro_f1": round(chosen.macro_f1, 6),
+        "overfitting": overfitting_in_words(trained.curves, best_step=trained.best_step),
+        "bit_exact": bool(shop.environment.get("bit_exact", True)),
+    }
+
+
+def note_opening(folder: Path, *, command: str, scores: Mapping[str, Any]) -> None:
+    """Each look at the sealed test set is a line in openings.jsonl."""
+    line = {
+        "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "scores": scores,
+    }
+    with (folder / "openings.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _data_counts(folder: Path, tokens: TokenizedParts) -> dict[str, Any]:
+    summary = json.loads((folder / "data" / "summary.json").read_text(encoding="utf-8"))
+    summary = {key: value for key, value in summary.items() if key not in ("data_hash", "roles")}
+    summary["tokens"]["padding"] = _padding(tokens, "train")
+    return dict(summary)
+
+
+def _padding(tokens: TokenizedParts, part: Part) -> int:
+    """Pads of one epoch, had every batch of sixteen neighbors by length been padded to its longest."""
+    lengths = np.sort([len(row.token_ids) for row in tokens.rows[part]])
+    batches = np.array_split(lengths, range(16, len(lengths), 16))
+    return int(sum(len(batch) * batch.max() - batch.sum() for batch in batches if len(batch)))
