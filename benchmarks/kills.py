@@ -187,7 +187,7 @@ def kill(child: int, run: Path, dice: random.Random, *, aimed: bool, seconds: fl
         ) and until(lambda: being_written(run), child)
         time.sleep(dice.uniform(0, 0.01))
     else:
-        end = time.monotonic() + dice.uniform(0, seconds)
+        end = time.monotonic() + dice.uniform(0, 0.6 * seconds)  # what is left gets shorter
         alive = until(lambda: time.monotonic() >= end, child)
     if alive:
         os.kill(child, signal.SIGKILL)

@@ -203,10 +203,12 @@ def modules_after(code: str) -> set[str]:
     return set(json.loads(line.removeprefix("modules:")))
 
 
-HELP = """
+def command(*arguments: str) -> str:
+    """Code that runs the command line in its process and goes on."""
+    return f"""
 import sys
 from gptailor.cli import main
-sys.argv = ["gptailor", "--help"]
+sys.argv = {["gptailor", *arguments]!r}
 try:
     main()
 except SystemExit as left:
@@ -218,7 +220,7 @@ except SystemExit as left:
     "code",
     [
         "import gptailor",
-        HELP,
+        command("--help"),
         "import gptailor.pipeline.prepare, gptailor.pipeline.tokens, gptailor.models.names",
     ],
     ids=["package", "help", "looking at data"],
@@ -235,6 +237,5 @@ def test_package_itself_loads_nothing_heavy() -> None:
 
 
 def test_check_without_an_estimate_needs_no_torch(tiny_bases: dict[str, Path], news_csv: Path) -> None:
-    arguments = ["gptailor", "check", str(news_csv), "--base", str(tiny_bases["gpt2"]), "--no-estimate"]
-    code = f"import sys\nfrom gptailor.cli import main\nsys.argv = {arguments!r}\nmain()"
+    code = command("check", str(news_csv), "--base", str(tiny_bases["gpt2"]), "--no-estimate")
     assert modules_after(code).isdisjoint(HEAVY)

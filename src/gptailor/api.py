@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import csv
+import json
+import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, column_or_1d
 
-from gptailor.errors import DataError, InputError
+from gptailor.errors import DataError, InputError, RecipeError
 from gptailor.pipeline.fit import Listener, fit_recipe
+from gptailor.pipeline.folder import folder_to_repeat
 from gptailor.pipeline.run import Run
 from gptailor.recipe import Recipe, build_recipe, load_recipe
+from gptailor.types import IntArray
 
 
 def fit(
@@ -28,7 +33,8 @@ def fit(
     """Fits a run from a data file, a recipe file or a `Recipe`; resumes what was begun.
 
     Args:
-        source: A data file or folder, a `.yaml` recipe, or a recipe.
+        source: A data file or folder, a `.yaml` recipe, or a recipe. RUN/recipe.yaml is repeated beside
+            RUN, as the command line does.
         settings: Nested settings for a data file, such as `{"approach": "lora", "out": "runs/mine"}`.
         overwrite: Move an old run in the same folder aside and begin anew.
         listener: Hears the steps in words and the lines of metrics.jsonl.
@@ -36,10 +42,17 @@ def fit(
     Raises:
         GptailorError: something you can mend; the message says what.
     """
+    is_file = isinstance(source, Recipe) or str(source).endswith((".yaml", ".yml"))
+    if is_file and settings is not None:
+        raise RecipeError(
+            "settings are for a data file, and a recipe was given.", fix="Write them into the recipe."
+        )
     if isinstance(source, Recipe):
         recipe = source
-    elif str(source).endswith((".yaml", ".yml")):
+    elif is_file:
         recipe = load_recipe(Path(source))
+        beside = folder_to_repeat(Path(source))
+        recipe = recipe if beside is None else recipe.model_copy(update={"out": str(beside)})
     else:
         values = dict(settings or {})
         recipe = build_recipe({**values, "data": {**values.get("data", {}), "train": str(source)}})
@@ -49,15 +62,15 @@ def fit(
 class GPTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A fine-tuned GPT as a scikit-learn classifier of texts.
 
-    The run lives in `folder` (a temporary folder by default). A share of the rows validates; nothing
-    is held back as a test set, since scikit-learn's splitters do that.
+    Like every run it keeps 15 % of the rows for validation and 15 % for a sealed test, whose scores
+    stand in `run_.report`. The model is held in memory, so a fitted classifier can be copied and pickled.
 
     Args:
         base: `starter`, a folder, a run, or a name on the hub.
         approach: auto, full, lora, frozen or scratch.
         length: Such as "3 epochs"; None for the default.
         learning_rate: Peak rate; None for the default.
-        folder: Where the run is kept; None for a temporary folder.
+        folder: Where the run is kept; None for a folder that goes with the classifier.
         seed: Of everything random.
     """
 
@@ -79,25 +92,24 @@ class GPTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.seed = seed
 
     def fit(self, X: Sequence[str], y: Sequence[Any]) -> GPTClassifier:  # noqa: N803
-        """Fits on N texts and their labels of any hashable kind.
+        """Fits on N texts and their labels, which are strings, integers or booleans.
 
         Raises:
             DataError: the two differ in length, or hold too little to learn from.
+            InputError: X isn't a list of strings.
         """
-        texts = self._texts(X)
-        labels = np.asarray(y)
-        if len(texts) != len(labels):
+        texts = _texts(X)
+        self.classes_, codes = _classes(y)
+        if len(texts) != len(codes):
             raise DataError(
-                f"there are {len(texts)} texts and {len(labels)} labels.", fix="Give one label per text."
+                f"there are {len(texts)} texts and {len(codes)} labels.", fix="Give one label per text."
             )
-        self.classes_, codes = np.unique(labels, return_inverse=True)
-        self._temporary = tempfile.TemporaryDirectory(prefix="gptailor-")
-        folder = Path(self.folder) if self.folder else Path(self._temporary.name) / "run"
-        source = Path(self._temporary.name) / "rows.csv"
-        with source.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["text", "label"])
-            writer.writerows((text, f"class {code}") for text, code in zip(texts, codes, strict=True))
+        folder = Path(self.folder) if self.folder else self._temporary_folder() / "run"
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        source = folder.with_name(f"{folder.name}-rows.jsonl")
+        with source.open("w", encoding="ascii") as file:
+            for text, code in zip(texts, codes, strict=True):
+                file.write(json.dumps({"text": text, "label": f"class {code}"}) + "\n")
         recipe = build_recipe(
             {
                 "data": {
@@ -118,7 +130,6 @@ class GPTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.run_ = fit_recipe(recipe, overwrite=folder.exists())
         names = self.run_.predictor.label_names
         self._columns = np.array([int(name.removeprefix("class ")) for name in names])
-        self.n_features_in_ = 1
         return self
 
     def predict_proba(self, X: Sequence[str]) -> Any:  # noqa: N803
@@ -129,7 +140,7 @@ class GPTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         check_is_fitted(self, "run_")
         predictor = self.run_.predictor
-        encoded = predictor.encode_many(self._texts(X))
+        encoded = predictor.encode_many(_texts(X))
         empty = [place for place, item in enumerate(encoded) if item is None]
         if empty:
             raise InputError(
@@ -144,15 +155,42 @@ class GPTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """(N,) the most probable class of each text."""
         return self.classes_[self.predict_proba(X).argmax(axis=1)]
 
-    @staticmethod
-    def _texts(X: Sequence[str]) -> list[str]:  # noqa: N803
-        values = X.tolist() if hasattr(X, "tolist") else list(X)
-        flat: list[Any] = [
-            value[0] if isinstance(value, list | tuple) and len(value) == 1 else value for value in values
-        ]
-        wrong = next((value for value in flat if not isinstance(value, str)), None)
-        if wrong is not None:
-            raise InputError(
-                f"a text is of type {type(wrong).__name__}, not str.", fix="Give a list of strings."
-            )
-        return flat
+    def _temporary_folder(self) -> Path:
+        folder = tempfile.mkdtemp(prefix="gptailor-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return Path(folder)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.one_d_array = tags.input_tags.string = True
+        tags.input_tags.two_d_array = False
+        return tags
+
+
+def _texts(X: Any) -> list[str]:  # noqa: N803
+    """N strings from a list, an array or a column."""
+    fix = "Give a list of strings, or one column of them."
+    if isinstance(X, str):
+        raise InputError("X is one string.", fix=fix)
+    values = np.asarray(X if hasattr(X, "__len__") else list(X), dtype=object)
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.ndim != 1:
+        raise InputError(f"X has the shape {values.shape}, not one text per row.", fix=fix)
+    wrong = next((value for value in values if not isinstance(value, str)), None)
+    if wrong is not None:
+        raise InputError(f"a text is of type {type(wrong).__name__}, not str.", fix=fix)
+    return [str(value) for value in values]
+
+
+def _classes(y: Any) -> tuple[Any, IntArray]:
+    """The sorted classes (C,) and the class number (N,) of each label."""
+    try:
+        labels = column_or_1d(y, warn=True)
+        check_classification_targets(labels)
+        classes, codes = np.unique(labels, return_inverse=True)
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"the labels can't be used: {error}", fix="Give one string, integer or boolean per text."
+        ) from None
+    return classes, codes

@@ -315,10 +315,12 @@ def help_settings() -> None:
 
 def main() -> None:
     """Runs the command line; turns our errors into messages and exit codes."""
-    if isinstance(sys.stdout, io.TextIOWrapper):  # what we print is UTF-8, whatever the machine's custom
-        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    for stream in (sys.stdout, sys.stderr):  # what we print is UTF-8, whatever the machine's custom
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
-        code = app(standalone_mode=False)  # Typer returns the code of an Exit, such as 130
+        # Typer returns the code of an Exit, such as 130 where a KeyboardInterrupt came.
+        code = app(prog_name="gptailor", standalone_mode=False)
         sys.stdout.flush()
     except GptailorError as error:
         _complain(error)

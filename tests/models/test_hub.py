@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -14,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 
 import gptailor
 import tiny
-from gptailor.errors import ModelError
+from gptailor.errors import Interrupted, ModelError
 from gptailor.models.names import resolve_base
+from gptailor.pipeline.fit import Listener
 
 FIRST, SECOND = "1" * 40, "2" * 40  # commits
 ASK = """
@@ -226,8 +229,6 @@ def test_a_run_records_the_commit_and_needs_no_network(
     hub: Hub, ask: Ask, home: Path, news_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ask(("owner/tiny", None))
-    from huggingface_hub import constants
-
     assert constants.HF_HUB_OFFLINE, "this process must be offline"
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     hub.asked.clear()
@@ -244,6 +245,30 @@ def test_a_run_records_the_commit_and_needs_no_network(
     assert gptailor.load_recipe(run.folder / "recipe.yaml").revision == FIRST
     assert run.predict(["the bank"])[0] is not None
     assert hub.asked == []
+
+
+def test_a_run_goes_on_with_the_commit_it_was_begun_with(
+    hub: Hub, ask: Ask, home: Path, news_csv: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    ask(("owner/tiny", None))
+    settings = {"base": "owner/tiny", "approach": "full", "train": {"length": "6 steps"}}
+    settings |= {"evaluate": {"baselines": "none", "resamples": 100}, "out": str(tmp_path / "run")}
+
+    def interrupt(line: Any) -> None:
+        if line["kind"] == "step":
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Interrupted):
+        gptailor.fit(news_csv, settings=settings, listener=Listener(show=interrupt))
+    hub.main["owner/tiny"] = SECOND
+    try:
+        [newest] = ask(("owner/tiny", None))
+    finally:
+        hub.main["owner/tiny"] = FIRST
+    assert newest["revision"] == SECOND
+    run = gptailor.fit(news_csv, settings=settings)
+    assert gptailor.load_recipe(run.folder / "recipe.yaml").revision == FIRST
 
 
 def test_without_a_network_what_was_fetched_is_used_and_the_rest_refused(ask: Ask, tmp_path: Path) -> None:
@@ -287,8 +312,6 @@ def test_a_download_that_breaks_off_leaves_no_half_base(hub: Hub, ask: Ask, tmp_
 
 
 def test_offline_an_unknown_name_is_refused_at_once(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
-    from huggingface_hub import constants
-
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     with pytest.raises(ModelError, match="can't be had from the Hugging Face hub"):
         resolve_base("owner/never-heard-of")

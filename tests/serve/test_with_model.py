@@ -27,6 +27,7 @@ from gptailor.models import forward
 from gptailor.models.predictor import Answer, load_predictor
 from gptailor.pipeline import fit as fitting
 from gptailor.pipeline.answers import predict_to
+from gptailor.pipeline.keep import PROBES
 from gptailor.pipeline.run import Run
 from gptailor.recipe import build_recipe
 from gptailor.serve.app import build_app
@@ -258,14 +259,14 @@ def test_the_stored_probes_are_replayed_at_the_start(
     served: list[list[Any]] = []
     monkeypatch.setattr("gptailor.serve.run.serve", lambda models, **_: served.append(models))
     probes = probes_of(Run(copied))
-    assert len(probes) == fitting.PROBES
+    assert len(probes) == PROBES
     del seen[:]
     cli.serve([copied])
     assert len(served) == 1
     assert {tuple(ids) for probe in probes for ids in probe["token_ids"]} <= set(seen)
 
 
-@pytest.mark.parametrize("probe", range(fitting.PROBES))
+@pytest.mark.parametrize("probe", range(PROBES))
 def test_a_model_that_answers_a_probe_otherwise_is_not_served(
     copied: Path, probe: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

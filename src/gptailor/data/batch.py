@@ -1,8 +1,8 @@
 """From tokenized examples to batches: which rows a step sees, and how they lie in a tensor.
 
 The order is a pure function of (seed, epoch, step), so a resumed run can't skip or repeat a row.
-Rows of like length travel together: an epoch is shuffled, cut into windows of fifty batches, and each
-window is sorted by length before it is cut into batches, whose order is shuffled again.
+Rows of like length travel together: an epoch is shuffled, cut into windows of up to fifty batches, and
+each window is sorted by length before it is cut into batches, whose order is shuffled again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch
 
 from gptailor.types import Batch, IntArray, TokenizedExample
 
-WINDOW = 50  # batches; large enough that little padding is left, small enough that batches stay mixed
+WINDOW = 50  # batches; large enough that little padding is left
+FEWEST_WINDOWS = 4  # an epoch sorted as one window would bring the same rows together every time
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +36,13 @@ def epoch_batches(order: Order, epoch: int) -> list[IntArray]:
     """The row indices of every step of one epoch; each row exactly once."""
     generator = np.random.default_rng((order.seed, epoch))
     shuffled = generator.permutation(len(order.lengths))
-    span = WINDOW * order.batch_size
-    batches: list[IntArray] = []
-    for start in range(0, len(shuffled), span):
-        window = shuffled[start : start + span]
+    # The short batch is drawn before any sorting, or it would always hold a window's longest rows.
+    full, short = np.split(shuffled, [len(shuffled) - len(shuffled) % order.batch_size])
+    per_window = min(WINDOW, -(-len(full) // (order.batch_size * FEWEST_WINDOWS)))
+    span = max(1, per_window) * order.batch_size
+    batches: list[IntArray] = [short] if len(short) else []
+    for start in range(0, len(full), span):
+        window = full[start : start + span]
         window = window[np.argsort(order.lengths[window], kind="stable")]
         batches.extend(window[at : at + order.batch_size] for at in range(0, len(window), order.batch_size))
     return [batches[place] for place in generator.permutation(len(batches))]

@@ -89,6 +89,7 @@ def tokenize(
 ) -> Iterator[tuple[int, list[TokenizedExample]]]:
     """Yields (index, sequences) for each classification example; no sequences for one that is dropped.
 
+    A text that becomes no token at all (a tokenizer without a byte alphabet may know none of it) has none.
     Only the last token is learned from: the head reads its hidden state.
     """
     for start in range(0, len(examples), CHUNK):
@@ -96,7 +97,8 @@ def tokenize(
         for offset, ids in enumerate(encode_texts(encoder, [example.text for example in chunk])):
             example = chunk[offset]
             sequences = []
-            for tokens, cut in fit_length(encoder, ids, max_tokens=max_tokens, too_long=too_long):
+            fitted = fit_length(encoder, ids, max_tokens=max_tokens, too_long=too_long) if ids else []
+            for tokens, cut in fitted:
                 learn = np.zeros(len(tokens), np.bool_)
                 learn[-1] = True
                 sequences.append(

@@ -142,6 +142,7 @@ def load_classifier(
         torch.random.set_rng_state(state)
     _refuse_random_weights(model, found, base)
     refuse_looking_ahead(model, base.name)
+    _refuse_non_finite(model, base)
     _fit_vocabulary(model, tokenizer)
     _reset_head(model, seed)
     return _with_fused_activations(model)
@@ -287,6 +288,16 @@ def _with_fused_activations(model: Any) -> PreTrainedModel:
                 setattr(module, name, torch.nn.GELU(approximate="tanh"))
     fused: PreTrainedModel = model
     return fused
+
+
+def _refuse_non_finite(model: PreTrainedModel, base: Base) -> None:
+    broken = [name for name, weight in model.named_parameters() if not bool(torch.isfinite(weight).all())]
+    if broken:
+        raise ModelError(
+            f"{len(broken)} of its weights hold NaN or infinite values, the first is {broken[0]}.",
+            where=f"base {base.name!r}",
+            fix="The base is damaged: get it again, or use another revision.",
+        )
 
 
 def _fit_vocabulary(model: Any, tokenizer: Any) -> None:

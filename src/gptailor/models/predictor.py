@@ -70,18 +70,18 @@ class Predictor:
         """Repairs and encodes one text.
 
         Raises:
-            InputError: nothing is left of it after cleaning.
+            InputError: nothing is left of it after cleaning, or the tokenizer knows none of it.
         """
-        repaired = repair(text, **self.bundle.clean)
-        if not repaired:
+        encoded = self.encode_many([text])[0]
+        if encoded is None:
             raise InputError("the text is empty.", fix="Send some text.")
-        return self._fit(encode_texts(self.encoder, [repaired])[0])
+        return encoded
 
     def encode_many(self, texts: Sequence[str]) -> list[EncodedText | None]:
         """The same for many texts at once; None where nothing is left to read."""
         repaired = [repair(text, **self.bundle.clean) for text in texts]
         ids = encode_texts(self.encoder, repaired)
-        return [self._fit(tokens) if text else None for text, tokens in zip(repaired, ids, strict=True)]
+        return [self._fit(tokens) if tokens else None for tokens in ids]
 
     def run(self, batch: Sequence[EncodedText]) -> FloatArray:
         """(n, C) calibrated probabilities."""

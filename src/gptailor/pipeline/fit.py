@@ -11,7 +11,7 @@ from typing import Any
 
 from gptailor.data.ledger import summarize, write_ledger
 from gptailor.data.tokenize import build_encoder
-from gptailor.errors import DataError, RunError
+from gptailor.errors import DataError
 from gptailor.launch import StopRequest, catch_signals, one_writer, resolve_environment, write_atomically
 from gptailor.models.load import load_config, load_tokenizer
 from gptailor.models.names import context_length, resolve_base
@@ -80,19 +80,9 @@ def fit_recipe(recipe: Recipe, *, overwrite: bool = False, listener: Listener | 
 
 
 def open_workshop(recipe: Recipe, prepared: Prepared, folder: Path, listener: Listener) -> Workshop:
-    """Finds the base, tokenizes the data, and settles the environment of the run.
-
-    Raises:
-        RunError: the run was begun with another base than what its name stands for now.
-    """
-    began_with = base_revision_of(folder)  # a name of the hub may have moved since then
+    """Finds the base, tokenizes the data, and settles the environment of the run."""
+    began_with = base_revision_of(folder)  # a name of the hub may stand for newer weights by now
     base = resolve_base(recipe.base, revision=began_with or recipe.revision)
-    if began_with not in (None, base.revision):
-        raise RunError(
-            f"the base {base.name!r} changed since this run was begun.",
-            where=str(folder),
-            fix="Put the old base back, choose another folder with --out, or use --overwrite.",
-        )
     tokenizer: Any = load_tokenizer(base)
     encoder = build_encoder(tokenizer.backend_tokenizer, pad_id=tokenizer.pad_token_id)
     config = load_config(base)
@@ -108,6 +98,8 @@ def open_workshop(recipe: Recipe, prepared: Prepared, folder: Path, listener: Li
             )
     environment, changed = resolve_environment(folder / "environment.json", {"base_revision": base.revision})
     environment["changed"] = changed
+    for change in changed:
+        listener.say(f"this machine differs from where the run began, so it is not bit-exact: {change}")
     return Workshop(recipe, base, tokenizer, encoder, tokens, prepared.label_names, environment)
 
 

@@ -20,6 +20,7 @@ from gptailor.pipeline.classify import by_text
 from gptailor.pipeline.tokens import sequences_of
 from gptailor.pipeline.workshop import Candidate, Workshop, few_rows, folds_of, loss_of, score_of
 from gptailor.recipe import FrozenApproach
+from gptailor.tasks.classification import weights_by_label
 from gptailor.types import FloatArray, IntArray, TokenizedExample
 
 FEATURES_VERSION = "2"  # raise it when the forward pass changes
@@ -65,7 +66,7 @@ def fit_frozen(shop: Workshop, model: PreTrainedModel, settings: FrozenApproach)
         if weight == "none"
         else weight
         if weight == "balanced"
-        else {place: weight.get(name, 1.0) for place, name in enumerate(shop.label_names)}
+        else dict(enumerate(weights_by_label(weight, shop.label_names)))
     )
     count = len(parts[0])
     everything = [*parts[0], *parts[1]]

@@ -14,7 +14,7 @@ from gptailor.data.read import Roles, infer_roles, iterate_rows, read_rows
 from gptailor.errors import DataError, RunError
 from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.run import evaluate_logits
-from gptailor.models.bundle import find_model_folder
+from gptailor.models.bundle import find_model_folder, read_bundle
 from gptailor.models.predictor import CHUNK, Answer, Predictor, load_predictor
 from gptailor.pipeline.prepare import joined
 from gptailor.tasks.classification import name_labels, refuse_unknown_labels
@@ -135,7 +135,7 @@ class Run:
         self, columns: Sequence[str], rows: Sequence[RawExample], *, text: str | None, label: str | None
     ) -> Roles:
         trained = self._trained_roles()
-        if text is None and trained and all(part in columns for part in trained.text.split("+")):
+        if text is None and trained and _has(columns, trained.text):
             text = trained.text
         if label is None and trained and trained.label in columns:
             label = trained.label
@@ -148,7 +148,7 @@ class Run:
             return None
         columns = list(dict.fromkeys(name for row in rows for name in row.fields))
         trained = self._trained_roles()
-        if text is None and trained and all(part in columns for part in trained.text.split("+")):
+        if text is None and trained and _has(columns, trained.text):
             return trained.text
         return infer_roles(columns, rows, text=text, label=None, need_label=False).text
 
@@ -168,5 +168,10 @@ def load(folder: str | Path) -> Run:
         ModelError: there is no finished model in it.
     """
     run = Run(folder)
-    find_model_folder(run.folder)
+    read_bundle(find_model_folder(run.folder))
     return run
+
+
+def _has(columns: Sequence[str], text: str) -> bool:
+    """Whether a column, or all of `a+b`, is there."""
+    return text in columns or set(text.split("+")) <= set(columns)

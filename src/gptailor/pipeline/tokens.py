@@ -55,8 +55,7 @@ def tokenize_parts(
                 rows[part].extend(sequences)
                 examples[part].append(example)
             else:
-                detail = f"longer than {max_tokens} tokens, and the recipe says drop"
-                rejected.append(RejectedRow(example.source, example.row, "too_long", detail))
+                rejected.append(_rejected(example, encoder, max_tokens))
     _refuse_too_little(examples, where=settings.train)
     return TokenizedParts(rows, examples, lengths, max_tokens, settings.too_long, rejected)
 
@@ -75,6 +74,14 @@ def _refuse_too_little(examples: dict[Part, list[Example]], *, where: str) -> No
             where=where,
             fix="Add rows of other labels, or change data.split or data.too_long.",
         )
+
+
+def _rejected(example: Example, encoder: Encoder, max_tokens: int) -> RejectedRow:
+    if token_lengths(encoder, [example.text])[0] == encoder.overhead:
+        detail = "the base's tokenizer knows none of it"
+        return RejectedRow(example.source, example.row, "nothing_to_learn", detail)
+    detail = f"longer than {max_tokens} tokens, and the recipe says drop"
+    return RejectedRow(example.source, example.row, "too_long", detail)
 
 
 def choose_max_tokens(lengths: IntArray, wanted: int | None, *, context: int) -> int:

@@ -24,6 +24,7 @@ from gptailor.models.approach import Adapted
 from gptailor.pipeline.classify import by_text, classify_rows, to_device
 from gptailor.pipeline.place import Progress, Trained, TrainingPlace
 from gptailor.recipe import TrainSettings, duration
+from gptailor.tasks.classification import weights_by_label
 from gptailor.train.checkpoint import (
     checkpoint_path,
     load_weights,
@@ -67,7 +68,7 @@ def resolve_plan(
     micro_batch_size: int,
     precision: Precision,
 ) -> Plan:
-    """Turns lengths into steps and fills in the rates (decisions in docs/decisions/defaults.md)."""
+    """Turns lengths into steps and fills in the rates (docs/decisions/0010-default-settings.md)."""
     batch_size = min(settings.batch_size, num_rows)
     per_epoch = -(-num_rows // batch_size)
     amount, unit = (
@@ -241,7 +242,7 @@ def _class_weights(
         return None
     if settings.class_weights == "balanced":
         return balanced_weights(labels, len(label_names))
-    weights = torch.tensor([settings.class_weights.get(name, 1.0) for name in label_names])
+    weights = torch.tensor(weights_by_label(settings.class_weights, label_names))
     return normalized_weights(weights, labels)
 
 

@@ -49,7 +49,7 @@ def print_check(
     console.print(Text("rows", style="bold"))
     for note in summary["notes"]:
         console.print(Text(f"  {note}", style="dim"))
-    console.print(f"  text: {summary['text']}   label: {summary['label']}")
+    console.print(Text(f"  text: {summary['text']}   label: {summary['label']}"))
     _print_rows(console, summary)
     _print_labels(console, summary)
     _print_lengths(console, summary["lengths"])

@@ -123,8 +123,11 @@ def print_summary(console: Console, report: Mapping[str, Any], *, folder: str) -
     dropped = sum(data["dropped"].values())
     console.print()
     console.print(
-        f"[bold]{folder}[/]  {report['task']}, base {report['base']}, approach {report['approach']}, "
-        f"seed {report['seed']}"
+        Text(folder, style="bold")
+        + Text(
+            f"  {report['task']}, base {report['base']}, approach {report['approach']}, seed {report['seed']}"
+        ),
+        soft_wrap=True,
     )
     console.print(
         f"{data['read']:,} rows read = {data['train']:,} train + {data['validation']:,} validation + "
@@ -171,7 +174,7 @@ def print_summary(console: Console, report: Mapping[str, Any], *, folder: str) -
 
 def print_table(console: Console, title: str, rows: Sequence[tuple[str, object]]) -> None:
     """Two columns under a title."""
-    console.print(f"[bold]{title}[/]")
+    console.print(Text(title, style="bold"))
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="dim")
     table.add_column()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from gptailor.errors import DataError, Problem, number_of, raise_together
+from gptailor.errors import DataError, Problem, RecipeError, did_you_mean, number_of, raise_together
 from gptailor.types import Example, RawExample, Segment
 
 MINIMUM_ROWS = 20
@@ -86,3 +86,20 @@ def refuse_unknown_labels(
         ),
         fix=f"Say which is which, such as {flag} {example} (labels are never guessed), or mend the file.",
     )
+
+
+def weights_by_label(weights: Mapping[str, float], label_names: Sequence[str]) -> list[float]:
+    """One weight per class, 1 where none is given.
+
+    Raises:
+        RecipeError: a weight is given to a label that isn't in the data.
+    """
+    unknown = [label for label in weights if label not in label_names]
+    if unknown:
+        raise RecipeError(
+            f"gives weights to labels that aren't in the data: {', '.join(map(repr, unknown))}."
+            f"{did_you_mean(unknown[0], label_names)}",
+            where="train.class_weights",
+            fix=f"The labels are {', '.join(map(repr, label_names))}.",
+        )
+    return [float(weights.get(name, 1.0)) for name in label_names]

@@ -1,0 +1,538 @@
+"""The command line: exit codes, which stream gets what, mistakes without a traceback, questions asked."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gptailor
+import tiny
+from gptailor import cli
+
+COMMON = ["--task", "--text", "--label", "--columns", "--label-names", "--test", "--test-columns"]
+COMMON += ["--test-label-names", "--validation", "--base", "--approach", "--seed", "--set", "--json"]
+OPTIONS = {
+    "demo": ["--out", "--overwrite", "--json"],
+    "check": [*COMMON, "--no-estimate"],
+    "fit": [*COMMON, "--out", "--baselines", "--overwrite"],
+    "evaluate": ["--text", "--label", "--columns", "--label-names", "--json"],
+    "predict": ["--input", "--out", "-o", "--text", "--columns", "--json"],
+    "serve": ["--host", "--port", "--api-key"],
+    "export": ["--to", "--out", "--json"],
+    "report": ["--json"],
+    "doctor": ["--clear-cache", "--json"],
+}
+
+
+@dataclass(frozen=True)
+class Said:
+    """How the command line left, and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def words(self) -> str:
+        """Standard error without its line breaks."""
+        return " ".join(self.err.split())
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """Standard output, which must be one JSON object and nothing else."""
+
+        def refuse(constant: str) -> None:
+            raise AssertionError(f"{constant} is no JSON")
+
+        value = json.loads(self.out, parse_constant=refuse)
+        assert isinstance(value, dict)
+        assert self.out.count("\n") == 1
+        return value
+
+
+Invoke = Callable[..., Said]
+
+
+class Terminal(io.StringIO):
+    """Standard input with a person before it, who types these lines."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def invoke(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Invoke:
+    """Runs the command line in this process."""
+
+    def run(*arguments: object, typed: str | None = None) -> Said:
+        monkeypatch.setattr(sys, "argv", ["gptailor", *map(str, arguments)])
+        if typed is not None:
+            monkeypatch.setattr(sys, "stdin", Terminal(typed))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            cli.main()
+        written = capsys.readouterr()
+        assert "Traceback" not in written.err
+        return Said(int(left.value.code or 0), written.out, written.err)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a base, a file, and a finished run of both."""
+    folder = tmp_path_factory.mktemp("cli")
+    tiny.build_base(folder / "base")
+    tiny.write_news(folder / "news.csv")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GPTAILOR_CACHE", str(folder / "cache"))
+        gptailor.fit(folder / "news.csv", settings=settings_for(folder, "run"))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def at_home(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("COLUMNS", "60")
+
+
+def settings_for(folder: Path, name: str) -> dict[str, Any]:
+    return {
+        "base": str(folder / "base"),
+        "approach": "frozen",
+        "evaluate": {"baselines": "none", "resamples": 100},
+        "out": str(folder / name),
+    }
+
+
+def quick(name: str) -> list[str]:
+    words = "--base base --approach frozen --baselines none --set evaluate.resamples=100 --out"
+    return [*words.split(), name]
+
+
+def write_two_labels(path: Path) -> Path:
+    """Two columns that could be the label, two that could be the text."""
+    lines = ["heading,story,first,second"]
+    for row, line in enumerate(Path("news.csv").read_text().splitlines()[1:]):
+        text, label = line.split(",")
+        lines.append(f"{text},it is said that {text},{label},{'good' if row % 7 < 4 else 'bad'}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+# Help and usage.
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_help_names_every_option_of_the_contract(command: str, invoke: Invoke) -> None:
+    said = invoke(command, "--help")
+    assert said.code == 0
+    assert set(OPTIONS[command]) <= set(said.out.replace(",", " ").split())
+
+
+def test_help_names_every_command(invoke: Invoke) -> None:
+    said = invoke("--help")
+    assert said.code == 0
+    assert set(OPTIONS) <= {line.split()[0] for line in said.out.splitlines() if line.strip()}
+
+
+def test_no_arguments_print_the_help_and_leave_with_2(invoke: Invoke) -> None:
+    said = invoke()
+    assert (said.code, said.out) == (2, "")
+    assert said.err.startswith("Usage: gptailor")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nonsense"],
+        ["fit"],
+        ["fit", "news.csv", "--nonsense"],
+        ["fit", "news.csv", "--seed", "many"],
+        ["fit", "news.csv", "--seed", "-1"],
+        ["evaluate", "run"],
+        ["serve", "run", "--port", "70000"],
+    ],
+)
+def test_wrong_usage_leaves_with_2(arguments: list[str], invoke: Invoke) -> None:
+    said = invoke(*arguments)
+    assert (said.code, said.out) == (2, "")
+    assert "--help" in said.err
+
+
+def test_settings_are_listed_for_set(invoke: Invoke) -> None:
+    said = invoke("help-settings")
+    assert said.code == 0
+    for key in ("data.split.group = null", "train.length = null", "approach[lora].rank = 8", "seed = 0"):
+        assert key in said.out.splitlines()
+
+
+# Mistakes.
+
+MISTAKES = {
+    "missing file": (["fit", "nwes.csv"], ["nwes.csv"]),
+    "empty file": (["fit", "empty.csv"], ["empty.csv", "empty"]),
+    "header only": (["check", "header.csv"], ["header.csv", "no rows"]),
+    "folder without texts": (["fit", "hollow"], ["hollow"]),
+    "binary file": (["check", "noise.csv"], ["noise.csv"]),
+    "text column": (["fit", "news.csv", "--text", "txet"], ["'txet'", "Did you mean 'text'?", "--text"]),
+    "label column": (["check", "news.csv", "--label", "lable"], ["'lable'", "Did you mean 'label'?"]),
+    "setting": (["fit", "news.csv", "--set", "train.lenght=3"], ["train.lenght", "Did you mean 'length'?"]),
+    "branch": (["fit", "news.csv", "--set", "trian.length=3 epochs"], ["trian", "Did you mean 'train'?"]),
+    "value": (["fit", "news.csv", "--set", "train.length=long"], ["train.length", "'long'", "3 epochs"]),
+    "no value": (["fit", "news.csv", "--set", "train.length"], ["train.length", "--set"]),
+    "approach": (["fit", "news.csv", "--approach", "lara"], ["'lara'", "Did you mean 'lora'?"]),
+    "task": (["fit", "news.csv", "--task", "chat"], ["'chat'", "isn't built yet"]),
+    "unknown task": (["check", "news.csv", "--task", "poetry"], ["task", "poetry"]),
+    "baselines": (["fit", "news.csv", "--baselines", "some"], ["evaluate.baselines", "some"]),
+    "base": (["fit", "news.csv", "--base", "./nowhere"], ["./nowhere", "no such folder"]),
+    "base without a model": (["check", "news.csv", "--base", "hollow"], ["hollow", "config.json"]),
+    "label names": (["fit", "news.csv", "--label-names", "0=World"], ["--label-names", "'sports'"]),
+    "pair": (["fit", "news.csv", "--label-names", "World"], ["--label-names", "'World' is not a pair"]),
+    "empty name": (["fit", "news.csv", "--label-names", "0="], ["'0=' is not a pair"]),
+    "named twice": (["fit", "news.csv", "--label-names", "0=a,0=b"], ["'0' is named twice"]),
+    "test labels": (["fit", "news.csv", "--test", "bare.csv"], ["'1'", "'sports'", "--test-label-names"]),
+    "same file": (["fit", "news.csv", "--test", "./news.csv"], ["given twice", "news.csv"]),
+    "two labels": (["fit", "two.csv", "--text", "story"], ["--label first or --label second", "'good'"]),
+    "recipe is no YAML": (["fit", "broken.yaml"], ["broken.yaml", "can't be read"]),
+    "recipe is empty": (["fit", "blank.yaml"], ["blank.yaml", "no settings"]),
+    "recipe is missing": (["check", "lost.yaml"], ["lost.yaml", "can't be read"]),
+    "recipe is a list": (["fit", "list.yml"], ["list.yml", "no settings"]),
+    "run": (["predict", "rnu", "--input", "x"], ["rnu", "no such folder"]),
+    "unfinished run": (["predict", "hollow", "--input", "x"], ["hollow", "no finished model"]),
+    "report of nothing": (["report", "rnu"], ["rnu", "no such folder"]),
+    "report of no run": (["report", "hollow"], ["hollow", "not finished"]),
+    "empty input": (["predict", "run", "--input", "x", "--input", " "], ["--input 2", "empty"]),
+    "output ending": (["predict", "run", "news.csv", "-o", "answers.txt"], ["answers.txt", ".jsonl"]),
+    "output is input": (["predict", "run", "news.csv", "-o", "./news.csv"], ["is the input file"]),
+    "output in a file": (["predict", "run", "news.csv", "-o", "news.csv/a.csv"], ["can't be written"]),
+    "unlabelled file": (["evaluate", "run", "bare.csv", "--label", "lebal"], ["'lebal'", "'label'"]),
+    "unknown labels": (["evaluate", "run", "bare.csv"], ["'1'", "'sports'", "--label-names"]),
+    "export format": (["export", "run", "--to", "hff"], ["'hff'", "Did you mean 'hf'?"]),
+    "export place": (["export", "run", "--out", "hollow"], ["hollow", "not empty"]),
+    "serving nothing": (["serve", "hollow"], ["hollow", "no finished model"]),
+}
+
+
+@pytest.fixture(scope="module")
+def mistakes(place: Path) -> Path:
+    """The files that the mistakes are made with."""
+    (place / "empty.csv").write_bytes(b"")
+    (place / "header.csv").write_text("text,label\n")
+    (place / "hollow").mkdir()
+    (place / "hollow" / "image.png").write_bytes(b"\x89PNG")
+    (place / "noise.csv").write_bytes(bytes(range(256)) * 40)
+    (place / "broken.yaml").write_text("data: {train: [\n")
+    (place / "blank.yaml").write_text("# nothing\n")
+    (place / "list.yml").write_text("- data\n")
+    rows = [f"village {row} news of the day {row * row},{1 + row % 3}" for row in range(30)]
+    (place / "bare.csv").write_text("\n".join(["text,label", *rows]) + "\n")
+    return place
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_told_and_leaves_with_1(
+    name: str, mistakes: Path, invoke: Invoke, tmp_path: Path
+) -> None:
+    arguments, words = MISTAKES[name]
+    write_two_labels(mistakes / "two.csv")
+    if arguments[0] == "fit":
+        arguments = [*arguments, "--out", str(tmp_path / "out")]
+    if arguments[0] in ("fit", "check") and "--base" not in arguments:
+        arguments = [*arguments, "--base", "base"]
+    said = invoke(*arguments)
+    assert (said.code, said.out) == (1, "")
+    for word in words:
+        assert word in said.words
+    assert not (tmp_path / "out" / "model").exists()
+
+
+def test_a_mistake_with_json_leaves_standard_output_empty(invoke: Invoke) -> None:
+    said = invoke("check", "nwes.csv", "--json")
+    assert (said.code, said.out) == (1, "")
+    assert "nwes.csv" in said.err
+
+
+def test_a_long_path_in_a_message_is_not_broken(invoke: Invoke) -> None:
+    path = "a-rather-long-name-of-a-folder/" * 5 + "news.csv"
+    assert path in invoke("check", path).err
+
+
+def test_after_a_refused_column_the_same_folder_takes_the_right_one(mistakes: Path, invoke: Invoke) -> None:
+    write_two_labels(mistakes / "two.csv")
+    assert invoke("fit", "two.csv", "--text", "story", *quick("mended")).code == 1
+    assert invoke("fit", "two.csv", "--text", "story", "--label", "first", *quick("mended")).code == 0
+
+
+def test_our_own_fault_leaves_with_3_and_a_file_to_send(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fall(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a bug \udcff")
+
+    monkeypatch.setattr("gptailor.pipeline.check.check_recipe", fall)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    said = invoke("check", "news.csv", "--json")
+    assert (said.code, said.out) == (3, "")
+    (log,) = tmp_path.glob("gptailor-*.log")
+    assert log.name in said.err
+    assert "This is our fault" in said.err
+    written = log.read_text()
+    assert "gptailor check news.csv --json" in written
+    assert "Traceback" in written
+    assert "ZeroDivisionError" in written
+
+
+@pytest.mark.parametrize("fault", [KeyboardInterrupt, gptailor.errors.Interrupted])
+def test_an_interruption_leaves_with_130(
+    fault: type[BaseException], invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise fault("stopped")
+
+    monkeypatch.setattr("gptailor.pipeline.check.check_recipe", stop)
+    assert invoke("check", "news.csv").code == 130
+
+
+# Results.
+
+
+def test_fit_prints_one_json_object_and_says_the_rest_on_standard_error(invoke: Invoke) -> None:
+    said = invoke("fit", "news.csv", *quick("fresh"), "--json")
+    assert said.code == 0
+    assert said.result == json.loads(Path("fresh/report.json").read_text())
+    assert "reading news.csv" in said.err
+    again = invoke("fit", "news.csv", *quick("fresh"), "--json")
+    assert again.result == said.result
+    assert "finished; nothing to do" in again.err
+
+
+def test_fit_without_json_writes_nothing_to_standard_output(invoke: Invoke) -> None:
+    said = invoke("fit", "news.csv", *quick("fresh"))
+    assert (said.code, said.out) == (0, "")
+    assert "fresh/report.html" in said.err
+    assert "gptailor serve fresh" in said.err
+    assert "macro-F1" in said.err
+
+
+@pytest.mark.parametrize("estimate", [True, False])
+def test_check_prints_one_json_object(estimate: bool, invoke: Invoke) -> None:
+    flags = [] if estimate else ["--no-estimate"]
+    said = invoke("check", "news.csv", "--base", "base", "--approach", "full", *flags, "--json")
+    assert said.code == 0
+    result = said.result
+    assert result["read"] == 120 == sum(result[part] for part in ("train", "validation", "test"))
+    assert set(result["labels"]) == {"business", "health", "sports"}
+    assert (result["estimate"] is not None) == estimate
+    if estimate:
+        assert result["estimate"]["steps"] == 200
+        assert result["estimate"]["seconds"] > 0
+
+
+def test_check_without_json_shows_what_the_model_will_read(invoke: Invoke) -> None:
+    said = invoke("check", "news.csv", "--base", "base", "--no-estimate")
+    assert (said.code, said.out) == (0, "")
+    for word in ("120 read", "84 train", "sports", "nothing is cut", "in town", "text: text label: label"):
+        assert word in said.words
+
+
+def test_evaluate_scores_a_new_file(invoke: Invoke) -> None:
+    said = invoke("evaluate", "run", "news.csv", "--json")
+    assert said.code == 0
+    assert (said.result["read"], said.result["rows"], said.result["left_out"]) == (120, 120, 0)
+    scores = said.result["scores"]
+    assert scores["macro_f1"]["low"] <= scores["macro_f1"]["value"] <= scores["macro_f1"]["high"]
+    table = invoke("evaluate", "run", "news.csv")
+    assert (table.code, table.out) == (0, "")
+    assert f"{scores['accuracy']['value']:.3f}" in table.err
+
+
+def test_evaluate_maps_bare_labels(mistakes: Path, invoke: Invoke) -> None:
+    said = invoke("evaluate", "run", "bare.csv", "--label-names", "1=sports,2=business,3=health", "--json")
+    assert said.code == 0
+    assert said.result["rows"] == 30
+
+
+def test_report_prints_what_fit_wrote(invoke: Invoke) -> None:
+    said = invoke("report", "run", "--json")
+    assert said.result == json.loads(Path("run/report.json").read_text())
+    assert "run/report.html" in invoke("report", "run").err
+
+
+def test_export_compares_what_it_wrote(invoke: Invoke) -> None:
+    said = invoke("export", "run", "--out", "exported", "--json")
+    assert said.code == 0
+    assert said.result["parity"] < 1e-4
+    assert said.result["probes"] == 4
+    assert Path("exported/model.safetensors").is_file()
+    assert gptailor.load("exported").predict(["the bank"]) == gptailor.load("run").predict(["the bank"])
+
+
+def test_doctor_says_what_there_is(invoke: Invoke) -> None:
+    said = invoke("doctor", "--json")
+    assert said.code == 0
+    assert said.result["libraries"]["gptailor"] == gptailor.__version__
+    assert said.result["machine"]["cores"] == os.cpu_count()
+    assert "torch" in invoke("doctor").err
+
+
+def test_doctor_clears_the_cache(invoke: Invoke, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("GPTAILOR_CACHE", str(tmp_path / "cache"))
+    entry = tmp_path / "cache" / "features" / "one.npy"
+    entry.parent.mkdir(parents=True)
+    entry.write_bytes(bytes(2_000_000))
+    assert "2.0 MB freed" in invoke("doctor", "--clear-cache").err
+    assert not entry.exists()
+
+
+def test_predict_prints_one_json_object_for_inputs_and_files(invoke: Invoke) -> None:
+    inputs = invoke("predict", "run", "--input", "the bank", "--input", "the flu, naïve", "--json").result
+    assert [line["text"] for line in inputs["answers"]] == ["the bank", "the flu, naïve"]
+    file = invoke("predict", "run", "news.csv", "--json").result
+    assert (file["rows"], file["answered"], file["rejected"], len(file["answers"])) == (120, 120, 0, 120)
+    written = invoke("predict", "run", "news.csv", "-o", "answers.jsonl", "--json").result
+    assert written == {"rows": 120, "answered": 120, "rejected": 0, "file": "answers.jsonl"}
+
+
+# Recipes.
+
+
+def test_fitting_a_runs_recipe_repeats_it_beside_it(invoke: Invoke) -> None:
+    invoke("fit", "news.csv", *quick("first"))
+    said = invoke("fit", "first/recipe.yaml", "--json")
+    assert said.code == 0
+    again = json.loads(Path("first-2/report.json").read_text())
+    assert said.result == again
+    assert again["test"] == json.loads(Path("first/report.json").read_text())["test"]
+    assert invoke("fit", "first/recipe.yaml", "--json").code == 0
+    assert Path("first-3/report.json").is_file()
+
+
+def test_options_win_over_a_recipe_and_set_over_both(invoke: Invoke) -> None:
+    Path("mine.yaml").write_text(
+        "data: {train: news.csv, label: label}\nbase: nowhere\napproach: {kind: lora, rank: 2}\n"
+        "evaluate: {baselines: none, resamples: 100}\nseed: 3\nout: elsewhere\n"
+    )
+    changes = ["--base", "base", "--approach", "frozen", "--seed", "4", "--set", "seed=5", "--out", "mine"]
+    said = invoke("fit", "mine.yaml", *changes, "--json")
+    assert (said.code, said.result["seed"], said.result["approach"]) == (0, 5, "frozen")
+    assert not Path("elsewhere").exists()
+    assert "label: label" in Path("mine/recipe.yaml").read_text()
+
+
+# Names that a terminal could take for something else.
+
+
+def test_brackets_in_names_are_not_taken_for_markup(invoke: Invoke) -> None:
+    lines = Path("news.csv").read_text().splitlines()
+    Path("odd.csv").write_text("\n".join(["[/b],[red]", *lines[1:]]) + "\n")
+    columns = ["--text", "[/b]", "--label", "[red]"]
+    checked = invoke("check", "odd.csv", *columns, "--base", "base", "--no-estimate")
+    assert "text: [/b] label: [red]" in checked.words
+    said = invoke("fit", "odd.csv", *columns, *quick("runs[/x]"))
+    assert said.code == 0
+    assert "runs[/x] classification" in said.words
+    assert "gptailor serve runs[/x]" in said.words
+
+
+def test_bytes_that_are_no_text_are_printed_as_escapes(invoke: Invoke) -> None:
+    said = invoke("predict", "run", "--input", "the bank \udcff", "--json")
+    assert said.code == 0
+    assert said.result["answers"][0]["text"] == "the bank \udcff"
+
+
+# Questions.
+
+
+def test_on_a_terminal_an_unclear_column_is_asked_about(invoke: Invoke) -> None:
+    write_two_labels(Path("two.csv"))
+    said = invoke("fit", "two.csv", *quick("asked"), "--json", typed="nothing\nfirst\nheading+story\n")
+    assert said.code == 0
+    assert said.result["data"]["read"] == 120
+    for word in ("Which is the label?", "It is one of first, second.", "Which is the text?", "'good', 'bad'"):
+        assert word in said.words
+    resolved = Path("asked/recipe.yaml").read_text()
+    assert "label: first" in resolved
+    assert "text: heading+story" in resolved
+
+
+def test_asking_with_overwrite_moves_the_old_run_aside_once(invoke: Invoke) -> None:
+    write_two_labels(Path("two.csv"))
+    columns = ["--text", "heading", "--label", "first"]
+    assert invoke("fit", "two.csv", *columns, *quick("twice")).code == 0
+    answered = invoke("fit", "two.csv", "--overwrite", *quick("twice"), typed="second\nstory\n")
+    assert answered.code == 0
+    assert len(list(Path().glob("twice.old-*"))) == 1
+
+
+def test_check_evaluate_and_predict_ask_too(invoke: Invoke) -> None:
+    write_two_labels(Path("two.csv"))
+    checked = invoke("check", "two.csv", "--base", "base", "--no-estimate", "--json", typed="first\nstory\n")
+    assert (checked.result["text"], checked.result["label"]) == ("story", "first")
+    scored = invoke("evaluate", "run", "two.csv", "--json", typed="first\nstory\n")
+    assert scored.result["rows"] == 120
+    answered = invoke("predict", "run", "two.csv", typed="story\n")
+    rows = answered.out.splitlines()
+    assert len(rows) == 121
+    assert rows[0].startswith('"source","row","text"')
+    assert '"it is said that' in rows[1]
+
+
+@pytest.mark.parametrize("typed", ["", "first\n"])
+def test_a_question_without_an_answer_is_refused_with_the_candidates(typed: str, invoke: Invoke) -> None:
+    write_two_labels(Path("two.csv"))
+    said = invoke("check", "two.csv", "--base", "base", typed=typed)
+    assert (said.code, said.out) == (1, "")
+    assert ("--label first" if not typed else "--text heading+story") in said.words
+
+
+def test_a_person_at_standard_input_is_told_what_is_awaited(invoke: Invoke) -> None:
+    class Keyboard(Terminal):
+        buffer = io.BytesIO(b"the bank\nthe flu\n")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", Keyboard())
+        said = invoke("predict", "run", "--json")
+    assert "one text per line" in said.words
+    assert said.result["rows"] == 2
+
+
+# In a process of its own.
+
+
+@pytest.mark.parametrize("command", ["--help", "check news.csv --base base --no-estimate --json"])
+def test_help_and_check_start_without_torch(command: str) -> None:
+    code = (
+        "import sys, gptailor.cli\n"
+        f"sys.argv = ['gptailor', *{command.split()}]\n"
+        "try:\n    gptailor.cli.main()\n"
+        "except SystemExit as left:\n    assert not left.code, left.code\n"
+        "print('torch' in sys.modules, 'transformers' in sys.modules, file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "False False"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])  # found out at the end, or while a command prints
+def test_whoever_closes_the_pipe_early_is_no_error(unbuffered: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gptailor", "help-settings"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.wait(60) == 0
+    assert process.stderr.read() == b""
+    process.stderr.close()
