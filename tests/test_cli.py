@@ -108,15 +108,15 @@ def at_home(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def settings_for(folder: Path, name: str) -> dict[str, Any]:
     return {
         "base": str(folder / "base"),
-        "approach": "frozen",
+        "approach": {"kind": "frozen", "strengths": [1, 100]},
         "evaluate": {"baselines": "none", "resamples": 100},
         "out": str(folder / name),
     }
 
 
 def quick(name: str) -> list[str]:
-    words = "--base base --approach frozen --baselines none --set evaluate.resamples=100 --out"
-    return [*words.split(), name]
+    words = "--base base --approach frozen --set approach.strengths=[1,100] --set evaluate.resamples=100"
+    return [*words.split(), "--baselines", "none", "--out", name]
 
 
 def write_two_labels(path: Path) -> Path:
@@ -387,7 +387,7 @@ def test_doctor_says_what_there_is(invoke: Invoke) -> None:
 
 def test_doctor_clears_the_cache(invoke: Invoke, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("GPTAILOR_CACHE", str(tmp_path / "cache"))
-    entry = tmp_path / "cache" / "features" / "one.npy"
+    entry = tmp_path / "cache" / "features" / f"{'0a' * 32}.npy"
     entry.parent.mkdir(parents=True)
     entry.write_bytes(bytes(2_000_000))
     assert "2.0 MB freed" in invoke("doctor", "--clear-cache").err

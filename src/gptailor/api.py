@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import assert_all_finite
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
@@ -67,7 +68,7 @@ class GPTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Args:
         base: `starter`, a folder, a run, or a name on the hub.
-        approach: auto, full, lora, frozen or scratch.
+        approach: auto, full, lora, frozen or scratch; or with its settings, `{"kind": "lora", "rank": 4}`.
         length: Such as "3 epochs"; None for the default.
         learning_rate: Peak rate; None for the default.
         folder: Where the run is kept; None for a folder that goes with the classifier.
@@ -78,7 +79,7 @@ class GPTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self,
         *,
         base: str = "starter",
-        approach: str = "frozen",
+        approach: str | Mapping[str, Any] = "frozen",
         length: str | None = None,
         learning_rate: float | None = None,
         folder: str | None = None,
@@ -153,7 +154,8 @@ class GPTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, X: Sequence[str]) -> Any:  # noqa: N803
         """(N,) the most probable class of each text."""
-        return self.classes_[self.predict_proba(X).argmax(axis=1)]
+        best = self.predict_proba(X).argmax(axis=1)
+        return self.classes_[best]
 
     def _temporary_folder(self) -> Path:
         folder = tempfile.mkdtemp(prefix="gptailor-")
@@ -177,9 +179,9 @@ def _texts(X: Any) -> list[str]:  # noqa: N803
         values = values[:, 0]
     if values.ndim != 1:
         raise InputError(f"X has the shape {values.shape}, not one text per row.", fix=fix)
-    wrong = next((value for value in values if not isinstance(value, str)), None)
-    if wrong is not None:
-        raise InputError(f"a text is of type {type(wrong).__name__}, not str.", fix=fix)
+    kinds = {type(value).__name__ for value in values if not isinstance(value, str)}
+    if kinds:
+        raise InputError(f"a text is of type {' or '.join(sorted(kinds))}, not str.", fix=fix)
     return [str(value) for value in values]
 
 
@@ -187,6 +189,7 @@ def _classes(y: Any) -> tuple[Any, IntArray]:
     """The sorted classes (C,) and the class number (N,) of each label."""
     try:
         labels = column_or_1d(y, warn=True)
+        assert_all_finite(labels, input_name="y")
         check_classification_targets(labels)
         classes, codes = np.unique(labels, return_inverse=True)
     except (TypeError, ValueError) as error:

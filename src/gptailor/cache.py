@@ -6,10 +6,12 @@ damaged one is thrown away and computed again. The least recently used go when i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-import shutil
-from collections.abc import Callable, Iterable
+import re
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ import numpy.typing as npt
 from platformdirs import user_cache_path
 
 LIMIT_BYTES = 5 * 10**9
+ENTRY = re.compile(r"\.?[0-9a-f]{64}(\.\d+)?\.(npy|sha256)")
 
 
 def cache_folder() -> Path:
@@ -49,53 +52,72 @@ def cached_array(
     if stored is not None:
         return stored
     array = compute()
-    try:
+    with contextlib.suppress(OSError):
         _write(path, array)
         _evict()
-    except OSError:
-        return array
     return array
 
 
 def clear_cache() -> int:
-    """Removes every entry; returns the bytes freed."""
-    size = sum(path.stat().st_size for path in _entries())
-    shutil.rmtree(cache_folder(), ignore_errors=True)
-    return size
+    """Removes every entry, and nothing else that may lie in the folder; returns the bytes freed."""
+    freed = 0
+    for path in _files():
+        with contextlib.suppress(OSError):
+            size = path.stat().st_size
+            path.unlink()
+            freed += size
+    return freed
 
 
-def _checksum(array: npt.NDArray[np.float32]) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+def cache_bytes() -> int:
+    """What the entries take on the disk."""
+    return sum(path.stat().st_size for path in _files())
+
+
+def _files() -> list[Path]:
+    """The arrays, their checksums, and what a killed writer left of them."""
+    return [path for path in cache_folder().glob("*/*") if ENTRY.fullmatch(path.name)]
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read(path: Path) -> npt.NDArray[np.float32] | None:
+    """The array, if every byte is as it was written: damaged bytes are never parsed."""
     try:
-        array: npt.NDArray[np.float32] = np.load(path, allow_pickle=False)
-        if _checksum(array) != path.with_suffix(".sha256").read_text():
+        if _checksum(path) != path.with_suffix(".sha256").read_text(encoding="ascii"):
             return None
-        os.utime(path)
-    except (OSError, ValueError, EOFError):
+        array: npt.NDArray[np.float32] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError):
         return None
+    with contextlib.suppress(OSError):  # somebody else's cache is good to read, too
+        os.utime(path)
     return array
 
 
 def _write(path: Path, array: npt.NDArray[np.float32]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.npy")
-    np.save(partial, array, allow_pickle=False)
-    path.with_suffix(".sha256").write_text(_checksum(array))
-    partial.replace(path)
-
-
-def _entries() -> Iterable[Path]:
-    return [path for path in cache_folder().rglob("*") if path.is_file()]
+    partial = path.with_name(f".{path.stem}.{os.getpid()}{threading.get_ident()}.npy")
+    try:
+        np.save(partial, array, allow_pickle=False)
+        path.with_suffix(".sha256").write_text(_checksum(partial), encoding="ascii")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _evict() -> None:
-    entries = sorted(((p.stat().st_mtime, p.stat().st_size, p) for p in _entries()), key=lambda e: e[0])
-    excess = sum(size for _, size, _ in entries) - LIMIT_BYTES
-    for _, size, path in entries:
+    """The least recently read arrays go first, with their checksums."""
+    arrays = sorted(
+        (path for path in _files() if path.suffix == ".npy"), key=lambda path: path.stat().st_mtime_ns
+    )
+    excess = cache_bytes() - LIMIT_BYTES
+    for path in arrays:
         if excess <= 0:
             return
-        path.unlink(missing_ok=True)
-        excess -= size
+        for part in (path, path.with_suffix(".sha256")):
+            if part.exists():
+                excess -= part.stat().st_size
+                part.unlink(missing_ok=True)

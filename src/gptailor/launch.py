@@ -216,11 +216,18 @@ def one_writer(folder: Path) -> Iterator[None]:
     """Holds the folder's lock. The system releases it when the process ends, however it ends.
 
     Raises:
-        RunError: another process is writing there.
+        RunError: another process is writing there, or nobody may.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / ".lock"
-    with path.open("a+") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise RunError(
+            f"can't be written to: {error.strerror or error}.",
+            where=str(folder),
+            fix="Choose another folder with --out.",
+        ) from None
+    with lock as file:
         if not _try_lock(file.fileno()):
             file.seek(0)
             raise RunError(

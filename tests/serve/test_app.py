@@ -713,15 +713,18 @@ def post(port: int, number: int) -> tuple[int, Any]:
     return response.status, content
 
 
+def waiting(port: int) -> float:
+    """Texts in the queue of the server's one model."""
+    text = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+    return float(re.findall(r"^gptailor_queue_items.* (\S+)$", text, re.MULTILINE)[0])
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 @pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_under_load_answers_every_accepted_request(sign: signal.Signals) -> None:
     with server_process(0.1) as (process, port), ThreadPoolExecutor(50) as pool:
         accepted = {number: pool.submit(post, port, number) for number in range(48)}
-        metrics = httpx.get(f"http://127.0.0.1:{port}/metrics").text  # the sockets of all 48 come before
-        while float(re.findall(r"^gptailor_queue_items.* (\S+)$", metrics, re.MULTILINE)[0]) < 30:
-            time.sleep(0.01)
-            metrics = httpx.get(f"http://127.0.0.1:{port}/metrics").text
+        wait_for(lambda: waiting(port) >= 30)
         time.sleep(0.1)
         process.send_signal(sign)
         time.sleep(0.1)
@@ -752,12 +755,13 @@ def test_a_second_signal_leaves_at_once() -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_a_drain_has_an_end_and_tells_those_it_leaves() -> None:
-    with server_process(8.0, drain_seconds=0.2) as (process, port), ThreadPoolExecutor() as pool:
+    with server_process(19.0, drain_seconds=0.2) as (process, port), ThreadPoolExecutor() as pool:
         futures = [pool.submit(post, port, number) for number in range(6)]
-        time.sleep(0.4)
+        wait_for(lambda: waiting(port) >= 2)
+        time.sleep(0.2)
         process.terminate()
         assert {future.result()[0] for future in futures} == {503}
-        assert process.wait(5) == 0
+        assert process.wait(12) == 0, "it waited for the run"
         assert process.stderr
         assert "Traceback" not in process.stderr.read()
 

@@ -139,6 +139,7 @@ def fit_frozen_head(
     so that the head reads the hidden state as it is. Classes absent from `labels` get weights that lose.
     """
     from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
 
     scale = np.sqrt((features**2).mean(axis=0)) + 1e-8
     present = np.unique(labels)
@@ -146,7 +147,10 @@ def fit_frozen_head(
     solver = LogisticRegression(
         C=strength, fit_intercept=False, max_iter=2000, tol=1e-5, class_weight=class_weight
     )
-    solver.fit(features / scale, labels)
+    # One thread: these products are small, and on a busy machine threads that wait for each other took
+    # ten times as long. The weights then don't depend on the number of cores, either.
+    with threadpool_limits(limits=1):
+        solver.fit(features / scale, labels)
     weights = np.zeros((num_labels, features.shape[1]))
     if len(present) == 2 and solver.coef_.shape[0] == 1:
         weights[present[0]], weights[present[1]] = -solver.coef_[0] / 2, solver.coef_[0] / 2

@@ -7,12 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gptailor.data.tokenize import build_encoder
+from gptailor.data.tokenize import Encoder, build_encoder
 from gptailor.models.names import read_tokenizer_file, resolve_base
 from gptailor.pipeline.prepare import PARTS, Prepared, prepare
 from gptailor.pipeline.suspects import suspects_in_data
 from gptailor.pipeline.tokens import TokenizedParts, length_histogram, tokenize_parts
 from gptailor.recipe import Recipe
+from gptailor.types import TokenizedExample
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +73,7 @@ def check_recipe(
         RenderedExample(
             where=f"{row.source}:{row.row}",
             label=prepared.label_names[row.label or 0],
-            pieces=tuple(
-                (encoder.backend.decode([int(token)], skip_special_tokens=False), bool(learned))
-                for token, learned in zip(row.token_ids, row.learn, strict=True)
-            ),
+            pieces=_pieces(encoder, row),
         )
         for row in tokens.rows["train"][:3]
     )
@@ -86,6 +84,18 @@ def check_recipe(
 
         forecast = forecast_fit(recipe, prepared, tokens)
     return CheckReport(prepared, tokens, summary, rendered, forecast)
+
+
+def _pieces(encoder: Encoder, row: TokenizedExample) -> tuple[tuple[str, bool], ...]:
+    """The text of each token; tokens that are parts of one character stand together."""
+    pieces, said = [], ""
+    for end, learned in enumerate(row.learn.tolist(), 1):
+        text = encoder.backend.decode(row.token_ids[:end].tolist(), skip_special_tokens=False)
+        if text.endswith("\ufffd") and end < len(row.learn):  # the bytes so far end within a character
+            continue
+        pieces.append((text[len(said) :], learned))
+        said = text
+    return tuple(pieces)
 
 
 def _count(prepared: Prepared, part: Any, label: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 
-from gptailor.cache import cache_folder
+from gptailor.cache import cache_bytes, cache_folder
 from gptailor.launch import describe_machine
 from gptailor.models.names import STARTER
 
@@ -29,7 +29,7 @@ def examine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory": f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free",
         "disk": f"{shutil.disk_usage('.').free / 1e9:.1f} GB free here",
-        "cache": f"{cache_folder()} ({_size():,.0f} MB)",
+        "cache": f"{cache_folder()} ({cache_bytes() / 1e6:,.0f} MB)",
     }
     advice = [
         f"{purpose} needs {library}: pip install 'gptailor[{extra}]'"
@@ -41,8 +41,3 @@ def examine() -> dict[str, Any]:
     if platform.system() == "Windows":
         advice.append("Windows is best effort: locks and some signals work differently there")
     return {"machine": facts, "libraries": versions, "advice": advice}
-
-
-def _size() -> float:
-    folder = cache_folder()
-    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) / 1e6 if folder.exists() else 0.0

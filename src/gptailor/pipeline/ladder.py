@@ -110,6 +110,10 @@ def prompted_rungs(
         return {}, {"zero_shot": reason, "few_shot": reason}
     context = context_length(model.config)  # type: ignore[union-attr]
     prompter = build_prompter(model, shop.encoder, shop.label_names, context=context)
+    longest = max(map(len, prompter.label_ids))
+    if longest > context // 4:  # half is the examples', and the text needs room
+        reason = f"skipped: a label of {longest} tokens leaves too little of the base's context ({context})"
+        return {}, {"zero_shot": reason, "few_shot": reason}
     limit = prompted_limit(shop, chosen, num_test=len(answers["test"]))
     samples = {
         part: stratified_sample(answers[part], limit, seed=shop.recipe.seed)

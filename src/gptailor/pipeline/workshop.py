@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gptailor.data.tokenize import Encoder
+from gptailor.errors import DataError
 from gptailor.evaluate.run import macro_f1
 from gptailor.models.names import Base
 from gptailor.pipeline.place import Trained
@@ -68,7 +70,11 @@ def loss_of(logits: FloatArray, answers: IntArray) -> float:
 
 
 def folds_of(rows: Sequence[TokenizedExample], *, seed: int) -> list[tuple[IntArray, IntArray]]:
-    """Stratified folds over texts: the windows of a text stay together."""
+    """Stratified folds over texts as (inside, outside) row indices: the windows of a text stay together.
+
+    Raises:
+        DataError: only one label has two texts or more, so a fold could have nothing to tell apart.
+    """
     from sklearn.model_selection import StratifiedKFold
 
     keys = list(dict.fromkeys((row.source, row.row) for row in rows))
@@ -76,9 +82,16 @@ def folds_of(rows: Sequence[TokenizedExample], *, seed: int) -> list[tuple[IntAr
     texts = np.array([text_of[row.source, row.row] for row in rows])
     labels = np.zeros(len(keys), np.int64)
     labels[texts] = np.array([row.label for row in rows])
-    folds = max(2, min(FOLDS, int(np.bincount(labels)[np.unique(labels)].min())))
-    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    sizes = np.unique(labels, return_counts=True)[1]
+    if (sizes > 1).sum() < 2:
+        raise DataError(
+            "fewer than two labels have two texts or more for training and validation.",
+            fix="Add rows of the rarer labels.",
+        )
+    splitter = StratifiedKFold(max(2, min(FOLDS, sizes.min())), shuffle=True, random_state=seed)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class")  # it is held out once, untrained
+        folds = list(splitter.split(np.zeros(len(keys)), labels))
     return [
-        (np.flatnonzero(~np.isin(texts, held)), np.flatnonzero(np.isin(texts, held)))
-        for _, held in splitter.split(np.zeros(len(keys)), labels)
+        (np.flatnonzero(~np.isin(texts, held)), np.flatnonzero(np.isin(texts, held))) for _, held in folds
     ]

@@ -1,0 +1,246 @@
+"""`check`: what it finds is what `fit` does, and it refuses what `fit` would refuse."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+import gptailor
+import tiny
+from gptailor.errors import DataError, GptailorError
+from gptailor.pipeline.check import check_recipe
+from gptailor.pipeline.fit import Listener, open_workshop
+from gptailor.pipeline.forecast import forecast_fit
+from gptailor.pipeline.prepare import prepare
+from gptailor.pipeline.suspects import suspects_in_data
+from gptailor.pipeline.tokens import sequences_of
+from gptailor.recipe import Recipe, build_recipe
+from gptailor.report.checked import print_check
+
+FROZEN = {"kind": "frozen", "strengths": [1]}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny.build_base(tmp_path_factory.mktemp("check") / "base"))
+
+
+def write_csv(path: Path, rows: Iterable[Sequence[str]]) -> str:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["text", "label"], *rows])
+    return str(path)
+
+
+def messy_rows(folder: Path) -> list[tuple[str, str]]:
+    """The easy rows and, after them, one of each fault."""
+    lines = tiny.write_news(folder / "news.csv", rows=120).read_text().splitlines()[1:]
+    rows = [(text, label) for text, label in (line.split(",") for line in lines)]
+    first, second = rows[0], rows[1]
+    return [
+        *rows,
+        first,  # 122: a duplicate
+        (second[0], "sports"),  # 123: contradicts row 3
+        ("", "sports"),  # 124
+        ("a text without a label", ""),  # 125
+        ("one of a kind", "gardening"),  # 126
+        ("it&amp;s a caf\u00c3\u00a9 in the race", "Sports"),  # 127: mended, and its label merged
+        ("word " * 90 + "the bank", "business"),  # 128: too long for the base
+    ]
+
+
+def recipe_for(base: str, train: str, **changes: Any) -> Recipe:
+    return build_recipe({"data": {"train": train}, "base": base, "approach": FROZEN, **changes})
+
+
+def printed(found: Any) -> str:
+    out = io.StringIO()
+    console = Console(file=out, width=100, highlight=False, color_system=None)
+    print_check(console, found.summary, rendered=found.rendered, estimate=found.estimate)
+    return " ".join(out.getvalue().split())
+
+
+def test_every_fault_is_counted_once_with_its_reason(base: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    recipe = recipe_for(base, write_csv(tmp_path / "messy.csv", messy_rows(tmp_path)))
+    found = check_recipe(recipe, estimate=False, say=said.append)
+    summary = found.summary
+    assert summary["read"] == 127
+    assert summary["dropped"] == {
+        "duplicate": 1,
+        "conflict": 2,
+        "no_text": 1,
+        "no_label": 1,
+        "rare_label": 1,
+    }
+    used = sum(summary[part] for part in ("train", "validation", "test"))
+    assert used + sum(summary["dropped"].values()) == summary["read"]
+    labels = summary["labels"]
+    assert set(labels) == {"business", "health", "sports"}
+    assert sum(sum(counts.values()) for counts in labels.values()) == used
+    assert summary["repaired"] == 1
+    assert summary["label_merges"] == {"Sports": "sports"}
+    assert summary["suspects"] == 2
+    assert (summary["text"], summary["label"]) == ("text", "label")
+    lengths = summary["lengths"]
+    assert (lengths["max_tokens"], lengths["cut_rows"]) == (64, 1)
+    assert lengths["cut_tokens"] == lengths["longest"] - 64 > 0
+    assert sum(lengths["counts"]) == used
+    assert found.estimate is None
+    assert said == [f"reading {recipe.data.train}", "cleaning", "splitting", "tokenizing"]
+    json.dumps(summary, allow_nan=False)
+
+
+def test_fit_does_what_check_said(base: str, tmp_path: Path) -> None:
+    train = write_csv(tmp_path / "messy.csv", messy_rows(tmp_path))
+    evaluation = {"baselines": "none", "resamples": 100}
+    recipe = recipe_for(base, train, evaluate=evaluation, out=str(tmp_path / "run"))
+    found = check_recipe(recipe, estimate=False)
+    data = gptailor.fit(recipe).report["data"]
+    for key in ("read", "train", "validation", "test", "dropped"):
+        assert data[key] == found.summary[key], key
+    assert data["tokens"]["cut"] == found.summary["lengths"]["cut_tokens"]
+    in_data = [row for row in suspects_in_data(found.prepared) if "another" not in row.reason]
+    with (tmp_path / "run" / "data" / "suspects.csv").open(newline="", encoding="utf-8") as file:
+        written = [(int(row["row"]), row["reason"]) for row in csv.DictReader(file)]
+    assert written[: len(in_data)] == [(row.row, row.reason) for row in in_data]
+    assert [row for row, _ in written[:2]] == [3, 123]
+
+
+def test_three_examples_are_rendered_with_their_learned_token(base: str, tmp_path: Path) -> None:
+    news = tiny.write_news(tmp_path / "news.csv")
+    found = check_recipe(recipe_for(base, str(news)), estimate=False)
+    train = found.prepared.parts["train"]
+    assert [example.where for example in found.rendered] == [f"{e.source}:{e.row}" for e in train[:3]]
+    for example, row in zip(found.rendered, train, strict=False):
+        assert "".join(piece for piece, _ in example.pieces) == row.text
+        assert example.label == found.prepared.label_names[row.label or 0]
+        assert [learned for _, learned in example.pieces] == [False] * (len(example.pieces) - 1) + [True]
+
+
+def test_characters_of_several_tokens_are_rendered_whole(base: str, tmp_path: Path) -> None:
+    rows = [(f"東京 🏆 naïve {row} {row * row} 映画", "ab"[row % 2]) for row in range(60)]
+    found = check_recipe(recipe_for(base, write_csv(tmp_path / "rows.csv", rows)), estimate=False)
+    for example, row in zip(found.rendered, found.prepared.parts["train"], strict=False):
+        assert "".join(piece for piece, _ in example.pieces) == row.text
+        assert not any("\ufffd" in piece for piece, _ in example.pieces)
+        assert example.pieces[-1] == ("画", True)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_check_counts_the_tokens_that_fit_will_see(
+    family: str, tiny_bases: dict[str, Path], tmp_path: Path
+) -> None:
+    """`check` reads tokenizer.json by itself, without transformers."""
+    train = write_csv(tmp_path / "messy.csv", messy_rows(tmp_path))
+    recipe = recipe_for(str(tiny_bases[family]), train)
+    found = check_recipe(recipe, estimate=False)
+    shop = open_workshop(recipe, prepare(recipe), tmp_path, Listener())
+    assert shop.tokens.max_tokens == found.tokens.max_tokens
+    for part, rows in shop.tokens.rows.items():
+        assert sequences_of(rows) == sequences_of(found.tokens.rows[part])
+
+
+def test_what_is_printed_holds_the_numbers(base: str, tmp_path: Path) -> None:
+    train = write_csv(tmp_path / "messy.csv", messy_rows(tmp_path))
+    found = check_recipe(recipe_for(base, train, approach="full"))
+    words = printed(found)
+    summary, estimate = found.summary, found.estimate
+    assert estimate is not None
+    for part in (
+        "127 read",
+        f"{summary['train']} train",
+        "2 dropped: same text, different labels",
+        "1 dropped: label too rare to learn",
+        "1 texts mended",
+        "'Sports' → 'sports'",
+        f"the model reads up to 64: 1 texts are longer and lose {summary['lengths']['cut_tokens']} tokens",
+        f"for {estimate['steps']} steps of 16 rows",
+    ):
+        assert part in words, part
+
+
+def test_leaks_and_near_duplicates_are_counted(base: str, tmp_path: Path) -> None:
+    news = tiny.write_news(tmp_path / "news.csv").read_text().splitlines()
+    rows = [tuple(line.split(",")) for line in news[1:]]
+    text = "a long story of the cup final and the race and the goal in extra time of the town"
+    near = [(text, "sports"), (f"{text} again", "sports"), (f"{text} once", "health")]
+    train = write_csv(tmp_path / "train.csv", [*rows, *near])
+    test = write_csv(tmp_path / "test.csv", [rows[5], ("village news of the flu", "health")])
+    summary = check_recipe(
+        recipe_for(base, train, data={"train": train, "test": test}), estimate=False
+    ).summary
+    assert summary["leaks"] >= 1
+    assert summary["dropped"]["leak_exact"] == 1
+    assert summary["near_duplicate_groups"] >= 1
+    assert summary["suspects"] >= 3, "near-duplicates with different labels"
+
+
+# The estimate.
+
+
+@pytest.mark.parametrize("approach", ["auto", "full", "lora", "scratch", FROZEN])
+def test_the_estimate_is_measured_for_every_approach(approach: Any, base: str, tmp_path: Path) -> None:
+    news = tiny.write_news(tmp_path / "news.csv")
+    recipe = recipe_for(base, str(news), approach=approach)
+    found = check_recipe(recipe, estimate=False)
+    estimate = forecast_fit(recipe, found.prepared, found.tokens)
+    named = approach if isinstance(approach, str) else "frozen"
+    assert estimate["approach"] == ("full" if named == "auto" else named)
+    assert 0 < estimate["seconds"] < 600
+    assert estimate["memory_bytes"] > 0
+    assert estimate["memory_free_bytes"] > 0
+    if named not in ("frozen",):
+        assert estimate["steps"] == 200
+        assert estimate["micro_batch_size"] <= estimate["batch_size"] == 16
+
+
+# What it refuses.
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"max_tokens": 65},
+        {"max_tokens": 8, "too_long": "drop"},
+        {"split": {"validation": 0.5, "test": 0.5}},
+        {"split": {"test": 0.0}},
+        {"split": {"validation": 0.0}},
+        {"text": "label+nothing"},
+        {"label_names": {"0": "World"}},
+        {"clean": {"minimum_class_size": 90}},
+    ],
+)
+def test_check_refuses_what_fit_refuses_with_the_same_words(
+    data: dict[str, Any], base: str, tmp_path: Path
+) -> None:
+    news = tiny.write_news(tmp_path / "news.csv")
+    recipe = recipe_for(base, str(news), data={"train": str(news), **data}, out=str(tmp_path / "run"))
+    with pytest.raises(GptailorError) as checked:
+        check_recipe(recipe, estimate=False)
+    with pytest.raises(GptailorError) as fitted:
+        gptailor.fit(recipe)
+    assert str(checked.value) == str(fitted.value)
+    assert checked.value.fix
+
+
+def test_a_base_without_a_tokenizer_is_refused(base: str, tmp_path: Path) -> None:
+    news = tiny.write_news(tmp_path / "news.csv")
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (bare / name).write_bytes((Path(base) / name).read_bytes())
+    with pytest.raises(GptailorError, match=r"tokenizer\.json"):
+        check_recipe(recipe_for(str(bare), str(news)), estimate=False)
+
+
+def test_too_few_rows_are_refused(base: str, tmp_path: Path) -> None:
+    news = tiny.write_news(tmp_path / "news.csv", rows=15)
+    with pytest.raises(DataError, match="15 usable rows"):
+        check_recipe(recipe_for(base, str(news)), estimate=False)

@@ -1,0 +1,269 @@
+"""Under 200 training rows: folds choose the settings, answers are out of fold, the model sees every row."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import gptailor
+import tiny
+from gptailor.errors import DataError
+from gptailor.evaluate.run import macro_f1
+from gptailor.launch import StopRequest
+from gptailor.models.approach import fit_frozen_head
+from gptailor.pipeline import frozen, trained
+from gptailor.pipeline.fit import Listener, open_workshop
+from gptailor.pipeline.frozen import features_of, run_frozen
+from gptailor.pipeline.place import Trained, TrainingPlace
+from gptailor.pipeline.prepare import prepare
+from gptailor.pipeline.trained import run_trained
+from gptailor.pipeline.workshop import Workshop, few_rows, folds_of
+from gptailor.recipe import FrozenApproach, FullApproach, build_recipe
+from gptailor.types import TokenizedExample
+
+STRENGTHS = [0.01, 1, 100]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("few")
+    tiny.build_base(folder / "base")
+    lines = tiny.write_news(folder / "news.csv", rows=100).read_text().splitlines()
+    for row in range(1, 100, 7):  # two windows each
+        text, label = lines[row].split(",")
+        lines[row] = f"{text} {'and so on ' * 6},{label}"
+    (folder / "news.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def build_shop(place: Path, folder: Path, **changes: Any) -> Workshop:
+    recipe = build_recipe(
+        {
+            "data": {"train": str(place / "news.csv"), "max_tokens": 32, "too_long": "window"},
+            "base": str(place / "base"),
+            **changes,
+        }
+    )
+    return open_workshop(recipe, prepare(recipe), folder, Listener())
+
+
+@pytest.fixture
+def shop(place: Path, tmp_path: Path) -> Workshop:
+    return build_shop(place, tmp_path)
+
+
+def rows_of(shop: Workshop) -> list[TokenizedExample]:
+    return [*shop.tokens.rows["train"], *shop.tokens.rows["validation"]]
+
+
+def answers_of(shop: Workshop) -> list[int | None]:
+    """The labels of every text that is trained on or validates, in order."""
+    return [example.label for part in ("train", "validation") for example in shop.tokens.examples[part]]
+
+
+def averaged(logits: Any, rows: Sequence[TokenizedExample]) -> Any:
+    """The mean over each text's windows, by hand."""
+    places: dict[tuple[str, int], list[int]] = {}
+    for at, row in enumerate(rows):
+        places.setdefault((row.source, row.row), []).append(at)
+    return np.stack([logits[at].mean(axis=0) for at in places.values()])
+
+
+# The folds.
+
+
+def test_folds_hold_every_text_out_once_with_its_windows_and_labels_in_proportion(shop: Workshop) -> None:
+    rows = rows_of(shop)
+    assert len(rows) > len(answers_of(shop)) + 10, "there are windows"
+    folds = folds_of(rows, seed=0)
+    assert len(folds) == 5
+    held = np.concatenate([outside for _, outside in folds])
+    assert sorted(held.tolist()) == list(range(len(rows)))
+    for inside, outside in folds:
+        assert sorted([*inside, *outside]) == list(range(len(rows)))
+        assert {rows[at].row for at in inside}.isdisjoint(rows[at].row for at in outside)
+        texts = {rows[at].row: rows[at].label for at in outside}
+        assert max(Counter(texts.values()).values()) - min(Counter(texts.values()).values()) <= 2
+    assert str(folds_of(rows, seed=0)) == str(folds)
+    assert str(folds_of(rows, seed=1)) != str(folds)
+
+
+def token_rows(labels: Sequence[int]) -> list[TokenizedExample]:
+    ids, learn = np.arange(3, dtype=np.int32), np.array([False, False, True])
+    return [TokenizedExample(ids, learn, "file", row, label) for row, label in enumerate(labels)]
+
+
+@pytest.mark.parametrize(("sizes", "count"), [([9, 9, 3], 3), ([9, 9, 1], 2), ([20, 20, 20], 5)])
+def test_a_rare_label_makes_fewer_folds(sizes: list[int], count: int) -> None:
+    labels = [label for label, size in enumerate(sizes) for _ in range(size)]
+    folds = folds_of(token_rows(labels), seed=0)
+    assert len(folds) == count
+    for inside, _ in folds:
+        assert len({labels[at] for at in inside}) >= 2
+
+
+def test_one_label_and_a_single_other_text_are_refused() -> None:
+    with pytest.raises(DataError, match="two labels"):
+        folds_of(token_rows([0] * 30 + [1]), seed=0)
+
+
+@pytest.mark.parametrize(("rows", "few"), [(284, True), (290, False)])
+def test_200_training_rows_are_enough(rows: int, few: bool, place: Path, tmp_path: Path) -> None:
+    data = tiny.write_news(tmp_path / "news.csv", rows=rows)
+    shop = build_shop(place, tmp_path, data={"train": str(data)})
+    assert (len(shop.tokens.examples["train"]) < 200) == few
+    assert few_rows(shop) == few
+
+
+# Frozen.
+
+
+def test_frozen_answers_are_out_of_fold_and_in_row_order(shop: Workshop) -> None:
+    candidate = run_frozen(shop, FrozenApproach(strengths=[1.0]))
+    rows = rows_of(shop)
+    model: Any = candidate.model
+    features = features_of(shop, model, rows)
+    labels = np.array([row.label for row in rows])
+    logits = np.full((len(rows), 3), np.nan)
+    for inside, outside in folds_of(rows, seed=0):
+        weights = fit_frozen_head(features[inside], labels[inside], num_labels=3, strength=1.0)
+        logits[outside] = features[outside] @ weights.T
+    assert candidate.validation_answers.tolist() == answers_of(shop)
+    assert np.abs(candidate.validation_logits - averaged(logits, rows)).max() < 1e-9
+    assert candidate.macro_f1 == macro_f1(
+        candidate.validation_answers, candidate.validation_logits.argmax(axis=1), num_labels=3
+    )
+
+
+def test_the_frozen_head_is_refitted_on_every_row(shop: Workshop) -> None:
+    candidate = run_frozen(shop, FrozenApproach(strengths=[1.0]))
+    model: Any = candidate.model
+    labels = np.array([row.label for row in rows_of(shop)])
+    expected = fit_frozen_head(features_of(shop, model, rows_of(shop)), labels, num_labels=3, strength=1.0)
+    assert np.abs(model.score.weight.detach().numpy() - expected).max() < 1e-4
+
+
+def test_the_strength_with_the_best_out_of_fold_score_wins(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[tuple[int, float]] = []
+    original = frozen.fit_frozen_head
+
+    def noted(features: Any, labels: Any, **settings: Any) -> Any:
+        fitted.append((len(features), settings["strength"]))
+        return original(features, labels, **settings)
+
+    monkeypatch.setattr(frozen, "fit_frozen_head", noted)
+    candidate = run_frozen(shop, FrozenApproach(strengths=STRENGTHS))
+    scores = {item["strength"]: item["validation_macro_f1"] for item in candidate.strengths}
+    assert list(scores) == STRENGTHS
+    assert candidate.macro_f1 == max(scores.values())
+    rows = len(rows_of(shop))
+    assert [size < rows for size, _ in fitted] == [True] * 15 + [False]
+    assert scores[fitted[-1][1]] == candidate.macro_f1
+
+
+# Full.
+
+
+def test_full_trains_five_folds_and_refits_and_every_answer_is_out_of_fold(
+    shop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The trainer is replaced by one that writes down what it was given; the steps it found best differ."""
+    trainings: list[dict[str, Any]] = []
+
+    def fake_train(adapted: Any, rows: Any, held: Any, *, place: TrainingPlace, **named: Any) -> Trained:
+        number = len(trainings)
+        trainings.append(
+            {
+                "model": adapted,
+                "rows": {row.row for row in rows},
+                "held": {row.row for row in held},
+                "folder": place.folder.name,
+                "end_at": named.get("end_at"),
+            }
+        )
+        return Trained(steps=10, best_step=[4, 9, 5, 1, 8, 5][number], seconds=1.0)
+
+    def fake_classify(adapted: Any, rows: Any, *, pad_id: int) -> Any:
+        number = next(at for at, training in enumerate(trainings) if training["model"] is adapted)
+        return np.array([[row.row, number, len(row.token_ids)] for row in rows], float)
+
+    monkeypatch.setattr(trained, "train", fake_train)
+    monkeypatch.setattr(trained, "classify_rows", fake_classify)
+    place = TrainingPlace(tmp_path / "checkpoints", tmp_path / "log", 0, shop.environment, StopRequest())
+    candidate = run_trained(shop, FullApproach(), place)
+    assert candidate is not None
+    every = {row.row for row in rows_of(shop)}
+    *folds, refit = trainings
+    assert [fold["folder"] for fold in folds] == [f"fold-{number}" for number in range(1, 6)]
+    assert all(fold["rows"] | fold["held"] == every for fold in folds)
+    assert all(fold["rows"].isdisjoint(fold["held"]) for fold in folds)
+    assert sorted(row for fold in folds for row in fold["held"]) == sorted(every)
+    assert (refit["rows"], refit["held"], refit["end_at"]) == (every, set(), 5), (
+        "the median of the best steps"
+    )
+    keys = list(dict.fromkeys(row.row for row in rows_of(shop)))
+    assert candidate.validation_logits[:, 0].tolist() == keys, "the answers are not in row order"
+    for row, number in candidate.validation_logits[:, :2].tolist():
+        assert row in folds[int(number)]["held"], "the model of this answer had seen the row"
+    assert candidate.validation_answers.tolist() == answers_of(shop)
+    assert candidate.seconds == 6.0
+
+
+# A whole run.
+
+
+@pytest.mark.parametrize("approach", [{"kind": "frozen", "strengths": STRENGTHS}, "full"])
+def test_the_report_is_complete(approach: Any, place: Path, tmp_path: Path) -> None:
+    settings = {
+        "base": str(place / "base"),
+        "approach": approach,
+        "data": {"max_tokens": 32, "too_long": "window"},
+        "train": {"length": "4 steps"},
+        "evaluate": {"baselines": "quick", "resamples": 100},
+        "out": str(tmp_path / "run"),
+    }
+    run = gptailor.fit(place / "news.csv", settings=settings)
+    report = run.report
+    data = report["data"]
+    assert (data["read"], data["train"], data["validation"], data["test"]) == (100, 70, 15, 15)
+    assert (report["validation"]["rows"], report["test"]["rows"]) == (85, 15)
+    for part in ("validation", "test"):
+        assert set(report[part]["per_class"]) == {"business", "health", "sports"}
+        for name in ("accuracy", "macro_f1", "calibration_error"):
+            score = report[part][name]
+            assert 0 <= score["low"] <= score["value"] <= score["high"]
+    kind = "full" if approach == "full" else "frozen"
+    assert report["approach"] == kind
+    rungs = {"majority", "tfidf", "zero_shot", "few_shot"} | ({"frozen"} if kind == "full" else set())
+    assert set(report["baselines"]) == rungs
+    assert report["verdict"]["best_baseline"] in rungs
+    assert report["training"]["bit_exact"] is True
+    if kind == "full":
+        assert 1 <= report["training"]["steps"] <= 4
+        folds = sorted(path.name for path in (run.folder / "checkpoints").glob("fold-*"))
+        assert folds == [f"fold-{number}" for number in range(1, 6)]
+    for name in ("report.html", "README.md", "predictions.csv", "openings.jsonl", "data/suspects.csv"):
+        assert (run.folder / name).is_file(), name
+    assert len((run.folder / "openings.jsonl").read_text().splitlines()) == 1
+    json.dumps(report, allow_nan=False)
+
+
+def test_a_run_whose_second_label_has_one_row_says_so(place: Path, tmp_path: Path) -> None:
+    lines = ["text,label", *(f"the bank in town {row} raised its rate {row * row},a" for row in range(40))]
+    (tmp_path / "rows.csv").write_text("\n".join([*lines, "the cup final,b"]) + "\n")
+    settings = {
+        "base": str(place / "base"),
+        "approach": "frozen",
+        "data": {"clean": {"minimum_class_size": 1}},
+        "out": str(tmp_path / "run"),
+    }
+    with pytest.raises(DataError, match=r"two labels|one label"):
+        gptailor.fit(tmp_path / "rows.csv", settings=settings)
