@@ -15,7 +15,7 @@ demo: $(STAMP)  ## The whole way on the bundled sample, offline.
 	$(BIN)/gptailor demo --overwrite
 
 test: $(STAMP)  ## All tests.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 check: $(STAMP)  ## Lint, types, formatting.
 	$(BIN)/ruff check .

@@ -71,7 +71,8 @@ def contamination_set(folder: Path, hasher: NgramHasher) -> npt.NDArray[np.uint6
     for path in sorted(folder.rglob("*")):
         if not path.is_file() or path.parent.name == "gpt2_bpe":
             continue
-        raw = gzip.open(path).read() if path.suffix == ".gz" else path.read_bytes()
+        raw = path.read_bytes()
+        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
         text = raw.decode("utf-8", errors="replace").replace("\\n", " ")
         found.append(hasher(text))
     return np.unique(np.concatenate(found))

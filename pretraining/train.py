@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 END_OF_TEXT, PAD = "<|endoftext|>", "<|pad|>"
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, *, layers: int, width: int, heads: int) -> GPT2LMHeadModel:
+def build_model(
+    tokenizer: PreTrainedTokenizerFast, *, layers: int, width: int, heads: int
+) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(
         GPT2Config(
             vocab_size=len(tokenizer),
@@ -100,7 +101,9 @@ def bits_per_byte(model: GPT2LMHeadModel, work: Path, part: str, blocks: int = 4
     return language_loss(model, windows).item() / math.log(2) * len(tokens) / size
 
 
-def save_state(path: Path, step: int, modules: list[nn.Module], optimizers: list[torch.optim.Optimizer]) -> None:
+def save_state(
+    path: Path, step: int, modules: list[nn.Module], optimizers: list[torch.optim.Optimizer]
+) -> None:
     state: dict[str, Any] = {
         "step": step,
         "modules": [m.state_dict() for m in modules],
@@ -108,7 +111,7 @@ def save_state(path: Path, step: int, modules: list[nn.Module], optimizers: list
     }
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def load_state(path: Path, modules: list[nn.Module], optimizers: list[torch.optim.Optimizer]) -> int:
@@ -139,7 +142,9 @@ def embed_sentences(work: Path, most: int) -> tuple[list[str], Tensor]:
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         for start in range(0, len(order), 128):
             rows = order[start : start + 128]
-            batch = tokenizer([sentences[i] for i in rows], padding=True, truncation=True, return_tensors="pt")
+            batch = tokenizer(
+                [sentences[i] for i in rows], padding=True, truncation=True, return_tensors="pt"
+            )
             hidden = encoder(**batch).last_hidden_state.float()
             mask = batch["attention_mask"].unsqueeze(-1)
             vectors[rows] = nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -236,7 +237,12 @@ def serve(
     host: Annotated[str, typer.Option(help="address to bind to")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one")] = 8000,
     api_key: Annotated[
-        str | None, typer.Option("--api-key", envvar="GPTAILOR_API_KEY", help="guards every route but health")
+        str | None,
+        typer.Option(
+            "--api-key",
+            envvar="GPTAILOR_API_KEY",
+            help="guards what answers; the page, /health and /ready stay open",
+        ),
     ] = None,
 ) -> None:
     """An HTTP server with a page to try the model in a browser."""
@@ -330,10 +336,25 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except SystemExit as error:  # Typer's own way out of a closed pipe
         raise SystemExit(0 if isinstance(error.__context__, BrokenPipeError) else error.code) from None
+    except OSError as error:
+        _complain_of_disk(error)
     except Exception as error:
         _fall(error)
     else:
         raise SystemExit(code or 0)
+
+
+def _complain_of_disk(error: OSError) -> None:
+    """A full, failing or closed disk isn't our fault; any other OSError is."""
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        return _fall(error)
+    return _complain(
+        GptailorError(
+            f"can't be written or read: {error.strerror}.",
+            where=str(error.filename or "the disk"),
+            fix="Free some space, or choose a folder you may write to; what was begun goes on from there.",
+        )
+    )
 
 
 def _complain(error: GptailorError) -> None:

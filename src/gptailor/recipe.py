@@ -211,7 +211,7 @@ def build_recipe(values: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
         raise RecipeError(
             "\n".join(["these settings can't be used:", *lines]),
             where=where,
-            fix="`gptailor fit --help` and docs/recipe.md list every setting.",
+            fix="`gptailor help-settings` and docs/recipe.md list every setting.",
         ) from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +20,7 @@ def read_hub(location: str, *, streaming: bool) -> tuple[list[str], list[str], I
         DataError: the data set can't be loaded.
     """
     name, _, split = location.removeprefix("hub:").partition(":")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # nothing phones home
     try:
         import datasets  # type: ignore[import-not-found, unused-ignore]
     except ImportError:

@@ -11,7 +11,6 @@ from typing import Any
 
 from gptailor.data.ledger import summarize, write_ledger
 from gptailor.data.tokenize import build_encoder
-from gptailor.errors import DataError
 from gptailor.launch import StopRequest, catch_signals, one_writer, resolve_environment, write_atomically
 from gptailor.models.load import load_config, load_tokenizer
 from gptailor.models.names import context_length, resolve_base
@@ -91,11 +90,6 @@ def open_workshop(recipe: Recipe, prepared: Prepared, folder: Path, listener: Li
         listener.say(f"base {base.name} is a run: its old head ({labels}) is dropped, its body goes on")
     context = context_length(config)
     tokens = tokenize_parts(prepared, encoder, recipe.data, context=context)
-    for part in ("train", "validation", "test"):
-        if not tokens.rows[part]:
-            raise DataError(
-                f"no row is left for {part}.", where=recipe.data.train, fix="Add rows, or change data.split."
-            )
     environment, changed = resolve_environment(folder / "environment.json", {"base_revision": base.revision})
     environment["changed"] = changed
     for change in changed:

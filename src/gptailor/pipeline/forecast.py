@@ -47,7 +47,7 @@ def forecast_fit(recipe: Recipe, prepared: Prepared, tokens: TokenizedParts) -> 
         "micro_batch_size": plan.micro_batch_size,
         "precision": plan.precision,
         "memory_bytes": peak,
-        "checkpoint_bytes": 2 * 3 * weights,
+        "checkpoint_bytes": 3 * 3 * weights,
         **_free(),
     }
 

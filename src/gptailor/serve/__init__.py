@@ -1,1 +1,1 @@
-"""From a bundle to answers: predictor, batcher, HTTP."""
+"""From a predictor to answers over HTTP: batcher, requests, limits, app, run."""
