@@ -38,7 +38,8 @@ class Narrator:
         """A step of the road, in words."""
         self.close()
         if not self.quiet:
-            self.console.print(Text("· ", style="dim") + Text(line))
+            # Unbroken lines: a path that wraps can't be copied.
+            self.console.print(Text("· ", style="dim") + Text(line), soft_wrap=True)
 
     def show(self, line: Mapping[str, Any]) -> None:
         """A line of metrics.jsonl, or the plan of a training run."""

@@ -102,7 +102,8 @@ class Gate:
                 raise  # half an answer is out; only closing the connection can tell
             refusal = refusal_for(error, request_id=request_id)
             if self.service.draining:
-                await _read_away(receive, most=self.service.limits.body_bytes)
+                with suppress(asyncio.CancelledError):  # the end of the drain may come in the middle of it
+                    await _read_away(receive, most=self.service.limits.body_bytes)
             await refusal.response()(scope, receive, answer)
             if refusal.status in (429, 503) and scope["path"] != "/ready":
                 self.service.metrics.rejected.labels(refusal.code).inc()
