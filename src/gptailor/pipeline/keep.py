@@ -63,7 +63,7 @@ def keep(folder: Path, shop: Workshop, chosen: Candidate) -> tuple[Bundle, Predi
         "reload": reload_parity(path, sequences_of(rows), logits, pad_id=shop.encoder.pad_id),
         **chosen.parity,
     }
-    return bundle, Predictor(path), parity
+    return bundle, predictor, parity
 
 
 def find_suspects(shop: Workshop, prepared: Prepared, chosen: Candidate, bundle: Bundle) -> list[Suspect]:
