@@ -22,7 +22,7 @@ import gptailor
 import tiny
 from gptailor import GPTClassifier
 from gptailor.errors import DataError, GptailorError, InputError, RecipeError, RunError
-from gptailor.pipeline.fit import Listener
+from gptailor.pipeline.place import Listener
 
 # The checks that don't feed numbers. `check_estimator` itself sees the tags and leaves out the others, which
 # fit random matrices; what they look for is checked below with texts.

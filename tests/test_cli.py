@@ -29,6 +29,7 @@ OPTIONS = {
     "serve": ["--host", "--port", "--api-key"],
     "export": ["--to", "--out", "--json"],
     "report": ["--json"],
+    "bases": ["--json"],
     "doctor": ["--clear-cache", "--json"],
 }
 

@@ -17,8 +17,9 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from gptailor.errors import DataError, InputError, RecipeError
-from gptailor.pipeline.fit import Listener, fit_recipe
+from gptailor.pipeline.fit import fit_recipe
 from gptailor.pipeline.folder import folder_to_repeat
+from gptailor.pipeline.place import Listener
 from gptailor.pipeline.run import Run
 from gptailor.recipe import Recipe, build_recipe, load_recipe
 from gptailor.types import IntArray

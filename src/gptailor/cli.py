@@ -32,7 +32,7 @@ Data = Annotated[
 ]
 DataOrRecipe = Annotated[str, typer.Argument(help="a data file or folder, or a RECIPE.yaml")]
 RunFolder = Annotated[Path, typer.Argument(help="a run folder made by fit")]
-TaskOption = Annotated[str | None, typer.Option("--task", help="classification (others follow)")]
+TaskOption = Annotated[str | None, typer.Option("--task", help="classification or language (others follow)")]
 TextOption = Annotated[str | None, typer.Option("--text", help="column of the text; a+b joins two")]
 LabelOption = Annotated[str | None, typer.Option("--label", help="column of the label")]
 ColumnsOption = Annotated[
@@ -157,7 +157,8 @@ def fit(
         if not as_json:
             print_summary(console, report, folder=str(run.folder))
             _point(console, f"\nReport:  {run.folder}/report.html")
-            _point(console, f"Next:    gptailor serve {run.folder}")
+            next_step = {"language": f'predict {run.folder} --input "..."'}
+            _point(console, f"Next:    gptailor {next_step.get(report['task'], f'serve {run.folder}')}")
     _emit(report, as_json)
 
 
@@ -184,7 +185,13 @@ def evaluate(
             ),
             console,
         )
-        if not as_json:
+        if "bits_per_byte" in result["scores"] and not as_json:
+            rows = [
+                (name.replace("_", " "), score_text(result["scores"][name]))
+                for name in ("bits_per_byte", "perplexity")
+            ]
+            print_table(console, f"{result['rows']:,} documents, {result['bytes']:,} bytes", rows)
+        elif not as_json:
             shown = ("accuracy", "macro_f1", "balanced_accuracy", "weighted_f1", "calibration_error")
             rows = [(name.replace("_", " "), score_text(result["scores"][name])) for name in shown]
             left_out = f" ({result['left_out']} without usable text or label)" if result["left_out"] else ""
@@ -211,6 +218,9 @@ def predict(
             answers = predict_inputs(run, given)
             if not as_json:
                 for line in answers:
+                    if "continuation" in line:
+                        print(line["text"] + line["continuation"])
+                        continue
                     sure = " (not sure)" if line["abstained"] else ""
                     print(f"{line['label']}\t{line['probability']:.3f}{sure}\t{line['text']}")
             result: dict[str, Any] = {"answers": answers}
@@ -308,6 +318,24 @@ def doctor(
             for advice in result["advice"]:
                 narrator.say(advice)
     _emit(result, as_json)
+
+
+@app.command()
+def bases(as_json: JsonOption = False) -> None:
+    """What --base can name: what is here already, and common names of the hub."""
+    with _talking() as (console, narrator):
+        from gptailor.models.catalog import as_values, in_words, read_catalog, shortest_name
+        from gptailor.report.terminal import print_table
+
+        found = read_catalog()
+        if not as_json:
+            for title, entries in (("here, no network needed", found.offline), ("on the hub", found.hub)):
+                print_table(console, title, [(shortest_name(entry), in_words(entry)) for entry in entries])
+            for left in found.left_out:
+                narrator.say(f"{left.name} is here and can't be a base: {left.reason}")
+            narrator.say("any other causal language model with safetensors weights: --base OWNER/NAME")
+            narrator.say("gated: accept its terms on its page of the hub, then `hf auth login`")
+    _emit(as_values(found), as_json)
 
 
 @app.command(name="help-settings", hidden=True)
@@ -456,7 +484,8 @@ def _with_columns(recipe: Any, chosen: Mapping[str, str]) -> Any:
 
 
 def _fit(recipe: Any, *, overwrite: bool, narrator: Any) -> Any:
-    from gptailor.pipeline.fit import Listener, fit_recipe
+    from gptailor.pipeline.fit import fit_recipe
+    from gptailor.pipeline.place import Listener
 
     return fit_recipe(recipe, overwrite=overwrite, listener=Listener(say=narrator.say, show=narrator.show))
 

@@ -75,8 +75,13 @@ class DataSettings(Settings):
     test_columns: str | None = Field(None, description="the same for the test file")
     label_names: LabelNames = Field({}, description="names for bare labels, such as 0: World")
     test_label_names: LabelNames = Field({}, description="the same for the test file's labels")
+    separator: str | None = Field(
+        None, description="line that divides a text file into documents, such as <|endoftext|> (language)"
+    )
     max_tokens: int | None = Field(
-        None, ge=8, description="longest sequence; null: the longest text, at most 512 and the base's context"
+        None,
+        ge=8,
+        description="longest sequence; null: the longest text (language: any), up to 512 and the context",
     )
     too_long: Literal["cut", "drop", "window"] = Field("cut", description="what happens to longer texts")
     clean: CleanSettings = Field(CleanSettings(), description="cleaning steps")
@@ -123,6 +128,11 @@ class ScratchApproach(Settings):
     layers: int | None = Field(None, ge=1, description="number of layers; null: the base's")
     width: int | None = Field(None, ge=8, description="hidden size; null: the base's")
     heads: int | None = Field(None, ge=1, description="attention heads; null: the base's")
+    vocabulary: int | None = Field(
+        None,
+        ge=512,
+        description="tokens of a byte-level BPE trained on the data (language); null: by its size",
+    )
 
 
 Approach = Annotated[

@@ -101,8 +101,9 @@ class Batch:
     """What one forward pass sees. Padding is on the right and known by position, never by token id.
 
     Shapes: `input_ids` (B, T); `last` (B,) the position of each row's last real token;
-    `labels` (B,) for classification; `targets` (B, T) already shifted, and `learned` the flat
-    positions of the tokens the loss looks at, for the text tasks.
+    `labels` (B,) for classification. For the text tasks `learned` (L,) are the flat positions in (B, T)
+    whose next token the loss looks at, `targets` (L,) those next tokens, and `positions` (B, T) start
+    again at 0 with every document of a packed row.
     """
 
     input_ids: Tensor
@@ -113,6 +114,7 @@ class Batch:
     labels: Tensor | None = None
     targets: Tensor | None = None
     learned: Tensor | None = None
+    positions: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ import tiny
 from gptailor import cli
 from gptailor.errors import Interrupted
 from gptailor.launch import StopRequest, catch_signals
-from gptailor.pipeline.fit import Listener, fit_recipe
+from gptailor.pipeline.fit import fit_recipe
+from gptailor.pipeline.place import Listener
 from gptailor.recipe import Recipe, build_recipe
 from gptailor.train.checkpoint import faults, file_hash, newest_verified
 

@@ -28,7 +28,7 @@ from gptailor.errors import Interrupted, ModelError, NonFiniteError, RunError
 from gptailor.models.forward import refuse_looking_ahead
 from gptailor.models.load import load_classifier, load_config, load_language_model, load_tokenizer
 from gptailor.models.names import resolve_base
-from gptailor.pipeline.fit import Listener
+from gptailor.pipeline.place import Listener
 
 LABELS = ["business", "health", "sports"]
 each_family = pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -21,7 +21,7 @@ import gptailor
 import tiny
 from gptailor.errors import Interrupted, ModelError
 from gptailor.models.names import resolve_base
-from gptailor.pipeline.fit import Listener
+from gptailor.pipeline.place import Listener
 
 FIRST, SECOND = "1" * 40, "2" * 40  # commits
 ASK = """

@@ -16,8 +16,9 @@ import gptailor
 import tiny
 from gptailor.errors import DataError, GptailorError
 from gptailor.pipeline.check import check_recipe
-from gptailor.pipeline.fit import Listener, open_workshop
+from gptailor.pipeline.fit import open_workshop
 from gptailor.pipeline.forecast import forecast_fit
+from gptailor.pipeline.place import Listener
 from gptailor.pipeline.prepare import prepare
 from gptailor.pipeline.suspects import suspects_in_data
 from gptailor.pipeline.tokens import sequences_of

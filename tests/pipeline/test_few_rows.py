@@ -18,9 +18,9 @@ from gptailor.evaluate.run import macro_f1
 from gptailor.launch import StopRequest
 from gptailor.models.approach import fit_frozen_head
 from gptailor.pipeline import frozen, trained
-from gptailor.pipeline.fit import Listener, open_workshop
+from gptailor.pipeline.fit import open_workshop
 from gptailor.pipeline.frozen import features_of, run_frozen
-from gptailor.pipeline.place import Trained, TrainingPlace
+from gptailor.pipeline.place import Listener, Trained, TrainingPlace
 from gptailor.pipeline.prepare import prepare
 from gptailor.pipeline.trained import run_trained
 from gptailor.pipeline.workshop import Workshop, few_rows, folds_of
@@ -177,8 +177,16 @@ def test_full_trains_five_folds_and_refits_and_every_answer_is_out_of_fold(
 ) -> None:
     """The trainer is replaced by one that writes down what it was given; the steps it found best differ."""
     trainings: list[dict[str, Any]] = []
+    given: list[tuple[Any, Any, Any]] = []
+    build = trained.objective_of
 
-    def fake_train(adapted: Any, rows: Any, held: Any, *, place: TrainingPlace, **named: Any) -> Trained:
+    def watched(shop: Any, adapted: Any, rows: Any, held: Any) -> Any:
+        objective = build(shop, adapted, rows, held)
+        given.append((objective, rows, held))
+        return objective
+
+    def fake_train(adapted: Any, objective: Any, *, place: TrainingPlace, **named: Any) -> Trained:
+        rows, held = next((rows, held) for known, rows, held in given if known is objective)
         number = len(trainings)
         trainings.append(
             {
@@ -195,6 +203,7 @@ def test_full_trains_five_folds_and_refits_and_every_answer_is_out_of_fold(
         number = next(at for at, training in enumerate(trainings) if training["model"] is adapted)
         return np.array([[row.row, number, len(row.token_ids)] for row in rows], float)
 
+    monkeypatch.setattr(trained, "objective_of", watched)
     monkeypatch.setattr(trained, "train", fake_train)
     monkeypatch.setattr(trained, "classify_rows", fake_classify)
     place = TrainingPlace(tmp_path / "checkpoints", tmp_path / "log", 0, shop.environment, StopRequest())

@@ -13,8 +13,9 @@ import tiny
 from gptailor import cli
 from gptailor.errors import RunError
 from gptailor.launch import one_writer
-from gptailor.pipeline.fit import Listener, fit_recipe
+from gptailor.pipeline.fit import fit_recipe
 from gptailor.pipeline.folder import claim_folder, default_folder, next_to, open_for_fit, sweep
+from gptailor.pipeline.place import Listener
 from gptailor.recipe import Recipe, build_recipe, load_recipe
 
 

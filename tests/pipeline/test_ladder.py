@@ -18,11 +18,11 @@ from gptailor.evaluate.metrics import as_json, classification_scores, paired_dif
 from gptailor.evaluate.run import macro_f1
 from gptailor.models.predictor import Predictor
 from gptailor.pipeline import ladder
-from gptailor.pipeline.fit import Listener, open_workshop
+from gptailor.pipeline.fit import open_workshop
 from gptailor.pipeline.frozen import run_frozen
 from gptailor.pipeline.keep import keep
 from gptailor.pipeline.ladder import Ladder, Rung, climb, judge, prompted_limit, stratified_sample
-from gptailor.pipeline.place import Trained
+from gptailor.pipeline.place import Listener, Trained
 from gptailor.pipeline.prepare import prepare
 from gptailor.pipeline.workshop import Candidate, Workshop
 from gptailor.recipe import FrozenApproach, build_recipe

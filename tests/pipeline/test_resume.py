@@ -17,7 +17,8 @@ import gptailor.pipeline.trained
 import tiny
 from gptailor.errors import CheckpointError, ModelError, NonFiniteError, RunError
 from gptailor.pipeline import training
-from gptailor.pipeline.fit import Listener, fit_recipe
+from gptailor.pipeline.fit import fit_recipe
+from gptailor.pipeline.place import Listener
 from gptailor.pipeline.run import Run
 from gptailor.recipe import Recipe, build_recipe
 from gptailor.train import checkpoint

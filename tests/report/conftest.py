@@ -241,3 +241,178 @@ def many_report() -> dict[str, Any]:
 @pytest.fixture
 def many_details() -> dict[str, Any]:
     return make_details(MANY)
+
+
+STORIES = [
+    "The keeper of the light climbed the stairs twice a night, once at ten and once before dawn.",
+    "Nobody on the island had seen a newspaper since the ferry stopped running in the autumn.",
+    "She wrote down the barometer, the wind, and whatever the gulls were doing that hour.",
+]
+
+
+def make_language_report() -> dict[str, Any]:
+    return {
+        "version": 1,
+        "task": "language",
+        "base": "starter",
+        "approach": "full",
+        "seed": 0,
+        "data": {
+            "read": 1310,
+            "dropped": {"duplicate": 38, "no_text": 4, "leak_near": 2},
+            "train": 1012,
+            "validation": 127,
+            "test": 127,
+            "bytes": {"train": 3_412_870, "validation": 421_300, "test": 418_922},
+            "tokens": {"trained": 871_204, "context": 214_210, "cut": 0, "padding": 13_120},
+        },
+        "test": {
+            "documents": 127,
+            "tokens": 106_810,
+            "bytes": 418_922,
+            "bits_per_byte": score(1.382, 0.021),
+            "perplexity": score(42.71, 2.4),
+            "loss": score(3.754, 0.056),
+        },
+        "validation": {
+            "documents": 127,
+            "tokens": 107_400,
+            "bytes": 421_300,
+            "bits_per_byte": score(1.377, 0.022),
+            "perplexity": score(42.02, 2.5),
+            "loss": score(3.738, 0.058),
+        },
+        "baselines": {
+            "unigram": {"bits_per_byte": score(2.604, 0.014), "perplexity": score(1_189.0, 46.0)},
+            "xz": {"bits_per_byte": score(2.187, 0.02)},
+            "base": {"bits_per_byte": score(1.741, 0.024), "perplexity": score(113.2, 8.8)},
+        },
+        "verdict": {
+            "best_baseline": "base",
+            "difference": {"value": -0.359, "low": -0.372, "high": -0.345},
+            "worth_it": True,
+            "says": "The fine-tune needs 0.359 bits per byte less than the base as it came "
+            "(95 % interval 0.345 to 0.372 less): worth it.",
+        },
+        "training": {
+            "steps": 640,
+            "best_step": 512,
+            "seconds": 421.7,
+            "tokens_per_second": 10_340.2,
+            "peak_memory_bytes": 1_203_238_553,
+            "stopped": "early",
+            "validation_bits_per_byte": 1.377,
+            "overfitting": "Overfitting from step 512: since then the training loss fell by 0.21 and the "
+            "validation loss rose by 0.06 nats. The weights of step 512 were kept.",
+            "bit_exact": True,
+        },
+        "environment": {"torch": "2.13.0", "machine": "x86_64", "threads": 2, "precision": "fp32"},
+    }
+
+
+def make_language_details() -> dict[str, Any]:
+    curves: list[dict[str, Any]] = [
+        {
+            "step": step,
+            "train_loss": 1.4 * math.exp(-step / 120) + 3.62 - step / 2400 + 0.06 * math.sin(step * 1.7),
+            "learning_rate": 3e-4 * min(1, step / 38) * (0.5 + 0.5 * math.cos(math.pi * step / 640)),
+        }
+        for step in range(1, 641)
+    ]
+    for row in curves[31::32]:
+        nats = 1.1 * math.exp(-row["step"] / 130) + 3.71 + max(0, row["step"] - 512) / 2200
+        row |= {"validation_loss": nats, "validation_bits_per_byte": nats * 0.3684}
+    counts = [14, 120, 260, 318, 240, 150, 92, 51, 30, 17, 9, 5, 2, 1, 0, 1]
+    return {
+        "title": "lighthouse",
+        "created": "2026-11-21 10:12 UTC",
+        "command": "gptailor fit lighthouse.jsonl --task language",
+        "version": "0.1.0",
+        "base_details": {"name": "starter", "parameters": 1_382_400, "license": "CC BY-SA 4.0"},
+        "block_tokens": 512,
+        "tokenizer": {"vocabulary": 8192, "bytes_per_token": 3.922},
+        "curves": curves,
+        "candidates": [
+            {"approach": "full", "chosen": True, "validation_bits_per_byte": 1.377, "seconds": 421.7}
+        ],
+        "samples": _samples(),
+        "hardest": [
+            {
+                "text": STORIES[i % 3] * (1 + i % 2),
+                "bits_per_byte": 4.93 - 0.21 * i,
+                "where": f"lh.jsonl:{9 * i}",
+            }
+            for i in range(9)
+        ],
+        "lengths": {
+            "counts": counts,
+            "edges": [170.0 * i for i in range(len(counts) + 1)],
+            "max_tokens": 512,
+            "longest": 2719,
+            "cut_rows": 0,
+            "cut_tokens": 0,
+        },
+        "duplicates": [{"kept": "lh.jsonl:1", "dropped": "lh.jsonl:44", "text": STORIES[0]}],
+        "leaks": [
+            {
+                "train": "lh.jsonl:7",
+                "test": "lh.jsonl:81",
+                "kind": "leak_near",
+                "texts": [STORIES[1], STORIES[1]],
+            }
+        ],
+        "openings": [
+            {
+                "when": "2026-11-21T10:12:31+00:00",
+                "command": "fit",
+                "scores": {"bits_per_byte": score(1.382, 0.021), "perplexity": score(42.71, 2.4)},
+            }
+        ],
+        "notes": ["Text from column body.", "Documents are packed into blocks of 512 tokens."],
+        "parity": {"rows": 8, "largest_difference": 3.1e-6},
+        "recipe": "task: language\ndata:\n  train: lighthouse.jsonl\n",
+    }
+
+
+def _samples() -> list[dict[str, Any]]:
+    return [
+        {
+            "prompt": "The lamp had gone out a little after two, and by the time",
+            "before": " the first of the two men was the first to be in the first of the two. The name of "
+            "the first was a list of the first.",
+            "after": " the keeper had his boots on the wind had turned. He lit it again with a steady hand "
+            "and wrote the hour in the book.\n\n\u201cTwice this week,\u201d said his wife from the stair.",
+            "reference": " she reached the gallery the glass was cold to the touch. She trimmed the wick, "
+            "counted to ten as her father had taught her, and tried again.",
+        },
+        {
+            "prompt": "Letters came on Thursdays,",
+            "before": " and the other members of the family.",
+            "after": " if they came at all, and the postman never stayed for tea.",
+            "reference": " tied with the same green string that the shop used for parcels of cheese.",
+        },
+        {
+            "prompt": "From the north window",
+            "before": "s of the house, the house was built in the house of the house.",
+            "after": " you could see the whole of the bay, and the two boats that had not come home.",
+            "reference": " nothing could be seen but weather.",
+        },
+        {
+            "prompt": "It was the third",
+            "before": " of the",
+            "after": "",
+            "reference": " storm of that spring.",
+        },
+        {"prompt": "He said", "before": " that", "after": " nothing more.", "reference": " it would hold."},
+        {"prompt": "The tide", "before": " of", "after": " was out.", "reference": " turned at noon."},
+    ]
+
+
+@pytest.fixture
+def language_report() -> dict[str, Any]:
+    return make_language_report()
+
+
+@pytest.fixture
+def language_details() -> dict[str, Any]:
+    return make_language_details()

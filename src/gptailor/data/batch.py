@@ -7,8 +7,10 @@ each window is sorted by length before it is cut into batches, whose order is sh
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -103,3 +105,15 @@ def length_buckets(lengths: IntArray, *, max_tokens_per_batch: int) -> list[IntA
         buckets.append(order[start : start + rows])
         start += rows
     return buckets
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The same batch on the model's device."""
+    if device.type == "cpu":
+        return batch
+    moved: dict[str, Any] = {
+        field.name: value.to(device)
+        for field in dataclasses.fields(batch)
+        if isinstance(value := getattr(batch, field.name), torch.Tensor)
+    }
+    return dataclasses.replace(batch, **moved)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from gptailor.errors import ModelError, did_you_mean
-from gptailor.models.load import head_name
+from gptailor.models.load import head_name, output_layer
 from gptailor.models.names import first_line
 from gptailor.types import FloatArray, IntArray
 
@@ -35,13 +35,22 @@ class Adapted:
 
 def adapt_full(model: PreTrainedModel) -> Adapted:
     """Every weight may change."""
-    return Adapted(plain=model, trained=model, head=getattr(model, head_name(model)))
+    return Adapted(plain=model, trained=model, head=head_of(model))
+
+
+def head_of(model: PreTrainedModel) -> nn.Module:
+    """What reads the last hidden state: the classification head, or the output layer over the vocabulary."""
+    return getattr(model, head_name(model)) if _classifies(model) else output_layer(model)
+
+
+def _classifies(model: PreTrainedModel) -> bool:
+    return type(model).__name__.endswith("ForSequenceClassification")
 
 
 def adapt_lora(
     model: PreTrainedModel, *, rank: int, alpha: float, dropout: float, targets: Sequence[str], seed: int
 ) -> Adapted:
-    """Low-rank adapters on the linear layers of the body; the head is trained whole.
+    """Low-rank adapters on the linear layers of the body; a classifier's new head is trained whole.
 
     Raises:
         ModelError: a target named in the recipe isn't in the model.
@@ -56,14 +65,14 @@ def adapt_lora(
                 where="approach.targets",
                 fix="Name layers of this base, or leave targets empty for all of them.",
             )
-    head = head_name(model)
+    new_head = head_name(model) if _classifies(model) else None  # peft puts its own module there
     settings = LoraConfig(
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]  # peft divides it; a float is fine
         lora_dropout=dropout,
         target_modules=list(targets) or found,
-        modules_to_save=[head],
-        task_type=TaskType.SEQ_CLS,
+        modules_to_save=[new_head] if new_head else None,
+        task_type=TaskType.SEQ_CLS if new_head else TaskType.CAUSAL_LM,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     state = torch.random.get_rng_state()
@@ -81,17 +90,19 @@ def adapt_lora(
         ) from None
     finally:
         torch.random.set_rng_state(state)
-    return Adapted(plain=model, trained=wrapped, head=getattr(model, head))
+    return Adapted(
+        plain=model, trained=wrapped, head=getattr(model, new_head) if new_head else output_layer(model)
+    )
 
 
 def linear_layers(model: PreTrainedModel) -> list[str]:
     """The short names of the body's linear and Conv1D layers, sorted; the head is not among them."""
-    head = head_name(model)
+    head = head_of(model)
     return sorted(
         {
             name.rpartition(".")[2]
             for name, module in model.named_modules()
-            if isinstance(module, nn.Linear | Conv1D) and name.rpartition(".")[2] != head
+            if isinstance(module, nn.Linear | Conv1D) and module is not head
         }
     )
 

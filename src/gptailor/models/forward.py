@@ -12,14 +12,16 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from gptailor.data.batch import length_buckets
 from gptailor.errors import ModelError, NonFiniteError
-from gptailor.types import FloatArray
+from gptailor.types import Batch, FloatArray
 
 LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192)
 FITTING_TOKENS_PER_PASS = 8192
+HEAD_ROWS = 1024  # tokens whose logits over the vocabulary are in memory at a time
 
 
 def tokens_per_pass(model: PreTrainedModel) -> int:
@@ -142,3 +144,25 @@ def compute_logits(
         hidden = hidden_at_end(model, [sequences[row] for row in rows], shape, pad_id=pad_id)
         logits[rows] = head_logits(head, hidden, shape[0]).float().cpu().numpy()
     return logits
+
+
+def learned_states(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """(L, H) final-norm hidden states at the learned positions. Documents of a packed row don't meet:
+    transformers keeps them apart where positions start again and there is no mask.
+    """
+    assert batch.learned is not None
+    hidden = model.base_model(
+        input_ids=batch.input_ids, position_ids=batch.positions, use_cache=False
+    ).last_hidden_state
+    chosen: Tensor = hidden.flatten(0, 1)[batch.learned]
+    return chosen
+
+
+def target_nats(hidden: Tensor, head: torch.nn.Module, targets: Tensor) -> Tensor:
+    """(L,) nats of each target, without gradients."""
+    found = []
+    for start in range(0, len(hidden), HEAD_ROWS):
+        logits = head(hidden[start : start + HEAD_ROWS])
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        found.append(functional.cross_entropy(logits, targets[start : start + HEAD_ROWS], reduction="none"))
+    return torch.cat(found)

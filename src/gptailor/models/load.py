@@ -133,14 +133,10 @@ def load_classifier(
     except GptailorError:
         raise
     except Exception as error:
-        raise ModelError(
-            f"its weights can't be loaded: {first_line(error)}",
-            where=f"base {base.name!r}",
-            fix="Check that config.json and the safetensors files belong together.",
-        ) from None
+        raise _unloadable(error, base) from None
     finally:
         torch.random.set_rng_state(state)
-    _refuse_random_weights(model, found, base)
+    _refuse_random_weights(found, base, head=head_name(model))
     refuse_looking_ahead(model, base.name)
     _refuse_non_finite(model, base)
     _fit_vocabulary(model, tokenizer)
@@ -161,21 +157,61 @@ def build_scratch(
 ) -> PreTrainedModel:
     """The base's architecture with random weights drawn from the seed, at the base's size or one given."""
     config = _classifier_config(base, tokenizer, label_names=label_names, dropout=dropout)
-    _resize(config, layers=layers, width=width, heads=heads)
-    state = torch.random.get_rng_state()
-    torch.manual_seed(seed)
-    try:
-        model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-    except ValueError as error:
-        raise ModelError(
-            f"this size can't be built: {first_line(error)}",
-            where="approach scratch",
-            fix="The width must be a multiple of the heads.",
-        ) from None
-    finally:
-        torch.random.set_rng_state(state)
+    model = _from_config(
+        AutoModelForSequenceClassification, config, seed=seed, layers=layers, width=width, heads=heads
+    )
     _fit_vocabulary(model, tokenizer)
     _reset_head(model, seed)
+    return _with_fused_activations(model)
+
+
+def load_trainable_language_model(
+    base: Base, tokenizer: PreTrainedTokenizerBase, *, dropout: float = 0.0
+) -> PreTrainedModel:
+    """The base in fp32 as it is, to go on with predicting text.
+
+    Raises:
+        ModelError: a weight is missing, its output layer among them, or a token sees what comes after it.
+    """
+    config = _language_config(base, tokenizer, dropout=dropout)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            base.path,
+            config=config,
+            dtype=torch.float32,
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+        )
+    except Exception as error:
+        raise _unloadable(error, base) from None
+    model, found = loaded
+    _refuse_random_weights(found, base, head=None)
+    refuse_looking_ahead(model, base.name)
+    _refuse_non_finite(model, base)
+    _fit_vocabulary(model, tokenizer)
+    _refuse_odd_logits(model, base)
+    return _with_fused_activations(model)
+
+
+def build_scratch_language_model(
+    base: Base,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    dropout: float = 0.0,
+    layers: int | None = None,
+    width: int | None = None,
+    heads: int | None = None,
+) -> PreTrainedModel:
+    """The base's architecture with random weights and as many tokens as the tokenizer has."""
+    config = _language_config(base, tokenizer, dropout=dropout)
+    config.vocab_size = len(tokenizer)
+    config.pad_token_id = tokenizer.pad_token_id
+    config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    model = _from_config(AutoModelForCausalLM, config, seed=seed, layers=layers, width=width, heads=heads)
+    _refuse_odd_logits(model, base)
     return _with_fused_activations(model)
 
 
@@ -201,9 +237,18 @@ def load_language_model(base: Base) -> PreTrainedModel | None:
 
 
 def load_saved_classifier(folder: Path) -> PreTrainedModel:
-    """A saved `model/` folder, as any other tool would load it."""
+    """A saved `model/` folder of a classifier, as any other tool would load it."""
+    return _load_saved(AutoModelForSequenceClassification, folder, "classifier")
+
+
+def load_saved_language_model(folder: Path) -> PreTrainedModel:
+    """A saved `model/` folder of a language model, as any other tool would load it."""
+    return _load_saved(AutoModelForCausalLM, folder, "language model")
+
+
+def _load_saved(auto_class: Any, folder: Path, kind: str) -> PreTrainedModel:
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(
+        model = auto_class.from_pretrained(
             folder,
             dtype=torch.float32,
             use_safetensors=True,
@@ -214,7 +259,7 @@ def load_saved_classifier(folder: Path) -> PreTrainedModel:
         raise ModelError(
             f"can't be loaded: {first_line(error)}",
             where=str(folder),
-            fix="The folder is damaged or not a classifier; fit again.",
+            fix=f"The folder is damaged or not a {kind}; fit again.",
         ) from None
     fused = _with_fused_activations(model)
     fused.eval()
@@ -238,14 +283,52 @@ def body(model: PreTrainedModel) -> torch.nn.Module:
     return model.base_model
 
 
+def _unloadable(error: Exception, base: Base) -> ModelError:
+    return ModelError(
+        f"its weights can't be loaded: {first_line(error)}",
+        where=f"base {base.name!r}",
+        fix="Check that config.json and the safetensors files belong together.",
+    )
+
+
+def _from_config(
+    auto_class: Any,
+    config: Any,
+    *,
+    seed: int,
+    layers: int | None,
+    width: int | None,
+    heads: int | None,
+) -> Any:
+    """A model of random weights drawn from the seed."""
+    _resize(config, layers=layers, width=width, heads=heads)
+    state = torch.random.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        return auto_class.from_config(config, dtype=torch.float32)
+    except ValueError as error:
+        raise ModelError(
+            f"this size can't be built: {first_line(error)}",
+            where="approach scratch",
+            fix="The width must be a multiple of the heads.",
+        ) from None
+    finally:
+        torch.random.set_rng_state(state)
+
+
 def _classifier_config(
     base: Base, tokenizer: PreTrainedTokenizerBase, *, label_names: Sequence[str], dropout: float
 ) -> Any:
-    config = load_config(base)
+    config = _language_config(base, tokenizer, dropout=dropout)
     config.num_labels = len(label_names)
     config.id2label = dict(enumerate(label_names))
     config.label2id = {name: place for place, name in enumerate(label_names)}
     config.problem_type = "single_label_classification"
+    return config
+
+
+def _language_config(base: Base, tokenizer: PreTrainedTokenizerBase, *, dropout: float) -> Any:
+    config = load_config(base)
     # A pad token that was just added is set once the embedding has room for it (_fit_vocabulary).
     pad_id: Any = tokenizer.pad_token_id
     config.pad_token_id = pad_id if pad_id < config.vocab_size else None
@@ -259,15 +342,35 @@ def _classifier_config(
     return config
 
 
-def _refuse_random_weights(model: PreTrainedModel, found: Mapping[str, Any], base: Base) -> None:
+def _refuse_odd_logits(model: PreTrainedModel, base: Base) -> None:
+    """Some architectures scale or cap their logits; our loss reads the plain output layer."""
+    ids = torch.arange(4)[None]
+    model.eval()
+    with torch.inference_mode():
+        theirs = model(input_ids=ids, use_cache=False).logits
+        ours = output_layer(model)(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+    if not torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4):
+        raise ModelError(
+            "its logits are not those of its output layer (it scales or caps them).",
+            where=f"base {base.name!r}",
+            fix="Use a base of the GPT family: GPT-2, GPT-Neo, Llama, Qwen, Mistral and their kin.",
+        )
+
+
+def output_layer(model: PreTrainedModel) -> torch.nn.Module:
+    """The linear layer from hidden states to the vocabulary."""
+    layer: torch.nn.Module = model.get_output_embeddings()
+    return layer
+
+
+def _refuse_random_weights(found: Mapping[str, Any], base: Base, *, head: str | None) -> None:
     """transformers fills in what a file lacks or has in another shape with random numbers."""
-    head = head_name(model)
     wrong = [f"{key} is missing" for key in found["missing_keys"]]
     wrong += [
         f"{key} is {tuple(has)} in the file and {tuple(wanted)} by config.json"
         for key, has, wanted in found["mismatched_keys"]
     ]
-    wrong = sorted(line for line in wrong if not line.startswith(f"{head}."))
+    wrong = sorted(line for line in wrong if head is None or not line.startswith(f"{head}."))
     if wrong:
         more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
         raise ModelError(

@@ -182,6 +182,13 @@ def load_predictor(run: Path) -> Predictor:
     Raises:
         ModelError: it isn't a finished run, is damaged, or answers differently here.
     """
-    predictor = Predictor(find_model_folder(run))
+    folder = find_model_folder(run)
+    if read_bundle(folder).task != "classification":
+        raise ModelError(
+            "is a language model; it has no labels to answer with.",
+            where=str(run),
+            fix='Use `gptailor predict RUN --input "..."` to see how it goes on with a text.',
+        )
+    predictor = Predictor(folder)
     predictor.verify_probes()
     return predictor

@@ -24,7 +24,10 @@ def predict_inputs(run: Path, texts: Sequence[str]) -> list[dict[str, Any]]:
     Raises:
         InputError: a text is empty.
     """
-    answers = load(run).predict(texts)
+    opened = load(run)
+    if opened.task != "classification":
+        return [{"text": text, "continuation": opened.write(text)} for text in texts]
+    answers = opened.predict(texts)
     empty = [place for place, answer in enumerate(answers, 1) if answer is None]
     if empty:
         raise InputError("the text is empty.", where=f"--input {empty[0]}", fix="Give some text.")
@@ -48,6 +51,12 @@ def predict_to(
     if out is not None:
         _refuse_unwritable(out, location)
     opened = load(run)
+    if opened.task != "classification":
+        raise InputError(
+            "is a language model; it goes on with texts given one by one.",
+            where=str(run),
+            fix='Use `gptailor predict RUN --input "..."`.',
+        )
     names = opened.predictor.label_names
     counts = {"rows": 0, "answered": 0, "rejected": 0}
 

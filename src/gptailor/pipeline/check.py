@@ -4,36 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from gptailor.data.tokenize import Encoder, build_encoder
+from gptailor.data.tokenize import build_encoder
 from gptailor.models.names import read_tokenizer_file, resolve_base
+from gptailor.pipeline.language_check import check_documents
 from gptailor.pipeline.prepare import PARTS, Prepared, prepare
+from gptailor.pipeline.rendered import CheckReport, RenderedExample, token_pieces
 from gptailor.pipeline.suspects import suspects_in_data
-from gptailor.pipeline.tokens import TokenizedParts, length_histogram, tokenize_parts
+from gptailor.pipeline.tokens import length_histogram, tokenize_parts
 from gptailor.recipe import Recipe
-from gptailor.types import TokenizedExample
-
-
-@dataclass(frozen=True, slots=True)
-class RenderedExample:
-    """What the model will read of a row: (piece of text, whether its token is learned)."""
-
-    where: str
-    label: str
-    pieces: tuple[tuple[str, bool], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class CheckReport:
-    """All that `gptailor check` prints."""
-
-    prepared: Prepared
-    tokens: TokenizedParts
-    summary: dict[str, Any]
-    rendered: tuple[RenderedExample, ...]
-    estimate: dict[str, Any] | None
 
 
 def check_recipe(
@@ -44,6 +24,8 @@ def check_recipe(
     Raises:
         GptailorError: training would be refused, for the reason it says.
     """
+    if recipe.task == "language":
+        return check_documents(recipe, estimate=estimate, say=say)
     prepared = prepare(recipe, say)
     say("tokenizing")
     backend, context = read_tokenizer_file(resolve_base(recipe.base, revision=recipe.revision))
@@ -73,7 +55,7 @@ def check_recipe(
         RenderedExample(
             where=f"{row.source}:{row.row}",
             label=prepared.label_names[row.label or 0],
-            pieces=_pieces(encoder, row),
+            pieces=token_pieces(encoder, row.token_ids.tolist(), row.learn.tolist()),
         )
         for row in tokens.rows["train"][:3]
     )
@@ -83,19 +65,7 @@ def check_recipe(
         from gptailor.pipeline.forecast import forecast_fit
 
         forecast = forecast_fit(recipe, prepared, tokens)
-    return CheckReport(prepared, tokens, summary, rendered, forecast)
-
-
-def _pieces(encoder: Encoder, row: TokenizedExample) -> tuple[tuple[str, bool], ...]:
-    """The text of each token; tokens that are parts of one character stand together."""
-    pieces, said = [], ""
-    for end, learned in enumerate(row.learn.tolist(), 1):
-        text = encoder.backend.decode(row.token_ids[:end].tolist(), skip_special_tokens=False)
-        if text.endswith("\ufffd") and end < len(row.learn):  # the bytes so far end within a character
-            continue
-        pieces.append((text[len(said) :], learned))
-        said = text
-    return tuple(pieces)
+    return CheckReport(summary, rendered, forecast, prepared, tokens)
 
 
 def _count(prepared: Prepared, part: Any, label: int) -> int:

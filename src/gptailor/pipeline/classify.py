@@ -1,17 +1,26 @@
-"""Logits of tokenized rows, by sequence and by text."""
+"""Classification as the trainer sees it: batches, loss, validation; logits by sequence and by text."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from gptailor.data.batch import collate, length_buckets
+from gptailor.data.batch import collate, length_buckets, split_step, to_device
+from gptailor.evaluate.run import macro_f1
 from gptailor.launch import Precision, precision_context
 from gptailor.models.approach import Adapted
-from gptailor.train.loss import classification_logits
+from gptailor.pipeline.objective import Objective, Validation
+from gptailor.recipe import TrainSettings
+from gptailor.tasks.classification import weights_by_label
+from gptailor.train.loss import (
+    balanced_weights,
+    classification_logits,
+    classification_loss,
+    normalized_weights,
+)
 from gptailor.types import Batch, FloatArray, IntArray, TokenizedExample
 
 EVALUATION_TOKENS = 4096  # per pass without gradients
@@ -46,13 +55,51 @@ def by_text(logits: FloatArray, rows: Sequence[TokenizedExample]) -> tuple[Float
     return sums / np.bincount(index)[:, None], answers
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The same batch on the model's device."""
-    if device.type == "cpu":
-        return batch
-    return dataclasses.replace(
-        batch,
-        input_ids=batch.input_ids.to(device),
-        last=batch.last.to(device),
-        labels=None if batch.labels is None else batch.labels.to(device),
-    )
+def classification_objective(
+    adapted: Adapted,
+    rows: Sequence[TokenizedExample],
+    validation_rows: Sequence[TokenizedExample],
+    *,
+    settings: TrainSettings,
+    label_names: Sequence[str],
+    pad_id: int,
+) -> Objective:
+    """Cross-entropy over the labels; the score is macro-F1 by text."""
+    device = adapted.plain.device
+    weights = _class_weights(settings, rows, label_names)
+    class_weights = None if weights is None else weights.to(device)
+
+    def batches(chosen: Sequence[int], micro_batch_size: int) -> list[Batch]:
+        examples = [rows[row] for row in chosen]
+        made = split_step(examples, micro_batch_size=micro_batch_size, pad_id=pad_id)
+        return [to_device(batch, device) for batch in made]
+
+    def loss(batch: Batch) -> tuple[Tensor, int]:
+        assert batch.labels is not None
+        logits = classification_logits(adapted.plain, adapted.head, batch)
+        total = classification_loss(
+            logits, batch.labels, class_weights=class_weights, label_smoothing=settings.label_smoothing
+        )
+        return total, batch.num_targets
+
+    def validate(precision: Precision) -> Validation:
+        logits = classify_rows(adapted, validation_rows, pad_id=pad_id, precision=precision)
+        by_texts, answers = by_text(logits, validation_rows)
+        total = classification_loss(torch.from_numpy(by_texts), torch.from_numpy(answers)).item()
+        score = macro_f1(answers, by_texts.argmax(axis=1), num_labels=logits.shape[1])
+        return Validation(total / len(answers), score, {"macro_f1": score})
+
+    lengths = np.array([len(row.token_ids) for row in rows])
+    return Objective(lengths, batches, loss, validate)
+
+
+def _class_weights(
+    settings: TrainSettings, rows: Sequence[TokenizedExample], label_names: Sequence[str]
+) -> Tensor | None:
+    labels = torch.tensor([row.label for row in rows])
+    if settings.class_weights == "none":
+        return None
+    if settings.class_weights == "balanced":
+        return balanced_weights(labels, len(label_names))
+    weights = torch.tensor(weights_by_label(settings.class_weights, label_names))
+    return normalized_weights(weights, labels)

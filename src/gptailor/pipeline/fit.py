@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from gptailor.data.ledger import summarize, write_ledger
 from gptailor.data.tokenize import build_encoder
+from gptailor.errors import RecipeError
 from gptailor.launch import StopRequest, catch_signals, one_writer, resolve_environment, write_atomically
 from gptailor.models.load import load_config, load_tokenizer
 from gptailor.models.names import context_length, resolve_base
@@ -18,7 +18,8 @@ from gptailor.pipeline.folder import base_revision_of, claim_folder, open_for_fi
 from gptailor.pipeline.frozen import run_frozen
 from gptailor.pipeline.keep import find_suspects, keep
 from gptailor.pipeline.ladder import climb
-from gptailor.pipeline.place import TrainingPlace
+from gptailor.pipeline.language import fit_language
+from gptailor.pipeline.place import Listener, TrainingPlace
 from gptailor.pipeline.prepare import Prepared, prepare
 from gptailor.pipeline.run import Run
 from gptailor.pipeline.sealed import open_test
@@ -39,14 +40,6 @@ from gptailor.recipe import (
 LONGEST_AUTO_SECONDS = 30 * 60
 
 
-@dataclass(frozen=True, slots=True)
-class Listener:
-    """Who hears how a run goes. `say` takes a line of words, `show` a line of metrics.jsonl."""
-
-    say: Callable[[str], None] = lambda _: None
-    show: Callable[[Mapping[str, Any]], None] = lambda _: None
-
-
 def fit_recipe(recipe: Recipe, *, overwrite: bool = False, listener: Listener | None = None) -> Run:
     """Reads, cleans, splits, tokenizes, trains, compares, tests and reports; resumes what was begun.
 
@@ -59,23 +52,32 @@ def fit_recipe(recipe: Recipe, *, overwrite: bool = False, listener: Listener | 
         if open_for_fit(folder, recipe):
             listener.say(f"{folder} is finished; nothing to do")
             return Run(folder)
-        began = time.perf_counter()
-        prepared = prepare(recipe, listener.say)
-        refuse_other_data(folder, prepared.data_hash)
-        shop = open_workshop(recipe, prepared, folder, listener)
-        write_data(folder, prepared, shop.tokens)
-        candidates = run_candidates(shop, folder, listener, stop)
-        chosen = max(candidates, key=lambda candidate: candidate.macro_f1)  # ties: the first, frozen
-        bundle, predictor, parity = keep(folder, shop, chosen)
-        write_suspects(folder / "data" / "suspects.csv", find_suspects(shop, prepared, chosen, bundle))
-        frozen = next((c for c in candidates if c.approach == "frozen"), None)
-        ladder = climb(shop, chosen, frozen, say=listener.say)
-        listener.say("opening the sealed test set")
-        report, details = open_test(folder, shop, chosen, predictor, ladder)
-        report["training"]["total_seconds"] = round(time.perf_counter() - began, 2)
-        details = {**details, **describe(shop, chosen, candidates, bundle=bundle, parity=parity)}
-        tell(folder, report, details, prepared=prepared, tokens=shop.tokens)
+        if recipe.task not in TASKS:
+            raise RecipeError(
+                f"the task {recipe.task!r} isn't built yet.", where="task", fix=f"Use {' or '.join(TASKS)}."
+            )
+        TASKS[recipe.task](recipe, folder, listener, stop)
     return Run(folder)
+
+
+def fit_classification(recipe: Recipe, folder: Path, listener: Listener, stop: StopRequest) -> None:
+    """Classification, from rows to a finished run folder."""
+    began = time.perf_counter()
+    prepared = prepare(recipe, listener.say)
+    refuse_other_data(folder, prepared.data_hash)
+    shop = open_workshop(recipe, prepared, folder, listener)
+    write_data(folder, prepared, shop.tokens)
+    candidates = run_candidates(shop, folder, listener, stop)
+    chosen = max(candidates, key=lambda candidate: candidate.macro_f1)  # ties: the first, frozen
+    bundle, predictor, parity = keep(folder, shop, chosen)
+    write_suspects(folder / "data" / "suspects.csv", find_suspects(shop, prepared, chosen, bundle))
+    frozen = next((c for c in candidates if c.approach == "frozen"), None)
+    ladder = climb(shop, chosen, frozen, say=listener.say)
+    listener.say("opening the sealed test set")
+    report, details = open_test(folder, shop, chosen, predictor, ladder)
+    report["training"]["total_seconds"] = round(time.perf_counter() - began, 2)
+    details = {**details, **describe(shop, chosen, candidates, bundle=bundle, parity=parity)}
+    tell(folder, report, details, prepared=prepared, tokens=shop.tokens)
 
 
 def open_workshop(recipe: Recipe, prepared: Prepared, folder: Path, listener: Listener) -> Workshop:
@@ -133,3 +135,10 @@ def run_candidates(shop: Workshop, folder: Path, listener: Listener, stop: StopR
     with stop.deferred():
         trained = run_trained(shop, approach, place)
     return [] if trained is None else [trained]
+
+
+# One road per task; what they share (loop, checkpoints, resume, folder) lies below them.
+TASKS: dict[str, Callable[[Recipe, Path, Listener, StopRequest], None]] = {
+    "classification": fit_classification,
+    "language": fit_language,
+}

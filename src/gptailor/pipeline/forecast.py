@@ -15,7 +15,7 @@ from gptailor.models.names import resolve_base
 from gptailor.pipeline.measure import measure_plan
 from gptailor.pipeline.prepare import Prepared
 from gptailor.pipeline.tokens import TokenizedParts
-from gptailor.pipeline.trained import adapt, plan_for
+from gptailor.pipeline.trained import adapt, objective_of, plan_for
 from gptailor.pipeline.workshop import Workshop
 from gptailor.recipe import AutoApproach, FrozenApproach, FullApproach, Recipe
 
@@ -31,14 +31,15 @@ def forecast_fit(recipe: Recipe, prepared: Prepared, tokens: TokenizedParts) -> 
         approach = FullApproach()
     before = psutil.Process().memory_info().rss
     adapted = adapt(shop, approach)
-    plan = plan_for(shop, adapted, approach.kind)
-    plan, seconds = measure_plan(adapted, tokens.rows["train"], plan, pad_id=encoder.pad_id)
+    objective = objective_of(shop, adapted, tokens.rows["train"], tokens.rows["validation"])
+    plan = plan_for(recipe.train, adapted, objective, approach.kind)
+    plan, seconds = measure_plan(adapted, objective, plan)
     weights = sum(parameter.nbytes for parameter in adapted.plain.parameters())
     peak = psutil.Process().memory_info().rss - before + 2 * weights  # AdamW's moments come on top
     if isinstance(recipe.approach, FrozenApproach):
         epochs = plan.steps * plan.batch_size / len(tokens.rows["train"])
         forward = seconds / 3 / epochs  # one pass over the rows, and no backward
-        return {"approach": "frozen", "seconds": forward, "memory_bytes": peak, **_free()}
+        return {"approach": "frozen", "seconds": forward, "memory_bytes": peak, **free_resources()}
     return {
         "approach": approach.kind,
         "steps": plan.steps,
@@ -48,11 +49,12 @@ def forecast_fit(recipe: Recipe, prepared: Prepared, tokens: TokenizedParts) -> 
         "precision": plan.precision,
         "memory_bytes": peak,
         "checkpoint_bytes": 3 * 3 * weights,
-        **_free(),
+        **free_resources(),
     }
 
 
-def _free() -> dict[str, int]:
+def free_resources() -> dict[str, int]:
+    """Memory and disk that nobody uses now, in bytes."""
     return {
         "memory_free_bytes": psutil.virtual_memory().available,
         "disk_free_bytes": psutil.disk_usage(str(Path(tempfile.gettempdir()))).free,

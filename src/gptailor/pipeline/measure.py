@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
 
-from gptailor.data.batch import split_step
 from gptailor.errors import ModelError
+from gptailor.launch import precision_context
 from gptailor.models.approach import Adapted
-from gptailor.pipeline.classify import to_device
+from gptailor.pipeline.objective import Objective
 from gptailor.pipeline.training import Plan
 from gptailor.train.loop import accumulate
-from gptailor.train.loss import classification_logits, classification_loss
-from gptailor.types import Batch, TokenizedExample
 
 
-def measure_plan(
-    adapted: Adapted, rows: Sequence[TokenizedExample], plan: Plan, *, pad_id: int
-) -> tuple[Plan, float]:
+def measure_plan(adapted: Adapted, objective: Objective, plan: Plan) -> tuple[Plan, float]:
     """The plan with a micro-batch that fits memory, and the seconds its training will take at most.
 
     Halves the micro-batch, never the effective batch, until the longest batch fits.
@@ -31,7 +27,7 @@ def measure_plan(
     """
     while True:
         try:
-            seconds, num_tokens = measure_step(adapted, rows, plan, pad_id=pad_id)
+            seconds, num_tokens = measure_step(adapted, objective, plan)
             break
         except (MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
@@ -44,30 +40,21 @@ def measure_plan(
                     fix="Lower data.max_tokens, set train.gradient_checkpointing=true, or use approach lora.",
                 ) from None
             plan = dataclasses.replace(plan, micro_batch_size=-(-plan.micro_batch_size // 2))
-    mean_tokens = float(np.mean([len(row.token_ids) for row in rows])) * plan.batch_size
-    return plan, seconds * plan.steps * mean_tokens / num_tokens
+    return plan, seconds * plan.steps * float(objective.lengths.mean()) * plan.batch_size / num_tokens
 
 
-def measure_step(
-    adapted: Adapted, rows: Sequence[TokenizedExample], plan: Plan, *, pad_id: int
-) -> tuple[float, int]:
+def measure_step(adapted: Adapted, objective: Objective, plan: Plan) -> tuple[float, int]:
     """Seconds of one forward and backward over the longest batch (the second try), and its tokens."""
-    longest = sorted(rows, key=lambda row: -len(row.token_ids))[: plan.batch_size]
-    device = adapted.plain.device
-    batches = [
-        to_device(batch, device)
-        for batch in split_step(longest, micro_batch_size=plan.micro_batch_size, pad_id=pad_id)
-    ]
-
-    def loss(batch: Batch) -> tuple[torch.Tensor, int]:
-        assert batch.labels is not None
-        logits = classification_logits(adapted.plain, adapted.head, batch)
-        return classification_loss(logits, batch.labels), batch.num_targets
-
+    longest = np.argsort(-objective.lengths, kind="stable")[: plan.batch_size]
+    batches = objective.batches(longest.tolist(), plan.micro_batch_size)
     seconds = 0.0
     for _ in range(2):
         began = time.perf_counter()
-        accumulate(batches, loss)
+        accumulate(
+            batches,
+            objective.loss,
+            precision=partial(precision_context, plan.precision, adapted.plain.device.type),
+        )
         seconds = time.perf_counter() - began
         adapted.trained.zero_grad(set_to_none=True)
     return seconds, sum(batch.num_tokens for batch in batches)

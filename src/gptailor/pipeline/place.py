@@ -28,11 +28,19 @@ from gptailor.types import StepResult
 
 
 @dataclass(frozen=True, slots=True)
+class Listener:
+    """Who hears how a run goes. `say` takes a line of words, `show` a line of metrics.jsonl."""
+
+    say: Callable[[str], None] = lambda _: None
+    show: Callable[[Mapping[str, Any]], None] = lambda _: None
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """The part of the state that a checkpoint carries beside weights and optimizer."""
 
     best_step: int = 0
-    score: float = -1.0  # macro-F1 of the best
+    score: float = -math.inf  # of the best; higher is better
     best_loss: float = math.inf  # lowest validation loss so far
     stale: int = 0  # validations without gain
     stopped: str = ""
@@ -47,7 +55,7 @@ class Trained:
     steps: int = 0
     best_step: int = 0
     stopped: str = "length"
-    validation_macro_f1: float = 0.0
+    score: float = 0.0
     seconds: float = 0.0
     tokens: int = 0
 
@@ -132,7 +140,7 @@ class TrainingPlace:
             steps=len(steps),
             best_step=progress.best_step,
             stopped=progress.stopped or "length",
-            validation_macro_f1=progress.score,
+            score=progress.score,
             seconds=sum(line["seconds"] for line in steps),
             tokens=sum(line["num_tokens"] for line in steps),
         )
@@ -150,8 +158,7 @@ def curves_from(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
             {
                 "step": line["step"],
                 "train_loss": sum(s["loss"] * s["num_targets"] for s in since) / count,
-                "validation_loss": line["loss"],
-                "validation_macro_f1": line["macro_f1"],
+                **{f"validation_{key}": value for key, value in line.items() if key not in ("kind", "step")},
                 "learning_rate": since[-1]["learning_rate"] if since else 0.0,
             }
         )

@@ -13,7 +13,7 @@ from gptailor.data.clean import CleanResult, clean_rows
 from gptailor.data.duplicates import is_exact, near_duplicate_groups, near_matches
 from gptailor.data.read import ReadResult, Roles, infer_roles, read_rows
 from gptailor.data.split import join_groups, split_rows, value_groups
-from gptailor.errors import DataError, RecipeError, did_you_mean
+from gptailor.errors import DataError, did_you_mean
 from gptailor.recipe import DataSettings, Recipe, SplitSettings
 from gptailor.tasks.classification import collect_labels, name_labels, refuse_unknown_labels, to_example
 from gptailor.types import Example, Part, RawExample, Reason, RejectedRow
@@ -52,10 +52,9 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda _: None) -> Prep
 
     Raises:
         DataError: the data can't be used as it is; the message says what to do.
-        RecipeError: the task isn't built yet.
     """
     settings = recipe.data
-    _refuse_early(recipe)
+    refuse_same_file(settings)
     say(f"reading {settings.train}")
     train_file = read_rows(settings.train, columns=settings.columns)
     roles = infer_roles(train_file.columns, train_file.rows, text=settings.text, label=settings.label)
@@ -154,12 +153,9 @@ def remove_leaks(
     return kept, leaks
 
 
-def _refuse_early(recipe: Recipe) -> None:
-    if recipe.task != "classification":
-        raise RecipeError(
-            f"the task {recipe.task!r} isn't built yet.", where="task", fix="Use --task classification."
-        )
-    given = [p for p in (recipe.data.train, recipe.data.validation, recipe.data.test) if p is not None]
+def refuse_same_file(settings: DataSettings) -> None:
+    """Raises DataError where train, validation and test aren't different files."""
+    given = [p for p in (settings.train, settings.validation, settings.test) if p is not None]
     places = [Path(location).resolve() for location in given]
     twice = next(
         (location for location, place in zip(given, places, strict=True) if places.count(place) > 1), None

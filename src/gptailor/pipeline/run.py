@@ -16,9 +16,11 @@ from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.run import evaluate_logits
 from gptailor.models.bundle import find_model_folder, read_bundle
 from gptailor.models.predictor import CHUNK, Answer, Predictor, load_predictor
+from gptailor.models.writer import Writer
+from gptailor.pipeline.language_new import evaluate_language
 from gptailor.pipeline.prepare import joined
 from gptailor.tasks.classification import name_labels, refuse_unknown_labels
-from gptailor.types import RawExample, RejectedRow
+from gptailor.types import RawExample, RejectedRow, Task
 
 
 class Run:
@@ -27,6 +29,7 @@ class Run:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self._predictor: Predictor | None = None
+        self._writer: Writer | None = None
 
     @property
     def report(self) -> dict[str, Any]:
@@ -56,6 +59,26 @@ class Run:
         if self._predictor is None:
             self._predictor = load_predictor(self.folder)
         return self._predictor
+
+    @property
+    def task(self) -> Task:
+        """What the run was trained for."""
+        return read_bundle(find_model_folder(self.folder)).task
+
+    @property
+    def writer(self) -> Writer:
+        """The language model in memory."""
+        if self._writer is None:
+            self._writer = Writer(self.folder)
+        return self._writer
+
+    def write(self, text: str, *, max_new_tokens: int = 128, temperature: float = 0.8, seed: int = 0) -> str:
+        """How a text goes on, by a run of `--task language`; drawn from the seed, 0 takes the likeliest.
+
+        Raises:
+            ModelError: the run is a classifier.
+        """
+        return self.writer.write(text, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
 
     def predict(self, texts: Iterable[str]) -> list[Answer | None]:
         """One answer per text, in order; None for a text that is empty after cleaning."""
@@ -89,11 +112,13 @@ class Run:
         columns: str | None = None,
         label_names: dict[str, str] | None = None,
     ) -> dict[str, Any]:
-        """Scores the run on a new labelled file; the same numbers as in the report's `test`.
+        """Scores the run on a new file; the same numbers as in the report's `test`.
 
         Raises:
             DataError: the file has labels the run doesn't know, or no usable row.
         """
+        if self.task == "language":
+            return evaluate_language(self.writer, location, text=text, columns=columns)
         file = read_rows(location, columns=columns)
         roles = self._roles(file.columns, file.rows, text=text, label=label)
         rows = [

@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 from gptailor.launch import choose_micro_batch, choose_precision, remember
 from gptailor.models.approach import Adapted, adapt_full, adapt_lora, adapter_state, merge_lora
 from gptailor.models.load import build_scratch, load_classifier
-from gptailor.pipeline.classify import by_text, classify_rows
+from gptailor.pipeline.classify import by_text, classification_objective, classify_rows
 from gptailor.pipeline.measure import measure_plan
+from gptailor.pipeline.objective import Objective
 from gptailor.pipeline.place import TrainingPlace
 from gptailor.pipeline.training import Plan, resolve_plan, train
 from gptailor.pipeline.workshop import FOLDS, Candidate, Workshop, few_rows, folds_of, score_of
@@ -33,7 +34,9 @@ def run_trained(
     give out-of-fold answers, and the result is a refit on all rows.
     """
     adapted = adapt(shop, settings)
-    plan = settle_plan(shop, adapted, settings.kind, place)
+    rows = shop.tokens.rows
+    objective = objective_of(shop, adapted, rows["train"], rows["validation"])
+    plan = settle_plan(shop.recipe.train, shop.environment, adapted, objective, settings.kind, place)
     forecast = float(shop.environment["forecast_seconds"]) * (1 + FOLDS if few_rows(shop) else 1)
     if longest_seconds is not None and forecast > longest_seconds:
         place.say(
@@ -44,16 +47,7 @@ def run_trained(
     place.say(f"{settings.kind}: training, about {duration_text(forecast)} at most")
     if few_rows(shop):
         return _refit_on_all(shop, settings, adapted, plan=plan, place=place)
-    rows = shop.tokens.rows
-    outcome = train(
-        adapted,
-        rows["train"],
-        rows["validation"],
-        plan=plan,
-        settings=shop.recipe.train,
-        place=place,
-        label_names=shop.label_names,
-    )
+    outcome = train(adapted, objective, plan=plan, settings=shop.recipe.train, place=place)
     logits = classify_rows(adapted, rows["validation"], pad_id=shop.encoder.pad_id)
     model, parity, adapter = finish(adapted, settings, rows["validation"], logits, pad_id=shop.encoder.pad_id)
     text_logits, answers = by_text(logits, rows["validation"])
@@ -76,7 +70,7 @@ def _refit_on_all(
     """Five folds for the length of training and for honest validation answers, then all rows."""
     rows = [*shop.tokens.rows["train"], *shop.tokens.rows["validation"]]
     pad_id = shop.encoder.pad_id
-    common: Any = {"plan": plan, "settings": shop.recipe.train, "label_names": shop.label_names}
+    common: Any = {"plan": plan, "settings": shop.recipe.train}
     logits = np.empty((len(rows), len(shop.label_names)))
     best_steps, seconds = [], 0.0
     folds = folds_of(rows, seed=shop.recipe.seed)
@@ -85,12 +79,14 @@ def _refit_on_all(
         fold = adapt(shop, settings)
         held_out = [rows[row] for row in outside.tolist()]
         fold_place = place.inside(f"fold-{number}")
-        outcome = train(fold, [rows[row] for row in inside.tolist()], held_out, place=fold_place, **common)
+        objective = objective_of(shop, fold, [rows[row] for row in inside.tolist()], held_out)
+        outcome = train(fold, objective, place=fold_place, **common)
         logits[outside] = classify_rows(fold, held_out, pad_id=pad_id)
         best_steps.append(outcome.best_step)
         seconds += outcome.seconds
     place.say("refitting on all rows")
-    outcome = train(adapted, rows, [], place=place, end_at=max(1, int(np.median(best_steps))), **common)
+    objective = objective_of(shop, adapted, rows, [])
+    outcome = train(adapted, objective, place=place, end_at=max(1, int(np.median(best_steps))), **common)
     trained_logits = classify_rows(adapted, rows, pad_id=pad_id)
     model, parity, adapter = finish(adapted, settings, rows, trained_logits, pad_id=pad_id)
     text_logits, answers = by_text(logits, rows)
@@ -124,22 +120,46 @@ def finish(
     return model.eval(), {"merge": float(np.abs(merged - logits).max())}, adapter
 
 
-def settle_plan(shop: Workshop, adapted: Adapted, approach: str, place: TrainingPlace) -> Plan:
+def objective_of(
+    shop: Workshop,
+    adapted: Adapted,
+    rows: Sequence[TokenizedExample],
+    validation_rows: Sequence[TokenizedExample],
+) -> Objective:
+    """What classification asks of training, with the recipe's settings."""
+    return classification_objective(
+        adapted,
+        rows,
+        validation_rows,
+        settings=shop.recipe.train,
+        label_names=shop.label_names,
+        pad_id=shop.encoder.pad_id,
+    )
+
+
+def settle_plan(
+    settings: TrainSettings,
+    environment: dict[str, Any],
+    adapted: Adapted,
+    objective: Objective,
+    approach: str,
+    place: TrainingPlace,
+) -> Plan:
     """The plan with what is measured on this machine: once, before step 1; a resumed run reads it."""
     path = place.folder.parent / "environment.json"
-    plan = plan_for(shop, adapted, approach)
-    if "micro_batch_size" not in shop.environment:
-        plan, seconds = measure_plan(adapted, shop.tokens.rows["train"], plan, pad_id=shop.encoder.pad_id)
+    plan = plan_for(settings, adapted, objective, approach)
+    if "micro_batch_size" not in environment:
+        plan, seconds = measure_plan(adapted, objective, plan)
         choices = {
             "micro_batch_size": plan.micro_batch_size,
             "precision": plan.precision,
             "forecast_seconds": round(seconds, 1),
         }
-        shop.environment.update(remember(path, choices))
+        environment.update(remember(path, choices))
     return dataclasses.replace(
         plan,
-        micro_batch_size=shop.environment["micro_batch_size"],
-        precision=shop.environment["precision"],
+        micro_batch_size=min(environment["micro_batch_size"], plan.batch_size),
+        precision=environment["precision"],
     )
 
 
@@ -177,26 +197,22 @@ def adapt(shop: Workshop, settings: Trainable) -> Adapted:
     return adapt_full(model)
 
 
-def plan_for(shop: Workshop, adapted: Adapted, approach: str) -> Plan:
-    """Resolves lengths, rates, precision and the micro-batch; measured choices come from the environment."""
-    settings: TrainSettings = shop.recipe.train
+def plan_for(settings: TrainSettings, adapted: Adapted, objective: Objective, approach: str) -> Plan:
+    """Resolves lengths, rates, precision and the micro-batch, which is still to be tried."""
     config: Any = adapted.plain.config
     weights = sum(parameter.numel() for parameter in adapted.plain.parameters())
-    measured = shop.environment.get("micro_batch_size")
-    micro = settings.micro_batch_size or measured
-    if micro is None:
-        micro = choose_micro_batch(
-            settings.batch_size,
-            max_tokens=shop.tokens.max_tokens,
-            layers=int(config.num_hidden_layers),
-            width=int(config.hidden_size),
-            weights=weights,
-        )
+    micro = settings.micro_batch_size or choose_micro_batch(
+        settings.batch_size,
+        max_tokens=int(objective.lengths.max()),
+        layers=int(config.num_hidden_layers),
+        width=int(config.hidden_size),
+        weights=weights,
+    )
     return resolve_plan(
         settings,
         approach=approach,
         num_weights=weights,
-        num_rows=len(shop.tokens.rows["train"]),
+        num_rows=len(objective.lengths),
         micro_batch_size=int(micro),
         precision=choose_precision(settings.precision, num_weights=weights),
     )

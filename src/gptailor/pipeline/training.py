@@ -8,37 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from gptailor.data.batch import Order, StepRows, split_step
+from gptailor.data.batch import Order, StepRows
 from gptailor.errors import Interrupted, NonFiniteError
-from gptailor.evaluate.run import macro_f1
 from gptailor.launch import Precision, precision_context
 from gptailor.models.approach import Adapted
-from gptailor.pipeline.classify import by_text, classify_rows, to_device
+from gptailor.pipeline.objective import Objective, Validation
 from gptailor.pipeline.place import Progress, Trained, TrainingPlace
 from gptailor.recipe import TrainSettings, duration
-from gptailor.tasks.classification import weights_by_label
 from gptailor.train.checkpoint import (
     checkpoint_path,
     load_weights,
     refuse_too_little_space,
 )
 from gptailor.train.loop import training_steps
-from gptailor.train.loss import (
-    balanced_weights,
-    classification_logits,
-    classification_loss,
-    normalized_weights,
-)
 from gptailor.train.optimize import build_optimizer, rate_factor
-from gptailor.types import Batch, StepResult, TokenizedExample
+from gptailor.types import StepResult
 
 DEFAULT_EPOCHS = {"scratch": 15}
 SHORTEST, LONGEST = 200, 20_000  # steps, where the recipe leaves the length open
@@ -101,13 +88,11 @@ def resolve_plan(
 
 def train(
     adapted: Adapted,
-    train_rows: Sequence[TokenizedExample],
-    validation_rows: Sequence[TokenizedExample],
+    objective: Objective,
     *,
     plan: Plan,
     settings: TrainSettings,
     place: TrainingPlace,
-    label_names: Sequence[str],
     end_at: int | None = None,
 ) -> Trained:
     """Trains, resuming by itself from the newest whole checkpoint, and loads the best weights at the end.
@@ -124,38 +109,17 @@ def train(
         learning_rate=plan.learning_rate,
         head_learning_rate=plan.head_learning_rate,
         weight_decay=settings.weight_decay,
-        head=_head_name_in(adapted),
+        head=_head_name_in(adapted) if objective.new_head else "",
     )
     first, progress = place.resume(adapted.trained, optimizer)
     if first == 0:
         refuse_too_little_space(place.folder, adapted.trained)
-    rows_of = StepRows(
-        Order(np.array([len(r.token_ids) for r in train_rows]), batch_size=plan.batch_size, seed=place.seed)
-    )
-    device = adapted.plain.device
-    pad_id = int(adapted.plain.config.pad_token_id)
-
-    def batches(step: int) -> list[Batch]:
-        chosen = [train_rows[int(row)] for row in rows_of(step)]
-        made = split_step(chosen, micro_batch_size=plan.micro_batch_size, pad_id=pad_id)
-        return [to_device(batch, device) for batch in made]
-
-    class_weights = _class_weights(settings, train_rows, label_names)
-
-    def loss(batch: Batch) -> tuple[Tensor, int]:
-        logits = classification_logits(adapted.plain, adapted.head, batch)
-        assert batch.labels is not None
-        weights = None if class_weights is None else class_weights.to(logits.device)
-        total = classification_loss(
-            logits, batch.labels, class_weights=weights, label_smoothing=settings.label_smoothing
-        )
-        return total, batch.num_targets
-
+    rows_of = StepRows(Order(objective.lengths, batch_size=plan.batch_size, seed=place.seed))
     steps = training_steps(
         adapted.trained,
         optimizer,
-        batches=batches,
-        loss=loss,
+        batches=lambda step: objective.batches(rows_of(step).tolist(), plan.micro_batch_size),
+        loss=objective.loss,
         rate=partial(
             rate_factor,
             total=plan.steps,
@@ -166,15 +130,15 @@ def train(
         steps=range(first + 1, (end_at or plan.steps) + 1) if not progress.stopped else range(0),
         clip=settings.clip,
         seed=place.seed,
-        precision=partial(precision_context, plan.precision, device.type),
+        precision=partial(precision_context, plan.precision, adapted.plain.device.type),
     )
     place.show({"kind": "plan", "steps": end_at or plan.steps, "first": first})
-    validate = partial(_validate, adapted, validation_rows, plan=plan, pad_id=pad_id)
     for result in steps:
         place.log_step(result)
         last = result.step == (end_at or plan.steps)
         if end_at is None and (last or result.step % plan.validate_every == 0):
-            progress = _judge(progress, validate(), result, plan=plan, settings=settings, place=place)
+            validation = objective.validate(plan.precision)
+            progress = _judge(progress, validation, result, plan=plan, settings=settings, place=place)
             commit = True
         else:
             commit = last or result.step % plan.save_every == 0
@@ -194,18 +158,9 @@ def train(
     return place.summary(progress)
 
 
-def _validate(
-    adapted: Adapted, rows: Sequence[TokenizedExample], *, plan: Plan, pad_id: int
-) -> tuple[float, float]:
-    """Validation (loss in nats per text, macro-F1)."""
-    logits, answers = by_text(classify_rows(adapted, rows, pad_id=pad_id, precision=plan.precision), rows)
-    loss = classification_loss(torch.from_numpy(logits), torch.from_numpy(answers)).item() / len(answers)
-    return loss, macro_f1(answers, logits.argmax(axis=1), num_labels=logits.shape[1])
-
-
 def _judge(
     progress: Progress,
-    validation: tuple[float, float],
+    validation: Validation,
     result: StepResult,
     *,
     plan: Plan,
@@ -213,13 +168,13 @@ def _judge(
     place: TrainingPlace,
 ) -> Progress:
     """Logs a validation and decides what it means: a new best, one more without gain, or the end."""
-    loss, score = validation
+    loss, score = validation.loss, validation.score
     if not math.isfinite(loss):
         raise NonFiniteError(
             f"the validation loss became {loss} at step {result.step}.",
             fix="Lower train.learning_rate, or use train.precision=fp32; the last checkpoint is whole.",
         )
-    place.write({"kind": "validation", "step": result.step, "loss": loss, "macro_f1": score})
+    place.write({"kind": "validation", "step": result.step, "loss": loss, **validation.shown})
     better = score > progress.score or (score == progress.score and loss < progress.best_loss)
     gained = better or loss < progress.best_loss
     stale = 0 if gained else progress.stale + 1
@@ -232,18 +187,6 @@ def _judge(
         stale=stale,
         stopped="length" if result.step == plan.steps else stopped,
     )
-
-
-def _class_weights(
-    settings: TrainSettings, rows: Sequence[TokenizedExample], label_names: Sequence[str]
-) -> Tensor | None:
-    labels = torch.tensor([row.label for row in rows])
-    if settings.class_weights == "none":
-        return None
-    if settings.class_weights == "balanced":
-        return balanced_weights(labels, len(label_names))
-    weights = torch.tensor(weights_by_label(settings.class_weights, label_names))
-    return normalized_weights(weights, labels)
 
 
 def _head_name_in(adapted: Adapted) -> str:

@@ -9,30 +9,35 @@ from typing import Any
 import yaml
 
 from gptailor.report.facts import (
-    APPROACHES,
-    METRICS,
-    REASONS,
+    bytes_text,
     clip,
     count_text,
+    counted,
     finite,
+    inside,
     interval_text,
     ladder,
+    longest_sequence,
     mapping,
     measured,
-    primary_metric,
+    primary,
+    reason_text,
     rows_of,
     score_text,
     scores,
     share_text,
+    task_of,
+    token_names,
     visible,
 )
+from gptailor.report.usage import usage
+from gptailor.report.words import APPROACHES
 
 Values = Mapping[str, Any]
 
 _MARKDOWN = re.compile(r"([\\`*_\[\]#|~$]|^[-+=]|(?<=\d)[.)](?=\s))")
 _LINKS = re.compile(r"(?i)((?:https?|ftp)(?=:)|www(?=\.)|@)")
 _FOLDERS = re.compile(r"(?<![^\s'\"=])(?:~|[A-Za-z]:\\|/)[^\s'\"]*[/\\]")
-_PIPELINES = {"classification": "text-classification"}
 _HUB_METRICS = {"macro_f1": "f1", "accuracy": "accuracy", "precision": "precision", "recall": "recall",
                 "bleu": "bleu", "chrf": "chrf", "rouge_l": "rouge", "perplexity": "perplexity",
                 "exact_match": "exact_match", "f1": "f1"}  # fmt: skip
@@ -47,7 +52,7 @@ def render_card(report: Mapping[str, Any], details: Mapping[str, Any]) -> str:
     sections = [
         f"# {_plain(details.get('title') or 'Model')}",
         _summary(report, details),
-        _usage(report, details),
+        usage(report, details),
         _section("Scores", _scores(report)),
         _section("Baselines", _ladder(report, details)),
         _section("Calibration", _calibration(report, details)),
@@ -91,13 +96,13 @@ def _base_name(report: Values, details: Values) -> str:
 
 
 def _front_matter(report: Values, details: Values) -> str:
-    task = str(report.get("task") or "")
-    pipeline = _PIPELINES.get(task, "text-generation")
+    pipeline = task_of(report).pipeline
     known = [(key, metric, score) for key, metric, score in scores(report.get("test")) if key in _HUB_METRICS]
     values: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": pipeline,
-        "base_model": _base_name(report, details),
+        # Weights that began at random come from nobody.
+        "base_model": "" if report.get("approach") == "scratch" else _base_name(report, details),
         "tags": [
             "gptailor",
             "gpt",
@@ -147,73 +152,13 @@ def _summary(report: Values, details: Values) -> str:
         "scratch": "the architecture of {}, trained from random weights",
     }.get(str(report.get("approach")), "fine-tuned from {}")
     base = f"the base model **{_plain(_base_name(report, details) or 'unknown')}**"
-    what = "text classifier" if report.get("task") == "classification" else "text model"
-    lines = [f"A {what}: " + how.replace("{}", base) + "."]
+    task = task_of(report)
+    lines = [f"A {task.kind}: " + how.replace("{}", base) + "."]
+    if task.purpose:
+        lines.append(task.purpose)
     if says := mapping(report.get("verdict")).get("says"):
         lines.append(f"\n**{_plain(says, 600)}**")
     return "\n".join(lines)
-
-
-def _usage(report: Values, details: Values) -> str:
-    limit = finite(mapping(details.get("lengths")).get("max_tokens"))
-    cut = f", truncation=True, max_length={limit:.0f}" if limit else ""
-    classifies = report.get("task", "classification") == "classification"
-    code = _CLASSIFY if classifies else _GENERATE
-    temperature = finite(details.get("temperature")) or 1.0
-    return code.replace("{cut}", cut).replace("{temperature}", f"{temperature:.4g}").strip()
-
-
-_WITH_GPTAILOR = """
-## Use it
-
-Run these in the folder that holds this file. With Gptailor, which also cleans the text as it did in training:
-
-```bash
-gptailor predict . --input "your text"
-```
-
-```python
-import gptailor
-
-gptailor.load(".").predict(["your text"])
-```
-"""
-
-_CLASSIFY = (
-    _WITH_GPTAILOR
-    + """
-With transformers alone:
-
-```python
-import torch
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("model")
-model = AutoModelForSequenceClassification.from_pretrained("model").eval()
-with torch.no_grad():
-    logits = model(**tokenizer("your text", return_tensors="pt"{cut})).logits
-probabilities = (logits / {temperature}).softmax(-1)[0]  # the temperature calibrates them
-print(model.config.id2label[int(probabilities.argmax())], float(probabilities.max()))
-```
-"""
-)
-
-_GENERATE = (
-    _WITH_GPTAILOR
-    + """
-With transformers alone (the prompt must have the form it had in training; `model/gptailor.json` holds it):
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("model")
-model = AutoModelForCausalLM.from_pretrained("model").eval()
-prompt = tokenizer("your prompt", return_tensors="pt", add_special_tokens=False)
-written = model.generate(**prompt, max_new_tokens=64)[0, prompt["input_ids"].shape[1] :]
-print(tokenizer.decode(written, skip_special_tokens=True))
-```
-"""
-)
 
 
 def _scores(report: Values) -> Iterator[str]:
@@ -228,9 +173,13 @@ def _scores(report: Values) -> Iterator[str]:
         for k, m, s in scores(report.get("test"))
     ]
     yield from _table(["", "test", "95 % interval", "validation"], rows, right=(1, 2, 3))
-    tested = finite(mapping(report.get("data")).get("test"))
+    data, task = mapping(report.get("data")), task_of(report)
+    tested = finite(data.get("test"))
     if rows and tested:
-        yield f"\nMeasured on {count_text(tested)} rows that neither training nor the settings' choice saw."
+        on = counted(tested, f"{task.one} that", f"{task.many} that")
+        if data.get("divided") is True:
+            on = f"the test part of {counted(tested, task.one, task.many)}, which"
+        yield f"\nMeasured on {on} neither training nor the settings' choice saw."
     classes = []
     for name, raw in mapping(mapping(report.get("test")).get("per_class")).items():
         found = [measured(mapping(raw).get(key)) for key in ("precision", "recall", "f1")]
@@ -247,18 +196,21 @@ def _ladder(report: Values, details: Values) -> Iterator[str]:
     rungs = ladder(report, details)
     if all(rung.own for rung in rungs):
         return
-    metric = METRICS.get(primary_metric(report), METRICS["macro_f1"])
+    metric, task = primary(report), task_of(report)
     rows = []
     for rung in rungs:
         title = _plain(rung.title) + (" (best on validation)" if rung.best_baseline else "")
         value = score_text(rung.measured.value) if rung.measured else "not run"
         note = _plain(rung.note, 300)
         rows.append([f"**{title}**" if rung.own else title, value, interval_text(rung.measured) or "–", note])
-    yield from _table(["", metric.title, "95 % interval", "note"], rows, right=(1, 2))
+    order = "" if metric.higher_is_better else ", lower is better"
+    yield from _table(["", metric.title + order, "95 % interval", "note"], rows, right=(1, 2))
     gap = measured(mapping(report.get("verdict")).get("difference"))
     if gap:
         between = f" (95 % interval {interval_text(gap)})" if interval_text(gap) else ""
-        yield f"\nDifference to the best baseline on the same test rows: {score_text(gap.value)}{between}."
+        sign = "" if metric.higher_is_better else f" {inside(metric.title)}; below zero is better"
+        told = f"{score_text(gap.value)}{between}{sign}"
+        yield f"\nDifference to the best baseline on the same test {task.many}: {told}."
 
 
 def _calibration(report: Values, details: Values) -> Iterator[str]:
@@ -280,16 +232,21 @@ def _calibration(report: Values, details: Values) -> Iterator[str]:
 
 
 def _data(report: Values, details: Values) -> Iterator[str]:
-    data = mapping(report.get("data"))
+    data, task = mapping(report.get("data")), task_of(report)
     rows = [[name, count_text(data[key])] for key, name in _ROWS if finite(data.get(key)) is not None]
     for reason, count in mapping(data.get("dropped")).items():
         if finite(count):
-            rows.append([f"dropped: {_plain(REASONS.get(str(reason), reason))}", count_text(count)])
-    yield from _table(["rows", "count"], rows, right=(1,))
+            rows.append([f"dropped: {_plain(reason_text(reason, task))}", count_text(count)])
+    yield from _table([task.many, "count"], rows, right=(1,))
+    if data.get("divided") is True:
+        yield f"\nSo few {task.many} are divided: the counts are of those with text in that part."
+    sizes = mapping(data.get("bytes"))
+    told = [f"{bytes_text(sizes[key])} {name}" for key, name in _ROWS if finite(sizes.get(key)) is not None]
+    if told:
+        yield f"\nText: {', '.join(told)}."
     tokens = mapping(data.get("tokens"))
-    told = [
-        f"{count_text(tokens[key])} {name}" for key, name in _TOKENS if finite(tokens.get(key)) is not None
-    ]
+    named = token_names(task).items()
+    told = [f"{count_text(tokens[key])} {name}" for key, name in named if finite(tokens.get(key)) is not None]
     if told:
         yield f"\nTokens: {', '.join(told)}."
     names = [_plain(name, 60) for name in rows_of(details.get("label_names"))]
@@ -298,7 +255,6 @@ def _data(report: Values, details: Values) -> Iterator[str]:
 
 
 _ROWS = (("read", "read"), ("train", "trained on"), ("validation", "validation"), ("test", "test"))
-_TOKENS = (("trained", "trained on"), ("context", "context"), ("padding", "padding"), ("cut", "cut off"))
 
 
 def _training(report: Values, details: Values) -> Iterator[str]:
@@ -312,8 +268,8 @@ def _training(report: Values, details: Values) -> Iterator[str]:
         yield f"- Steps: {count_text(steps)}" + (
             f", the best at {count_text(best)}." if best is not None else "."
         )
-    if details.get("overfitting"):
-        yield f"- {_plain(details['overfitting'], 400)}"
+    if overfitting := details.get("overfitting") or training.get("overfitting"):
+        yield f"- {_plain(overfitting, 400)}"
     if details.get("command"):
         yield f"- Command: {_command(details['command'])}"
     yield "- Every setting is in `recipe.yaml`; `gptailor fit recipe.yaml` repeats the run."
@@ -326,12 +282,12 @@ def _limits(report: Values, details: Values) -> Iterator[str]:
     if len(f1) > 1 and weak:
         told = ", ".join(f"{_plain(name, 60)} (F1 {score_text(value)})" for value, name in weak)
         yield f"- Weakest on: {told}."
-    if report.get("task") == "classification":
-        yield "- It knows only the labels above and answers with one of them, also for text of another kind."
-    limit = finite(mapping(details.get("lengths")).get("max_tokens"))
-    if limit:
-        yield f"- It reads {count_text(limit)} tokens of a text; what comes after is not seen."
-    yield "- The scores hold for text like the test rows. For other text, measure with `gptailor evaluate`."
+    task, limit = task_of(report), longest_sequence(details)
+    for line in task.limits:
+        if limit or "{limit}" not in line:
+            yield f"- {line.replace('{limit}', count_text(limit))}"
+    like = f"text like the test {task.many}"
+    yield f"- The scores hold for {like}. For other text, measure with `gptailor evaluate`."
     yield "- It can repeat what was in its data, biases and private details included."
 
 
@@ -353,6 +309,10 @@ def _licence(report: Values, details: Values) -> Iterator[str]:
     revision = f", revision {_plain(base['revision'])}" if base.get("revision") else ""
     parameters = finite(base.get("parameters"))
     size = f", {parameters / 1e6:,.1f} million parameters" if parameters else ""
+    if report.get("approach") == "scratch":
+        yield f"The architecture is that of **{name}**{revision}{size}; this model has none of its weights."
+        yield "\nThe licence of this model is yours to choose, within what the data allow."
+        return
     yield f"Built on **{name}**{revision}{size}."
     if base.get("license"):
         licence = _plain(base["license"])

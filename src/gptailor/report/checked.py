@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gptailor.report.facts import (
+    count_text,
+    finite,
+    longest_sequence,
+    mapping,
+    reason_text,
+    rows_of,
+    score_text,
+    task_of,
+    visible,
+)
 from gptailor.report.terminal import bytes_text, duration_text
+from gptailor.report.words import Task
 
-REASONS = {
-    "unreadable": "could not be read as a row",
-    "no_text": "no text",
-    "no_label": "no label",
-    "duplicate": "same text and label as an earlier row",
-    "conflict": "same text, different labels",
-    "rare_label": "label too rare to learn",
-    "leak_exact": "stands in the held-out file",
-    "leak_near": "stands nearly so in the held-out file",
-    "too_long": "longer than the limit",
-    "nothing_to_learn": "no token to learn",
-}
 BLOCKS = " ▁▂▃▄▅▆▇█"
+PARTS = ("train", "validation", "test")
+SHADES = ("bold green", "cyan")  # of learned tokens, in turn
 
 
 class Rendered(Protocol):
-    """A row as the model will read it."""
+    """A row or the beginning of a document as the model will read it; a row's has a `label`."""
 
     @property
     def where(self) -> str: ...
-    @property
-    def label(self) -> str: ...
     @property
     def pieces(self) -> Sequence[tuple[str, bool]]: ...
 
@@ -44,59 +44,70 @@ def print_check(
     rendered: Sequence[Rendered],
     estimate: Mapping[str, Any] | None,
 ) -> None:
-    """Rows and what is dropped, labels, lengths, three examples, and what a fit would cost."""
+    """Rows or documents and what is dropped, labels, lengths, three examples, and what a fit would cost."""
+    task = task_of({"task": summary.get("task") or ("classification" if "labels" in summary else "language")})
     console.print()
-    console.print(Text("rows", style="bold"))
-    for note in summary["notes"]:
+    console.print(Text(task.many, style="bold"))
+    for note in rows_of(summary.get("notes")):
         console.print(Text(f"  {note}", style="dim"))
-    console.print(Text(f"  text: {summary['text']}   label: {summary['label']}"))
-    _print_rows(console, summary)
+    columns = [f"{role}: {summary[role]}" for role in ("text", "label") if summary.get(role)]
+    if columns:
+        console.print(Text(f"  {'   '.join(columns)}"))
+    _print_rows(console, summary, task)
     _print_labels(console, summary)
-    _print_lengths(console, summary["lengths"])
-    console.print(Text("\nwhat the model reads (the learned position in green)", style="bold"))
-    for example in rendered:
-        line = Text(f"  {example.where}  ", style="dim")
-        pieces = (
-            example.pieces
-            if len(example.pieces) <= 40
-            else [*example.pieces[:30], (" … ", False), *example.pieces[-3:]]
-        )
-        for piece, learned in pieces:
-            line.append(piece.replace("\n", "⏎"), style="bold green" if learned else "default")
-        line.append(f" → {example.label}", style="bold")
-        console.print(line, soft_wrap=True)
+    _print_lengths(console, summary, task)
+    _print_examples(console, rendered, task)
     if estimate is not None:
-        _print_estimate(console, estimate)
+        _print_estimate(console, estimate, task)
 
 
-def _print_rows(console: Console, summary: Mapping[str, Any]) -> None:
+def _print_rows(console: Console, summary: Mapping[str, Any], task: Task) -> None:
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1))
     table.add_column(justify="right")
     table.add_column()
-    table.add_row(f"  {summary['read']:,}", "read")
-    for part in ("train", "validation", "test"):
-        table.add_row(f"{summary[part]:,}", part)
-    for reason, count in sorted(summary["dropped"].items(), key=lambda item: -item[1]):
-        table.add_row(f"{count:,}", Text(f"dropped: {REASONS.get(reason, reason)}", style="yellow"))
-    if summary["repaired"]:
-        table.add_row(
-            f"{summary['repaired']:,}", "texts mended (mojibake, entities, control characters, blanks)"
-        )
-    if summary["suspects"]:
-        table.add_row(
-            f"{summary['suspects']:,}",
-            "rows whose label may be wrong (a run lists them in data/suspects.csv)",
-        )
-    if summary["near_duplicate_groups"]:
-        table.add_row(
-            f"{summary['near_duplicate_groups']:,}", "groups of near-duplicates, each kept in one part"
-        )
+    table.add_row(f"  {count_text(summary.get('read'))}", "read")
+    if summary.get("divided") is True:
+        table.add_row("", "so few that each is divided: a part counts those with text in it")
+    for part in PARTS:
+        table.add_row(count_text(summary.get(part)), part)
+    dropped = {why: count for why, raw in mapping(summary.get("dropped")).items() if (count := finite(raw))}
+    for reason, count in sorted(dropped.items(), key=lambda item: -item[1]):
+        table.add_row(count_text(count), Text(f"dropped: {reason_text(reason, task)}", style="yellow"))
+    for amount, what in (*_text_amounts(summary), *_found_amounts(summary)):
+        table.add_row(amount, what)
     console.print(table)
 
 
+def _text_amounts(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Bytes, tokens and blocks, where they were counted: as one number or for each part."""
+    block = longest_sequence(summary)
+    blocks = f"blocks of {count_text(block)} tokens" if block else "blocks"
+    for key, name in (("bytes", "bytes of text"), ("tokens", "tokens"), ("blocks", blocks)):
+        by_part = mapping(summary.get(key))
+        counts = {part: count for part in PARTS if (count := finite(by_part.get(part))) is not None}
+        whole = sum(counts.values()) if counts else finite(summary.get(key))
+        if whole is not None:
+            told = ", ".join(f"{count_text(count)} {part}" for part, count in counts.items())
+            yield count_text(whole), name + (f": {told}" if told else "")
+    if (held := finite(summary.get("bytes_per_token"))) is not None:
+        yield score_text(held), "bytes in a token: the more, the better the tokenizer fits the text"
+
+
+def _found_amounts(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for key, what in (
+        ("repaired", "texts mended (mojibake, entities, control characters, blanks)"),
+        ("suspects", "rows whose label may be wrong (a run lists them in data/suspects.csv)"),
+        ("near_duplicate_groups", "groups of near-duplicates, each kept in one part"),
+    ):
+        if count := finite(summary.get(key)):
+            yield count_text(count), what
+
+
 def _print_labels(console: Console, summary: Mapping[str, Any]) -> None:
+    labels = mapping(summary.get("labels"))
+    if not labels:
+        return
     console.print(Text("\nlabels", style="bold"))
-    labels = summary["labels"]
     most = max((counts["train"] for counts in labels.values()), default=1) or 1
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 1))
     for column in ("  label", "train", "validation", "test", ""):
@@ -106,45 +117,66 @@ def _print_labels(console: Console, summary: Mapping[str, Any]) -> None:
         bar = "█" * max(1, round(20 * counts["train"] / most))
         table.add_row(
             Text(f"  {name}"),
-            *(f"{counts[part]:,}" for part in ("train", "validation", "test")),
+            *(f"{counts[part]:,}" for part in PARTS),
             Text(bar, style="blue"),
         )
     console.print(table)
     if len(shown) > 20:
         console.print(f"  … and {len(shown) - 20} more")
-    merges = ", ".join(f"{spelling!r} → {kept!r}" for spelling, kept in summary["label_merges"].items())
+    merged = mapping(summary.get("label_merges"))
+    merges = ", ".join(f"{spelling!r} → {kept!r}" for spelling, kept in merged.items())
     if merges:
         console.print(Text(f"  merged spellings: {merges}", style="yellow"))
-    suspects = ", ".join(f"{one!r} and {other!r}" for one, other in summary["label_suspicions"])
+    suspects = ", ".join(f"{one!r} and {other!r}" for one, other in rows_of(summary.get("label_suspicions")))
     if suspects:
         console.print(
             Text(f"  alike but kept apart (merge them yourself if they are one): {suspects}", style="yellow")
         )
 
 
-def _print_lengths(console: Console, lengths: Mapping[str, Any]) -> None:
-    counts = lengths["counts"]
+def _print_lengths(console: Console, summary: Mapping[str, Any], task: Task) -> None:
+    lengths = mapping(summary.get("lengths"))
+    counts = [finite(count) or 0.0 for count in rows_of(lengths.get("counts"))]
+    if not counts:
+        return
     most = max(counts) or 1
     bars = "".join(BLOCKS[max(1 if count else 0, round(8 * count / most))] for count in counts)
-    cut = (
-        f"{lengths['cut_rows']:,} texts are longer and lose {lengths['cut_tokens']:,} tokens at their end"
-        if lengths["cut_rows"]
-        else "nothing is cut"
-    )
+    cut = "nothing is cut"
+    if finite(lengths.get("cut_rows")):
+        longer, lost = count_text(lengths["cut_rows"]), count_text(lengths.get("cut_tokens"))
+        cut = f"{longer} texts are longer and lose {lost} tokens at their end"
+    limit = longest_sequence(summary)
     console.print(Text("\nlengths in tokens", style="bold"))
-    console.print(f"  0 {bars} {lengths['longest']}")
-    console.print(f"  the model reads up to {lengths['max_tokens']}: {cut}")
+    console.print(f"  0 {bars} {count_text(lengths.get('longest'))}")
+    console.print(f"  {task.window.replace('{limit}', count_text(limit))}: {cut}" if limit else f"  {cut}")
 
 
-def _print_estimate(console: Console, estimate: Mapping[str, Any]) -> None:
+def _print_examples(console: Console, rendered: Sequence[Rendered], task: Task) -> None:
+    if rendered:
+        console.print(Text(f"\nwhat the model reads ({task.learned})", style="bold"))
+    for example in rendered:
+        line = Text().append(f"  {example.where}  ", style="dim")
+        pieces = list(example.pieces)
+        if len(pieces) > 40:
+            pieces = [*pieces[:30], (" … ", False), *pieces[-3:]]
+        learned_so_far = 0
+        for piece, learned in pieces:
+            shade = SHADES[learned_so_far % len(SHADES)] if learned else "default"
+            line.append(visible(piece).replace("\n", "⏎"), style=shade)
+            learned_so_far += learned
+        if label := getattr(example, "label", ""):
+            line.append(f" → {label}", style="bold")
+        console.print(line, soft_wrap=True)
+
+
+def _print_estimate(console: Console, estimate: Mapping[str, Any], task: Task) -> None:
     console.print(Text("\nwhat a fit would cost here (one real step, measured)", style="bold"))
-    margin = estimate["memory_free_bytes"] - estimate["memory_bytes"]
-    console.print(
-        f"  {estimate['approach']}: about {duration_text(estimate['seconds'])} at most"
-        + (
-            f" for {estimate['steps']:,} steps of {estimate['batch_size']} rows"
-            if "steps" in estimate
-            else ""
-        )
-        + f"; about {bytes_text(estimate['memory_bytes'])} of memory, {bytes_text(max(0, margin))} to spare"
-    )
+    told = []
+    if (seconds := finite(estimate.get("seconds"))) is not None:
+        told.append(f"about {duration_text(seconds)} at most")
+    if (steps := finite(estimate.get("steps"))) and told:
+        told[0] += f" for {steps:,.0f} steps of {estimate.get('batch_size')} {task.batch_of}"
+    memory, free = finite(estimate.get("memory_bytes")), finite(estimate.get("memory_free_bytes"))
+    if memory is not None and free is not None:
+        told.append(f"about {bytes_text(memory)} of memory, {bytes_text(max(0.0, free - memory))} to spare")
+    console.print(f"  {estimate.get('approach')}: {'; '.join(told)}")

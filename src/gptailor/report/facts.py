@@ -10,19 +10,20 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-Tone = Literal["good", "unclear", "worse", "none"]
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """How a score is called and read."""
-
-    title: str
-    explains: str
-    higher_is_better: bool = True
-    top: float | None = 1.0  # the end of its scale, None where there is none
+from gptailor.report.words import (
+    APPROACHES,
+    BASELINES,
+    METRICS,
+    REASONS,
+    TASKS,
+    TEXT,
+    Baseline,
+    Metric,
+    Task,
+    Tone,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,84 +46,6 @@ class Rung:
     own: bool = False
     best_baseline: bool = False
 
-
-METRICS: dict[str, Metric] = {
-    "macro_f1": Metric("Macro-F1", "the mean of the classes' F1, every class counted alike"),
-    "accuracy": Metric("Accuracy", "the share of rows answered rightly"),
-    "precision": Metric("Macro precision", "how often an answer is right, averaged over the classes"),
-    "recall": Metric("Macro recall", "how many of a class are found, averaged over the classes"),
-    "calibration_error": Metric(
-        "Calibration error",
-        "how far the probabilities stand from the truth, 0 is best",
-        higher_is_better=False,
-    ),
-    "exact_match": Metric("Exact match", "the share of answers equal to the expected text"),
-    "f1": Metric("Word F1", "the overlap of words with the expected text"),
-    "bleu": Metric("BLEU", "the overlap of word runs with the reference, up to 100", top=100.0),
-    "chrf": Metric("chrF", "the overlap of character runs with the reference, up to 100", top=100.0),
-    "rouge_l": Metric("ROUGE-L", "the longest common run of words with the reference"),
-    "stop_rate": Metric("Stop rate", "the share of texts that end by themselves"),
-    "bits_per_byte": Metric(
-        "Bits per byte",
-        "how much the text surprises the model, lower is better",
-        higher_is_better=False,
-        top=None,
-    ),
-    "perplexity": Metric(
-        "Perplexity",
-        "how much a token surprises the model, lower is better",
-        higher_is_better=False,
-        top=None,
-    ),
-}
-
-# The order in which a task's main number is looked for; classification first.
-_PRIMARY = (
-    "macro_f1",
-    "bleu",
-    "chrf",
-    "rouge_l",
-    "exact_match",
-    "f1",
-    "bits_per_byte",
-    "perplexity",
-    "accuracy",
-)
-
-BASELINES: dict[str, str] = {
-    "majority": "Most frequent class",
-    "tfidf": "TF-IDF + logistic regression",
-    "zero_shot": "Base model, zero-shot",
-    "few_shot": "Base model, few-shot",
-    "frozen": "Frozen features",
-}
-
-APPROACHES: dict[str, str] = {
-    "full": "full fine-tune",
-    "lora": "LoRA",
-    "frozen": "frozen features",
-    "scratch": "from scratch",
-}
-
-REASONS: dict[str, str] = {
-    "unreadable": "could not be read",
-    "no_text": "no text",
-    "no_label": "no label",
-    "duplicate": "duplicate of an earlier row",
-    "conflict": "same text, different labels",
-    "rare_label": "too few rows of its label",
-    "leak_exact": "stands in the test or validation file",
-    "leak_near": "nearly stands in the test or validation file",
-    "too_long": "too long",
-    "nothing_to_learn": "no token to learn from",
-}
-
-HEADLINES: dict[Tone, str] = {
-    "good": "Worth it",
-    "unclear": "No clear difference",
-    "worse": "Worse than the baseline",
-    "none": "No verdict",
-}
 
 # Embeddings, overrides and isolates can make a line read differently from what it holds.
 _HIDDEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ufff9-\ufffb]")
@@ -180,21 +103,41 @@ def scores(raw: Any) -> Iterator[tuple[str, Metric, Measured]]:
     for key in [*(k for k in METRICS if k in raw), *(k for k in raw if k not in METRICS)]:
         score = measured(raw[key]) if key in METRICS or isinstance(raw[key], Mapping) else None
         if score is not None:
-            yield key, METRICS.get(key, Metric(str(key).replace("_", " ").capitalize(), "")), score
+            yield key, metric_of(key), score
+
+
+def longest_sequence(details: Mapping[str, Any]) -> float | None:
+    """How many tokens the model sees at once."""
+    return finite(mapping(details.get("lengths")).get("max_tokens")) or finite(details.get("block_tokens"))
+
+
+def task_of(report: Mapping[str, Any]) -> Task:
+    """How to speak of a report's task; what names none is a classification."""
+    return TASKS.get(str(report.get("task") or "classification"), TEXT)
 
 
 def primary_metric(report: Mapping[str, Any]) -> str:
-    """The metric that decides: the one the verdict names, else the task's usual one."""
-    named = mapping(report.get("verdict")).get("metric")
+    """The metric that decides: the one the verdict names, else the task's first that was measured."""
+    named, usual = mapping(report.get("verdict")).get("metric"), task_of(report).metrics
     test = mapping(report.get("test"))
     if isinstance(named, str) and measured(test.get(named)):
         return named
-    return next((key for key in _PRIMARY if measured(test.get(key))), "macro_f1")
+    return next((key for key in (*usual, *TEXT.metrics) if measured(test.get(key))), usual[0])
+
+
+def primary(report: Mapping[str, Any]) -> Metric:
+    """How the metric that decides is called and read."""
+    return metric_of(primary_metric(report))
+
+
+def metric_of(key: Any) -> Metric:
+    """How a score is called and read, also one that nobody described."""
+    return METRICS.get(key, Metric(str(key).replace("_", " ").capitalize(), ""))
 
 
 def ladder(report: Mapping[str, Any], details: Mapping[str, Any]) -> list[Rung]:
     """The model and its baselines on the primary metric, the best first; skipped ones at the end."""
-    metric = primary_metric(report)
+    metric, task = primary_metric(report), task_of(report)
     approach = str(report.get("approach", ""))
     best = mapping(report.get("verdict")).get("best_baseline")
     own = measured(mapping(report.get("test")).get(metric))
@@ -207,15 +150,16 @@ def ladder(report: Mapping[str, Any], details: Mapping[str, Any]) -> list[Rung]:
     ]:
         if key == "frozen" == approach:  # the model itself
             continue
+        named = BASELINES.get(key, Baseline(str(key), str(key)))
         found = mapping(baselines.get(key))
         score = measured(found.get(metric)) or measured(mapping(found.get("test")).get(metric))
-        note = str(notes.get(key) or found.get("skipped") or "")
-        rows = finite(found.get("rows") or found.get("n"))
+        note = str(notes.get(key) or found.get("skipped") or named.explains)
+        rows = finite(found.get("rows") or found.get("documents") or found.get("n"))
         tested = finite(mapping(report.get("data")).get("test"))
         if score and rows and rows != tested:
-            note = f"on {rows:,.0f} of the test rows" + (f"; {note}" if note else "")
-        rungs.append(Rung(key, BASELINES.get(key, key), score, note, best_baseline=key == best))
-    sign = -1.0 if METRICS.get(metric, METRICS["macro_f1"]).higher_is_better else 1.0
+            note = f"on {rows:,.0f} of the test {task.many}" + (f"; {note}" if note else "")
+        rungs.append(Rung(str(key), named.title, score, note, best_baseline=key == best))
+    sign = -1.0 if primary(report).higher_is_better else 1.0
     return sorted(rungs, key=lambda r: (r.measured is None, sign * r.measured.value if r.measured else 0.0))
 
 
@@ -229,7 +173,16 @@ def verdict_tone(report: Mapping[str, Any]) -> Tone:
     difference = measured(verdict.get("difference"))
     if difference is None:
         return "none"
-    return "worse" if difference.high is not None and difference.high < 0 else "unclear"
+    gained = gain(report, difference)
+    return "worse" if gained.high is not None and gained.high < 0 else "unclear"
+
+
+def gain(report: Mapping[str, Any], difference: Measured) -> Measured:
+    """A difference turned so that above zero is better, whichever way the metric runs."""
+    if primary(report).higher_is_better:
+        return difference
+    low, high = (None if end is None else -end for end in (difference.high, difference.low))
+    return Measured(-difference.value, low, high)
 
 
 def score_text(value: Any) -> str:
@@ -253,6 +206,11 @@ def count_text(value: Any) -> str:
     """`12,345`."""
     number = finite(value)
     return "–" if number is None else f"{number:,.0f}"
+
+
+def counted(value: Any, one: str, many: str) -> str:
+    """`1 row`, `2,460 rows`."""
+    return f"{count_text(value)} {one if finite(value) == 1 else many}"
 
 
 def share_text(value: Any) -> str:
@@ -288,8 +246,24 @@ def short_seconds(value: Any) -> str:
 
 
 def bytes_text(value: Any) -> str:
-    """`812 MiB`, `1.4 GiB`."""
+    """`12.3 kB`, `3.2 MB`, `1.4 GB`."""
     number = finite(value)
     if number is None:
         return "–"
-    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"
+    unit, size = next(((u, z) for u, z in (("GB", 1e9), ("MB", 1e6)) if number >= z), ("kB", 1e3))
+    return f"{number / size:,.1f} {unit}"
+
+
+def reason_text(reason: Any, task: Task) -> str:
+    """Why something was dropped, in the task's words."""
+    return REASONS.get(str(reason), str(reason)).replace("{one}", task.one)
+
+
+def token_names(task: Task) -> dict[str, str]:
+    """What can become of a token, by its key in the report."""
+    return {"trained": "trained on", "context": task.context, "cut": "cut off", "padding": "padding"}
+
+
+def inside(title: str) -> str:
+    """A title within a sentence: `macro-F1`, `bits per byte`, `BLEU`."""
+    return title if title[:2].isupper() else title[:1].lower() + title[1:]

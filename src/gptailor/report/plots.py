@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from gptailor.report.facts import clip, count_text, finite, score_text, share_text, visible
+from gptailor.report.facts import Measured, clip, count_text, finite, score_text, share_text, visible
 from gptailor.report.svg import (
     BELOW,
     LEFT,
@@ -67,6 +67,11 @@ def bar(
             parts.append(element("line", x1=at(low), x2=at(high), y1=9, y2=9, class_=look))
             parts += [element("line", x1=at(v), x2=at(v), y1=5, y2=13, class_=look) for v in (low, high)]
     return element("svg", *parts, class_="bar", width="100%", height=18, aria_hidden="true")
+
+
+def score_bar(score: Measured, *, top: float, tone: str) -> Markup:
+    """The bar of a score."""
+    return bar(score.value, score.low, score.high, top=top, tone=tone)
 
 
 def strip(parts: Sequence[tuple[str, float, str]], *, label: str) -> Markup:
@@ -154,9 +159,19 @@ def reliability_diagram(before: Sequence[Bin], after: Sequence[Bin], *, label: s
 
 
 def histogram(
-    counts: Sequence[float], edges: Sequence[float], *, label: str, x_title: str, limit: float | None = None
+    counts: Sequence[float],
+    edges: Sequence[float],
+    *,
+    label: str,
+    x_title: str,
+    y_title: str = "rows",
+    limit: float | None = None,
+    mark: tuple[float, str] | None = None,
 ) -> Markup:
-    """Bars between `edges` (one more than `counts`); those beyond `limit` are in the warning color."""
+    """Bars between `edges` (one more than `counts`); those beyond `limit` are in the warning color.
+
+    `mark` is a labelled upright line.
+    """
     bars = zip(edges, edges[1:], counts, strict=False)
     kept = [(a, b, c) for a, b, c in bars if all(math.isfinite(v) for v in (a, b, c)) and b > a]
     if not kept:
@@ -165,7 +180,7 @@ def histogram(
     bottom = height - BELOW
     ticks = nice_ticks(0, max(c for _, _, c in kept) or 1)
     x, y = Scale(kept[0][0], kept[-1][1], LEFT, RIGHT), Scale(0, ticks[-1], bottom, TOP)
-    drawn = y_axis(y, ticks, "rows")
+    drawn = y_axis(y, ticks, y_title)
     for low, high, count in kept:
         tone = "warn" if limit is not None and low >= limit else "a"
         title = element("title", f"{axis_text(low)} to {axis_text(high)}: {count_text(count)}")
@@ -177,8 +192,8 @@ def histogram(
         }
         drawn.append(element("rect", title, **place, class_=f"fill-{tone}"))
     drawn += x_axis(x, bottom, x_title)
-    if limit is not None and x.low < limit < x.high:
-        drawn += mark_line((limit, f"limit {count_text(limit)}"), x, bottom)
+    if mark is not None and x.low < mark[0] < x.high:
+        drawn += mark_line(mark, x, bottom)
     return drawing(drawn, height, label)
 
 

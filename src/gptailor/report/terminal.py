@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -11,13 +11,21 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-RUNG_NAMES = {
-    "majority": "majority class",
-    "tfidf": "TF-IDF + logistic regression",
-    "frozen": "frozen features",
-    "zero_shot": "zero-shot",
-    "few_shot": "few-shot",
-}
+from gptailor.report.facts import bytes_text as bytes_text
+from gptailor.report.facts import (
+    counted,
+    finite,
+    inside,
+    interval_text,
+    mapping,
+    measured,
+    metric_of,
+    primary_metric,
+    task_of,
+)
+from gptailor.report.facts import score_text as number_text
+from gptailor.report.words import BASELINES, METRICS, Baseline, Task
+
 QUIET_SECONDS = 15.0  # between lines, where there is no terminal to draw a bar on
 
 
@@ -50,11 +58,10 @@ class Narrator:
         elif line["kind"] == "step":
             self._step(line)
         elif line["kind"] == "validation":
-            text = (
-                f"step {line['step']:,}: validation loss {line['loss']:.3f}, macro-F1 {line['macro_f1']:.3f}"
-            )
+            known = [key for key in dict.fromkeys(("loss", *METRICS)) if key in line]
+            told = [f"{inside(metric_of(key).title)} {number_text(line[key])}" for key in known]
             target = self._progress.console if self._progress else self.console
-            target.print(Text("  " + text, style="dim"))
+            target.print(Text(f"  step {line['step']:,}: validation {', '.join(told)}", style="dim"))
 
     def close(self) -> None:
         """Takes the bar away."""
@@ -106,71 +113,79 @@ def duration_text(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def bytes_text(count: float) -> str:
-    """`3.2 MB`, `1.4 GB`."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
-
-
-def score_text(score: Mapping[str, float] | None) -> str:
+def score_text(score: Any) -> str:
     """`0.843 (0.812 to 0.871)`."""
-    if not score:
+    found = measured(score)
+    if found is None:
         return "–"
-    return f"{score['value']:.3f} ({score['low']:.3f} to {score['high']:.3f})"
+    between = interval_text(found)
+    return number_text(found.value) + (f" ({between})" if between else "")
 
 
 def print_summary(console: Console, report: Mapping[str, Any], *, folder: str) -> None:
     """The numbers of a finished run, the verdict, and where the rest lies."""
-    data = report["data"]
-    dropped = sum(data["dropped"].values())
+    told = [str(report.get("task")), f"base {report.get('base')}", f"approach {report.get('approach')}"]
     console.print()
     console.print(
-        Text(folder, style="bold")
-        + Text(
-            f"  {report['task']}, base {report['base']}, approach {report['approach']}, seed {report['seed']}"
-        ),
-        soft_wrap=True,
+        Text(folder, style="bold") + Text(f"  {', '.join(told)}, seed {report.get('seed')}"), soft_wrap=True
     )
-    console.print(
-        f"{data['read']:,} rows read = {data['train']:,} train + {data['validation']:,} validation + "
-        f"{data['test']:,} test + {dropped:,} dropped"
-        + (
-            f" ({', '.join(f'{reason} {count}' for reason, count in data['dropped'].items())})"
-            if dropped
-            else ""
-        )
-    )
+    for line in _data_lines(mapping(report.get("data")), task_of(report)):
+        console.print(Text(line))
+    console.print(_score_table(report))
+    if overfitting := mapping(report.get("training")).get("overfitting"):
+        console.print(Text(str(overfitting), style="dim"))
+    sure = mapping(mapping(report.get("test")).get("at_threshold"))
+    threshold, covered = finite(sure.get("threshold")), measured(sure.get("coverage"))
+    right = measured(sure.get("accuracy"))
+    if threshold is not None and covered and right:
+        answers = f"Answers that are at least {threshold:.0%} sure: {covered.value:.0%} of the rows"
+        console.print(Text(f"{answers}, {right.value:.0%} of them right.", style="dim"))
+    verdict = mapping(report.get("verdict"))
+    if verdict.get("says"):
+        good = verdict.get("worth_it") is True
+        console.print(Text(str(verdict["says"]), style="bold green" if good else "bold yellow"))
+
+
+def _data_lines(data: Mapping[str, Any], task: Task) -> Iterator[str]:
+    """Where the rows or documents went, and what they hold where it was counted."""
+    parts = {part: finite(data.get(part)) or 0.0 for part in ("train", "validation", "test")}
+    lost = {str(why): count for why, raw in mapping(data.get("dropped")).items() if (count := finite(raw))}
+    reasons = ", ".join(f"{why} {count:,.0f}" for why, count in lost.items())
+    dropped = f"{sum(lost.values()):,.0f} dropped" + (f" ({reasons})" if reasons else "")
+    dealt = " + ".join(f"{count:,.0f} {part}" for part, count in parts.items())
+    told = f" = {dealt} + {dropped}"
+    if data.get("divided") is True:
+        told = f", each divided into parts; {dropped}"
+    yield f"{counted(data.get('read'), task.one, task.many)} read{told}"
+    sizes = mapping(data.get("bytes"))
+    held = [f"{bytes_text(size)} {part}" for part in parts if (size := finite(sizes.get(part)))]
+    if held:
+        trained = finite(mapping(data.get("tokens")).get("trained"))
+        yield " + ".join(held) + (f"; trained on {counted(trained, 'token', 'tokens')}" if trained else "")
+
+
+def _score_table(report: Mapping[str, Any]) -> Table:
+    """The baselines and, last, the model, on the task's first two scores."""
+    task, test = task_of(report), mapping(report.get("test"))
+    keys = list(dict.fromkeys([primary_metric(report), *task.keys, *task.metrics]))[:2]
     table = Table(box=None, pad_edge=False, header_style="dim")
-    table.add_column("on the sealed test set")
-    table.add_column("macro-F1 (95 % interval)")
-    table.add_column("accuracy")
-    for name, scores in report["baselines"].items():
-        label = RUNG_NAMES.get(name, name)
-        if "skipped" in scores:
-            table.add_row(label, Text(scores["skipped"], style="dim"), "")
+    order = "" if metric_of(keys[0]).higher_is_better else " (less is better)"
+    table.add_column(f"on the sealed test set{order}")
+    for key, note in zip(keys, (" (95 % interval)", ""), strict=True):
+        table.add_column(inside(metric_of(key).title) + note)
+    for name, raw in mapping(report.get("baselines")).items():
+        found = mapping(raw)
+        label = Text(BASELINES.get(name, Baseline(str(name), str(name))).short)
+        if "skipped" in found:
+            table.add_row(label, Text(str(found["skipped"]), style="dim"), "")
             continue
-        rows = "" if scores["rows"] == report["test"]["rows"] else f"  on {scores['rows']} rows"
-        table.add_row(label, score_text(scores["macro_f1"]) + rows, score_text(scores["accuracy"]))
-    table.add_row(
-        Text(f"this model ({report['approach']})", style="bold"),
-        Text(score_text(report["test"]["macro_f1"]), style="bold"),
-        Text(score_text(report["test"]["accuracy"]), style="bold"),
-    )
-    console.print(table)
-    overfitting = report["training"].get("overfitting")
-    if overfitting:
-        console.print(Text(overfitting, style="dim"))
-    sure = report["test"].get("at_threshold") or {}
-    if sure.get("threshold") is not None and sure.get("accuracy"):
-        console.print(
-            Text(
-                f"Answers that are at least {sure['threshold']:.0%} sure: {sure['coverage']['value']:.0%} of "
-                f"the rows, {sure['accuracy']['value']:.0%} of them right.",
-                style="dim",
-            )
-        )
-    verdict = report["verdict"]
-    if verdict is not None:
-        console.print(Text(verdict["says"], style="bold green" if verdict["worth_it"] else "bold yellow"))
+        rows = found.get("rows")
+        asked = f"  on {rows} rows" if rows and rows != test.get("rows") else ""
+        first, *others = (score_text(found.get(key)) for key in keys)
+        table.add_row(label, first + asked, *others)
+    title = Text(f"this model ({report.get('approach')})", style="bold")
+    table.add_row(title, *(Text(score_text(test.get(key)), style="bold") for key in keys))
+    return table
 
 
 def print_table(console: Console, title: str, rows: Sequence[tuple[str, object]]) -> None:

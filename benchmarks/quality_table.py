@@ -1,0 +1,232 @@
+"""From the cells of quality.py to means, intervals, tables and bars. Nothing here touches a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from gptailor.evaluate.metrics import as_json, bootstrap_mean
+
+ROWS = ("200", "1000", "all")
+CHOSEN_FROM = ("frozen", "lora", "full")  # what `best` is chosen from: scratch has no pretraining
+APPROACHES = (*CHOSEN_FROM, "scratch")
+PEERS = ("tfidf", "minilm")
+COLUMNS = ("tfidf", "scratch", *CHOSEN_FROM, "best", "minilm")
+AGAINST = ("tfidf", "minilm", "scratch")
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one approach or peer answers on one sample: a label for every test row, None where not asked."""
+
+    dataset: str
+    rows: str
+    seed: int
+    what: str
+    predictions: Sequence[str | None]
+    seconds: float
+    validation_macro_f1: float | None = None
+    note: str = ""
+    when: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One data set at one number of rows. Scores are means over the seeds."""
+
+    dataset: str
+    rows: str
+    test_rows: int
+    columns: dict[str, dict[str, Any]] = field(default_factory=dict)
+    differences: dict[str, dict[str, Any]] = field(default_factory=dict)  # best minus that column
+    chosen: dict[str, str] = field(default_factory=dict)  # seed: approach
+    unseen: dict[str, int] = field(default_factory=dict)  # seed: test classes without a training row
+
+
+def macro_f1(answers: Sequence[Any], predictions: Sequence[Any]) -> float:
+    """Mean F1 over the classes that occur in answers or predictions; None is no class, and wrong."""
+    right: dict[Any, int] = {}
+    seen: dict[Any, int] = {}
+    for answer, prediction in zip(answers, predictions, strict=True):
+        right[answer] = right.get(answer, 0) + (answer == prediction)
+        for label in (answer, prediction):
+            if label is not None:
+                seen[label] = seen.get(label, 0) + 1
+    return sum(2 * right.get(label, 0) / count for label, count in seen.items()) / len(seen)
+
+
+def correctness(cell: Cell, answers: Sequence[str]) -> Any:
+    """(N,) one where the answer is right."""
+    return np.array([guess == answer for guess, answer in zip(cell.predictions, answers, strict=True)], float)
+
+
+def choose_best(cells: Mapping[str, Cell], wanted: Sequence[str]) -> Cell | None:
+    """The best on validation of those that were wanted; None while one is missing. Ties: the cheaper one."""
+    names = [name for name in CHOSEN_FROM if name in wanted]
+    if not names or any(name not in cells for name in names):
+        return None
+    return max((cells[name] for name in names), key=lambda cell: cell.validation_macro_f1 or 0.0)
+
+
+def make_line(
+    dataset: str, rows: str, answers: Sequence[str], by_seed: Mapping[int, Mapping[str, Cell]]
+) -> Line:
+    """Means over the seeds. Intervals are of the test rows: per row the mean over the seeds, resampled."""
+    line = Line(dataset, rows, len(answers))
+    right: dict[str, dict[int, Any]] = {
+        column: {s: correctness(cells[column], answers) for s, cells in by_seed.items() if column in cells}
+        for column in COLUMNS
+    }
+    for column in COLUMNS:
+        cells = [cells[column] for cells in by_seed.values() if column in cells]
+        if cells:
+            line.columns[column] = {
+                "accuracy": as_json(bootstrap_mean(np.mean(list(right[column].values()), axis=0))),
+                "macro_f1": round(float(np.mean([macro_f1(answers, cell.predictions) for cell in cells])), 6),
+                "seeds": len(cells),
+                "seconds": round(float(np.mean([cell.seconds for cell in cells])), 1),
+            }
+    for other in AGAINST:
+        both = [right["best"][seed] - right[other][seed] for seed in right["best"] if seed in right[other]]
+        if both:
+            found = as_json(bootstrap_mean(np.mean(both, axis=0)))
+            line.differences[other] = {**found, "seeds": len(both)}
+    line.chosen.update({str(seed): cells["best"].what for seed, cells in by_seed.items() if "best" in cells})
+    return line
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What `best` must reach against a column, on the lines named (data set, rows).
+
+    `clear`: the interval of the difference is above zero. `mean`: the mean difference over the lines is
+    `least` or more; where that is zero, above it.
+    """
+
+    against: str
+    lines: tuple[tuple[str, str], ...]
+    kind: Literal["clear", "mean"]
+    least: float = 0.0
+
+    @property
+    def says(self) -> str:
+        where = ", ".join(f"{dataset} {rows}" for dataset, rows in self.lines)
+        if self.kind == "clear":
+            return f"ahead of {self.against}, interval above zero: {where}"
+        if self.least < 0:
+            return f"within {-100 * self.least:g} points of {self.against} on average: {where}"
+        if self.least > 0:
+            return f"ahead of {self.against} by {100 * self.least:g} points or more: {where}"
+        return f"ahead of {self.against}: {where}"
+
+
+MAIN = ("ag_news", "sst2", "banking77")
+CLEAR = (("ag_news", "200"), *((name, rows) for name in MAIN for rows in ("1000", "all")))
+BARS: tuple[Bar, ...] = (
+    *(Bar("tfidf", (line,), "clear") for line in CLEAR),
+    Bar("tfidf", (("ag_news", "200"),), "mean", 0.05),
+    Bar("minilm", tuple((name, rows) for rows in ("200", "1000") for name in MAIN), "mean", -0.03),
+    *(Bar("minilm", ((name, "all"),), "mean") for name in MAIN),
+)
+
+
+def judge(bar: Bar, lines: Sequence[Line], *, seeds: int = len(SEEDS)) -> dict[str, Any]:
+    """Whether a bar holds; None where a difference was not measured on so many seeds."""
+    found = {(line.dataset, line.rows): line.differences.get(bar.against) for line in lines}
+    needed = [found.get(place) for place in bar.lines]
+    measured = [difference for difference in needed if difference and difference["seeds"] >= seeds]
+    if len(measured) < len(needed):
+        return {"bar": bar.says, "holds": None, "difference": None}
+    mean = float(np.mean([difference["value"] for difference in measured]))
+    if bar.kind == "clear":
+        holds = all(difference["low"] > 0 for difference in measured)
+    else:
+        holds = mean >= bar.least if bar.least else mean > 0
+    return {"bar": bar.says, "holds": holds, "difference": round(mean, 6)}
+
+
+# Texts.
+
+
+def accuracy_table(lines: Sequence[Line]) -> str:
+    """Markdown: accuracy with its interval."""
+    rows = [
+        f"| data set | rows | {' | '.join(COLUMNS)} | best is | seeds |",
+        "|---|---:|" + "---|" * (len(COLUMNS) + 2),
+    ]
+    for line in lines:
+        cells = [line.columns.get(column) for column in COLUMNS]
+        words = [
+            "–" if cell is None else "{value:.3f} ({low:.3f} to {high:.3f})".format(**cell["accuracy"])
+            for cell in cells
+        ]
+        counts = {name: list(line.chosen.values()).count(name) for name in CHOSEN_FROM}
+        best = ", ".join(f"{name} {count}" for name, count in counts.items() if count) or "–"
+        seeds = sorted({cell["seeds"] for cell in cells if cell is not None})
+        told = " to ".join(map(str, seeds[:1] + seeds[1:][-1:]))
+        rows.append(f"| {line.dataset} | {line.rows} | {' | '.join(words)} | {best} | {told} |")
+    return "\n".join(rows)
+
+
+def difference_table(lines: Sequence[Line]) -> str:
+    """Markdown: best minus the others, in points."""
+    rows = [
+        f"| best minus, in points | rows | {' | '.join(AGAINST)} |",
+        "|---|---:|" + "---|" * len(AGAINST),
+    ]
+    for line in lines:
+        words = []
+        for other in AGAINST:
+            points = {key: 100 * value for key, value in line.differences.get(other, {}).items()}
+            words.append("{value:+.1f} ({low:+.1f} to {high:+.1f})".format(**points) if points else "–")
+        rows.append(f"| {line.dataset} | {line.rows} | {' | '.join(words)} |")
+    return "\n".join(rows)
+
+
+def bars_text(bars: Sequence[Mapping[str, Any]]) -> str:
+    """A list of what holds, what doesn't, and what was not measured."""
+    words = {True: "holds", False: "does not hold", None: "not measured"}
+    return "\n".join(
+        f"- {words[bar['holds']]}: {bar['bar']}"
+        + ("" if bar["difference"] is None else f" ({100 * bar['difference']:+.1f} points)")
+        for bar in bars
+    )
+
+
+def results_text(found: Mapping[str, Any], lines: Sequence[Line]) -> str:
+    """The Markdown page."""
+    host, base = found["machine"], found["base"]
+    versions = ", ".join(f"{package} {version}" for package, version in host["versions"].items())
+    unseen = "; ".join(
+        f"{line.dataset} at {line.rows} rows {', '.join(map(str, line.unseen.values()))}"
+        for line in lines
+        if line.unseen
+    )
+    settings = ", ".join(found["settings"]) or "defaults"
+    notes = [
+        f"Base {base['name']} ({base['revision'][:12]}), settings: {settings}.",
+        "N rows include validation (15 %); tfidf and minilm are fitted on training and validation together.",
+        f"`best` is the best of {', '.join(found['best_of']) or 'none'} on validation, for each seed.",
+    ]
+    if unseen:
+        notes.append(
+            "Classes of the test that a sample has no row of count as wrong for everybody. How many, by "
+            f"seed: {unseen}."
+        )
+    return "\n\n".join(
+        [
+            f"# Quality, {found['when'][:10]}",
+            "Accuracy on the public test file: the mean of the seeds, with a 95 % interval over test rows.",
+            accuracy_table(lines),
+            difference_table(lines),
+            bars_text(found["bars"]),
+            " ".join(notes),
+            f"{host['cores']} cores of {host['processor']}, {host['memory_gb']} GB, {host['device']}, "
+            f"{host['threads']} threads. Python {host['python']}, {versions}. Written by "
+            "`python benchmarks/quality.py`.",
+        ]
+    )

@@ -1,0 +1,154 @@
+"""Documents for language modeling: any location as a stream of pieces, never held whole.
+
+A document is a text file, a row's text, or what lies between two separator lines. It comes in pieces of a
+few kilobytes cut between lines, so that a file larger than memory can be read, and a single long document can
+still be divided into parts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from gptailor.data.lines import LineFeed
+from gptailor.data.read import find_kind, infer_roles, iterate_rows
+from gptailor.data.source import find_encoding, find_source, sample_text
+from gptailor.errors import DataError
+from gptailor.types import RawExample, RejectedRow
+
+PIECE = 4096  # characters; a document is divided between pieces, never inside one
+LOOK_AHEAD = 200  # rows to find the text column by
+# Where a tokenizer would part two words anyway: before the white space that follows a word.
+BREAK = re.compile(r"(?<=\S)(?=[\r\n])")
+BLANK = re.compile(r"(?<=\S)(?=\s)")
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A stretch of a document; `begins` marks a document's first one."""
+
+    text: str
+    source: str
+    row: int
+    begins: bool
+
+
+def iterate_pieces(
+    location: str, *, text: str | None = None, columns: str | None = None, separator: str | None = None
+) -> Iterator[Piece | RejectedRow]:
+    """The documents of a location in order, in pieces; rows that can't be read come as they are.
+
+    Args:
+        location: What `read_rows` reads: a text file is one document, a folder one per file, a table one
+            per row.
+        text: The column of the text, where there are several.
+        columns: Names for a headerless file's columns. One name for a plain text makes every line a
+            document.
+        separator: A line that divides a plain text into documents, such as `<|endoftext|>`.
+
+    Raises:
+        DataError: the location can't be read or the text column isn't plain.
+    """
+    if columns is None and _is_plain_text(location):
+        yield from _plain_pieces(location, separator)
+        return
+    rows = iterate_rows(location, columns=columns)
+    held = [item for _, item in zip(range(LOOK_AHEAD), rows, strict=False)]
+    good = [row for row in held if isinstance(row, RawExample)]
+    column = None
+    if good:
+        names = list(dict.fromkeys(name for row in good for name in row.fields))
+        column = infer_roles(names, good, text=text, label=None, need_label=False).text
+    for item in _chain(held, rows):
+        if isinstance(item, RejectedRow):
+            yield item
+            continue
+        parts = (column or "text").split("+")
+        whole = item.fields.get(column or "") or " ".join(v for n in parts if (v := item.fields.get(n, "")))
+        yield from _pieces_of(whole, item.source, item.row, separator if Path(location).is_dir() else None)
+
+
+def cut_pieces(text: str, size: int = PIECE) -> list[str]:
+    """Cuts a text before white space, if it can between lines, into pieces of about `size` characters."""
+    pieces, start = [], 0
+    while len(text) - start > size * 3 // 2:
+        near = start + size
+        found = BREAK.search(text, near, near + size // 2) or BLANK.search(text, near, near + size // 2)
+        end = found.start() if found else near
+        pieces.append(text[start:end])
+        start = end
+    pieces.append(text[start:])
+    return pieces
+
+
+def _pieces_of(text: str, source: str, row: int, separator: str | None) -> Iterator[Piece]:
+    texts = [text] if separator is None else list(_between(text.splitlines(keepends=True), separator)) or [""]
+    for document in texts:
+        for place, piece in enumerate(cut_pieces(document)):
+            yield Piece(piece, source, row, begins=place == 0)
+
+
+def _between(lines: Iterable[str], separator: str) -> Iterator[str]:
+    """Nothing between two separators is no document."""
+    held: list[str] = []
+    for line in lines:
+        if line.strip() == separator:
+            if held:
+                yield "".join(held)
+            held = []
+        else:
+            held.append(line)
+    if held:
+        yield "".join(held)
+
+
+def _is_plain_text(location: str) -> bool:
+    if location == "-" or location.startswith("hub:") or Path(location).is_dir():
+        return False
+    source = find_source(location)
+    if source.sample.startswith(b"PAR1"):
+        return False
+    encoding, _ = find_encoding(source)
+    return find_kind(source, sample_text(source, encoding), None) == "document"
+
+
+def _plain_pieces(location: str, separator: str | None) -> Iterator[Piece | RejectedRow]:
+    """A plain text line by line. A row is a document: numbered by the line it begins in."""
+    source = find_source(location)
+    encoding, _ = find_encoding(source)
+    held: list[str] = []
+    size, row, begins = 0, 1, True
+    with closing(LineFeed(source, encoding)) as feed:
+        for number, line in enumerate(feed, start=1):
+            feed.taken.clear()
+            if fault := feed.faults.get(number):
+                raise DataError(
+                    f"line {number}: {fault}", where=source.name, fix="Save the file as UTF-8 text."
+                )
+            if separator is not None and line.strip() == separator:
+                yield from _flush(held, source.name, row, begins)
+                held, size, row, begins = [], 0, number + 1, True
+                continue
+            held.append(line)
+            size += len(line)
+            if size > 2 * PIECE:
+                *ready, rest = cut_pieces("".join(held))
+                yield from _flush(ready, source.name, row, begins, joined=False)
+                begins = begins and not ready
+                held, size = [rest], len(rest)
+    yield from _flush(held, source.name, row, begins)
+
+
+def _flush(held: list[str], name: str, row: int, begins: bool, *, joined: bool = True) -> Iterator[Piece]:
+    for place, text in enumerate(cut_pieces("".join(held)) if joined and held else held):
+        yield Piece(text, name, row, begins=begins and place == 0)
+
+
+def _chain(
+    held: list[RawExample | RejectedRow], rest: Iterator[RawExample | RejectedRow]
+) -> Iterator[RawExample | RejectedRow]:
+    yield from held
+    yield from rest

@@ -1,0 +1,148 @@
+"""How well a model predicts text: nats by piece, and the scores made of them.
+
+Bits per byte is what a text costs, whatever the tokenizer: two models with different vocabularies can be
+compared by it. Perplexity is per token, and comparable only where the tokens are the same.
+"""
+
+from __future__ import annotations
+
+import lzma
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from gptailor.data.batch import to_device
+from gptailor.data.blocks import TokenStore, collate_blocks, num_blocks, target_pieces, targets_by_piece
+from gptailor.evaluate.metrics import interval, resampled_rows
+from gptailor.models.forward import learned_states, target_nats
+from gptailor.types import FloatArray, IntArray, Score
+
+TOKENS_PER_PASS = 4096
+FEW_DOCUMENTS = 20  # with fewer, intervals are over pieces and not over documents
+COMPRESSED_CONTEXT = 4_000_000  # characters of training text the compressor has read
+
+
+@dataclass(frozen=True, slots=True)
+class PieceNats:
+    """What each piece of a text costs a model. Shapes: all (P,)."""
+
+    nats: FloatArray
+    tokens: IntArray  # targets, the ends of documents among them
+    bytes: IntArray
+    documents: IntArray
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return float(self.nats.sum() / max(1, self.tokens.sum()))
+
+    @property
+    def bits_per_byte(self) -> float:
+        return float(self.nats.sum() / max(1, self.bytes.sum()) / math.log(2))
+
+
+def piece_nats(
+    model: PreTrainedModel, head: torch.nn.Module, store: TokenStore, *, length: int, blocks: Sequence[int]
+) -> PieceNats:
+    """What the pieces in the chosen blocks cost, each token seeing at most its block.
+
+    Bytes count as far as the tokens of a piece lie in the chosen blocks.
+    """
+    size = len(store.piece_starts)
+    nats, tokens = np.zeros(size), np.zeros(size, np.int64)
+    rows = max(1, TOKENS_PER_PASS // length)
+    with torch.inference_mode():
+        for start in range(0, len(blocks), rows):
+            chosen = list(blocks[start : start + rows])
+            batch = collate_blocks(store, chosen, length=length, where="evaluation")
+            moved = to_device(batch, model.device)
+            assert moved.targets is not None
+            found = target_nats(learned_states(model, moved), head, moved.targets)
+            pieces = target_pieces(store, chosen, length=length)
+            nats += np.bincount(pieces, found.double().cpu().numpy(), minlength=size)
+            tokens += np.bincount(pieces, minlength=size)
+    return _seen(store, nats, tokens)
+
+
+def unigram_nats(train: TokenStore, store: TokenStore, *, vocabulary: int, length: int) -> PieceNats:
+    """What the pieces cost one who knows only how often each token stands in the training text."""
+    counts = np.ones(vocabulary)
+    for start in range(0, len(train.tokens), 2**22):
+        counts += np.bincount(np.asarray(train.tokens[start : start + 2**22]), minlength=vocabulary)
+    cost = -np.log(counts / counts.sum())
+    size = len(store.piece_starts)
+    nats, tokens = np.zeros(size), np.zeros(size, np.int64)
+    for block in range(num_blocks(store, length)):
+        batch = collate_blocks(store, [block], length=length, where="evaluation")
+        assert batch.targets is not None
+        pieces = target_pieces(store, [block], length=length)
+        nats += np.bincount(pieces, cost[batch.targets.numpy()], minlength=size)
+        tokens += np.bincount(pieces, minlength=size)
+    return _seen(store, nats, tokens)
+
+
+def compressed_bits_per_byte(train_text: str, text: str) -> float:
+    """What xz needs for a text after it has read the end of the training text."""
+    before = train_text[-COMPRESSED_CONTEXT:].encode(errors="replace")
+    data = text.encode(errors="replace")
+    settings: Any = {"format": lzma.FORMAT_RAW, "filters": [{"id": lzma.FILTER_LZMA2, "preset": 6}]}
+    alone, both = (len(lzma.compress(part, **settings)) for part in (before, before + data))
+    return 8 * (both - alone) / max(1, len(data))
+
+
+def text_scores(pieces: PieceNats, *, resamples: int, seed: int) -> dict[str, Score]:
+    """Bits per byte, perplexity and loss with bootstrap intervals over documents (few: over pieces)."""
+    nats, tokens, size = _units(pieces)
+    drawn = [
+        (nats[rows].sum(1), tokens[rows].sum(1), size[rows].sum(1))
+        for rows in resampled_rows(np.random.default_rng(seed), len(nats), resamples=resamples)
+    ]
+    many = tuple(np.concatenate(column) for column in zip(*drawn, strict=True))
+    loss = many[0] / np.maximum(1, many[1])
+    bits = many[0] / np.maximum(1, many[2]) / math.log(2)
+    return {
+        "bits_per_byte": interval(pieces.bits_per_byte, bits),
+        "perplexity": interval(math.exp(pieces.loss), np.exp(loss)),
+        "loss": interval(pieces.loss, loss),
+    }
+
+
+def bits_difference(ours: PieceNats, theirs: PieceNats, *, resamples: int, seed: int) -> Score:
+    """Our bits per byte minus theirs on the same pieces, with the interval of a paired bootstrap."""
+    left, _, size = _units(ours)
+    right, _, _ = _units(theirs)
+    gap = (left - right) / math.log(2)
+    found = [
+        gap[rows].sum(1) / np.maximum(1, size[rows].sum(1))
+        for rows in resampled_rows(np.random.default_rng(seed), len(gap), resamples=resamples)
+    ]
+    return interval(float(gap.sum() / max(1, size.sum())), np.concatenate(found))
+
+
+def at_constant_cost(pieces: PieceNats, bits_per_byte: float) -> PieceNats:
+    """The same pieces, each byte at one price: what a method costs that is known only as a whole."""
+    nats = pieces.bytes.astype(np.float64) * (bits_per_byte * math.log(2))
+    return PieceNats(nats, pieces.tokens, pieces.bytes, pieces.documents)
+
+
+def _units(pieces: PieceNats) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Nats, tokens and bytes by document where there are enough of them, else by piece."""
+    columns = (pieces.nats, pieces.tokens.astype(np.float64), pieces.bytes.astype(np.float64))
+    _, which = np.unique(pieces.documents, return_inverse=True)
+    if which.max(initial=-1) + 1 < FEW_DOCUMENTS:
+        return columns
+    nats, tokens, size = (np.bincount(which, column).astype(np.float64) for column in columns)
+    return nats, tokens, size
+
+
+def _seen(store: TokenStore, nats: FloatArray, tokens: IntArray) -> PieceNats:
+    """The pieces that had targets; a piece that was looked at in part counts that part of its bytes."""
+    whole = targets_by_piece(store)
+    size = np.round(store.piece_bytes * (tokens / np.maximum(1, whole))).astype(np.int64)
+    kept = tokens > 0
+    return PieceNats(nats[kept], tokens[kept], size[kept], store.piece_documents[kept])

@@ -1,0 +1,61 @@
+"""The writer: a language bundle in memory, from a text to how it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gptailor.data.clean import repair
+from gptailor.data.tokenize import build_encoder
+from gptailor.errors import ModelError
+from gptailor.models.bundle import find_model_folder, read_bundle
+from gptailor.models.generate import continue_tokens
+from gptailor.models.load import load_saved_language_model, load_tokenizer, output_layer
+from gptailor.models.names import Base
+
+
+class Writer:
+    """A loaded language model. Immutable after loading; used from one thread at a time."""
+
+    def __init__(self, run: Path) -> None:
+        folder = find_model_folder(run)
+        self.bundle = read_bundle(folder)
+        if self.bundle.task == "classification":
+            raise ModelError(
+                "is a classifier; it labels texts and doesn't write any.",
+                where=str(run),
+                fix="Use a run of --task language.",
+            )
+        self.tokenizer: Any = load_tokenizer(Base(run.name, folder, "", "folder"))
+        self.encoder = build_encoder(self.tokenizer.backend_tokenizer, pad_id=self.tokenizer.pad_token_id)
+        self.model = load_saved_language_model(folder)
+        self.head = output_layer(self.model)
+        end = self.tokenizer.eos_token_id
+        self.end = int(self.tokenizer.bos_token_id if end is None else end)
+        begin = self.tokenizer.bos_token_id
+        self.begin = int(self.end if begin is None else begin)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text as training saw it: the begin token, and nothing after the text."""
+        settings = {key: bool(value) for key, value in self.bundle.clean.items()}
+        ids = self.encoder.backend.encode(repair(text, **settings), add_special_tokens=False).ids
+        return [self.begin, *ids]
+
+    def write(self, text: str, *, max_new_tokens: int = 128, temperature: float = 0.8, seed: int = 0) -> str:
+        """How the text goes on, drawn from the seed; it ends by itself or after so many tokens."""
+        made = continue_tokens(
+            self.model,
+            self.encode(text),
+            max_new_tokens=max_new_tokens,
+            end=self.end,
+            pad=int(self.tokenizer.pad_token_id),
+            temperature=temperature,
+            seed=seed,
+        )
+        return self.decode(made)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens left out."""
+        text: str = self.encoder.backend.decode(list(ids), skip_special_tokens=True)
+        return text

@@ -1,0 +1,392 @@
+"""Language modeling, from documents to a sealed model: the straight line of `--task language`."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from gptailor.data.batch import to_device
+from gptailor.data.blocks import TokenStore, block_lengths, collate_blocks, num_blocks, open_store
+from gptailor.data.documents import iterate_pieces
+from gptailor.data.ledger import summarize, write_ledger
+from gptailor.data.tokenize import Encoder, build_encoder
+from gptailor.errors import DataError, ModelError, RecipeError
+from gptailor.evaluate.language import PieceNats, piece_nats
+from gptailor.launch import Precision, StopRequest, precision_context, resolve_environment, write_atomically
+from gptailor.models.approach import Adapted, adapt_full, adapt_lora
+from gptailor.models.generate import continue_tokens
+from gptailor.models.load import (
+    build_scratch_language_model,
+    load_config,
+    load_tokenizer,
+    load_trainable_language_model,
+)
+from gptailor.models.names import Base, context_length, resolve_base
+from gptailor.models.vocabulary import choose_vocabulary, train_tokenizer
+from gptailor.pipeline.documents import (
+    PreparedDocuments,
+    choose_block,
+    ledger_lines,
+    prepare_documents,
+    repair_document,
+    write_tokens,
+)
+from gptailor.pipeline.folder import base_revision_of, refuse_other_data
+from gptailor.pipeline.language_story import finish_language
+from gptailor.pipeline.objective import Objective, Validation
+from gptailor.pipeline.place import Listener, Trained, TrainingPlace
+from gptailor.pipeline.prepare import PARTS
+from gptailor.pipeline.trained import settle_plan
+from gptailor.pipeline.training import train
+from gptailor.recipe import (
+    AutoApproach,
+    FrozenApproach,
+    FullApproach,
+    LoraApproach,
+    Recipe,
+    ScratchApproach,
+)
+from gptailor.report.terminal import duration_text
+from gptailor.train.loss import language_loss
+from gptailor.types import Batch, Part
+
+LARGEST_FULL = 50_000_000  # weights; above, `auto` means LoRA
+VALIDATION_BLOCKS = 96  # looked at during training, spread over the part; the end looks at all
+PROMPTS, PROMPT_TOKENS, SAMPLE_TOKENS = 4, 24, 64
+TOKENIZER_TEXT = 50_000_000  # characters that a tokenizer of one's own is trained on, at most
+
+TrainableText = FullApproach | LoraApproach | ScratchApproach
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageShop:
+    """What a language run works with."""
+
+    recipe: Recipe
+    base: Base
+    tokenizer: PreTrainedTokenizerBase
+    encoder: Encoder
+    stores: dict[Part, TokenStore]
+    block: int  # tokens of a block
+    begin: int  # the token that every document begins with
+    end: int  # and the one it ends with
+    environment: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """How a held-out text goes on: in truth, by the base, and by the result."""
+
+    prompt: str
+    prompt_ids: tuple[int, ...]
+    reference: str
+    before: str | None = None
+    after: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LanguageResult:
+    """A trained language model and how it did on all of validation."""
+
+    approach: TrainableText
+    adapted: Adapted
+    trained: Trained
+    validation: PieceNats
+    samples: list[Sample]
+
+
+def fit_language(recipe: Recipe, folder: Path, listener: Listener, stop: StopRequest) -> None:
+    """Documents to a finished run folder; resumes what was begun there.
+
+    Raises:
+        GptailorError: something the person can mend; the message says what.
+    """
+    began = time.perf_counter()
+    prepared = prepare_documents(recipe, listener.say)
+    refuse_other_data(folder, prepared.data_hash)
+    shop = open_language_shop(recipe, prepared, folder, listener)
+    write_data(folder, prepared, shop)
+    samples = choose_samples(shop)
+    place = TrainingPlace(
+        folder=folder / "checkpoints",
+        log=folder / "metrics.jsonl",
+        seed=recipe.seed,
+        environment=shop.environment,
+        stop=stop,
+        show=listener.show,
+        say=listener.say,
+    )
+    with stop.deferred():
+        result = train_language(shop, samples, place)
+    finish_language(folder, shop, result, prepared=prepared, say=listener.say, began=began)
+
+
+def open_language_shop(
+    recipe: Recipe, prepared: PreparedDocuments, folder: Path, listener: Listener
+) -> LanguageShop:
+    """Finds the base and its tokenizer (or trains one), and tokenizes to disk, once."""
+    base = resolve_base(recipe.base, revision=base_revision_of(folder) or recipe.revision)
+    context = context_length(load_config(base))
+    own = isinstance(recipe.approach, ScratchApproach)
+    if own:
+        tokenizer = own_tokenizer(recipe, prepared, folder / "data" / "tokenizer", context, listener)
+    else:
+        tokenizer = load_tokenizer(base)
+    block = choose_block(recipe.data.max_tokens, context)
+    backend: Any = tokenizer
+    encoder = build_encoder(backend.backend_tokenizer, pad_id=int(backend.pad_token_id))
+    begin, end = _ends(backend, base)
+    tokens = folder / "data" / "tokens"
+    if all((tokens / part / "tokens.json").exists() for part in PARTS):
+        stores = {part: open_store(tokens / part) for part in PARTS}
+    else:
+        listener.say("tokenizing")
+        stores = write_tokens(
+            prepared,
+            encoder,
+            tokens,
+            settings=recipe.data,
+            vocabulary=len(backend),
+            ends=(begin, end),
+        )
+    for part in PARTS:
+        if stores[part].num_targets == 0:
+            raise DataError(
+                f"the text of {part} is not one token long.", where=recipe.data.train, fix="Give more text."
+            )
+    environment, changed = resolve_environment(folder / "environment.json", {"base_revision": base.revision})
+    environment["changed"] = changed
+    for change in changed:
+        listener.say(f"this machine differs from where the run began, so it is not bit-exact: {change}")
+    return LanguageShop(recipe, base, tokenizer, encoder, stores, block, begin, end, environment)
+
+
+def own_tokenizer(
+    recipe: Recipe, prepared: PreparedDocuments, folder: Path, context: int, listener: Listener
+) -> PreTrainedTokenizerBase:
+    """A byte-level BPE trained on the training text (never on held-out text), kept in the run folder."""
+    if (folder / "tokenizer.json").exists():
+        return load_tokenizer(Base("own", folder, "", "folder"))
+    file = prepared.files[0]
+    size = sum(
+        count
+        for count, part in zip(file.documents.piece_bytes, file.parts.tolist(), strict=True)
+        if part == 0
+    )
+    assert isinstance(recipe.approach, ScratchApproach)
+    vocabulary = recipe.approach.vocabulary or choose_vocabulary(size)
+    listener.say(f"training a tokenizer of {vocabulary:,} tokens")
+    tokenizer = train_tokenizer(_training_texts(prepared, recipe), vocabulary=vocabulary, context=context)
+    tokenizer.save_pretrained(folder)
+    return load_tokenizer(Base("own", folder, "", "folder"))
+
+
+def write_data(folder: Path, prepared: PreparedDocuments, shop: LanguageShop) -> None:
+    """The ledger: one line per document, and its sums, which come out."""
+    path = folder / "data"
+    path.mkdir(exist_ok=True)
+    write_ledger(path / "ledger.jsonl", ledger_lines(prepared, shop.stores))
+    summary = summarize(ledger_lines(prepared, shop.stores), read=prepared.read)
+    summary["bytes"] = {part: int(shop.stores[part].piece_bytes.sum()) for part in PARTS}
+    summary["divided"] = prepared.files[0].divided
+    if summary["divided"]:
+        summary |= {part: len(np.unique(shop.stores[part].piece_documents)) for part in PARTS}
+    summary["data_hash"] = prepared.data_hash
+    write_atomically(path / "summary.json", json.dumps(summary, indent=1))
+
+
+def train_language(shop: LanguageShop, samples: list[Sample], place: TrainingPlace) -> LanguageResult:
+    """Adapts, trains and returns the best weights on validation, adapters still in place."""
+    approach = choose_approach(shop)
+    adapted = adapt_language(shop, approach)
+    if not isinstance(approach, ScratchApproach):
+        samples = [replace(s, before=continue_text(shop, adapted.plain, s.prompt_ids)) for s in samples]
+    objective = language_objective(shop, adapted)
+    plan = settle_plan(shop.recipe.train, shop.environment, adapted, objective, approach.kind, place)
+    place.say(
+        f"{approach.kind}: training, about {duration_text(shop.environment['forecast_seconds'])} at most"
+    )
+    trained = train(adapted, objective, plan=plan, settings=shop.recipe.train, place=place)
+    samples = [replace(s, after=continue_text(shop, adapted.plain, s.prompt_ids)) for s in samples]
+    validation = nats_on(shop, adapted, "validation")
+    return LanguageResult(approach, adapted, trained, validation, samples)
+
+
+def choose_approach(shop: LanguageShop) -> TrainableText:
+    """What `auto` means here: every weight of a small base, LoRA for a large one."""
+    approach = shop.recipe.approach
+    if isinstance(approach, FrozenApproach):
+        raise RecipeError(
+            "frozen has nothing to learn when the task is language.",
+            where="approach",
+            fix="Use --approach full, lora or scratch.",
+        )
+    if isinstance(approach, AutoApproach):
+        config = load_config(shop.base)
+        width, layers = int(config.hidden_size), int(config.num_hidden_layers)
+        weights = 12 * layers * width**2 + int(config.vocab_size) * width
+        return FullApproach() if weights <= LARGEST_FULL else LoraApproach()
+    return approach
+
+
+def adapt_language(shop: LanguageShop, settings: TrainableText) -> Adapted:
+    """Loads or builds the language model and chooses the weights that may change."""
+    recipe = shop.recipe
+    if isinstance(settings, ScratchApproach):
+        model = build_scratch_language_model(
+            shop.base,
+            shop.tokenizer,
+            seed=recipe.seed,
+            dropout=recipe.train.dropout,
+            layers=settings.layers,
+            width=settings.width,
+            heads=settings.heads,
+        )
+    else:
+        model = load_trainable_language_model(shop.base, shop.tokenizer, dropout=recipe.train.dropout)
+    model.to(shop.environment["device"])
+    if recipe.train.gradient_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    if isinstance(settings, LoraApproach):
+        return adapt_lora(
+            model,
+            rank=settings.rank,
+            alpha=settings.alpha,
+            dropout=settings.dropout,
+            targets=settings.targets,
+            seed=recipe.seed,
+        )
+    return adapt_full(model)
+
+
+def language_objective(shop: LanguageShop, adapted: Adapted) -> Objective:
+    """Cross-entropy of the next token over packed blocks; the score is the negative validation loss."""
+    device = adapted.plain.device
+    store, block = shop.stores["train"], shop.block
+
+    def batches(chosen: Sequence[int], micro_batch_size: int) -> list[Batch]:
+        return [
+            to_device(
+                collate_blocks(
+                    store,
+                    chosen[start : start + micro_batch_size],
+                    length=block,
+                    where=shop.recipe.data.train,
+                ),
+                device,
+            )
+            for start in range(0, len(chosen), micro_batch_size)
+        ]
+
+    def loss(batch: Batch) -> tuple[Any, int]:
+        return language_loss(adapted.plain, adapted.head, batch), batch.num_targets
+
+    total = num_blocks(shop.stores["validation"], block)
+    looked_at = np.unique(
+        np.linspace(0, total - 1, min(total, VALIDATION_BLOCKS)).round().astype(int)
+    ).tolist()
+
+    def validate(precision: Precision) -> Validation:
+        pieces = nats_on(shop, adapted, "validation", blocks=looked_at, precision=precision)
+        return Validation(pieces.loss, -pieces.loss, {"bits_per_byte": pieces.bits_per_byte})
+
+    return Objective(block_lengths(store, block), batches, loss, validate, new_head=False)
+
+
+def nats_on(
+    shop: LanguageShop,
+    adapted: Adapted,
+    part: Part,
+    *,
+    blocks: Sequence[int] | None = None,
+    precision: Precision = "fp32",
+) -> PieceNats:
+    """What a part costs the model; all of it, or the chosen blocks."""
+    store = shop.stores[part]
+    was_training = adapted.trained.training
+    adapted.trained.eval()
+    with precision_context(precision, adapted.plain.device.type):
+        found = piece_nats(
+            adapted.plain,
+            adapted.head,
+            store,
+            length=shop.block,
+            blocks=list(range(num_blocks(store, shop.block))) if blocks is None else blocks,
+        )
+    adapted.trained.train(was_training)
+    return found
+
+
+def choose_samples(shop: LanguageShop) -> list[Sample]:
+    """Beginnings of held-out texts, spread over validation, with how they really go on."""
+    store = shop.stores["validation"]
+    ends = np.append(store.begins[1:], len(store.tokens))
+    room = ends - store.begins - 1
+    starts = store.begins[room >= 2 * PROMPT_TOKENS] + 1
+    if len(starts) < PROMPTS:  # a few long documents: the beginnings of their pieces
+        starts = store.piece_starts[store.piece_starts + PROMPT_TOKENS + 8 < len(store.tokens)]
+    if not len(starts):
+        return []
+    chosen = starts[np.unique(np.linspace(0, len(starts) - 1, PROMPTS).round().astype(int))]
+    samples = []
+    for start in chosen.tolist():
+        ids = np.asarray(store.tokens[start : start + PROMPT_TOKENS]).tolist()
+        rest = np.asarray(
+            store.tokens[start + PROMPT_TOKENS : start + PROMPT_TOKENS + SAMPLE_TOKENS]
+        ).tolist()
+        rest = rest[: rest.index(shop.end)] if shop.end in rest else rest
+        samples.append(Sample(decode(shop, ids), (shop.begin, *ids), decode(shop, rest)))
+    return samples
+
+
+def continue_text(shop: LanguageShop, model: PreTrainedModel, prompt: Sequence[int]) -> str:
+    """A continuation drawn from the recipe's seed."""
+    pad: Any = shop.tokenizer.pad_token_id
+    made = continue_tokens(
+        model, prompt, max_new_tokens=SAMPLE_TOKENS, end=shop.end, pad=int(pad), seed=shop.recipe.seed
+    )
+    return decode(shop, made)
+
+
+def decode(shop: LanguageShop, ids: Sequence[int]) -> str:
+    """Token ids as text, special tokens left out."""
+    text: str = shop.encoder.backend.decode(list(ids), skip_special_tokens=True)
+    return text
+
+
+def _training_texts(prepared: PreparedDocuments, recipe: Recipe) -> Iterator[str]:
+    """Training pieces, evenly thinned where there is more than a tokenizer needs."""
+    file, settings = prepared.files[0], recipe.data
+    total = sum(file.documents.piece_bytes)
+    stride = max(1, math.ceil(total / TOKENIZER_TEXT))
+    items = (
+        item
+        for item in iterate_pieces(
+            settings.train, text=settings.text, columns=settings.columns, separator=settings.separator
+        )
+        if hasattr(item, "text")
+    )
+    for number, piece in enumerate(items):
+        if file.parts[number] == 0 and number % stride == 0:
+            yield repair_document(piece.text, settings.clean)
+
+
+def _ends(tokenizer: Any, base: Base) -> tuple[int, int]:
+    """The tokens a document begins and ends with."""
+    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
+    if end is None:
+        raise ModelError(
+            "its tokenizer has no end-of-text token.",
+            where=f"base {base.name!r}",
+            fix="Use a base whose tokenizer has one (eos_token).",
+        )
+    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else end
+    return int(begin), int(end)

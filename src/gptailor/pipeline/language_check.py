@@ -1,0 +1,130 @@
+"""Looks at documents before anyone trains: what would be dropped, how they divide, what it would cost."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptailor.data.tokenize import Encoder, build_encoder
+from gptailor.models.names import read_tokenizer_file, resolve_base
+from gptailor.pipeline.documents import PreparedDocuments, choose_block, kept_chunks, prepare_documents
+from gptailor.pipeline.prepare import PARTS
+from gptailor.pipeline.rendered import CheckReport, RenderedExample, token_pieces
+from gptailor.recipe import Recipe
+
+SHOWN, SHOWN_TOKENS = 3, 60
+
+
+def check_documents(
+    recipe: Recipe, *, estimate: bool = True, say: Callable[[str], None] = lambda _: None
+) -> CheckReport:
+    """The summary, three beginnings as the model will read them, and perhaps what a fit would cost.
+
+    Raises:
+        GptailorError: training would be refused, for the reason it says.
+    """
+    prepared = prepare_documents(recipe, say)
+    say("tokenizing")
+    backend, context = read_tokenizer_file(resolve_base(recipe.base, revision=recipe.revision))
+    encoder = build_encoder(backend, pad_id=0)
+    block = choose_block(recipe.data.max_tokens, context)
+    tokens, size, lengths, rendered = _count(prepared, recipe, encoder)
+    reasons = Counter(str(reason) for file in prepared.files for reason, _ in file.reasons.values())
+    reasons.update(row.reason for file in prepared.files for row in file.documents.rejected)
+    longest = max(lengths, default=0)
+    counts, edges = np.histogram(lengths, bins=min(30, max(4, longest // 4)), range=(0, longest + 1))
+    summary: dict[str, Any] = {
+        "task": "language",
+        "read": prepared.read,
+        "dropped": dict(reasons),
+        **{part: len({d for p, d in tokens if p == part}) for part in PARTS},
+        "divided": prepared.files[0].divided,
+        "bytes": {part: size[part] for part in PARTS},
+        "tokens": {part: sum(n for (p, _), n in tokens.items() if p == part) for part in PARTS},
+        "blocks": {
+            part: -(-sum(n + 1 for (p, _), n in tokens.items() if p == part) // block) for part in PARTS
+        },
+        "block_tokens": block,
+        "bytes_per_token": sum(size.values()) / max(1, sum(tokens.values())),
+        "leaks": sum(len(file.documents.overlapping) for file in prepared.files),
+        "lengths": {
+            "counts": counts.tolist(),
+            "edges": [round(float(edge), 1) for edge in edges],
+            "max_tokens": block,
+            "longest": longest,
+            "cut_rows": 0,
+            "cut_tokens": 0,
+        },
+        "notes": [],
+    }
+    return CheckReport(summary, tuple(rendered), _forecast(recipe, prepared, say) if estimate else None)
+
+
+def _count(
+    prepared: PreparedDocuments, recipe: Recipe, encoder: Encoder
+) -> tuple[dict[tuple[Any, int], int], dict[Any, int], list[int], list[RenderedExample]]:
+    """Tokens by (part, document), bytes by part, tokens of every document, and three beginnings."""
+    tokens: dict[tuple[Any, int], int] = {}
+    size: dict[Any, int] = dict.fromkeys(PARTS, 0)
+    rendered: list[RenderedExample] = []
+    whole: Counter[int] = Counter()
+    for number, file in enumerate(prepared.files):
+        for chunk, texts in kept_chunks(file, recipe.data):
+            encodings = encoder.backend.encode_batch_fast(texts, add_special_tokens=False)
+            for (part, document, piece, (begins, _)), text, encoding in zip(
+                chunk, texts, encodings, strict=True
+            ):
+                key = document * len(prepared.files) + number
+                tokens[part, key] = tokens.get((part, key), 0) + len(encoding.ids)
+                whole[key] += len(encoding.ids)
+                size[part] += len(text.encode(errors="replace"))
+                if begins and part == "train" and len(rendered) < SHOWN:
+                    ids = encoding.ids[:SHOWN_TOKENS]
+                    pieces = token_pieces(encoder, ids, [True] * len(ids))
+                    rendered.append(RenderedExample(f"{piece.source}:{piece.row}", "", pieces))
+    return tokens, size, list(whole.values()), rendered
+
+
+def _forecast(recipe: Recipe, prepared: PreparedDocuments, say: Callable[[str], None]) -> dict[str, Any]:
+    """One real step on real blocks, and what follows from it for time and memory."""
+    import psutil
+
+    from gptailor.pipeline.forecast import free_resources
+    from gptailor.pipeline.language import (
+        adapt_language,
+        choose_approach,
+        language_objective,
+        open_language_shop,
+    )
+    from gptailor.pipeline.measure import measure_plan
+    from gptailor.pipeline.place import Listener
+    from gptailor.pipeline.trained import plan_for
+
+    say("measuring one real step")
+    with tempfile.TemporaryDirectory() as folder:
+        shop = open_language_shop(recipe, prepared, Path(folder), Listener())
+        approach = choose_approach(shop)
+        before = psutil.Process().memory_info().rss
+        adapted = adapt_language(shop, approach)
+        objective = language_objective(shop, adapted)
+        plan, seconds = measure_plan(
+            adapted, objective, plan_for(recipe.train, adapted, objective, approach.kind)
+        )
+        weights = sum(parameter.nbytes for parameter in adapted.plain.parameters())
+        peak = psutil.Process().memory_info().rss - before + 2 * weights  # AdamW's moments come on top
+    return {
+        "approach": approach.kind,
+        "steps": plan.steps,
+        "seconds": seconds,
+        "batch_size": plan.batch_size,
+        "micro_batch_size": plan.micro_batch_size,
+        "precision": plan.precision,
+        "memory_bytes": peak,
+        "checkpoint_bytes": 3 * 3 * weights,
+        **free_resources(),
+    }

@@ -1,0 +1,63 @@
+"""A finished language run on a new text: what the text costs it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from gptailor.data.blocks import num_blocks
+from gptailor.errors import DataError
+from gptailor.evaluate.language import piece_nats, text_scores
+from gptailor.evaluate.metrics import as_json
+from gptailor.models.writer import Writer
+from gptailor.pipeline.documents import all_in, survey, write_store
+from gptailor.recipe import CleanSettings, DataSettings
+
+
+def evaluate_language(
+    writer: Writer,
+    location: str,
+    *,
+    text: str | None = None,
+    columns: str | None = None,
+    separator: str | None = None,
+    resamples: int = 2000,
+) -> dict[str, Any]:
+    """Bits per byte and perplexity of a new text, in blocks as long as training's, with intervals.
+
+    Raises:
+        DataError: there is no text.
+    """
+    clean = CleanSettings(**{k: v for k, v in writer.bundle.clean.items() if k != "squeeze_space"})
+    settings = DataSettings(train=location, text=text, columns=columns, separator=separator, clean=clean)
+    documents = survey(location, settings)
+    file = all_in(documents, "test")
+    if (file.parts < 0).all():
+        raise DataError("holds no text.", where=location, fix="Give a file with text.")
+    with tempfile.TemporaryDirectory() as folder:
+        store = write_store(
+            file,
+            writer.encoder,
+            Path(folder),
+            settings=settings,
+            vocabulary=len(writer.tokenizer),
+            ends=(writer.begin, writer.end),
+        )
+        length = writer.bundle.max_tokens
+        blocks = range(num_blocks(store, length))
+        pieces = piece_nats(writer.model, writer.head, store, length=length, blocks=blocks)
+        scores = text_scores(pieces, resamples=resamples, seed=0)
+        total = {"tokens": int(pieces.tokens.sum()), "bytes": int(pieces.bytes.sum())}
+        del store  # on some platforms a mapped file can't be removed
+    read = len(documents.row_of) + len(documents.rejected)
+    used = len(documents.row_of) - len(file.reasons)
+    return {
+        "file": location,
+        "read": read,
+        "rows": used,
+        "left_out": read - used,
+        **total,
+        "block_tokens": length,
+        "scores": as_json(scores),
+    }

@@ -1,0 +1,368 @@
+"""From a trained language model to a finished run: sealed, tested once, compared, told."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from gptailor import __version__
+from gptailor.data.blocks import TokenStore, num_blocks
+from gptailor.errors import ModelError
+from gptailor.evaluate.language import (
+    PieceNats,
+    at_constant_cost,
+    bits_difference,
+    compressed_bits_per_byte,
+    piece_nats,
+    text_scores,
+    unigram_nats,
+)
+from gptailor.evaluate.metrics import as_json
+from gptailor.evaluate.run import overfitting_in_words
+from gptailor.launch import write_atomically
+from gptailor.models.approach import adapt_full, adapter_state, merge_lora, save_adapter
+from gptailor.models.bundle import PARITY_TOLERANCE, save_model, write_bundle
+from gptailor.models.load import (
+    load_saved_language_model,
+    load_trainable_language_model,
+    output_layer,
+)
+from gptailor.pipeline.sealed import note_opening
+from gptailor.pipeline.story import STARTER_LICENSE
+from gptailor.recipe import LoraApproach, ScratchApproach, dump_recipe
+from gptailor.report.card import render_card
+from gptailor.report.page import render_page
+from gptailor.types import Bundle, Score
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from gptailor.pipeline.documents import PreparedDocuments
+    from gptailor.pipeline.language import LanguageResult, LanguageShop
+
+PARITY_TOKENS = 64
+HARDEST = 8  # held-out pieces on the page
+SHOWN_CHARACTERS = 400
+BASELINE_NAMES = {
+    "base": "the base as it came",
+    "unigram": "token frequencies alone",
+    "xz": "the compressor xz",
+}
+
+
+def finish_language(
+    folder: Path,
+    shop: LanguageShop,
+    result: LanguageResult,
+    *,
+    prepared: PreparedDocuments,
+    say: Callable[[str], None],
+    began: float,
+) -> None:
+    """Saves the model, opens the sealed test once through what was saved, and writes the report."""
+    bundle, parity = seal(folder, shop, result)
+    say("baselines")
+    rungs, notes = baselines(shop, result, part="validation")
+    say("opening the sealed test set")
+    model = load_saved_language_model(bundle.path)
+    model.to(shop.environment["device"])
+    tested = _nats(model, shop, "test")
+    tested_rungs, _ = baselines(shop, result, part="test")
+    settings = {"resamples": shop.recipe.evaluate.resamples, "seed": shop.recipe.seed}
+    scores = _scored(tested, settings)
+    note_opening(folder, command="fit", scores=as_json({"bits_per_byte": scores["bits_per_byte"]}))
+    report: dict[str, Any] = {
+        "version": 1,
+        "task": "language",
+        "base": shop.base.name,
+        "approach": result.approach.kind,
+        "seed": shop.recipe.seed,
+        "data": _data_counts(folder, shop),
+        "test": as_json(scores),
+        "validation": as_json(_scored(result.validation, settings)),
+        "baselines": {
+            **{name: _rung_scores(name, nats, settings) for name, nats in tested_rungs.items()},
+            **{name: {"skipped": reason} for name, reason in notes.items()},
+        },
+        "verdict": judge_language(tested, rungs, tested_rungs, settings),
+        "training": _training_numbers(shop, result, began),
+        "environment": dict(shop.environment),
+    }
+    tell_language(folder, shop, result, report, tested=tested, parity=parity, prepared=prepared)
+
+
+def seal(folder: Path, shop: LanguageShop, result: LanguageResult) -> tuple[Bundle, dict[str, float]]:
+    """Saves model, adapter and bundle, and proves that what was saved is what was trained."""
+    adapted, parity = result.adapted, {}
+    probe = np.asarray(shop.stores["validation"].tokens[:PARITY_TOKENS]).astype(np.int64)
+    ids = torch.from_numpy(probe)[None]
+    trained = _logits(adapted.plain, ids)
+    if isinstance(result.approach, LoraApproach):
+        save_adapter(folder / "adapter", adapter_state(adapted))
+        model = merge_lora(adapted)
+        parity["merge"] = float(np.abs(_logits(model, ids) - trained).max())
+    else:
+        model = adapted.plain
+    model.eval()
+    path = folder / "model"
+    save_model(path, model=model, tokenizer=shop.tokenizer)
+    reloaded = _logits(load_saved_language_model(path), ids.cpu())
+    parity["reload"] = float(np.abs(reloaded - _logits(model, ids)).max())
+    if not parity["reload"] <= PARITY_TOLERANCE:
+        raise ModelError(
+            f"the saved model's logits differ by {parity['reload']:.2g} from the trained model's.",
+            where=str(path),
+            fix="Please report this with RUN/environment.json; the checkpoints are whole.",
+        )
+    clean = shop.recipe.data.clean
+    bundle = Bundle(
+        path=path,
+        task="language",
+        base=shop.base.name,
+        base_revision=shop.base.revision,
+        approach=result.approach.kind,
+        label_names=[],
+        max_tokens=shop.block,
+        too_long="cut",
+        temperature=1.0,
+        threshold=None,
+        clean={
+            "repair_text": clean.repair_text,
+            "unescape_entities": clean.unescape_entities,
+            "drop_control": clean.drop_control,
+            "squeeze_space": False,
+        },
+        scores={"validation_bits_per_byte": result.validation.bits_per_byte},
+    )
+    write_bundle(bundle)
+    return bundle, parity
+
+
+def baselines(
+    shop: LanguageShop, result: LanguageResult, *, part: Any
+) -> tuple[dict[str, PieceNats], dict[str, str]]:
+    """What the same pieces cost the base before training, token frequencies, and a compressor."""
+    if shop.recipe.evaluate.baselines == "none":
+        return {}, {}
+    store, train = shop.stores[part], shop.stores["train"]
+    vocabulary = len(shop.tokenizer)
+    found = {"unigram": unigram_nats(train, store, vocabulary=vocabulary, length=shop.block)}
+    bits = compressed_bits_per_byte(_text(shop, train, last=1_200_000), _text(shop, store))
+    found["xz"] = at_constant_cost(found["unigram"], bits)
+    if isinstance(result.approach, ScratchApproach):
+        return found, {"base": "skipped: trained from scratch, with a tokenizer of its own"}
+    model = load_trainable_language_model(shop.base, shop.tokenizer)
+    model.to(shop.environment["device"])
+    return {"base": _nats(model, shop, part), **found}, {}
+
+
+def judge_language(
+    ours: PieceNats,
+    validation: Mapping[str, PieceNats],
+    tested: Mapping[str, PieceNats],
+    settings: Mapping[str, int],
+) -> dict[str, Any]:
+    """Against the best baseline on validation, in bits per byte on test; lower is better."""
+    if not tested:
+        return {"best_baseline": None, "difference": None, "worth_it": None, "says": "No baseline was run."}
+    best = min(validation, key=lambda name: validation[name].bits_per_byte)
+    gap = bits_difference(ours, tested[best], **settings)
+    name = BASELINE_NAMES[best]
+    measured = f"(95 % interval {abs(gap.high):.3f} to {abs(gap.low):.3f})"
+    if gap.high < 0:
+        says = f"The model needs {-gap.value:.3f} bits per byte less than {name} {measured}: worth it."
+    elif gap.low > 0:
+        says = f"The model needs {gap.value:.3f} bits per byte more than {name}: don't use it."
+    else:
+        says = (
+            f"No clear difference: {gap.value:+.3f} bits per byte against {name} "
+            f"({gap.low:+.3f} to {gap.high:+.3f}); more text would tell."
+        )
+    return {
+        "best_baseline": best,
+        "difference": as_json(gap),
+        "worth_it": bool(gap.high < 0),
+        "says": says,
+    }
+
+
+def tell_language(
+    folder: Path,
+    shop: LanguageShop,
+    result: LanguageResult,
+    report: Mapping[str, Any],
+    *,
+    tested: PieceNats,
+    parity: Mapping[str, float],
+    prepared: PreparedDocuments,
+) -> None:
+    """Writes everything; report.json last, because a folder with it is finished."""
+    recipe = shop.recipe
+    data = recipe.data.model_copy(update={"max_tokens": shop.block, **_located(recipe)})
+    revision = shop.base.revision if shop.base.kind == "hub" else recipe.revision
+    resolved = recipe.model_copy(update={"data": data, "approach": result.approach, "revision": revision})
+    model = result.adapted.plain
+    train = shop.stores["train"]
+    details: dict[str, Any] = {
+        "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "version": __version__,
+        "title": folder.name,
+        "command": f"gptailor fit {recipe.data.train} --task language",
+        "base_details": {
+            "name": shop.base.name,
+            "revision": shop.base.revision,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            **({"license": STARTER_LICENSE} if shop.base.kind == "starter" else {}),
+        },
+        "curves": result.trained.curves,
+        "candidates": [
+            {
+                "approach": result.approach.kind,
+                "validation_bits_per_byte": result.validation.bits_per_byte,
+                "seconds": result.trained.seconds,
+                "chosen": True,
+            }
+        ],
+        "overfitting": overfitting_in_words(result.trained.curves, best_step=result.trained.best_step),
+        "parity": dict(parity),
+        "samples": [
+            {"prompt": s.prompt, "before": s.before, "after": s.after, "reference": s.reference}
+            for s in result.samples
+        ],
+        "hardest": hardest(shop, tested, prepared),
+        "block_tokens": shop.block,
+        "tokenizer": {
+            "vocabulary": len(shop.tokenizer),
+            "bytes_per_token": float(train.piece_bytes.sum() / max(1, train.num_targets)),
+        },
+        "lengths": _length_histogram(shop),
+        "notes": [],
+        "recipe": dump_recipe(resolved),
+        "openings": [
+            json.loads(line) for line in (folder / "openings.jsonl").read_text(encoding="utf-8").splitlines()
+        ],
+    }
+    write_atomically(folder / "recipe.yaml", details["recipe"])
+    write_atomically(folder / "details.json", json.dumps(details, ensure_ascii=False))
+    write_atomically(folder / "report.html", render_page(report, details))
+    write_atomically(folder / "README.md", render_card(report, details))
+    write_atomically(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
+
+
+def hardest(shop: LanguageShop, tested: PieceNats, prepared: PreparedDocuments) -> list[dict[str, Any]]:
+    """The test pieces that surprise the model most, by bits per byte; very short ones left aside."""
+    store = shop.stores["test"]
+    ends = np.append(store.piece_starts[1:], len(store.tokens))
+    bits = tested.nats / np.maximum(1, tested.bytes) / np.log(2)
+    order = [place for place in np.argsort(-bits, kind="stable").tolist() if tested.bytes[place] >= 80]
+    found = []
+    for place in order[:HARDEST]:
+        key = int(tested.documents[place])
+        file = prepared.files[key % len(prepared.files)].documents
+        source, row = file.place(key // len(prepared.files))
+        ids = np.asarray(store.tokens[store.piece_starts[place] : ends[place]]).tolist()
+        text = shop.encoder.backend.decode(ids, skip_special_tokens=True)
+        found.append(
+            {
+                "text": text[:SHOWN_CHARACTERS].strip(),
+                "bits_per_byte": float(bits[place]),
+                "where": f"{source}:{row}",
+            }
+        )
+    return found
+
+
+def _nats(model: PreTrainedModel, shop: LanguageShop, part: Any) -> PieceNats:
+    store = shop.stores[part]
+    adapted = adapt_full(model)
+    adapted.plain.eval()
+    blocks = range(num_blocks(store, shop.block))
+    return piece_nats(adapted.plain, adapted.head, store, length=shop.block, blocks=blocks)
+
+
+def _logits(model: PreTrainedModel, ids: torch.Tensor) -> Any:
+    model.eval()
+    with torch.inference_mode():
+        hidden = model.base_model(input_ids=ids.to(model.device), use_cache=False).last_hidden_state
+        return output_layer(model)(hidden).double().cpu().numpy()
+
+
+def _scored(pieces: PieceNats, settings: Mapping[str, int]) -> dict[str, int | Score]:
+    return {
+        "documents": len(np.unique(pieces.documents)),
+        "tokens": int(pieces.tokens.sum()),
+        "bytes": int(pieces.bytes.sum()),
+        **text_scores(pieces, **settings),
+    }
+
+
+def _rung_scores(name: str, nats: PieceNats, settings: Mapping[str, int]) -> dict[str, Any]:
+    """A compressor has no tokens, so no perplexity, and is known as a whole only, so no interval."""
+    if name == "xz":
+        return {"bits_per_byte": {"value": round(nats.bits_per_byte, 6)}}
+    scores: dict[str, Any] = as_json(text_scores(nats, **settings))
+    return scores
+
+
+def _data_counts(folder: Path, shop: LanguageShop) -> dict[str, Any]:
+    summary = json.loads((folder / "data" / "summary.json").read_text(encoding="utf-8"))
+    summary.pop("data_hash")
+    store = shop.stores["train"]
+    summary["tokens"]["padding"] = num_blocks(store, shop.block) * shop.block - max(0, len(store.tokens) - 1)
+    return dict(summary)
+
+
+def _training_numbers(shop: LanguageShop, result: LanguageResult, began: float) -> dict[str, Any]:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    trained = result.trained
+    return {
+        "steps": trained.steps,
+        "best_step": trained.best_step,
+        "seconds": round(trained.seconds, 2),
+        "total_seconds": round(time.perf_counter() - began, 2),
+        "tokens_per_second": round(trained.tokens / trained.seconds) if trained.seconds else None,
+        "peak_memory_bytes": peak,
+        "stopped": trained.stopped,
+        "validation_bits_per_byte": round(result.validation.bits_per_byte, 6),
+        "overfitting": overfitting_in_words(trained.curves, best_step=trained.best_step),
+        "bit_exact": bool(shop.environment.get("bit_exact", True)),
+    }
+
+
+def _text(shop: LanguageShop, store: TokenStore, *, last: int | None = None) -> str:
+    tokens = store.tokens if last is None else store.tokens[-last:]
+    text: str = shop.encoder.backend.decode(np.asarray(tokens).tolist(), skip_special_tokens=True)
+    return text
+
+
+def _length_histogram(shop: LanguageShop) -> dict[str, Any]:
+    """Tokens of the training documents (of a divided one, its training stretch)."""
+    store = shop.stores["train"]
+    lengths = np.diff(np.append(store.begins, len(store.tokens)))
+    longest = int(lengths.max())
+    counts, edges = np.histogram(lengths, bins=min(30, max(4, longest // 4)), range=(0, longest + 1))
+    return {
+        "counts": counts.tolist(),
+        "edges": [round(float(edge), 1) for edge in edges],
+        "max_tokens": shop.block,
+        "longest": longest,
+        "cut_rows": 0,
+        "cut_tokens": 0,
+    }
+
+
+def _located(recipe: Any) -> dict[str, str]:
+    return {
+        key: str(Path(value).resolve())
+        for key in ("train", "validation", "test")
+        if (value := getattr(recipe.data, key)) is not None and Path(value).exists()
+    }

@@ -1,0 +1,95 @@
+"""How to use a run's model, as the model card shows it: with Gptailor and with transformers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gptailor.report.facts import finite, mapping
+
+_WITH_GPTAILOR = """
+## Use it
+
+Run these in the folder that holds this file. With Gptailor, which also cleans the text as it did in training:
+
+```bash
+gptailor predict . --input "{input}"
+```
+
+```python
+import gptailor
+
+gptailor.load(".").predict(["{input}"])
+```
+"""
+
+_CLASSIFY = (
+    _WITH_GPTAILOR
+    + """
+With transformers alone:
+
+```python
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("model")
+model = AutoModelForSequenceClassification.from_pretrained("model").eval()
+with torch.no_grad():
+    logits = model(**tokenizer("your text", return_tensors="pt"{cut})).logits
+probabilities = (logits / {temperature}).softmax(-1)[0]  # the temperature calibrates them
+print(model.config.id2label[int(probabilities.argmax())], float(probabilities.max()))
+```
+"""
+)
+
+_GENERATE = (
+    _WITH_GPTAILOR
+    + """
+With transformers alone (the prompt must have the form it had in training; `model/gptailor.json` holds it):
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("model")
+model = AutoModelForCausalLM.from_pretrained("model").eval()
+prompt = tokenizer("your prompt", return_tensors="pt", add_special_tokens=False)
+written = model.generate(**prompt, max_new_tokens=64)[0, prompt["input_ids"].shape[1] :]
+print(tokenizer.decode(written, skip_special_tokens=True))
+```
+"""
+)
+
+_CONTINUE = (
+    _WITH_GPTAILOR
+    + """
+With transformers alone:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("model")
+model = AutoModelForCausalLM.from_pretrained("model").eval()
+start = tokenizer.bos_token or tokenizer.eos_token  # every document began with it in training
+prompt = tokenizer(start + "{input}", return_tensors="pt", add_special_tokens=False)
+written = model.generate(**prompt, max_new_tokens=100, do_sample=True, top_p=0.95)[0]
+print(tokenizer.decode(written, skip_special_tokens=True))
+```
+"""
+)
+
+_BY_TASK = {
+    "classification": (_CLASSIFY, "your text"),
+    "language": (_CONTINUE, "The beginning of a text"),
+}
+
+
+def usage(report: Mapping[str, Any], details: Mapping[str, Any]) -> str:
+    """The card's section on use, with the run's own length and temperature in its code."""
+    limit = finite(mapping(details.get("lengths")).get("max_tokens"))
+    cut = f", truncation=True, max_length={limit:.0f}" if limit else ""
+    temperature = finite(details.get("temperature")) or 1.0
+    code, given = _BY_TASK.get(str(report.get("task", "classification")), (_GENERATE, "your text"))
+    values = {"{cut}": cut, "{temperature}": f"{temperature:.4g}", "{input}": given}
+    for name, value in values.items():
+        code = code.replace(name, value)
+    return code.strip()

@@ -1,0 +1,184 @@
+"""The report's words as data: scores, baselines, approaches, reasons, and what each task calls its things."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Tone = Literal["good", "unclear", "worse", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """How a score is called and read."""
+
+    title: str
+    explains: str
+    higher_is_better: bool = True
+    top: float | None = 1.0  # the end of its scale, None where there is none
+
+
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """How a simpler means is called: with room, on one line, and what it is where the name doesn't say."""
+
+    title: str
+    short: str
+    explains: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """How the report of a task speaks, and which scores it is about."""
+
+    kind: str  # what the model is
+    purpose: str  # what it is for, a sentence of the model card
+    one: str  # what the data consists of
+    many: str
+    metrics: tuple[str, ...]  # the first one that was measured decides
+    keys: tuple[str, ...]  # asked for right after it
+    context: str  # what became of the tokens that were neither learned nor cut
+    loss_unit: str
+    batch_of: str  # what a training batch holds
+    limit: str  # what the longest sequence is called beside a number
+    window: str  # what `check` says of it
+    uncut: str
+    limits: tuple[str, ...]  # on the model card; `{limit}` is the longest sequence
+    learned: str  # what `check` marks in its examples
+    pipeline: str  # of the Hugging Face hub
+
+
+METRICS: dict[str, Metric] = {
+    "macro_f1": Metric("Macro-F1", "the mean of the classes' F1, every class counted alike"),
+    "accuracy": Metric("Accuracy", "the share of rows answered rightly"),
+    "precision": Metric("Macro precision", "how often an answer is right, averaged over the classes"),
+    "recall": Metric("Macro recall", "how many of a class are found, averaged over the classes"),
+    "calibration_error": Metric(
+        "Calibration error",
+        "how far the probabilities stand from the truth",
+        higher_is_better=False,
+    ),
+    "exact_match": Metric("Exact match", "the share of answers equal to the expected text"),
+    "f1": Metric("Word F1", "the overlap of words with the expected text"),
+    "bleu": Metric("BLEU", "the overlap of word runs with the reference, up to 100", top=100.0),
+    "chrf": Metric("chrF", "the overlap of character runs with the reference, up to 100", top=100.0),
+    "rouge_l": Metric("ROUGE-L", "the longest common run of words with the reference"),
+    "stop_rate": Metric("Stop rate", "the share of texts that end by themselves"),
+    "bits_per_byte": Metric(
+        "Bits per byte",
+        "how many bits one byte of unseen text costs",
+        higher_is_better=False,
+        top=None,
+    ),
+    "perplexity": Metric(
+        "Perplexity",
+        "how many tokens it hesitates between at each place",
+        higher_is_better=False,
+        top=None,
+    ),
+    "loss": Metric("Loss", "nats per token", higher_is_better=False, top=None),
+}
+
+BASELINES: dict[str, Baseline] = {
+    "majority": Baseline("Most frequent class", "majority class"),
+    "tfidf": Baseline("TF-IDF + logistic regression", "TF-IDF + logistic regression"),
+    "zero_shot": Baseline("Base model, zero-shot", "zero-shot"),
+    "few_shot": Baseline("Base model, few-shot", "few-shot"),
+    "frozen": Baseline("Frozen features", "frozen features"),
+    "base": Baseline("Base model, as it came", "the base as it came", "before it was trained on this text"),
+    "unigram": Baseline(
+        "Token frequencies", "token frequencies", "how often each token stands in the training text"
+    ),
+    "xz": Baseline("xz, a compressor", "xz, a compressor", "after it has read the training text"),
+}
+
+APPROACHES: dict[str, str] = {
+    "full": "full fine-tune",
+    "lora": "LoRA",
+    "frozen": "frozen features",
+    "scratch": "from scratch",
+}
+
+# `{one}` is what the task calls one piece of its data.
+REASONS: dict[str, str] = {
+    "unreadable": "could not be read",
+    "no_text": "no text",
+    "no_label": "no label",
+    "duplicate": "duplicate of an earlier {one}",
+    "conflict": "same text, different labels",
+    "rare_label": "label too rare to learn",
+    "leak_exact": "stands in the test or validation file",
+    "leak_near": "nearly stands in the test or validation file",
+    "too_long": "too long",
+    "nothing_to_learn": "no token to learn from",
+}
+
+HEADLINES: dict[Tone, str] = {
+    "good": "Worth it",
+    "unclear": "No clear difference",
+    "worse": "Worse than the baseline",
+    "none": "No verdict",
+}
+
+TEXT = Task(
+    kind="text model",
+    purpose="",
+    one="row",
+    many="rows",
+    metrics=("bleu", "chrf", "rouge_l", "exact_match", "f1", "bits_per_byte", "perplexity", "accuracy"),
+    keys=(),
+    context="read as context",
+    loss_unit="nats per target",
+    batch_of="rows",
+    limit="limit",
+    window="the model reads up to {limit}",
+    uncut="None was cut.",
+    limits=("It reads {limit} tokens of a text; what comes after is not seen.",),
+    learned="the learned tokens in green",
+    pipeline="text-generation",
+)
+
+TASKS: dict[str, Task] = {
+    "classification": Task(
+        kind="text classifier",
+        purpose="",
+        one="row",
+        many="rows",
+        metrics=("macro_f1", "accuracy"),
+        keys=("accuracy", "calibration_error"),
+        context="read as context",
+        loss_unit="nats per target",
+        batch_of="rows",
+        limit="limit",
+        window="the model reads up to {limit}",
+        uncut="None was cut.",
+        limits=(
+            "It knows only the labels above and answers with one of them, also for text of another kind.",
+            "It reads {limit} tokens of a text; what comes after is not seen.",
+        ),
+        learned="the learned position in green",
+        pipeline="text-classification",
+    ),
+    "language": Task(
+        kind="language model",
+        purpose="It continues a text in the manner of the documents it was trained on, and tells how likely "
+        "a text is.",
+        one="document",
+        many="documents",
+        metrics=("bits_per_byte", "perplexity"),
+        keys=("perplexity",),
+        context="held out",
+        loss_unit="nats per token",
+        batch_of="blocks",
+        limit="block",
+        window="the model learns in blocks of {limit} tokens",
+        uncut="None was cut: what is longer than a block goes on in the next one.",
+        limits=(
+            "It writes what is likely, not what is true. Check what it says before you rely on it.",
+            "It follows no instructions: it goes on from where your text ends.",
+            "It was trained on blocks of {limit} tokens; what stands further back was never in its sight.",
+        ),
+        learned="every token is learned; the shades tell them apart",
+        pipeline="text-generation",
+    ),
+}

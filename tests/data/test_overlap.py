@@ -1,0 +1,86 @@
+"""Thirteen words in a row are found wherever they stand; fewer, or others, never."""
+
+from __future__ import annotations
+
+import random
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptailor.data.overlap import RUN, build_ngram_set, run_hashes, shares_a_run
+
+WORDS = "one two three four five six seven eight nine ten eleven twelve thirteen".split()
+HELD_OUT = " ".join(WORDS)
+
+
+def numbered(start: int, count: int) -> str:
+    return " ".join(f"word{number}" for number in range(start, start + count))
+
+
+@pytest.mark.parametrize(
+    ("text", "shared"),
+    [
+        (HELD_OUT, True),
+        (f"before it {HELD_OUT} after it", True),
+        ("One, two - THREE; (four) five\nsix\t seven... eight 'nine' ten/eleven twelve: Thirteen!", True),
+        (" ".join(WORDS[:12]), False),
+        (" ".join(WORDS[1:]), False),
+        (" ".join([*WORDS[:6], "other", *WORDS[6:]]), False),
+        (" ".join(reversed(WORDS)), False),
+        (" ".join([*WORDS[1:], WORDS[0]]), False),
+        (HELD_OUT.replace("thirteen", "thirteenth"), False),
+        ("", False),
+        ("?!", False),
+    ],
+)
+def test_thirteen_words_in_their_order(text: str, shared: bool) -> None:
+    assert shares_a_run(text, build_ngram_set(["something else", HELD_OUT])) is shared
+
+
+def test_letters_of_any_script() -> None:
+    text = "Ärger über Öl и ещё три слова 東京 το ένα ç ñ é"
+    assert len(re.findall(r"\w+", text)) == RUN
+    known = build_ngram_set([text.upper()])
+    assert shares_a_run(text, known)
+    assert not shares_a_run(text.replace("слова", "слово"), known)
+
+
+def test_texts_are_apart() -> None:
+    """A run never goes from one held-out text into the next."""
+    known = build_ngram_set([" ".join(WORDS[:7]), " ".join(WORDS[7:])])
+    assert not shares_a_run(HELD_OUT, known)
+    assert len(known.hashes) == 0
+
+
+def test_nothing_held_out_shares_nothing() -> None:
+    assert not shares_a_run(HELD_OUT, build_ngram_set([]))
+
+
+texts = st.lists(st.sampled_from("ab"), max_size=40).map(" ".join)
+
+
+@given(st.lists(texts, max_size=3), texts)
+@settings(deadline=None, max_examples=150)
+def test_the_same_as_sets_of_words(held_out: list[str], text: str) -> None:
+    def runs(words: list[str]) -> set[tuple[str, ...]]:
+        return {tuple(words[start : start + RUN]) for start in range(len(words) - RUN + 1)}
+
+    known = set().union(*(runs(held.split()) for held in held_out))
+    assert shares_a_run(text, build_ngram_set(held_out)) is bool(known & runs(text.split()))
+
+
+def test_a_run_has_one_hash_wherever_it_stands() -> None:
+    rng = random.Random(0)
+    expected = run_hashes(numbered(0, RUN))[0]
+    for before in (0, 1, 5, 100):
+        text = f"{' '.join(rng.choices(WORDS, k=before))} {numbered(0, RUN)} {numbered(50, before)}"
+        assert run_hashes(text)[before] == expected
+
+
+def test_many_runs_have_as_many_hashes() -> None:
+    hashes = run_hashes(numbered(0, 50_000 + RUN - 1))
+    assert hashes.dtype == np.uint64
+    assert len(np.unique(hashes)) == len(hashes) == 50_000
