@@ -42,6 +42,9 @@ HEAD_WIDTH = 64
 
 # One core a half: two halves side by side lose less than two cores that share each.
 torch._inductor.config.cpp.threads = 1
+# Compiled graphs called from C++ give the interpreter's lock back; called from Python they keep it, and the
+# halves wait for each other.
+torch._inductor.config.cpp_wrapper = True
 
 
 class Block(nn.Module):

@@ -46,6 +46,7 @@ HOMES = {
     "starlette": ("serve/",),
     "sklearn": (
         "evaluate/baselines.py",
+        "evaluate/text_baselines.py",
         "models/approach.py",
         "pipeline/frozen.py",
         "pipeline/workshop.py",
@@ -55,6 +56,7 @@ HOMES = {
     "pyarrow": ("data/",),
     "rensa": ("data/duplicates.py",),
     "ftfy": ("data/clean.py",),
+    "sacrebleu": ("evaluate/text_metrics.py",),
 }
 HEAVY = ("torch", "transformers")
 

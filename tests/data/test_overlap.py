@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptailor.data.overlap import RUN, build_ngram_set, run_hashes, shares_a_run
+from gptailor.data.overlap import RUN, build_ngram_set, run_hashes, shares_a_run, shares_across
 
-WORDS = "one two three four five six seven eight nine ten eleven twelve thirteen".split()
-HELD_OUT = " ".join(WORDS)
+HELD_OUT = "one two three four five six seven eight nine ten eleven twelve thirteen"
+WORDS = HELD_OUT.split()
 
 
 def numbered(start: int, count: int) -> str:
@@ -40,6 +40,16 @@ def test_thirteen_words_in_their_order(text: str, shared: bool) -> None:
     assert shares_a_run(text, build_ngram_set(["something else", HELD_OUT])) is shared
 
 
+@pytest.mark.parametrize("place", range(RUN + 1))
+def test_a_run_across_two_texts(place: int) -> None:
+    """Found where it lies in both; what lies in one of them is found by looking at that one."""
+    known = build_ngram_set([HELD_OUT])
+    before = f"{numbered(0, 30)} {' '.join(WORDS[:place])}"
+    after = f"{' '.join(WORDS[place:])} {numbered(50, 30)}"
+    assert shares_across(before, after, known) is (0 < place < RUN)
+    assert not shares_across(after, before, known)
+
+
 def test_letters_of_any_script() -> None:
     text = "Ärger über Öl и ещё три слова 東京 το ένα ç ñ é"
     assert len(re.findall(r"\w+", text)) == RUN
@@ -59,7 +69,7 @@ def test_nothing_held_out_shares_nothing() -> None:
     assert not shares_a_run(HELD_OUT, build_ngram_set([]))
 
 
-texts = st.lists(st.sampled_from("ab"), max_size=40).map(" ".join)
+texts = st.lists(st.sampled_from("aaaaaab"), max_size=40).map(" ".join)
 
 
 @given(st.lists(texts, max_size=3), texts)

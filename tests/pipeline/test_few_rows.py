@@ -226,6 +226,32 @@ def test_full_trains_five_folds_and_refits_and_every_answer_is_out_of_fold(
     assert candidate.seconds == 6.0
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_with_many_rows_the_frozen_head_that_is_kept_has_seen_validation_too(
+    given: bool, place: Path, tmp_path: Path
+) -> None:
+    """But not where validation is a file of its own; and its answers there come from a head that had not."""
+    tiny.write_news(tmp_path / "many.csv", rows=320)
+    data = {"train": str(tmp_path / "many.csv"), "max_tokens": 32}
+    if given:
+        data["validation"] = str(place / "news.csv")
+    shop = build_shop(place, tmp_path, data=data)
+    assert not few_rows(shop)
+    candidate = run_frozen(shop, FrozenApproach(strengths=[1.0]))
+    model: Any = candidate.model
+    features = features_of(shop, model, rows_of(shop))
+    labels = np.array([row.label for row in rows_of(shop)])
+    count = len(shop.tokens.rows["train"])
+
+    def head_of(rows: slice) -> Any:
+        return fit_frozen_head(features[rows], labels[rows], num_labels=len(shop.label_names), strength=1.0)
+
+    kept = model.score.weight.detach().double().numpy()
+    apart = head_of(slice(0, count))
+    np.testing.assert_allclose(kept, apart if given else head_of(slice(None)), atol=1e-4)
+    np.testing.assert_allclose(candidate.validation_logits, features[count:] @ apart.T, atol=1e-6)
+
+
 # A whole run.
 
 

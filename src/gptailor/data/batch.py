@@ -7,12 +7,14 @@ each window is sorted by length before it is cut into batches, whose order is sh
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from gptailor.types import Batch, IntArray, TokenizedExample
@@ -85,6 +87,64 @@ def collate(examples: Sequence[TokenizedExample], *, pad_id: int, pad_to: int | 
         rows=tuple(f"{example.source}:{example.row}" for example in examples),
         labels=torch.tensor(labels),
     )
+
+
+def collate_texts(rows: Sequence[Sequence[TokenizedExample]], *, pad_to: int | None = None) -> Batch:
+    """Text examples as one batch; each row holds one example, or several packed side by side.
+
+    Positions start again at each example of a row, so that examples of a row never meet. Only the tokens
+    marked as learned are targets; an example's first token has nothing before it and is never one.
+    """
+    width = pad_to or max(sum(len(e.token_ids) for e in row) for row in rows)
+    input_ids = np.zeros((len(rows), width), np.int64)
+    positions = np.tile(np.arange(width), (len(rows), 1))
+    learned: list[npt.NDArray[np.int64]] = []
+    targets: list[npt.NDArray[np.int64]] = []
+    last = []
+    for place, row in enumerate(rows):
+        start = 0
+        for example in row:
+            size = len(example.token_ids)
+            input_ids[place, start : start + size] = example.token_ids
+            positions[place, start:] = np.arange(width - start)
+            wanted = np.flatnonzero(example.learn[1:]) + 1
+            learned.append(place * width + start + wanted - 1)
+            targets.append(example.token_ids[wanted].astype(np.int64))
+            start += size
+        last.append(start - 1)
+    chosen = np.concatenate(targets)
+    return Batch(
+        input_ids=torch.from_numpy(input_ids),
+        last=torch.tensor(last),
+        num_targets=len(chosen),
+        num_tokens=sum(last) + len(last),
+        rows=tuple(f"{example.source}:{example.row}" for row in rows for example in row),
+        targets=torch.from_numpy(chosen),
+        learned=torch.from_numpy(np.concatenate(learned)),
+        positions=torch.from_numpy(positions) if any(len(row) > 1 for row in rows) else None,
+    )
+
+
+def pack(lengths: IntArray, *, capacity: int) -> list[list[int]]:
+    """Rows of examples that fit `capacity` tokens each: longest first, each where the least room is left.
+
+    Best-fit decreasing; no example is cut, and one longer than the capacity has a row of its own.
+    """
+    rooms: list[tuple[int, int]] = []  # (room, row), sorted
+    rows: list[list[int]] = []
+    for example in np.argsort(-lengths, kind="stable").tolist():
+        size = int(lengths[example])
+        place = bisect.bisect_left(rooms, (size, -1))
+        if place == len(rooms):
+            rows.append([example])
+            room, row = capacity - size, len(rows) - 1
+        else:
+            room, row = rooms.pop(place)
+            rows[row].append(example)
+            room -= size
+        if room > 0:
+            bisect.insort(rooms, (room, row))
+    return rows
 
 
 def split_step(examples: Sequence[TokenizedExample], *, micro_batch_size: int, pad_id: int) -> list[Batch]:

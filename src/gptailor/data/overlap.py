@@ -43,6 +43,12 @@ def shares_a_run(text: str, known: NgramSet) -> bool:
     return bool((known.hashes[places] == hashes).any())
 
 
+def shares_across(before: str, after: str, known: NgramSet) -> bool:
+    """Whether a run that begins in one text and ends in the next is in the set."""
+    left, right = WORD.findall(before)[1 - RUN :], WORD.findall(after)[: RUN - 1]
+    return shares_a_run(" ".join((*left, *right)), known)
+
+
 def run_hashes(text: str) -> npt.NDArray[np.uint64]:
     """(words - 12,) one hash for each run of thirteen words; equal runs have equal hashes anywhere."""
     words = np.array([_word_hash(word) for word in WORD.findall(text.lower())], np.uint64)

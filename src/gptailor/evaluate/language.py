@@ -130,6 +130,11 @@ def at_constant_cost(pieces: PieceNats, bits_per_byte: float) -> PieceNats:
     return PieceNats(nats, pieces.tokens, pieces.bytes, pieces.documents)
 
 
+def num_units(pieces: PieceNats) -> int:
+    """How many things the intervals are over: documents, or pieces where there are few documents."""
+    return len(_units(pieces)[0])
+
+
 def _units(pieces: PieceNats) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Nats, tokens and bytes by document where there are enough of them, else by piece."""
     columns = (pieces.nats, pieces.tokens.astype(np.float64), pieces.bytes.astype(np.float64))

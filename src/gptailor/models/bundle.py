@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gptailor.errors import ModelError
-from gptailor.models.load import load_saved_classifier
+from gptailor.models.load import load_saved_classifier, load_saved_language_model
 from gptailor.types import Bundle, FloatArray
 
 BUNDLE_FILE = "gptailor.json"
@@ -108,6 +108,41 @@ def reload_parity(
     if not difference <= PARITY_TOLERANCE:
         raise ModelError(
             f"the saved model's logits differ by {difference:.2g} from the trained model's "
+            f"(tolerance {PARITY_TOLERANCE:g}).",
+            where=str(folder),
+            fix="Please report this with RUN/environment.json; the checkpoints are whole.",
+        )
+    return difference
+
+
+def token_nats(model: PreTrainedModel, ids: Sequence[int]) -> list[float]:
+    """What each token of a text costs a language model after the ones before it, in nats."""
+    tokens = torch.tensor([list(ids)], device=model.device)
+    model.eval()
+    with torch.inference_mode():
+        logits = model(input_ids=tokens, use_cache=False).logits[0, :-1].double()
+    chosen = logits.log_softmax(-1).gather(1, tokens[0, 1:, None])[:, 0]
+    return [-value for value in chosen.cpu().tolist()]
+
+
+def replay_nats(folder: Path, probes: Sequence[Mapping[str, Any]]) -> float:
+    """Loads a saved language model as any other tool would and reads its probes again.
+
+    Returns the largest difference, in nats.
+
+    Raises:
+        ModelError: it is over the tolerance; what was saved is not what was trained.
+    """
+    model = load_saved_language_model(folder)
+    found = [token_nats(model, probe["token_ids"]) for probe in probes]
+    difference: float = max(
+        abs(now - then)
+        for costs, probe in zip(found, probes, strict=True)
+        for now, then in zip(costs, probe["nats"], strict=True)
+    )
+    if not difference <= PARITY_TOLERANCE:
+        raise ModelError(
+            f"the saved model's log-probabilities differ by {difference:.2g} from the trained model's "
             f"(tolerance {PARITY_TOLERANCE:g}).",
             where=str(folder),
             fix="Please report this with RUN/environment.json; the checkpoints are whole.",

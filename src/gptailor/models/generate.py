@@ -1,12 +1,53 @@
-"""How a language model goes on with a text."""
+"""How a language model goes on with texts: the same code for evaluation, prediction and the server."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
 
-import torch
 from transformers import PreTrainedModel
+
+from gptailor.models.decode import Decoder, Generated, Request
+from gptailor.models.names import context_length
+from gptailor.models.sampling import Sampling
+
+
+def generate(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling | Sequence[Sampling],
+    *,
+    decode: Callable[[Sequence[int]], str],
+    end: Collection[int],
+    pad: int = 0,
+    top_log_probabilities: int = 0,
+) -> list[Generated]:
+    """The answer to every prompt (token ids), in order. Each is what it would be alone, bit for bit.
+
+    Args:
+        model: A causal language model.
+        prompts: Token ids of each.
+        sampling: One for all, or one for each.
+        decode: From token ids to text, special tokens left out.
+        end: Ids of the tokens that end an answer.
+        pad: A token id for places that nothing reads.
+        top_log_probabilities: How many of the likeliest tokens of each step are told.
+
+    Raises:
+        InputError: a prompt is empty or leaves no room for an answer.
+        NonFiniteError: the model's logits are not numbers.
+    """
+    decoder = Decoder(model, decode=decode, end=end, pad=pad)
+    settings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
+    places = {
+        decoder.add(Request(tuple(prompt), own, top_log_probabilities)): place
+        for place, (prompt, own) in enumerate(zip(prompts, settings, strict=True))
+    }
+    answers: dict[int, Generated] = {}
+    while decoder.busy:
+        for event in decoder.step():
+            if event.result is not None:
+                answers[places[event.handle]] = event.result
+    return [answers[place] for place in range(len(prompts))]
 
 
 def continue_tokens(
@@ -21,30 +62,11 @@ def continue_tokens(
 ) -> list[int]:
     """Token ids that follow a prompt, drawn from the seed; the end token, where it came, is left off.
 
-    Drawn from the fifty likeliest tokens at the temperature; 0 takes the likeliest each time.
+    Drawn from the fifty likeliest tokens at the temperature; 0 takes the likeliest each time. Of a prompt
+    that leaves too little of the context the end is read, at least half a context of it.
     """
-    context = int(getattr(model.config, "max_position_embeddings", 0) or 1024)
-    given = list(prompt)[-max(1, context - max_new_tokens) :]
-    ids = torch.tensor([given], device=model.device)
-    state = torch.random.get_rng_state()
-    torch.manual_seed(seed)
-    drawing: dict[str, Any] = {"do_sample": False}
-    if temperature > 0:
-        drawing = {"do_sample": True, "temperature": temperature, "top_k": 50}
-    model.eval()
-    try:
-        with torch.inference_mode():
-            generator: Any = model
-            made = generator.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=max(1, min(max_new_tokens, context - len(given))),
-                eos_token_id=end,
-                pad_token_id=pad,
-                use_cache=True,
-                **drawing,
-            )
-    finally:
-        torch.random.set_rng_state(state)
-    new: list[int] = made[0, len(given) :].tolist()
-    return new[: new.index(end)] if end in new else new
+    context = context_length(model.config)
+    given = list(prompt)[-max(1, context - min(max_new_tokens, context // 2)) :]
+    sampling = Sampling(temperature=temperature, top_k=50, max_new_tokens=max_new_tokens, seed=seed)
+    (answer,) = generate(model, [given], sampling, decode=lambda _: "", end={end}, pad=pad)
+    return list(answer.token_ids)

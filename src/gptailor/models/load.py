@@ -363,6 +363,15 @@ def output_layer(model: PreTrainedModel) -> torch.nn.Module:
     return layer
 
 
+def recompute_activations(model: Any) -> None:
+    """Activations are computed again in the backward pass: less memory, slower."""
+    settings = {"use_reentrant": False}
+    if hasattr(model, "activation_checkpointing_enable"):  # the older name goes with transformers 6
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs=settings)
+    else:
+        model.gradient_checkpointing_enable(settings)
+
+
 def _refuse_random_weights(found: Mapping[str, Any], base: Base, *, head: str | None) -> None:
     """transformers fills in what a file lacks or has in another shape with random numbers."""
     wrong = [f"{key} is missing" for key in found["missing_keys"]]
@@ -410,6 +419,12 @@ def _fit_vocabulary(model: Any, tokenizer: Any) -> None:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         with torch.no_grad():  # not what chance left there: the same recipe gives the same bits
             model.get_input_embeddings().weight[known:] = 0
+            # The mean of the others is never likelier than one in as many (Hewitt 2021, "Initializing New
+            # Word Embeddings for Pretrained Language Models"); a logit of 0 would beat all of GPT-2's.
+            head = model.get_output_embeddings()
+            for values in (getattr(head, "weight", None), getattr(head, "bias", None)):
+                if values is not None:
+                    values[known:] = values[:known].mean(0)
     model.config.pad_token_id = tokenizer.pad_token_id
 
 

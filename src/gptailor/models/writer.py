@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +12,16 @@ from gptailor.errors import ModelError
 from gptailor.models.bundle import find_model_folder, read_bundle
 from gptailor.models.generate import continue_tokens
 from gptailor.models.load import load_saved_language_model, load_tokenizer, output_layer
-from gptailor.models.names import Base
+from gptailor.models.names import Base, context_length, read_config_file, resolve_base
 
 
 class Writer:
     """A loaded language model. Immutable after loading; used from one thread at a time."""
 
-    def __init__(self, run: Path) -> None:
-        folder = find_model_folder(run)
-        self.bundle = read_bundle(folder)
-        if self.bundle.task == "classification":
-            raise ModelError(
-                "is a classifier; it labels texts and doesn't write any.",
-                where=str(run),
-                fix="Use a run of --task language.",
-            )
-        self.tokenizer: Any = load_tokenizer(Base(run.name, folder, "", "folder"))
+    def __init__(self, folder: Path, *, block: int, clean: Mapping[str, bool]) -> None:
+        self.block = block  # tokens, as long as training's
+        self.clean = dict(clean)
+        self.tokenizer: Any = load_tokenizer(Base(folder.name, folder, "", "folder"))
         self.encoder = build_encoder(self.tokenizer.backend_tokenizer, pad_id=self.tokenizer.pad_token_id)
         self.model = load_saved_language_model(folder)
         self.head = output_layer(self.model)
@@ -38,8 +32,7 @@ class Writer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text as training saw it: the begin token, and nothing after the text."""
-        settings = {key: bool(value) for key, value in self.bundle.clean.items()}
-        ids = self.encoder.backend.encode(repair(text, **settings), add_special_tokens=False).ids
+        ids = self.encoder.backend.encode(repair(text, **self.clean), add_special_tokens=False).ids
         return [self.begin, *ids]
 
     def write(self, text: str, *, max_new_tokens: int = 128, temperature: float = 0.8, seed: int = 0) -> str:
@@ -59,3 +52,28 @@ class Writer:
         """Text of token ids, special tokens left out."""
         text: str = self.encoder.backend.decode(list(ids), skip_special_tokens=True)
         return text
+
+
+def open_writer(run: Path) -> Writer:
+    """The language model of a run folder or a model folder.
+
+    Raises:
+        ModelError: it isn't a finished run, or is a classifier.
+    """
+    folder = find_model_folder(run)
+    bundle = read_bundle(folder)
+    if bundle.task == "classification":
+        raise ModelError(
+            "is a classifier; it labels texts and doesn't write any.",
+            where=str(run),
+            fix="Use a run of --task language.",
+        )
+    return Writer(folder, block=bundle.max_tokens, clean=bundle.clean)
+
+
+def open_base(name: str, *, block: int | None = None) -> Writer:
+    """A base as it came; texts are read as they stand, in blocks as long as its context."""
+    base = resolve_base(name)
+    context = context_length(read_config_file(base.path))
+    untouched = dict.fromkeys(("repair_text", "unescape_entities", "drop_control", "squeeze_space"), False)
+    return Writer(base.path, block=min(block or context, context), clean=untouched)

@@ -17,13 +17,14 @@ from typing import Any
 import numpy as np
 
 from gptailor.cache import content_key
-from gptailor.data.blocks import TokenStore, TokenWriter, open_store
+from gptailor.data.blocks import TokenStore, TokenWriter, open_store, targets_by_piece
 from gptailor.data.clean import repair
 from gptailor.data.documents import Piece, iterate_pieces
 from gptailor.data.ledger import LedgerLine
-from gptailor.data.overlap import NgramSet, build_ngram_set, shares_a_run
+from gptailor.data.overlap import NgramSet, build_ngram_set, shares_a_run, shares_across
 from gptailor.data.tokenize import Encoder
 from gptailor.errors import DataError
+from gptailor.pipeline.folder import hash_files
 from gptailor.pipeline.prepare import PARTS, refuse_same_file
 from gptailor.recipe import CleanSettings, DataSettings, Recipe
 from gptailor.types import IntArray, Part, RejectedRow
@@ -40,6 +41,7 @@ class Documents:
     """What the first reading found in one location: a few numbers for each document and piece."""
 
     location: str
+    columns: str | None = None  # names for a headerless file
     sources: list[str] = field(default_factory=list)
     source_of: array[int] = field(default_factory=lambda: array("q"))  # for each document
     row_of: array[int] = field(default_factory=lambda: array("q"))
@@ -82,19 +84,19 @@ def prepare_documents(recipe: Recipe, say: Callable[[str], None] = lambda _: Non
     refuse_same_file(settings)
     given: dict[Part, Documents] = {}
     grams: NgramSet | None = None
-    held_out: tuple[tuple[Part, str | None], ...] = (
-        ("validation", settings.validation),
-        ("test", settings.test),
+    held_out: tuple[tuple[Part, str | None, str | None], ...] = (
+        ("validation", settings.validation, settings.columns),
+        ("test", settings.test, settings.test_columns),
     )
-    for part, location in held_out:
+    for part, location, columns in held_out:
         if location is not None:
             say(f"reading {location}")
-            given[part] = survey(location, settings)
+            given[part] = survey(location, settings, columns=columns)
     if given:
-        texts = (piece.text for d in given.values() for piece in _pieces(d.location, settings))
+        texts = (piece.text for d in given.values() for piece in _pieces(d, settings))
         grams = build_ngram_set(texts)
     say(f"reading {settings.train}")
-    train = survey(settings.train, settings, held_out=grams)
+    train = survey(settings.train, settings, columns=settings.columns, held_out=grams)
     known = {digest for documents in given.values() for digest in documents.digests}
     files = [divide(train, recipe, known=known, given=set(given))]
     for part, documents in given.items():
@@ -103,18 +105,23 @@ def prepare_documents(recipe: Recipe, say: Callable[[str], None] = lambda _: Non
     return PreparedDocuments(
         files=files,
         read=sum(len(f.documents.row_of) + len(f.documents.rejected) for f in files),
-        data_hash=content_key(*(digest for f in files for digest in f.documents.digests)),
+        data_hash=hash_files(recipe) or content_key(*(d for f in files for d in f.documents.digests)),
     )
 
 
-def survey(location: str, settings: DataSettings, *, held_out: NgramSet | None = None) -> Documents:
+def survey(
+    location: str, settings: DataSettings, *, columns: str | None = None, held_out: NgramSet | None = None
+) -> Documents:
     """The first reading. Pieces that share a run of words with `held_out` are marked."""
-    found = Documents(location)
+    found = Documents(location, columns)
     names: dict[str, int] = {}
     digest = hashlib.blake2b(digest_size=16)
-    for item in iterate_pieces(
-        location, text=settings.text, columns=settings.columns, separator=settings.separator
-    ):
+    before = ""
+    if location == "-":
+        raise DataError(
+            "standard input can't be read twice, and texts are.", fix="Write it to a file and give that."
+        )
+    for item in iterate_pieces(location, text=settings.text, columns=columns, separator=settings.separator):
         if isinstance(item, RejectedRow):
             found.rejected.append(item)
             continue
@@ -125,8 +132,13 @@ def survey(location: str, settings: DataSettings, *, held_out: NgramSet | None =
             found.source_of.append(names.setdefault(item.source, len(names)))
             found.row_of.append(item.row)
         digest.update(item.text.encode(errors="surrogateescape"))
-        if held_out is not None and shares_a_run(item.text, held_out):
-            found.overlapping.add(len(found.piece_bytes))
+        if held_out is not None:
+            number = len(found.piece_bytes)
+            if shares_a_run(item.text, held_out):
+                found.overlapping.add(number)
+            if not item.begins and shares_across(before, item.text, held_out):
+                found.overlapping |= {number - 1, number}
+            before = item.text
         found.piece_bytes.append(len(item.text.encode(errors="surrogateescape")) if item.text.strip() else 0)
         found.piece_document.append(len(found.row_of) - 1)
     if found.row_of:
@@ -159,11 +171,9 @@ def divide(documents: Documents, recipe: Recipe, *, known: set[bytes], given: se
     for number in np.flatnonzero(left == 0).tolist():
         reasons.setdefault(number, ("leak_near", "every piece shares a run of words with the held-out file"))
     kept = np.flatnonzero(left > 0)
-    divided = len(kept) < MANY_DOCUMENTS
     shares = _shares(recipe, int(size[parts == 0].sum()), given)
-    if divided:
-        _divide_each(parts, owner, size, shares)
-    else:
+    divided = len(kept) < MANY_DOCUMENTS and _divide_each(parts, owner, size, shares)
+    if not divided:
         _divide_whole(parts, owner, sizes, kept, shares, seed=recipe.seed)
     return Divided(documents, parts, reasons, divided)
 
@@ -273,11 +283,9 @@ def ledger_lines(prepared: PreparedDocuments, stores: dict[Part, TokenStore]) ->
 
 
 def _tokens_by_document(store: TokenStore) -> dict[int, int]:
-    ends = np.append(store.piece_starts[1:], len(store.tokens))
+    """Targets, so that the sums are the tokens that were trained on, and those that were scored."""
     totals: dict[int, int] = {}
-    for document, count in zip(
-        store.piece_documents.tolist(), (ends - store.piece_starts).tolist(), strict=True
-    ):
+    for document, count in zip(store.piece_documents.tolist(), targets_by_piece(store).tolist(), strict=True):
         totals[document] = totals.get(document, 0) + count
     return totals
 
@@ -286,9 +294,9 @@ def _dropped(source: str, row: int, reason: Any, detail: str) -> LedgerLine:
     return LedgerLine(source, row, "dropped", None, reason, detail, trained=0, context=0, cut=0)
 
 
-def _pieces(location: str, settings: DataSettings) -> Iterator[Piece]:
+def _pieces(documents: Documents, settings: DataSettings) -> Iterator[Piece]:
     for item in iterate_pieces(
-        location, text=settings.text, columns=settings.columns, separator=settings.separator
+        documents.location, text=settings.text, columns=documents.columns, separator=settings.separator
     ):
         if isinstance(item, Piece):
             yield item
@@ -301,7 +309,7 @@ def _kept(file: Divided, settings: DataSettings) -> Iterator[Kept]:
     """The pieces of a file that have a part. A stretch begins anew after every piece that isn't beside it."""
     owner, parts = file.documents.piece_document, file.parts
     number = -1
-    for number, piece in enumerate(_pieces(file.documents.location, settings)):
+    for number, piece in enumerate(_pieces(file.documents, settings)):
         if number >= len(parts):
             break
         if parts[number] == DROPPED:
@@ -345,8 +353,12 @@ def _shares(recipe: Recipe, total: int, given: set[Part]) -> dict[Part, float]:
     }
 
 
-def _divide_each(parts: IntArray, owner: IntArray, size: IntArray, shares: dict[Part, float]) -> None:
-    """The end of each document is held out: its last pieces test, those before them validate."""
+def _divide_each(whole: IntArray, owner: IntArray, size: IntArray, shares: dict[Part, float]) -> bool:
+    """The end of each document is held out: its last pieces test, those before them validate.
+
+    False, and nothing is changed, where the documents are too short for that.
+    """
+    parts = whole.copy()
     for document in np.unique(owner[parts == 0]):
         pieces = np.flatnonzero((owner == document) & (parts == 0))
         middles = (np.cumsum(size[pieces]) - size[pieces] / 2) / size[pieces].sum()
@@ -356,6 +368,10 @@ def _divide_each(parts: IntArray, owner: IntArray, size: IntArray, shares: dict[
             parts[pieces[-1]] = 2
         if shares["validation"] and len(pieces) >= 3 and not (parts[pieces] == 1).any():
             parts[pieces[np.flatnonzero(parts[pieces] == 0)[-1]]] = 1
+    if not {0, *(PARTS.index(part) for part, share in shares.items() if share)} <= set(parts.tolist()):
+        return False
+    whole[:] = parts
+    return True
 
 
 def _divide_whole(

@@ -11,7 +11,7 @@ import numpy as np
 
 from gptailor.errors import ModelError, RunError, did_you_mean
 from gptailor.launch import write_atomically
-from gptailor.models.bundle import find_model_folder, reload_parity
+from gptailor.models.bundle import find_model_folder, read_bundle, reload_parity, replay_nats
 from gptailor.models.predictor import Predictor
 
 FORMATS = ("hf",)
@@ -20,7 +20,8 @@ FORMATS = ("hf",)
 def export_run(run: Path, *, to: str, out: Path | None) -> dict[str, Any]:
     """Copies the model folder to `out` and reloads it there with plain transformers.
 
-    Returns the format, the folder and the largest difference of logits on the stored probes.
+    Returns the format, the folder and the largest difference of logits (of a language model: of
+    log-probabilities) on the stored probes.
 
     Raises:
         RunError: the format isn't known or the folder is in use.
@@ -35,10 +36,21 @@ def export_run(run: Path, *, to: str, out: Path | None) -> dict[str, Any]:
     folder = out or run / "export" / to
     if folder.exists() and any(folder.iterdir()):
         raise RunError("is not empty.", where=str(folder), fix="Choose another folder with --out.")
-    predictor = Predictor(source)
-    if not predictor.bundle.probes:
+    bundle = read_bundle(source)
+    if not bundle.probes:
         raise ModelError("holds no probes to compare with.", where=str(source), fix="Fit again.")
     shutil.copytree(source, folder, dirs_exist_ok=True)
+    if bundle.task == "classification":
+        compared, parity = _replay_logits(source, folder)
+    else:
+        compared, parity = len(bundle.probes), replay_nats(folder, bundle.probes)
+    result = {"to": to, "folder": str(folder), "parity": parity, "probes": compared}
+    write_atomically(folder / "export.json", json.dumps(result, indent=1))
+    return result
+
+
+def _replay_logits(source: Path, folder: Path) -> tuple[int, float]:
+    predictor = Predictor(source)
     single = [probe for probe in predictor.bundle.probes if len(probe["token_ids"]) == 1]
     parity = reload_parity(
         folder,
@@ -46,6 +58,4 @@ def export_run(run: Path, *, to: str, out: Path | None) -> dict[str, Any]:
         np.array([probe["logits"] for probe in single]),
         pad_id=predictor.encoder.pad_id,
     )
-    result = {"to": to, "folder": str(folder), "parity": parity, "probes": len(single)}
-    write_atomically(folder / "export.json", json.dumps(result, indent=1))
-    return result
+    return len(single), parity

@@ -55,7 +55,11 @@ def run_frozen(shop: Workshop, settings: FrozenApproach) -> Candidate:
 
 
 def fit_frozen(shop: Workshop, model: PreTrainedModel, settings: FrozenApproach) -> FrozenFit:
-    """Chooses the strength on validation, or by five folds under 200 training rows, and fits the head."""
+    """Chooses the strength on validation, or by five folds under 200 training rows, and fits the head.
+
+    The head that is kept has seen the validation rows, too, unless a person gave them as a file of their
+    own: what validation says was measured before, on a head that had not.
+    """
     rows = shop.tokens.rows
     parts = [rows["train"], rows["validation"]]
     features = features_of(shop, model, [*parts[0], *parts[1]])
@@ -90,7 +94,7 @@ def fit_frozen(shop: Workshop, model: PreTrainedModel, settings: FrozenApproach)
             best = (score, loss, strength, text_logits, answers)
     assert best is not None
     _, _, strength, text_logits, answers = best
-    chosen = slice(None) if few_rows(shop) else slice(0, count)
+    chosen = slice(None) if shop.recipe.data.validation is None else slice(0, count)
     weights = _quietly_fit(features[chosen], labels[chosen], shop.label_names, strength, class_weight)
     return FrozenFit(weights, strength, searched, text_logits, answers)
 
@@ -124,6 +128,7 @@ def _quietly_fit(
     with warnings.catch_warnings():
         # At a huge strength separable rows have no finite optimum; validation judges what came out.
         warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.filterwarnings("ignore", "The number of unique classes")  # it takes many for a regression
         return fit_frozen_head(
             features, labels, num_labels=len(label_names), strength=strength, class_weight=class_weight
         )

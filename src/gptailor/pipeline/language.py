@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from gptailor.models.load import (
     load_config,
     load_tokenizer,
     load_trainable_language_model,
+    recompute_activations,
 )
 from gptailor.models.names import Base, context_length, resolve_base
 from gptailor.models.vocabulary import choose_vocabulary, train_tokenizer
@@ -110,6 +112,7 @@ def fit_language(recipe: Recipe, folder: Path, listener: Listener, stop: StopReq
         GptailorError: something the person can mend; the message says what.
     """
     began = time.perf_counter()
+    refuse_frozen(recipe)
     prepared = prepare_documents(recipe, listener.say)
     refuse_other_data(folder, prepared.data_hash)
     shop = open_language_shop(recipe, prepared, folder, listener)
@@ -135,6 +138,7 @@ def open_language_shop(
     """Finds the base and its tokenizer (or trains one), and tokenizes to disk, once."""
     base = resolve_base(recipe.base, revision=base_revision_of(folder) or recipe.revision)
     context = context_length(load_config(base))
+    _clear_leftovers(folder / "data")
     own = isinstance(recipe.approach, ScratchApproach)
     if own:
         tokenizer = own_tokenizer(recipe, prepared, folder / "data" / "tokenizer", context, listener)
@@ -220,15 +224,20 @@ def train_language(shop: LanguageShop, samples: list[Sample], place: TrainingPla
     return LanguageResult(approach, adapted, trained, validation, samples)
 
 
-def choose_approach(shop: LanguageShop) -> TrainableText:
-    """What `auto` means here: every weight of a small base, LoRA for a large one."""
-    approach = shop.recipe.approach
-    if isinstance(approach, FrozenApproach):
+def refuse_frozen(recipe: Recipe) -> None:
+    """Raises RecipeError for the one approach that language modeling hasn't."""
+    if isinstance(recipe.approach, FrozenApproach):
         raise RecipeError(
             "frozen has nothing to learn when the task is language.",
             where="approach",
             fix="Use --approach full, lora or scratch.",
         )
+
+
+def choose_approach(shop: LanguageShop) -> TrainableText:
+    """What `auto` means here: every weight of a small base, LoRA for a large one."""
+    approach = shop.recipe.approach
+    assert not isinstance(approach, FrozenApproach)  # refused before anything was read
     if isinstance(approach, AutoApproach):
         config = load_config(shop.base)
         width, layers = int(config.hidden_size), int(config.num_hidden_layers)
@@ -254,7 +263,7 @@ def adapt_language(shop: LanguageShop, settings: TrainableText) -> Adapted:
         model = load_trainable_language_model(shop.base, shop.tokenizer, dropout=recipe.train.dropout)
     model.to(shop.environment["device"])
     if recipe.train.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_activations(model)
     if isinstance(settings, LoraApproach):
         return adapt_lora(
             model,
@@ -360,6 +369,13 @@ def decode(shop: LanguageShop, ids: Sequence[int]) -> str:
     """Token ids as text, special tokens left out."""
     text: str = shop.encoder.backend.decode(list(ids), skip_special_tokens=True)
     return text
+
+
+def _clear_leftovers(data: Path) -> None:
+    """Removes tokens of another beginning: other settings, or data that changed before the ledger was."""
+    if not (data / "summary.json").exists():
+        for name in ("tokens", "tokenizer"):
+            shutil.rmtree(data / name, ignore_errors=True)
 
 
 def _training_texts(prepared: PreparedDocuments, recipe: Recipe) -> Iterator[str]:

@@ -29,9 +29,9 @@ def evaluate_language(
     Raises:
         DataError: there is no text.
     """
-    clean = CleanSettings(**{k: v for k, v in writer.bundle.clean.items() if k != "squeeze_space"})
+    clean = CleanSettings(**{key: on for key, on in writer.clean.items() if key != "squeeze_space"})
     settings = DataSettings(train=location, text=text, columns=columns, separator=separator, clean=clean)
-    documents = survey(location, settings)
+    documents = survey(location, settings, columns=columns)
     file = all_in(documents, "test")
     if (file.parts < 0).all():
         raise DataError("holds no text.", where=location, fix="Give a file with text.")
@@ -44,7 +44,7 @@ def evaluate_language(
             vocabulary=len(writer.tokenizer),
             ends=(writer.begin, writer.end),
         )
-        length = writer.bundle.max_tokens
+        length = writer.block
         blocks = range(num_blocks(store, length))
         pieces = piece_nats(writer.model, writer.head, store, length=length, blocks=blocks)
         scores = text_scores(pieces, resamples=resamples, seed=0)

@@ -16,9 +16,10 @@ from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.run import evaluate_logits
 from gptailor.models.bundle import find_model_folder, read_bundle
 from gptailor.models.predictor import CHUNK, Answer, Predictor, load_predictor
-from gptailor.models.writer import Writer
+from gptailor.models.writer import Writer, open_writer
 from gptailor.pipeline.language_new import evaluate_language
 from gptailor.pipeline.prepare import joined
+from gptailor.recipe import load_recipe
 from gptailor.tasks.classification import name_labels, refuse_unknown_labels
 from gptailor.types import RawExample, RejectedRow, Task
 
@@ -69,7 +70,7 @@ class Run:
     def writer(self) -> Writer:
         """The language model in memory."""
         if self._writer is None:
-            self._writer = Writer(self.folder)
+            self._writer = open_writer(self.folder)
         return self._writer
 
     def write(self, text: str, *, max_new_tokens: int = 128, temperature: float = 0.8, seed: int = 0) -> str:
@@ -118,7 +119,9 @@ class Run:
             DataError: the file has labels the run doesn't know, or no usable row.
         """
         if self.task == "language":
-            return evaluate_language(self.writer, location, text=text, columns=columns)
+            return evaluate_language(
+                self.writer, location, text=text, columns=columns, separator=self._separator()
+            )
         file = read_rows(location, columns=columns)
         roles = self._roles(file.columns, file.rows, text=text, label=label)
         rows = [
@@ -176,6 +179,11 @@ class Run:
         if text is None and trained and _has(columns, trained.text):
             return trained.text
         return infer_roles(columns, rows, text=text, label=None, need_label=False).text
+
+    def _separator(self) -> str | None:
+        """What divided training's texts into documents; None where only the model was copied here."""
+        path = self.folder / "recipe.yaml"
+        return load_recipe(path).data.separator if path.exists() else None
 
     def _trained_roles(self) -> Roles | None:
         """The columns of training; None where only the model was copied here."""

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from gptailor.launch import choose_micro_batch, choose_precision, remember
 from gptailor.models.approach import Adapted, adapt_full, adapt_lora, adapter_state, merge_lora
-from gptailor.models.load import build_scratch, load_classifier
+from gptailor.models.load import build_scratch, load_classifier, recompute_activations
 from gptailor.pipeline.classify import by_text, classification_objective, classify_rows
 from gptailor.pipeline.measure import measure_plan
 from gptailor.pipeline.objective import Objective
@@ -184,7 +184,7 @@ def adapt(shop: Workshop, settings: Trainable) -> Adapted:
         )
     model.to(shop.environment["device"])
     if recipe.train.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_activations(model)
     if isinstance(settings, LoraApproach):
         return adapt_lora(
             model,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -68,6 +68,46 @@ def language_loss(model: PreTrainedModel, head: torch.nn.Module, batch: Batch) -
     return total
 
 
+def answer_log_likelihoods(model: PreTrainedModel, head: torch.nn.Module, batch: Batch) -> Tensor:
+    """(B,) sums of the log-probabilities of each row's learned tokens, in nats, with gradients.
+
+    For objectives that compare whole answers; one example a row, not packed. Logits are made some rows at a
+    time, and once more for the gradient, so that all of them are never in memory.
+    """
+    assert batch.targets is not None
+    assert batch.learned is not None
+    states = learned_states(model, batch)
+    nats: Tensor = _TargetNats.apply(states, head.weight, head.bias, batch.targets)  # type: ignore[no-untyped-call]
+    rows, width = batch.input_ids.shape
+    sums = torch.zeros(rows, dtype=nats.dtype, device=nats.device)
+    return sums.index_add(0, batch.learned // width, -nats)
+
+
+def preference_loss(
+    chosen: Tensor,
+    rejected: Tensor,
+    *,
+    kind: Literal["dpo", "ipo", "simpo"],
+    beta: float,
+    margin: float = 0.0,
+) -> Tensor:
+    """The sum over pairs of how far the chosen answer is from being preferred.
+
+    Args:
+        chosen: (P,) what the model gives the chosen answers: log-likelihood less the reference's (dpo), both
+            by token (ipo), or the model's own by token (simpo).
+        rejected: (P,) the same of the rejected answers.
+        kind: `dpo` (Rafailov et al. 2023, equation 7), `ipo` (Azar et al. 2023, equation 17) or `simpo`
+            (Meng et al. 2024, equation 6).
+        beta: How strongly preferences pull.
+        margin: SimPO's gamma: how far ahead the chosen answer should be.
+    """
+    gap = chosen - rejected
+    if kind == "ipo":
+        return ((gap - 1 / (2 * beta)) ** 2).sum()
+    return -functional.logsigmoid(beta * gap - margin).sum()
+
+
 class _HeadLoss(torch.autograd.Function):
     """Linear map and cross-entropy in one, some rows at a time; the gradients are made on the way."""
 
@@ -103,3 +143,38 @@ class _HeadLoss(torch.autograd.Function):
             None if of_bias is None else of_bias * slopes[0],
             None,
         )
+
+
+class _TargetNats(torch.autograd.Function):
+    """Nats of each target; the logits are made again for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        found = []
+        for start in range(0, len(hidden), HEAD_ROWS):
+            product = functional.linear(hidden[start : start + HEAD_ROWS], weight, bias)
+            wanted = targets[start : start + HEAD_ROWS]
+            found.append(functional.cross_entropy(product.to(wide), wanted, reduction="none"))
+        ctx.save_for_backward(hidden, weight, bias, targets)
+        return torch.cat(found)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, targets = ctx.saved_tensors
+        of_hidden = torch.empty_like(hidden)
+        of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        of_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
+        for start in range(0, len(hidden), HEAD_ROWS):
+            rows, wanted = hidden[start : start + HEAD_ROWS], targets[start : start + HEAD_ROWS]
+            product = functional.linear(rows, weight, bias)
+            slope = torch.softmax(product.to(slopes[0].dtype), dim=-1)
+            slope[torch.arange(len(wanted), device=wanted.device), wanted] -= 1
+            slope *= slopes[0][start : start + HEAD_ROWS, None]
+            narrow = slope.to(product.dtype)
+            of_hidden[start : start + HEAD_ROWS] = narrow @ weight.to(product.dtype)
+            if of_weight is not None:
+                of_weight += narrow.T @ rows.to(product.dtype)
+            if of_bias is not None:
+                of_bias += slope.sum(0)
+        return of_hidden, of_weight, of_bias, None

@@ -1,0 +1,125 @@
+"""The rungs below a model that writes: the prompt's own text, its first sentence, the nearest known answer.
+
+What a person would try before any training. For a summary the first sentence is hard to beat; where prompts
+repeat themselves, so is the answer of the row that looks most alike.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from scipy.sparse import csr_matrix, hstack
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from gptailor.errors import DataError
+
+CHUNK_CELLS = 4_000_000  # similarities held at once: about 50 MB
+# The search reads no more than this, so that its n-grams fit in memory (about 1 GB) and a minute or two.
+# A long prompt counts with its beginning and its end: the instruction or the question stands there.
+READ_CHARACTERS = 2_000
+TRAIN_CHARACTERS = 10_000_000
+SENTENCE_END = re.compile(r"(?<![.!?…])[.!?…]+[\"'”’»)\]]*(?=\s)|[。！？]+[」』”]*|\n\s*\n")
+ABBREVIATIONS = frozenset(
+    [
+        *("al", "approx", "ca", "cf", "dr", "e.g", "eq", "eqs", "fig", "figs", "i.e", "jr"),
+        *("mr", "mrs", "ms", "prof", "sr", "st", "vs", "z.b"),
+    ]
+)
+
+
+def copy(prompts: Sequence[str]) -> list[str]:
+    """Each prompt as it is."""
+    return list(prompts)
+
+
+def lead(prompts: Sequence[str]) -> list[str]:
+    """The first sentence of each prompt, or all of it where no sentence ends.
+
+    A sentence ends with its mark before a space and anything but a small letter, and with an empty line; not
+    after an initial or a common abbreviation ("Dr.").
+    """
+    return [_first_sentence(prompt.strip()) for prompt in prompts]
+
+
+def nearest(
+    prompts: Sequence[str], *, train_prompts: Sequence[str], train_answers: Sequence[str]
+) -> list[str]:
+    """The answer of the training row whose prompt is most like each prompt; of equals the first.
+
+    Alike is the cosine of TF-IDF vectors, half of words 1-2 and half of characters 2-5 inside words, as in
+    `baselines`. Of more training text than `TRAIN_CHARACTERS`, rows at even distances are searched.
+
+    Args:
+        prompts: M texts to answer.
+        train_prompts: N texts with known answers.
+        train_answers: Those answers, in the same order.
+
+    Raises:
+        DataError: There is no training row.
+    """
+    if len(train_prompts) != len(train_answers):
+        raise ValueError(f"{len(train_prompts)} prompts but {len(train_answers)} answers")
+    if not train_prompts:
+        raise DataError("there is no training row for a baseline.", fix="Give rows with answers to train on.")
+    rows = _searched_rows([len(text) for text in train_prompts])
+    known = [_ends(train_prompts[row]) for row in rows]
+    vectorizers = _fitted_vectorizers(known)
+    if not vectorizers:  # no training prompt has a character to compare
+        return [train_answers[0]] * len(prompts)
+    by_feature = csr_matrix(_vectors(vectorizers, known).T)
+    found: list[int] = []
+    for chunk in _chunks([_ends(prompt) for prompt in prompts], max(1, CHUNK_CELLS // len(known))):
+        similarities = (_vectors(vectorizers, chunk) @ by_feature).toarray()  # (rows of the chunk, N)
+        found.extend(similarities.argmax(axis=1).tolist())
+    return [train_answers[rows[place]] for place in found]
+
+
+def _first_sentence(text: str) -> str:
+    for end in SENTENCE_END.finditer(text):
+        before, after = text[: end.start()], text[end.end() :].lstrip()
+        if end.group().isspace():
+            return before.rstrip()
+        shortened = end.group() == "." and _is_shortened(before.rsplit(maxsplit=1)[-1].lstrip("(["))
+        if not shortened and not after[:1].islower():
+            return text[: end.end()]
+    return text
+
+
+def _is_shortened(word: str) -> bool:
+    """An initial or an abbreviation, given without its last dot."""
+    return word.lower() in ABBREVIATIONS or (len(word) == 1 and word.isupper() and word != "I")
+
+
+def _ends(text: str) -> str:
+    """A long text's beginning and end."""
+    half = READ_CHARACTERS // 2
+    return text if len(text) <= READ_CHARACTERS else f"{text[:half]} {text[-half:]}"
+
+
+def _searched_rows(lengths: Sequence[int]) -> list[int]:
+    """Numbers of the rows that are searched: all, or as many at even distances as the limit allows."""
+    total = sum(min(length, READ_CHARACTERS) for length in lengths)
+    if total <= TRAIN_CHARACTERS:
+        return list(range(len(lengths)))
+    wanted = max(1, int(len(lengths) * TRAIN_CHARACTERS / total))
+    return [row * len(lengths) // wanted for row in range(wanted)]
+
+
+def _fitted_vectorizers(texts: Sequence[str]) -> list[TfidfVectorizer]:
+    """Both kinds of n-grams, less one that would find nothing (texts of emoji have no words)."""
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, dtype=np.float32)
+    characters = TfidfVectorizer(ngram_range=(2, 5), analyzer="char_wb", sublinear_tf=True, dtype=np.float32)
+    usable = [each for each in (words, characters) if any(map(each.build_analyzer(), texts))]
+    return [each.fit(texts) for each in usable]
+
+
+def _vectors(vectorizers: Sequence[TfidfVectorizer], texts: Sequence[str]) -> csr_matrix:
+    """One row per text; each kind of n-grams has length 1, so that both count alike."""
+    return hstack([each.transform(texts) for each in vectorizers], format="csr")
+
+
+def _chunks(texts: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    for start in range(0, len(texts), size):
+        yield texts[start : start + size]

@@ -1,0 +1,293 @@
+"""Many requests at once through one model: they join and leave between steps, and none sees another.
+
+A request's answer has the same bits alone and among any others. Its prompt is computed in the length bucket
+that the prompt's length gives; then it takes a slot in the pool whose capacity its own prompt and
+max_new_tokens give, and a pool always computes all of its slots.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from transformers import Cache, DynamicCache, PreTrainedModel
+
+from gptailor.errors import InputError
+from gptailor.models.beams import search_beams
+from gptailor.models.forward import shape_for
+from gptailor.models.names import context_length
+from gptailor.models.sampling import Chooser, Sampling, ScoredToken
+from gptailor.models.slots import SlotCache
+from gptailor.models.text_stream import TextStream
+
+SLOTS = 8  # of a pool; a product of two rows can depend on which row is which, of four or eight it doesn't
+LONG_SLOTS = 4  # of a pool above LONG tokens: the cache's memory is slots times capacity
+LONG = 1024
+SMALLEST_CAPACITY = 128  # tokens
+
+Finished = Literal["stop", "length"]
+Reason = Literal["end_token", "stop_string", "max_new_tokens", "context"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt as token ids, and how its answer is drawn.
+
+    `top_log_probabilities`: how many of the likeliest tokens of each step are told.
+    """
+
+    prompt: tuple[int, ...]
+    sampling: Sampling = field(default_factory=Sampling)
+    top_log_probabilities: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """An answer. The end token and the stop string are no part of it.
+
+    `finished` is OpenAI's word; `reason` says more: "stop" for an end token or a stop string, "length" for
+    max_new_tokens or the end of the model's context. `num_drawn` counts every token that was computed.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    finished: Finished
+    reason: Reason
+    log_probabilities: tuple[float, ...]
+    top_log_probabilities: tuple[tuple[tuple[int, float], ...], ...]
+    num_drawn: int
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What a step brought to one request: the new text, the tokens it holds; at the end the whole answer."""
+
+    handle: int
+    text: str
+    tokens: tuple[ScoredToken, ...]
+    result: Generated | None = None
+
+
+class Decoder:
+    """The requests of one model. Single-threaded: whoever calls `step` also calls the rest.
+
+    Args:
+        model: A causal language model; it is switched to evaluation.
+        decode: From token ids to text, special tokens left out.
+        end: Ids of the tokens that end an answer.
+        pad: A token id for places that nothing reads.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        decode: Callable[[Sequence[int]], str],
+        end: Collection[int],
+        pad: int = 0,
+    ) -> None:
+        model.eval()
+        self.model = model
+        self.context = context_length(model.config)
+        self._decode, self._end, self._pad = decode, frozenset(end), pad
+        self._pools: dict[int, _Pool] = {}
+        self._beams: deque[_Job] = deque()
+        self._handles = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request waits or is being answered."""
+        return bool(self._beams) or any(pool.busy for pool in self._pools.values())
+
+    def add(self, request: Request) -> int:
+        """Takes a request in; its events carry the handle that comes back.
+
+        Raises:
+            InputError: the prompt is empty, leaves no room for an answer, or holds an unknown token.
+        """
+        self._check(request)
+        limit = min(request.sampling.max_new_tokens, self.context - len(request.prompt))
+        self._handles += 1
+        job = _Job(self._handles, request, limit, self._decode)
+        if request.sampling.num_beams > 1:
+            self._beams.append(job)
+        else:
+            self._pool_for(len(request.prompt) + limit).waiting.append(job)
+        return job.handle
+
+    def cancel(self, handle: int) -> None:
+        """Lets a request go; no event of it comes any more. An unknown handle is none's."""
+        self._beams = deque(job for job in self._beams if job.handle != handle)
+        for pool in self._pools.values():
+            pool.drop(handle)
+
+    def step(self) -> list[Event]:
+        """Lets waiting requests join, then brings every joined one a token further.
+
+        A request with beams is answered in one step, one such request a step.
+
+        Raises:
+            NonFiniteError: the model's logits are not numbers; start over with a new decoder.
+        """
+        found: list[Event] = []
+        with torch.inference_mode():
+            for pool in self._pools.values():
+                for job, token in pool.step(self._prefill):
+                    event = self._take(job, token)
+                    if event.result is not None:
+                        pool.drop(job.handle)
+                    if event.result is not None or event.text or event.tokens:
+                        found.append(event)
+        if self._beams:
+            found.append(self._search(self._beams.popleft()))
+        return found
+
+    def _take(self, job: _Job, token: ScoredToken) -> Event:
+        """Appends a token to an answer and says what there is to show."""
+        job.drawn += 1
+        reason: Reason | None = None
+        if token.token_id in self._end:
+            reason = "end_token"
+        else:
+            job.tokens.append(token)
+            job.stream.push(token.token_id)
+            if job.drawn == job.limit:
+                reason = "max_new_tokens" if job.limit == job.request.sampling.max_new_tokens else "context"
+        if reason is not None:
+            job.stream.end()
+        if job.stream.stopped:
+            reason = "stop_string"
+        text, count = job.stream.take(ended=reason is not None)
+        shown = tuple(job.tokens[job.shown : job.shown + count])
+        job.shown += count
+        return Event(job.handle, text, shown, None if reason is None else job.result(reason))
+
+    def _search(self, job: _Job) -> Event:
+        request = job.request
+        tokens = search_beams(
+            self.model,
+            request.prompt,
+            request.sampling,
+            limit=job.limit,
+            end=self._end,
+            pad=self._pad,
+            top=request.top_log_probabilities,
+        )
+        events = []
+        for token in tokens:
+            events.append(self._take(job, token))
+            if events[-1].result is not None:
+                break
+        shown = tuple(token for event in events for token in event.tokens)
+        return Event(job.handle, "".join(event.text for event in events), shown, events[-1].result)
+
+    def _prefill(self, tokens: Sequence[int]) -> Cache:
+        """A one-row cache of the tokens, computed in their length bucket. Padding follows them: no token
+        sees what comes after it.
+        """
+        _, length = shape_for(len(tokens), max_tokens=self.context, per_pass=1)
+        ids = torch.full((1, length), self._pad, device=self.model.device)
+        ids[0, : len(tokens)] = torch.tensor(tokens, device=self.model.device)
+        cache = DynamicCache()
+        self.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+        return cache
+
+    def _pool_for(self, num_tokens: int) -> _Pool:
+        capacity = min(max(SMALLEST_CAPACITY, 1 << (num_tokens - 1).bit_length()), self.context)
+        if capacity not in self._pools:  # memory goes to those in use
+            self._pools = {size: pool for size, pool in self._pools.items() if pool.busy}
+            self._pools[capacity] = _Pool(self.model, capacity)
+        return self._pools[capacity]
+
+    def _check(self, request: Request) -> None:
+        prompt, known = request.prompt, int(self.model.config.vocab_size)
+        what = None
+        if not prompt:
+            what = "it is empty; the model needs a token to go on from."
+        elif len(prompt) >= self.context:
+            what = f"it is {len(prompt):,} tokens long; the model reads {self.context:,} with its answer."
+        elif not all(0 <= token < known for token in prompt):
+            what = f"it holds a token id that the model doesn't know (it knows 0 to {known - 1:,})."
+        if what is not None:
+            raise InputError(what, where="prompt", fix="Give a prompt that fits the model.")
+        if request.top_log_probabilities < 0:
+            raise InputError(
+                f"top_log_probabilities is {request.top_log_probabilities}.",
+                where="top_log_probabilities",
+                fix="Give a whole number, 0 (none) or more.",
+            )
+
+
+class _Job:
+    """A request on its way to an answer."""
+
+    def __init__(
+        self, handle: int, request: Request, limit: int, decode: Callable[[Sequence[int]], str]
+    ) -> None:
+        self.handle, self.request, self.limit = handle, request, limit
+        self.chooser = Chooser(request.sampling, request.prompt, top=request.top_log_probabilities)
+        self.stream = TextStream(decode, request.sampling.stop)
+        self.tokens: list[ScoredToken] = []
+        self.next_id = request.prompt[-1]  # what the model reads next
+        self.drawn = self.shown = 0
+
+    def result(self, reason: Reason) -> Generated:
+        """The answer as it stands."""
+        tokens = self.tokens[: self.stream.num_tokens]
+        return Generated(
+            token_ids=tuple(token.token_id for token in tokens),
+            text=self.stream.text,
+            finished="stop" if reason in ("end_token", "stop_string") else "length",
+            reason=reason,
+            log_probabilities=tuple(token.log_probability for token in tokens),
+            top_log_probabilities=tuple(token.top for token in tokens),
+            num_drawn=self.drawn,
+        )
+
+
+class _Pool:
+    """Slots of one capacity and who sits in them; the others wait, first come, first served."""
+
+    def __init__(self, model: PreTrainedModel, capacity: int) -> None:
+        self.cache = SlotCache(model, slots=SLOTS if capacity <= LONG else LONG_SLOTS, capacity=capacity)
+        self.seated: list[_Job | None] = [None] * self.cache.slots
+        self.waiting: deque[_Job] = deque()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.waiting) or any(self.seated)
+
+    def drop(self, handle: int) -> None:
+        """Frees the slot or the place in the queue of a request, if it is here."""
+        self.waiting = deque(job for job in self.waiting if job.handle != handle)
+        self.seated = [None if job and job.handle == handle else job for job in self.seated]
+
+    def step(self, prefill: Callable[[Sequence[int]], Cache]) -> list[tuple[_Job, ScoredToken]]:
+        """Seats who waits, then one token for everyone seated."""
+        for slot, job in enumerate(self.seated):
+            if job is None:
+                self._seat(slot, prefill)
+        if not any(self.seated):
+            return []
+        # A free slot reads one token at position 0 and forgets it.
+        rows: Any = self.cache.step([job.next_id if job else 0 for job in self.seated])
+        found = []
+        for slot, job in enumerate(self.seated):
+            if job is not None:
+                token = job.chooser.choose(rows[slot])
+                job.next_id = token.token_id
+                self.cache.past[slot] += 1
+                found.append((job, token))
+        return found
+
+    def _seat(self, slot: int, prefill: Callable[[Sequence[int]], Cache]) -> None:
+        if not self.waiting:
+            self.cache.past[slot] = 0
+            return
+        job = self.waiting.popleft()
+        head = job.request.prompt[:-1]  # the last token is read by the first step, which gives the logits
+        self.cache.load(slot, prefill(head) if head else None, len(head))
+        self.seated[slot] = job

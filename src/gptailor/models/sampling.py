@@ -1,0 +1,207 @@
+"""Which token comes next: the settings, the filters and the draw.
+
+Everything here works on one row of logits at a time, in float64 on the CPU, so that a request's tokens
+can't depend on what else is being answered.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gptailor.errors import InputError, NonFiniteError
+from gptailor.types import FloatArray, IntArray
+
+_UNSIGNED = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How an answer is drawn. Names, meanings and order of the filters are those of transformers.
+
+    Args:
+        temperature: 0 takes the likeliest token each time (greedy).
+        top_k: Only the k likeliest tokens; 0 is off.
+        top_p: Only the likeliest tokens that together reach this probability (Holtzman et al. 2020).
+        min_p: Only tokens at least this fraction as likely as the likeliest (Nguyen et al. 2024).
+        repetition_penalty: Above 1, tokens of the prompt and the answer are less likely again (Keskar et
+            al. 2019, section 4.1).
+        max_new_tokens: The answer ends after so many tokens.
+        stop: Strings that end the answer; they are not part of it.
+        seed: With the step, all that the random draws depend on.
+        num_beams: Above 1, beam search; needs temperature 0.
+
+    Raises:
+        InputError: a value is out of its range; names the field.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    max_new_tokens: int = 128
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+    num_beams: int = 1
+
+    def __post_init__(self) -> None:
+        for field, kind, low, high, says in _RANGES:
+            value: Any = getattr(self, field)
+            if not _is_number(value, kind) or not low <= value <= high:
+                raise _refusal(field, value, says)
+        if self.top_p == 0 or self.repetition_penalty == 0:
+            field = "repetition_penalty" if self.repetition_penalty == 0 else "top_p"
+            raise _refusal(field, 0, "a number above 0")
+        stop: Any = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if not all(isinstance(text, str) and text for text in stop):
+            raise _refusal("stop", self.stop, "a text or several, none of them empty")
+        object.__setattr__(self, "stop", stop)
+        if self.num_beams > 1 and self.temperature > 0:
+            raise InputError(
+                "beam search takes the likeliest answer, so it can't be drawn at a temperature.",
+                where="num_beams",
+                fix="Set temperature to 0, or num_beams to 1.",
+            )
+
+
+# field, kind, lowest, highest, in words
+_RANGES: tuple[tuple[str, type, float, float, str], ...] = (
+    ("temperature", float, 0, math.inf, "a number, 0 or more"),
+    ("top_k", int, 0, math.inf, "a whole number, 0 (off) or more"),
+    ("top_p", float, 0, 1, "a number above 0, at most 1"),
+    ("min_p", float, 0, 1, "a number from 0 to 1"),
+    ("repetition_penalty", float, 0, math.inf, "a number above 0"),
+    ("max_new_tokens", int, 1, math.inf, "a whole number, 1 or more"),
+    ("seed", int, -math.inf, math.inf, "a whole number"),
+    ("num_beams", int, 1, 64, "a whole number from 1 to 64"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredToken:
+    """A token of an answer. Log-probabilities (nats) are the model's own, before penalty and filters.
+
+    `top` holds the likeliest tokens of the step with theirs, likeliest first, as many as were asked for.
+    """
+
+    token_id: int
+    log_probability: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Chooser:
+    """Draws the tokens of one request, one step after the other."""
+
+    def __init__(self, sampling: Sampling, prompt: Sequence[int], *, top: int = 0) -> None:
+        self._sampling = sampling
+        self._top = top
+        self._step = 0
+        self._seen = set(prompt) if sampling.repetition_penalty != 1 else None
+
+    def choose(self, logits: FloatArray) -> ScoredToken:
+        """The next token, from the model's logits (V,).
+
+        Raises:
+            NonFiniteError: the logits hold NaN or infinity.
+        """
+        own = log_probabilities(logits)
+        scores = own
+        if self._seen is not None:
+            scores = penalized(logits, self._seen, self._sampling.repetition_penalty)
+        if self._sampling.temperature == 0:
+            token = int(scores.argmax())
+        else:
+            token = draw(scores, self._sampling, step=self._step)
+        self._step += 1
+        if self._seen is not None:
+            self._seen.add(token)
+        return scored(token, own, top=self._top)
+
+
+def log_probabilities(logits: FloatArray) -> FloatArray:
+    """(V,) log-softmax of logits (V,).
+
+    Raises:
+        NonFiniteError: the logits hold NaN or infinity.
+    """
+    with np.errstate(invalid="ignore"):  # told below, in words
+        shifted = np.asarray(logits, np.float64) - float(logits.max())
+        total = math.log(np.exp(shifted).sum())
+    if not math.isfinite(total):
+        raise NonFiniteError(
+            "the model's logits are not numbers.",
+            fix="Its weights are damaged or overflow in this precision; use fp32, or get them again.",
+        )
+    shifted -= total
+    return shifted
+
+
+def scored(token: int, own: FloatArray, *, top: int = 0) -> ScoredToken:
+    """A token with its log-probability in `own` (V,), and the likeliest beside it."""
+    likeliest: tuple[tuple[int, float], ...] = ()
+    if top:
+        places = np.argpartition(-own, min(top, len(own)) - 1)[:top]
+        places = places[np.lexsort((places, -own[places]))]
+        likeliest = tuple(zip(places.tolist(), own[places].tolist(), strict=True))
+    return ScoredToken(token, float(own[token]), likeliest)
+
+
+def penalized(logits: FloatArray, seen: set[int], penalty: float) -> FloatArray:
+    """Logits (V,) with those of the seen tokens divided (above zero) or multiplied (below) by the penalty."""
+    scores = np.array(logits, np.float64)
+    places = np.fromiter(seen, np.int64, len(seen))
+    values = scores[places]
+    scores[places] = np.where(values < 0, values * penalty, values / penalty)
+    return scores
+
+
+def draw(scores: FloatArray, sampling: Sampling, *, step: int) -> int:
+    """One token id, drawn by the scores (V,) after temperature and filters."""
+    ids, weights = candidates(scores, sampling)
+    reach = np.cumsum(weights)
+    place = int(np.searchsorted(reach, uniform(sampling.seed, step) * reach[-1], side="right"))
+    return int(ids[min(place, len(ids) - 1)])
+
+
+def candidates(scores: FloatArray, sampling: Sampling) -> tuple[IntArray, FloatArray]:
+    """The tokens that may be drawn and their weights (not normalized), likeliest first.
+
+    Args:
+        scores: (V,) logits, or anything that differs from them by a constant.
+        sampling: Its temperature is above 0.
+    """
+    scores = (scores - scores.max()) / sampling.temperature
+    ids = np.arange(len(scores))
+    if 0 < sampling.top_k < len(scores):
+        smallest = np.partition(scores, -sampling.top_k)[-sampling.top_k]
+        ids = np.flatnonzero(scores >= smallest)
+    ids = ids[np.argsort(-scores[ids], kind="stable")]
+    weights = np.exp(scores[ids])
+    keep = len(ids)
+    if sampling.top_p < 1:
+        reach = np.cumsum(weights)
+        keep = int(np.searchsorted(reach, sampling.top_p * reach[-1], side="left")) + 1
+    if sampling.min_p > 0:  # the likeliest weighs 1
+        keep = min(keep, int((weights >= sampling.min_p).sum()))
+    return ids[:keep], weights[:keep]
+
+
+def uniform(seed: int, step: int) -> float:
+    """A number in [0, 1), a function of the seed and the step alone (Philox: Salmon et al. 2011)."""
+    key = np.array([seed & _UNSIGNED, step], np.uint64)
+    return float(np.random.Generator(np.random.Philox(key=key)).random())
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
+        return False
+    return math.isfinite(value)
+
+
+def _refusal(field: str, value: object, says: str) -> InputError:
+    return InputError(f"{field} is {value!r}.", where=field, fix=f"Give {says}.")
