@@ -58,10 +58,18 @@ class RejectedRow:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A piece of text, and whether the loss looks at its tokens."""
+    """A piece of text, and whether the loss looks at its tokens.
+
+    Only where `markers` is true do the strings of control tokens (`<|im_end|>`) become these tokens; anywhere
+    else they are what a person wrote, and stay text. Where `cut` is true no token reaches over the beginning
+    of the segment (none ever reaches from what isn't learned into what is, or back): an answer begins there,
+    learned or not, and when it was made, what stands before it had been encoded alone.
+    """
 
     text: str
     learn: bool
+    markers: bool = False
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True)

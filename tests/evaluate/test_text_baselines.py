@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from gptailor.errors import DataError
@@ -27,8 +29,13 @@ WORDS = [
 
 
 def sentences(count: int, seed: int) -> list[str]:
+    """Made-up words, some of which begin alike, so that every length of n-gram has its part."""
     rng = np.random.default_rng(seed)
-    return [" ".join(rng.choice(WORDS, size=rng.integers(2, 9))) for _ in range(count)]
+    starts = ["ab", "abc", "bca", "cabba", "ccab"]
+    return [
+        " ".join(rng.choice(starts) + rng.choice(["", "a", "bb", "cac"]) for _ in range(rng.integers(2, 9)))
+        for _ in range(count)
+    ]
 
 
 def test_copy() -> None:
@@ -52,15 +59,30 @@ def test_copy() -> None:
         ("A line\nthat goes on. More.", "A line\nthat goes on."),
         ("今天下雨。我在家。", "今天下雨。"),
         ("1. Mix", "1."),
+        (". One", "."),
+        (f"One{' ' * 30}. Two", f"One{' ' * 30}."),
     ],
 )
 def test_lead(text: str, first: str) -> None:
     assert lead([text]) == [first]
 
 
-def test_lead_of_a_text_without_an_end_is_quick() -> None:
-    dots, letters = "." * 100_000 + "x", "x" * 100_000 + ". y"
-    assert lead([dots, letters]) == [dots, letters]
+@settings(max_examples=100, deadline=None)
+@given(
+    st.one_of(
+        st.text(), st.lists(st.sampled_from([".", "!", " ", "\n", "A", "b", "Dr", "。", "”"])).map("".join)
+    )
+)
+def test_lead_is_the_beginning_of_any_text(text: str) -> None:
+    (first,) = lead([text])
+    assert text.strip().startswith(first)
+    assert bool(first) == bool(text.strip())
+
+
+@pytest.mark.timeout(20)  # minutes, if the time grew with the square of the length
+@pytest.mark.parametrize("text", ["." * 200_000 + "x", "x" * 200_000 + ". y", "1. b " * 200_000])
+def test_lead_of_a_text_without_an_end_is_quick(text: str) -> None:
+    assert lead([text]) == [text.strip()]
 
 
 @pytest.mark.parametrize("cells", [text_baselines.CHUNK_CELLS, 350, 1], ids=["whole", "pieces", "one by one"])
@@ -69,8 +91,8 @@ def test_nearest_has_the_highest_cosine(monkeypatch: pytest.MonkeyPatch, cells: 
     train, prompts = sentences(100, seed=0), sentences(20, seed=1)
     answers = [f"answer {row}" for row in range(100)]
     total = np.zeros((20, 100))
-    for settings in ({"ngram_range": (1, 2)}, {"ngram_range": (2, 5), "analyzer": "char_wb"}):
-        vectorizer = TfidfVectorizer(sublinear_tf=True, **settings).fit(train)
+    for choices in ({"ngram_range": (1, 2)}, {"ngram_range": (2, 5), "analyzer": "char_wb"}):
+        vectorizer = TfidfVectorizer(sublinear_tf=True, **choices).fit(train)
         total += (vectorizer.transform(prompts) @ vectorizer.transform(train).T).toarray()
     found = nearest(prompts, train_prompts=train, train_answers=answers)
     chosen = [answers.index(answer) for answer in found]

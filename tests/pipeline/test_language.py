@@ -16,7 +16,6 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
@@ -25,6 +24,7 @@ from gptailor.data.blocks import TokenStore, open_store
 from gptailor.data.ledger import LedgerLine, read_ledger
 from gptailor.data.overlap import build_ngram_set, shares_a_run
 from gptailor.errors import DataError, InputError, ModelError, RecipeError, RunError
+from gptailor.models import generate
 from gptailor.models.predictor import load_predictor
 from gptailor.pipeline import language
 from gptailor.pipeline.answers import predict_inputs, predict_to
@@ -713,21 +713,23 @@ def test_the_likeliest_continuation_is_transformers_own(full: Run) -> None:
     assert run.write(text, max_new_tokens=8, temperature=0) == tokenizer.decode(made)
 
 
-def test_a_continuation_depends_on_its_text_however_little_the_model_reads(full: Run) -> None:
+def test_a_continuation_depends_on_its_text_however_little_the_model_reads(
+    full: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The context is 64 tokens, and 128 new ones are asked for: at least the text's end is read."""
     run = Run(full.folder)
-    heard: list[Tensor] = []
-    generate = run.writer.model.generate  # type: ignore[operator]
+    heard: list[list[int]] = []
+    plain = generate.generate
 
-    def listening(**given: Any) -> Any:
-        heard.append(given["input_ids"][0])
-        return generate(**given)
+    def listening(model: Any, prompts: Any, *arguments: Any, **named: Any) -> Any:
+        heard.extend(list(prompt) for prompt in prompts)
+        return plain(model, prompts, *arguments, **named)
 
-    run.writer.model.generate = listening  # type: ignore[method-assign, assignment]
+    monkeypatch.setattr(generate, "generate", listening)
     assert run.write("the cup final went to extra time")
     assert run.write(prose(1, 300))
-    assert heard[0].tolist() == run.writer.encode("the cup final went to extra time")
-    assert heard[1].tolist() == run.writer.encode(prose(1, 300))[-32:]
+    assert heard[0] == run.writer.encode("the cup final went to extra time")
+    assert heard[1] == run.writer.encode(prose(1, 300))[-32:]
 
 
 def test_samples_show_how_held_out_texts_really_go_on(many: Run, place: Place) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from gptailor.data.lines import MAX_COLUMNS, Item
 from gptailor.data.source import BAD_BYTES, BYTE_ORDER_MARKS, Source, length_in_bytes, read_whole
+from gptailor.data.squad import flatten_squad, is_squad
 from gptailor.data.values import DECODER, BadValueError, as_fields, as_text, json_kind, parse_json
 from gptailor.errors import DataError
 from gptailor.types import RawExample, RejectedRow
@@ -99,7 +100,7 @@ def _items(parsed: list[dict[str, str] | str], columns: list[str], name: str) ->
 def _table(value: Any) -> tuple[list[Any], str]:
     """The rows of a document, whichever of the common layouts it has."""
     if isinstance(value, list):
-        return value, "layout: an array"
+        return _unnested(value, "layout: an array")
     if not isinstance(value, dict):
         raise BadValueError(f"it holds {json_kind(value)}")
     if isinstance(value.get("columns"), list) and isinstance(value.get("data"), list):
@@ -111,7 +112,7 @@ def _table(value: Any) -> tuple[list[Any], str]:
     arrays = {key: item for key, item in value.items() if isinstance(item, list)}
     if len(arrays) == 1:
         [(key, items)] = arrays.items()
-        return items, f"layout: an object whose array {key!r} holds the rows"
+        return _unnested(items, f"layout: an object whose array {key!r} holds the rows")
     if arrays and len(arrays) == len(value) and len(set(map(len, arrays.values()))) == 1:
         rows = [dict(zip(arrays, cells, strict=True)) for cells in zip(*arrays.values(), strict=True)]
         return rows, "layout: an array for each column"
@@ -120,6 +121,12 @@ def _table(value: Any) -> tuple[list[Any], str]:
             f"it holds {len(arrays)} arrays ({', '.join(map(repr, list(arrays)[:8]))}); keep one"
         )
     raise BadValueError("it holds no array of rows")
+
+
+def _unnested(items: list[Any], note: str) -> tuple[list[Any], str]:
+    if is_squad(items):
+        return flatten_squad(items), "layout: SQuAD's, one row for each question"
+    return items, note
 
 
 def _zipped(names: list[str], cells: Any) -> Any:

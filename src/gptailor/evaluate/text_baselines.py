@@ -21,6 +21,8 @@ CHUNK_CELLS = 4_000_000  # similarities held at once: about 50 MB
 READ_CHARACTERS = 2_000
 TRAIN_CHARACTERS = 10_000_000
 SENTENCE_END = re.compile(r"(?<![.!?…])[.!?…]+[\"'”’»)\]]*(?=\s)|[。！？]+[」』”]*|\n\s*\n")
+NEXT_CHARACTER = re.compile(r"\S")
+LONGEST_SHORTENED = 20
 ABBREVIATIONS = frozenset(
     [
         *("al", "approx", "ca", "cf", "dr", "e.g", "eq", "eqs", "fig", "figs", "i.e", "jr"),
@@ -78,11 +80,13 @@ def nearest(
 
 def _first_sentence(text: str) -> str:
     for end in SENTENCE_END.finditer(text):
-        before, after = text[: end.start()], text[end.end() :].lstrip()
         if end.group().isspace():
-            return before.rstrip()
-        shortened = end.group() == "." and _is_shortened(before.rsplit(maxsplit=1)[-1].lstrip("(["))
-        if not shortened and not after[:1].islower():
+            return text[: end.start()].rstrip()
+        # Only the near surroundings are copied: a long list has many dots that end no sentence.
+        before = text[max(0, end.start() - LONGEST_SHORTENED) : end.start()].split()
+        shortened = end.group() == "." and before and _is_shortened(before[-1].lstrip("(["))
+        following = NEXT_CHARACTER.search(text, end.end())
+        if not shortened and not (following and following.group().islower()):
             return text[: end.end()]
     return text
 

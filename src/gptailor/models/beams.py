@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from gptailor.models.sampling import Sampling, ScoredToken, log_probabilities, scored
+from gptailor.models.sampling import Sampling, ScoredToken, log_total, scored
 
 
 def search_beams(
@@ -46,7 +46,7 @@ def search_beams(
     rows = logits.float().cpu().numpy()
     found = []
     for token, row in zip(made[0, len(prompt) :].tolist(), rows, strict=True):
-        found.append(scored(token, log_probabilities(row), top=top))
+        found.append(scored(token, row, log_total(row), top=top))
         if token in end:  # transformers fills up with padding
             break
     return found

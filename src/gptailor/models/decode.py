@@ -196,7 +196,9 @@ class Decoder:
         return cache
 
     def _pool_for(self, num_tokens: int) -> _Pool:
-        capacity = min(max(SMALLEST_CAPACITY, 1 << (num_tokens - 1).bit_length()), self.context)
+        # Coarse, so that requests of like length share a pool: every pool in use costs a pass of the model.
+        smallest = min(SMALLEST_CAPACITY, self.context)
+        _, capacity = shape_for(max(smallest, num_tokens), max_tokens=self.context, per_pass=1)
         if capacity not in self._pools:  # memory goes to those in use
             self._pools = {size: pool for size, pool in self._pools.items() if pool.busy}
             self._pools[capacity] = _Pool(self.model, capacity)

@@ -1,7 +1,7 @@
 """Which token comes next: the settings, the filters and the draw.
 
-Everything here works on one row of logits at a time, in float64 on the CPU, so that a request's tokens
-can't depend on what else is being answered.
+Everything here works on one row of logits at a time, on the CPU, so that a request's tokens can't depend on
+what else is being answered. Weights are drawn from in float64.
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ class Chooser:
         Raises:
             NonFiniteError: the logits hold NaN or infinity.
         """
-        own = log_probabilities(logits)
-        scores = own
+        total = log_total(logits)
+        scores = logits
         if self._seen is not None:
             scores = penalized(logits, self._seen, self._sampling.repetition_penalty)
         if self._sampling.temperature == 0:
@@ -120,35 +120,34 @@ class Chooser:
         self._step += 1
         if self._seen is not None:
             self._seen.add(token)
-        return scored(token, own, top=self._top)
+        return scored(token, logits, total, top=self._top)
 
 
-def log_probabilities(logits: FloatArray) -> FloatArray:
-    """(V,) log-softmax of logits (V,).
+def log_total(logits: FloatArray) -> float:
+    """Log of the sum of the exponentials of logits (V,): what a logit exceeds its log-probability by.
 
     Raises:
         NonFiniteError: the logits hold NaN or infinity.
     """
+    largest = logits.max()
     with np.errstate(invalid="ignore"):  # told below, in words
-        shifted = np.asarray(logits, np.float64) - float(logits.max())
-        total = math.log(np.exp(shifted).sum())
+        total = float(largest) + math.log(np.exp(logits - largest).sum(dtype=np.float64))
     if not math.isfinite(total):
         raise NonFiniteError(
             "the model's logits are not numbers.",
             fix="Its weights are damaged or overflow in this precision; use fp32, or get them again.",
         )
-    shifted -= total
-    return shifted
+    return total
 
 
-def scored(token: int, own: FloatArray, *, top: int = 0) -> ScoredToken:
-    """A token with its log-probability in `own` (V,), and the likeliest beside it."""
+def scored(token: int, logits: FloatArray, total: float, *, top: int = 0) -> ScoredToken:
+    """A token with its log-probability by the logits (V,) and their `log_total`, the likeliest beside it."""
     likeliest: tuple[tuple[int, float], ...] = ()
     if top:
-        places = np.argpartition(-own, min(top, len(own)) - 1)[:top]
-        places = places[np.lexsort((places, -own[places]))]
-        likeliest = tuple(zip(places.tolist(), own[places].tolist(), strict=True))
-    return ScoredToken(token, float(own[token]), likeliest)
+        places = np.argpartition(-logits, min(top, len(logits)) - 1)[:top]
+        places = places[np.lexsort((places, -logits[places]))]
+        likeliest = tuple((place, float(logits[place]) - total) for place in places.tolist())
+    return ScoredToken(token, float(logits[token]) - total, likeliest)
 
 
 def penalized(logits: FloatArray, seen: set[int], penalty: float) -> FloatArray:
@@ -172,10 +171,10 @@ def candidates(scores: FloatArray, sampling: Sampling) -> tuple[IntArray, FloatA
     """The tokens that may be drawn and their weights (not normalized), likeliest first.
 
     Args:
-        scores: (V,) logits, or anything that differs from them by a constant.
+        scores: (V,) logits.
         sampling: Its temperature is above 0.
     """
-    scores = (scores - scores.max()) / sampling.temperature
+    scores = (scores.astype(np.float64) - float(scores.max())) / sampling.temperature
     ids = np.arange(len(scores))
     if 0 < sampling.top_k < len(scores):
         smallest = np.partition(scores, -sampling.top_k)[-sampling.top_k]

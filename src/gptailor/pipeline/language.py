@@ -19,20 +19,24 @@ from gptailor.data.blocks import TokenStore, block_lengths, collate_blocks, num_
 from gptailor.data.documents import iterate_pieces
 from gptailor.data.ledger import summarize, write_ledger
 from gptailor.data.tokenize import Encoder, build_encoder
-from gptailor.errors import DataError, ModelError, RecipeError
+from gptailor.errors import DataError
 from gptailor.evaluate.language import PieceNats, piece_nats
 from gptailor.launch import Precision, StopRequest, precision_context, resolve_environment, write_atomically
-from gptailor.models.approach import Adapted, adapt_full, adapt_lora
+from gptailor.models.approach import Adapted
 from gptailor.models.generate import continue_tokens
 from gptailor.models.load import (
-    build_scratch_language_model,
     load_config,
     load_tokenizer,
-    load_trainable_language_model,
-    recompute_activations,
 )
 from gptailor.models.names import Base, context_length, resolve_base
 from gptailor.models.vocabulary import choose_vocabulary, train_tokenizer
+from gptailor.pipeline.causal import (
+    TrainableText,
+    adapt_causal,
+    choose_text_approach,
+    refuse_frozen,
+    text_ends,
+)
 from gptailor.pipeline.documents import (
     PreparedDocuments,
     choose_block,
@@ -49,10 +53,6 @@ from gptailor.pipeline.prepare import PARTS
 from gptailor.pipeline.trained import settle_plan
 from gptailor.pipeline.training import train
 from gptailor.recipe import (
-    AutoApproach,
-    FrozenApproach,
-    FullApproach,
-    LoraApproach,
     Recipe,
     ScratchApproach,
 )
@@ -60,12 +60,9 @@ from gptailor.report.terminal import duration_text
 from gptailor.train.loss import language_loss
 from gptailor.types import Batch, Part
 
-LARGEST_FULL = 50_000_000  # weights; above, `auto` means LoRA
 VALIDATION_BLOCKS = 96  # looked at during training, spread over the part; the end looks at all
 PROMPTS, PROMPT_TOKENS, SAMPLE_TOKENS = 4, 24, 64
 TOKENIZER_TEXT = 50_000_000  # characters that a tokenizer of one's own is trained on, at most
-
-TrainableText = FullApproach | LoraApproach | ScratchApproach
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +144,7 @@ def open_language_shop(
     block = choose_block(recipe.data.max_tokens, context)
     backend: Any = tokenizer
     encoder = build_encoder(backend.backend_tokenizer, pad_id=int(backend.pad_token_id))
-    begin, end = _ends(backend, base)
+    begin, end = text_ends(backend, base)
     tokens = folder / "data" / "tokens"
     if all((tokens / part / "tokens.json").exists() for part in PARTS):
         stores = {part: open_store(tokens / part) for part in PARTS}
@@ -209,8 +206,10 @@ def write_data(folder: Path, prepared: PreparedDocuments, shop: LanguageShop) ->
 
 def train_language(shop: LanguageShop, samples: list[Sample], place: TrainingPlace) -> LanguageResult:
     """Adapts, trains and returns the best weights on validation, adapters still in place."""
-    approach = choose_approach(shop)
-    adapted = adapt_language(shop, approach)
+    approach = choose_text_approach(shop.recipe, shop.base)
+    adapted = adapt_causal(
+        shop.recipe, shop.base, shop.tokenizer, approach, device=shop.environment["device"]
+    )
     if not isinstance(approach, ScratchApproach):
         samples = [replace(s, before=continue_text(shop, adapted.plain, s.prompt_ids)) for s in samples]
     objective = language_objective(shop, adapted)
@@ -222,58 +221,6 @@ def train_language(shop: LanguageShop, samples: list[Sample], place: TrainingPla
     samples = [replace(s, after=continue_text(shop, adapted.plain, s.prompt_ids)) for s in samples]
     validation = nats_on(shop, adapted, "validation")
     return LanguageResult(approach, adapted, trained, validation, samples)
-
-
-def refuse_frozen(recipe: Recipe) -> None:
-    """Raises RecipeError for the one approach that language modeling hasn't."""
-    if isinstance(recipe.approach, FrozenApproach):
-        raise RecipeError(
-            "frozen has nothing to learn when the task is language.",
-            where="approach",
-            fix="Use --approach full, lora or scratch.",
-        )
-
-
-def choose_approach(shop: LanguageShop) -> TrainableText:
-    """What `auto` means here: every weight of a small base, LoRA for a large one."""
-    approach = shop.recipe.approach
-    assert not isinstance(approach, FrozenApproach)  # refused before anything was read
-    if isinstance(approach, AutoApproach):
-        config = load_config(shop.base)
-        width, layers = int(config.hidden_size), int(config.num_hidden_layers)
-        weights = 12 * layers * width**2 + int(config.vocab_size) * width
-        return FullApproach() if weights <= LARGEST_FULL else LoraApproach()
-    return approach
-
-
-def adapt_language(shop: LanguageShop, settings: TrainableText) -> Adapted:
-    """Loads or builds the language model and chooses the weights that may change."""
-    recipe = shop.recipe
-    if isinstance(settings, ScratchApproach):
-        model = build_scratch_language_model(
-            shop.base,
-            shop.tokenizer,
-            seed=recipe.seed,
-            dropout=recipe.train.dropout,
-            layers=settings.layers,
-            width=settings.width,
-            heads=settings.heads,
-        )
-    else:
-        model = load_trainable_language_model(shop.base, shop.tokenizer, dropout=recipe.train.dropout)
-    model.to(shop.environment["device"])
-    if recipe.train.gradient_checkpointing:
-        recompute_activations(model)
-    if isinstance(settings, LoraApproach):
-        return adapt_lora(
-            model,
-            rank=settings.rank,
-            alpha=settings.alpha,
-            dropout=settings.dropout,
-            targets=settings.targets,
-            seed=recipe.seed,
-        )
-    return adapt_full(model)
 
 
 def language_objective(shop: LanguageShop, adapted: Adapted) -> Objective:
@@ -393,16 +340,3 @@ def _training_texts(prepared: PreparedDocuments, recipe: Recipe) -> Iterator[str
     for number, piece in enumerate(items):
         if file.parts[number] == 0 and number % stride == 0:
             yield repair_document(piece.text, settings.clean)
-
-
-def _ends(tokenizer: Any, base: Base) -> tuple[int, int]:
-    """The tokens a document begins and ends with."""
-    end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
-    if end is None:
-        raise ModelError(
-            "its tokenizer has no end-of-text token.",
-            where=f"base {base.name!r}",
-            fix="Use a base whose tokenizer has one (eos_token).",
-        )
-    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else end
-    return int(begin), int(end)

@@ -94,13 +94,9 @@ def _forecast(recipe: Recipe, prepared: PreparedDocuments, say: Callable[[str], 
     """One real step on real blocks, and what follows from it for time and memory."""
     import psutil
 
+    from gptailor.pipeline.causal import adapt_causal, choose_text_approach
     from gptailor.pipeline.forecast import free_resources
-    from gptailor.pipeline.language import (
-        adapt_language,
-        choose_approach,
-        language_objective,
-        open_language_shop,
-    )
+    from gptailor.pipeline.language import language_objective, open_language_shop
     from gptailor.pipeline.measure import measure_plan
     from gptailor.pipeline.place import Listener
     from gptailor.pipeline.trained import plan_for
@@ -108,9 +104,9 @@ def _forecast(recipe: Recipe, prepared: PreparedDocuments, say: Callable[[str], 
     say("measuring one real step")
     with tempfile.TemporaryDirectory() as folder:
         shop = open_language_shop(recipe, prepared, Path(folder), Listener())
-        approach = choose_approach(shop)
+        approach = choose_text_approach(recipe, shop.base)
         before = psutil.Process().memory_info().rss
-        adapted = adapt_language(shop, approach)
+        adapted = adapt_causal(recipe, shop.base, shop.tokenizer, approach, device=shop.environment["device"])
         objective = language_objective(shop, adapted)
         plan, seconds = measure_plan(
             adapted, objective, plan_for(recipe.train, adapted, objective, approach.kind)

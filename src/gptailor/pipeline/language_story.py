@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from gptailor import __version__
 from gptailor.data.blocks import TokenStore, num_blocks, targets_by_piece
@@ -29,16 +28,16 @@ from gptailor.evaluate.language import (
 from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.run import overfitting_in_words
 from gptailor.launch import write_atomically
-from gptailor.models.approach import adapt_full, adapter_state, merge_lora, save_adapter
-from gptailor.models.bundle import replay_nats, save_model, token_nats, write_bundle
+from gptailor.models.approach import adapt_full
+from gptailor.models.bundle import write_bundle
 from gptailor.models.load import (
     load_saved_language_model,
     load_trainable_language_model,
-    output_layer,
 )
+from gptailor.pipeline.causal import save_causal
 from gptailor.pipeline.sealed import note_opening
 from gptailor.pipeline.story import STARTER_LICENSE
-from gptailor.recipe import LoraApproach, ScratchApproach, dump_recipe
+from gptailor.recipe import ScratchApproach, dump_recipe
 from gptailor.report.card import render_card
 from gptailor.report.page import render_page
 from gptailor.types import Bundle, Score
@@ -103,30 +102,17 @@ def finish_language(
 
 def seal(folder: Path, shop: LanguageShop, result: LanguageResult) -> tuple[Bundle, dict[str, float]]:
     """Saves model, adapter and bundle, and proves that what was saved is what was trained."""
-    adapted, parity = result.adapted, {}
-    probe = np.asarray(shop.stores["validation"].tokens[: min(PARITY_TOKENS, shop.block)]).astype(np.int64)
-    ids = torch.from_numpy(probe)[None]
-    trained = _logits(adapted.plain, ids)
-    if isinstance(result.approach, LoraApproach):
-        save_adapter(folder / "adapter", adapter_state(adapted))
-        model = merge_lora(adapted)
-        parity["merge"] = float(np.abs(_logits(model, ids) - trained).max())
-    else:
-        model = adapted.plain
-    model.eval()
-    path = folder / "model"
-    save_model(path, model=model, tokenizer=shop.tokenizer)
-    probes = [
-        {
-            "text": shop.encoder.backend.decode(probe.tolist(), skip_special_tokens=True),
-            "token_ids": probe.tolist(),
-            "nats": token_nats(model, probe.tolist()),
-        }
-    ]
-    parity["reload"] = replay_nats(path, probes)
+    tokens = shop.stores["validation"].tokens[: min(PARITY_TOKENS, shop.block)]
+    probes, parity = save_causal(
+        folder,
+        result.adapted,
+        shop.tokenizer,
+        probe=np.asarray(tokens).tolist(),
+        decode=lambda ids: shop.encoder.backend.decode(ids, skip_special_tokens=True),
+    )
     clean = shop.recipe.data.clean
     bundle = Bundle(
-        path=path,
+        path=folder / "model",
         task="language",
         base=shop.base.name,
         base_revision=shop.base.revision,
@@ -294,13 +280,6 @@ def _nats(model: PreTrainedModel, shop: LanguageShop, part: Any) -> PieceNats:
     adapted.plain.eval()
     blocks = range(num_blocks(store, shop.block))
     return piece_nats(adapted.plain, adapted.head, store, length=shop.block, blocks=blocks)
-
-
-def _logits(model: PreTrainedModel, ids: torch.Tensor) -> Any:
-    model.eval()
-    with torch.inference_mode():
-        hidden = model.base_model(input_ids=ids.to(model.device), use_cache=False).last_hidden_state
-        return output_layer(model)(hidden).double().cpu().numpy()
 
 
 def _scored(pieces: PieceNats, settings: Mapping[str, int]) -> dict[str, int | Score]:

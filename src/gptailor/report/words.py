@@ -62,7 +62,13 @@ METRICS: dict[str, Metric] = {
     "f1": Metric("Word F1", "the overlap of words with the expected text"),
     "bleu": Metric("BLEU", "the overlap of word runs with the reference, up to 100", top=100.0),
     "chrf": Metric("chrF", "the overlap of character runs with the reference, up to 100", top=100.0),
+    "rouge_1": Metric("ROUGE-1", "the words shared with the reference"),
+    "rouge_2": Metric("ROUGE-2", "the word pairs shared with the reference"),
     "rouge_l": Metric("ROUGE-L", "the longest common run of words with the reference"),
+    "distinct_1": Metric("Distinct-1", "the share of different words among all written"),
+    "distinct_2": Metric("Distinct-2", "the share of different word pairs among all written"),
+    "repetition": Metric("Repetition", "how much of a text it says twice", higher_is_better=False),
+    "length_ratio": Metric("Length ratio", "words written for each of the reference, 1 is even", top=None),
     "stop_rate": Metric("Stop rate", "the share of texts that end by themselves"),
     "bits_per_byte": Metric(
         "Bits per byte",
@@ -85,6 +91,9 @@ BASELINES: dict[str, Baseline] = {
     "zero_shot": Baseline("Base model, zero-shot", "zero-shot"),
     "few_shot": Baseline("Base model, few-shot", "few-shot"),
     "frozen": Baseline("Frozen features", "frozen features"),
+    "copy": Baseline("The prompt, copied", "copying the prompt"),
+    "lead": Baseline("The prompt's first sentence", "the first sentence"),
+    "nearest": Baseline("Nearest training row", "the nearest row's answer", "found by TF-IDF"),
     "base": Baseline("Base model, as it came", "the base as it came", "before it was trained on this text"),
     "unigram": Baseline(
         "Token frequencies", "token frequencies", "how often each token stands in the training text"
