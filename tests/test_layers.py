@@ -52,7 +52,7 @@ HOMES = {
         "pipeline/workshop.py",
         "api.py",
     ),
-    "jinja2": ("report/",),
+    "jinja2": ("report/", "tasks/sandbox.py"),
     "pyarrow": ("data/",),
     "rensa": ("data/duplicates.py",),
     "ftfy": ("data/clean.py",),

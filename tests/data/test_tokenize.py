@@ -191,7 +191,7 @@ id_lists = st.lists(st.integers(0, 899), min_size=1, max_size=60)
 
 def bare_encoder(prefix: tuple[int, ...], suffix: tuple[int, ...]) -> Encoder:
     backend: Any = None
-    return Encoder(backend, backend, prefix, suffix, pad_id=1000)
+    return Encoder(backend, prefix, suffix, pad_id=1000)
 
 
 @given(id_lists, around, around, st.integers(8, 70))

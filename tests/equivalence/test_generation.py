@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,15 @@ def models(tiny_bases: dict[str, Path]) -> dict[str, Any]:
     }
 
 
+@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    """With several threads a kernel may compute one row otherwise than another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
 def no_text(ids: Sequence[int]) -> str:
     return ""
 
@@ -78,6 +87,7 @@ def answer_among(
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.usefixtures("threads")
 def test_an_answer_does_not_depend_on_its_neighbors(models: dict[str, Any], family: str) -> None:
     model, stream = models[family], random.Random(family)
     requests = [Request(draw_prompt(stream), settings, 3) for settings in SETTINGS]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from gptailor.types import Example, IntArray, Segment, TokenizedExample
+from gptailor.types import Example, IntArray, TokenizedExample
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -27,7 +27,6 @@ class Encoder:
     """A tokenizer ready to encode people's texts: `prefix` and `suffix` are token ids it puts around them."""
 
     backend: Tokenizer
-    markers: Tokenizer  # the same, but strings of control tokens become these tokens
     prefix: tuple[int, ...]
     suffix: tuple[int, ...]
     pad_id: int
@@ -42,14 +41,11 @@ def build_encoder(backend: Tokenizer, *, pad_id: int) -> Encoder:
     backend = type(backend).from_str(backend.to_str())
     backend.no_truncation()
     backend.no_padding()
-    markers = type(backend).from_str(backend.to_str())
-    markers.encode_special_tokens = False
     backend.encode_special_tokens = True
     around = backend.encode("a", add_special_tokens=True)
     inside = [place for place, special in enumerate(around.special_tokens_mask) if not special]
     return Encoder(
         backend=backend,
-        markers=markers,
         prefix=tuple(around.ids[: inside[0]]),
         suffix=tuple(around.ids[inside[-1] + 1 :]),
         pad_id=pad_id,
@@ -116,48 +112,6 @@ def tokenize(
                     )
                 )
             yield start + offset, sequences
-
-
-def encode_segments(encoder: Encoder, segments: Sequence[Segment]) -> tuple[list[int], list[bool]]:
-    """Token ids of segments one after the other, and which of them the loss looks at.
-
-    Each segment is encoded for itself, so that a prompt has the same tokens with an answer and without.
-    """
-    ids: list[int] = []
-    learn: list[bool] = []
-    for segment in segments:
-        backend = encoder.markers if segment.markers else encoder.backend
-        found = backend.encode(segment.text, add_special_tokens=False).ids
-        ids.extend(found)
-        learn.extend([segment.learn] * len(found))
-    return ids, learn
-
-
-def tokenize_texts(
-    encoder: Encoder, examples: Sequence[Example], *, begin: int | None, max_tokens: int
-) -> Iterator[tuple[int, TokenizedExample | None]]:
-    """Yields (index, sequence) for each text example; None for one that can't be learned from.
-
-    `begin` is put in front. What is too long loses the beginning of its prompt, never of its answer; where
-    the answer alone is too long, or there is none, nothing is left.
-    """
-    front = [] if begin is None else [begin]
-    for index, example in enumerate(examples):
-        ids, learn = encode_segments(encoder, example.segments)
-        over = max(0, len(front) + len(ids) - max_tokens)
-        if not any(learn) or any(learn[:over]):
-            yield index, None
-            continue
-        yield (
-            index,
-            TokenizedExample(
-                token_ids=np.array([*front, *ids[over:]], np.int32),
-                learn=np.array([*([False] * len(front)), *learn[over:]], np.bool_),
-                source=example.source,
-                row=example.row,
-                cut=over,
-            ),
-        )
 
 
 def token_lengths(encoder: Encoder, texts: Sequence[str]) -> IntArray:

@@ -8,11 +8,13 @@ wrong for it.) Shapes never change, whoever is in the other slots: a row's bits 
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import Cache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
@@ -58,13 +60,14 @@ class SlotCache:
         device = self._model.device
         past = torch.from_numpy(self.past).to(device)
         seen = torch.arange(self.capacity, device=device) >= self.capacity - 1 - past[:, None]
-        logits: Tensor = self._model(
-            input_ids=torch.tensor(token_ids, device=device)[:, None],
-            attention_mask=seen,
-            position_ids=past[:, None],
-            past_key_values=self._cache,
-            use_cache=True,
-        ).logits[:, -1]
+        with _row_by_row(device):
+            logits: Tensor = self._model(
+                input_ids=torch.tensor(token_ids, device=device)[:, None],
+                attention_mask=seen,
+                position_ids=past[:, None],
+                past_key_values=self._cache,
+                use_cache=True,
+            ).logits[:, -1]
         self._move_on()
         found: FloatArray = logits.float().cpu().numpy()
         return found
@@ -120,3 +123,16 @@ class _SlotLayer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         return self._owner.capacity
+
+
+def _row_by_row(device: torch.device) -> AbstractContextManager[Any]:
+    """Attention whose bits don't depend on which row is which.
+
+    PyTorch's fused attention on the CPU gives every thread a piece of one buffer, whose alignment differs
+    from thread to thread, and with it the last bits of a single query's products (seen in 2.13, with two
+    threads and more). The switch is the process's, so no other thread may compute at that time.
+    """
+    if device.type != "cpu":
+        return nullcontext()
+    choice: AbstractContextManager[Any] = sdpa_kernel(SDPBackend.MATH)
+    return choice

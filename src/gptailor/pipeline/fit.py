@@ -10,7 +10,6 @@ from typing import Any
 
 from gptailor.data.ledger import summarize, write_ledger
 from gptailor.data.tokenize import build_encoder
-from gptailor.errors import RecipeError
 from gptailor.launch import StopRequest, catch_signals, one_writer, resolve_environment, write_atomically
 from gptailor.models.load import load_config, load_tokenizer
 from gptailor.models.names import context_length, resolve_base
@@ -20,7 +19,7 @@ from gptailor.pipeline.keep import find_suspects, keep
 from gptailor.pipeline.ladder import climb
 from gptailor.pipeline.language import fit_language
 from gptailor.pipeline.place import Listener, TrainingPlace
-from gptailor.pipeline.prepare import Prepared, prepare
+from gptailor.pipeline.prepare import Prepared, prepare, refuse_unbuilt_task
 from gptailor.pipeline.run import Run
 from gptailor.pipeline.sealed import open_test
 from gptailor.pipeline.story import describe, tell
@@ -52,10 +51,7 @@ def fit_recipe(recipe: Recipe, *, overwrite: bool = False, listener: Listener | 
         if open_for_fit(folder, recipe):
             listener.say(f"{folder} is finished; nothing to do")
             return Run(folder)
-        if recipe.task not in TASKS:
-            raise RecipeError(
-                f"the task {recipe.task!r} isn't built yet.", where="task", fix=f"Use {' or '.join(TASKS)}."
-            )
+        refuse_unbuilt_task(recipe.task)
         TASKS[recipe.task](recipe, folder, listener, stop)
     return Run(folder)
 

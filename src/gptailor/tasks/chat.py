@@ -1,0 +1,268 @@
+"""Chat: conversations in which only the assistant's turns are learned, each with its end token."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from gptailor.errors import DataError, did_you_mean, number_of
+from gptailor.tasks.cells import Mend, is_empty, parse_nested
+from gptailor.tasks.columns import AmbiguousRoleError
+from gptailor.tasks.completion import infer_completion, to_pair
+from gptailor.tasks.conversation import Conversation, Faults, Turn, read_conversation, told
+from gptailor.tasks.pattern import Piece
+from gptailor.tasks.recognize import CompletionRoles
+from gptailor.tasks.rendering import TemplateRefusal, render
+from gptailor.tasks.writing import ChatTemplate
+from gptailor.types import Example, RawExample, RejectedRow
+
+__all__ = [
+    "ChatRoles",
+    "Conversation",
+    "Faults",
+    "Survey",
+    "Turn",
+    "infer_chat",
+    "read_conversation",
+    "survey",
+    "tell_survey",
+    "to_conversation",
+    "to_examples",
+]
+
+LOOKED_AT = 200  # rows that are parsed to find the column of the conversations
+SYSTEM_NAMES = ("system", "system_prompt", "system_message")
+BESIDE = ("tools", "functions", "images", "videos", "audio", "audios")  # columns that change what turns mean
+PREFERENCE_NAMES = frozenset(["chosen", "rejected"])
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRoles:
+    """Where the turns of a row stand."""
+
+    layout: Literal["turns", "pair"]
+    turns: str = ""  # column of the array of turns
+    pair: CompletionRoles | None = None  # for one question and its answer
+    system: str = ""  # column of a system text
+    beside: tuple[str, ...] = ()  # columns that must be empty
+    says: tuple[str, ...] = ()
+
+
+def infer_chat(
+    columns: Sequence[str],
+    rows: Sequence[RawExample],
+    *,
+    turns: str | None = None,
+    prompt: str | None = None,
+    completion: str | None = None,
+) -> ChatRoles:
+    """The column of the conversations; where there is none, the columns of a question and its answer.
+
+    Args:
+        columns: All columns there are.
+        rows: Some rows.
+        turns: The person's column of the conversations.
+        prompt: The person's column of the question, or a template.
+        completion: The person's column of the answer, or a template.
+
+    Raises:
+        AmbiguousRoleError: several columns fit equally well.
+        DataError: a named column doesn't exist, or none fits.
+    """
+    if turns is not None and turns not in columns:
+        raise DataError(
+            f"there is no column {turns!r}.{did_you_mean(turns, columns)}",
+            fix=f"Columns are: {', '.join(columns)}.",
+        )
+    system = next((column for column in columns if column.strip().lower() in SYSTEM_NAMES), "")
+    beside = tuple(column for column in columns if column.strip().lower() in BESIDE)
+    if prompt is None and completion is None:
+        found = [turns] if turns else [c for c in columns if _holds_turns(c, rows)]
+        if {column.lower() for column in found} >= PREFERENCE_NAMES:
+            raise DataError(
+                "chosen and rejected conversations are for --task preference, not for chat.",
+                fix="Use --task preference, or name one column with --prompt and one with --completion.",
+            )
+        if len(found) > 1:
+            raise AmbiguousRoleError(
+                f"{len(found)} columns hold conversations: {', '.join(found)}.",
+                role="turns",
+                candidates=found,
+                fix="Keep one of them.",
+            )
+        if found:
+            says = (f"chat: every row's turns are in {found[0]}",)
+            return ChatRoles("turns", turns=found[0], system=system, beside=beside, says=says)
+    pair = infer_completion(columns, rows, prompt=prompt, completion=completion)
+    asked = "+".join(pair.inputs)
+    says = (f"chat: every row is one question ({asked}) and its answer ({'+'.join(pair.answer)})",)
+    bare = _bare(
+        pair,
+        keep_prompt=prompt is not None and prompt not in columns,
+        keep_completion=completion is not None and completion not in columns,
+    )
+    return ChatRoles("pair", pair=bare, system=system, beside=beside, says=says)
+
+
+def to_conversation(
+    row: RawExample, roles: ChatRoles, *, mend: Mend | None = None, needs_answer: bool = True
+) -> Conversation | RejectedRow:
+    """The turns of a row, or every fault of it in words.
+
+    Args:
+        row: Named fields as they stand in the file.
+        roles: Where the turns stand.
+        mend: Repairs every text, after JSON is unpacked.
+        needs_answer: Whether the last turn must be the assistant's; for prediction it isn't.
+    """
+    beside = {column.strip().lower(): row.fields.get(column, "") for column in roles.beside}
+    if roles.pair is not None:
+        found = _pair_turns(row, roles.pair, mend, needs_answer)
+        if isinstance(found, RejectedRow):
+            return found
+        value: Any = found
+        mend = None  # done
+    else:
+        cell = row.fields.get(roles.turns, "")
+        if is_empty(cell):
+            return RejectedRow(row.source, row.row, "no_text", f"{roles.turns} is empty")
+        value = parse_nested(cell)
+    system = row.fields.get(roles.system, "") if roles.system else ""
+    if isinstance(value, list):
+        value = {**beside, "messages": value}
+    read = read_conversation(value, system=system, mend=mend, needs_answer=needs_answer)
+    if isinstance(read, Faults):
+        return RejectedRow(row.source, row.row, read.reason, told(read))
+    return read
+
+
+def to_examples(
+    row: RawExample, roles: ChatRoles, template: ChatTemplate, *, mend: Mend | None = None
+) -> tuple[Example, ...] | RejectedRow:
+    """A row as one example, or as one for each answer where the base's template rewrites what came before.
+
+    Raises:
+        ModelError: the template goes beyond its limits.
+    """
+    conversation = to_conversation(row, roles, mend=mend)
+    if isinstance(conversation, RejectedRow):
+        return conversation
+    try:
+        sequences = render(conversation.turns, template)
+    except TemplateRefusal as error:
+        return RejectedRow(row.source, row.row, "unreadable", f"the chat template refuses it: {error}")
+    together = roles.pair.keep_together if roles.pair else ()
+    kept = [value for column in together if (value := row.fields.get(column, "").strip())]
+    group = "\n".join(kept) or opening(conversation.turns)
+    time = row.fields.get("time", "")
+    return tuple(
+        Example(segments=segments, source=row.source, row=row.row, group=group, time=time)
+        for segments in sequences
+    )
+
+
+def opening(turns: Sequence[Turn]) -> str:
+    """What a conversation begins with, up to the first answer: conversations with the same stay together."""
+    first = next((place for place, turn in enumerate(turns) if turn.role == "assistant"), len(turns))
+    return "\n".join(turn.text for turn in turns[:first]) or turns[0].text
+
+
+def _holds_turns(column: str, rows: Sequence[RawExample]) -> bool:
+    """Whether the filled cells of a column are mostly arrays of objects with a role or a speaker."""
+    cells = [cell for row in rows[:LOOKED_AT] if not is_empty(cell := row.fields.get(column, ""))]
+    found = sum(_is_turns(parse_nested(cell)) for cell in cells)
+    return bool(cells) and 2 * found >= len(cells)
+
+
+def _is_turns(value: Any) -> bool:
+    if isinstance(value, dict):
+        value = value.get("messages", value.get("conversations"))
+    return isinstance(value, list) and any(
+        isinstance(turn, dict) and ({"role", "content"} & turn.keys() or "from" in turn) for turn in value
+    )
+
+
+def _bare(pair: CompletionRoles, *, keep_prompt: bool, keep_completion: bool) -> CompletionRoles:
+    """The columns without a preset's words, which the chat template's own markers make needless."""
+
+    def side(columns: Sequence[str], between: str) -> tuple[Piece, ...]:
+        return tuple(Piece(between if place else "", c) for place, c in enumerate(columns))
+
+    inputs = [column for column in pair.inputs if column != pair.template.optional]
+    return replace(
+        pair,
+        prompt=pair.prompt if keep_prompt else side(pair.inputs, "\n\n"),
+        short=side(inputs, "\n\n"),
+        completion=pair.completion if keep_completion else side(pair.answer, "\n\n"),
+    )
+
+
+def _pair_turns(
+    row: RawExample, roles: CompletionRoles, mend: Mend | None, needs_answer: bool
+) -> list[dict[str, str]] | RejectedRow:
+    pair = to_pair(row, roles, mend=mend, needs_answer=needs_answer)
+    if isinstance(pair, RejectedRow):
+        return pair
+    turns = [{"role": "user", "content": pair.prompt}] if pair.prompt else []
+    turns += [{"role": "assistant", "content": text} for text in pair.completions[:1]]
+    return turns if needs_answer else turns[:1]
+
+
+# --- what there is ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What OpenAI's data-preparation guide would tell of a file, with the rows it is about."""
+
+    conversations: int
+    turns: Mapping[int, int]  # number of turns -> conversations that have so many
+    without_system: tuple[int, ...]  # row numbers
+    without_user: tuple[int, ...]
+    too_long: tuple[int, ...]
+    tokens: tuple[int, ...]  # of each conversation
+    learned_tokens: tuple[int, ...]
+
+
+def tell_survey(found: Survey, *, max_tokens: int) -> tuple[str, ...]:
+    """One line for each thing in which a file may be other than its owner thinks."""
+    noted = (
+        (found.without_user, "no user turn: the assistant answers nothing"),
+        (found.too_long, f"more than {max_tokens:,} tokens: the end would be cut"),
+    )
+    return tuple(
+        f"{number_of(len(rows), 'conversation')} with {what} (row {', '.join(map(str, rows[:5]))}"
+        f"{', ...' if len(rows) > 5 else ''})"
+        for rows, what in noted
+        if rows
+    )
+
+
+def survey(
+    conversations: Sequence[tuple[int, Conversation]],
+    lengths: Callable[[Conversation], tuple[int, int]],
+    *,
+    max_tokens: int,
+) -> Survey:
+    """Counts over the conversations of a file.
+
+    Args:
+        conversations: Row number and conversation of each row that could be read.
+        lengths: The tokens of a conversation, and how many of them are learned.
+        max_tokens: Longest sequence.
+    """
+    sizes = [lengths(conversation) for _, conversation in conversations]
+    roles = [(row, {turn.role for turn in conversation.turns}) for row, conversation in conversations]
+    return Survey(
+        conversations=len(conversations),
+        turns=Counter(len(conversation.turns) for _, conversation in conversations),
+        without_system=tuple(row for row, held in roles if not held & {"system", "developer"}),
+        without_user=tuple(row for row, held in roles if "user" not in held),
+        too_long=tuple(
+            row for (row, _), (size, _) in zip(conversations, sizes, strict=True) if size > max_tokens
+        ),
+        tokens=tuple(size for size, _ in sizes),
+        learned_tokens=tuple(learned for _, learned in sizes),
+    )

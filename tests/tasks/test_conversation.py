@@ -1,0 +1,155 @@
+"""Conversations: each layout is read, and every fault of a faulty one is told, all at once."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from gptailor.tasks.conversation import Conversation, Faults, Turn, read_conversation
+
+USER = {"role": "user", "content": "hi"}
+ANSWER = {"role": "assistant", "content": "ho"}
+
+
+def faults(value: Any) -> tuple[str, ...]:
+    read = read_conversation(value)
+    assert isinstance(read, Faults), read
+    return read.says
+
+
+def test_messages_are_read() -> None:
+    value = [
+        {"role": "developer", "content": "be brief"},
+        {"role": "user", "content": "hi", "name": "Ann"},
+        {"role": "assistant", "content": "ho", "weight": 0, "refusal": None, "tool_calls": []},
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+        {"role": "assistant", "content": "c", "weight": 1},
+    ]
+    expected = (
+        Turn("developer", "be brief"),
+        Turn("user", "hi", name="Ann"),
+        Turn("assistant", "ho"),
+        Turn("user", "ab"),
+        Turn("assistant", "c", learn=True),
+    )
+    assert read_conversation(value) == Conversation(expected)
+    assert read_conversation({"messages": value, "tools": []}) == Conversation(expected)
+    assert read_conversation(json.loads(json.dumps(value))) == Conversation(expected)
+
+
+def test_sharegpt_is_read() -> None:
+    value = [
+        {"from": "system", "value": "s"},
+        {"from": "human", "value": "a"},
+        {"from": "gpt", "value": "b"},
+    ]
+    turns = (Turn("system", "s"), Turn("user", "a"), Turn("assistant", "b", learn=True))
+    assert read_conversation({"conversations": value}) == Conversation(turns)
+    assert read_conversation(value[1:], system="s") == Conversation(turns)
+
+
+def test_texts_are_mended_one_by_one() -> None:
+    read = read_conversation([USER, ANSWER], system="s", mend=str.upper)
+    assert isinstance(read, Conversation)
+    assert [turn.text for turn in read.turns] == ["S", "HI", "HO"]
+
+
+ROLES = "which is none of system, developer, user, assistant"
+NOT_YET = "which can't be trained on yet"
+IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        ("hi", "the conversation is text, not an array of turns"),
+        ([], "the conversation has no turns"),
+        ({"text": 1}, "the conversation is an object, not an array of turns"),
+        ([USER], "there is no assistant turn, so nothing to learn"),
+        ([USER, ANSWER, USER], "the last turn is the user's, not the assistant's"),
+        (
+            [USER, {**ANSWER, "weight": 0}],
+            "every assistant turn has the weight 0, so there is nothing to learn",
+        ),
+        ([USER, {**ANSWER, "weight": 0.5}], "turn 2 has the weight 0.5; a weight is 0 or 1"),
+        ([USER, {**ANSWER, "weight": True}], "turn 2 has the weight True; a weight is 0 or 1"),
+        (
+            [{**USER, "weight": 1}, ANSWER],
+            "turn 1 has a weight, but only the assistant's turns can have one, not 'user'",
+        ),
+        ([{"content": "hi"}, ANSWER], "turn 1 has no role"),
+        (
+            [{"role": "usr", "content": "hi"}, ANSWER],
+            f"turn 1 has the role 'usr', {ROLES}. Did you mean 'user'?",
+        ),
+        (
+            [{"from": "humn", "value": "hi"}, {"from": "gpt", "value": "a"}],
+            f"turn 1 has the role 'humn', {ROLES}. Did you mean 'human'?",
+        ),
+        ([USER, "ho"], "turn 2 is text, not an object"),
+        ([{"role": "user"}, ANSWER], "turn 1 has no content"),
+        ([{"role": "user", "content": " "}, ANSWER], "turn 1 has an empty content"),
+        ([USER, {"role": "assistant", "content": None}], "turn 2 has an empty content"),
+        ([{"role": "user", "content": 5}, ANSWER], "turn 1 has a content that is a number, not text"),
+        (
+            [{**USER, "contnt": "x"}, ANSWER],
+            "turn 1 has the key 'contnt', which means nothing here. Did you mean 'content'?",
+        ),
+        ([IMAGE, ANSWER], "turn 1 holds an image; only text can be trained on"),
+        (
+            [{"role": "user", "content": [5]}, ANSWER],
+            "turn 1 has a part of the content that is a number without text",
+        ),
+        (
+            {"messages": [USER, ANSWER], "tools": [{"type": "function"}]},
+            f"it comes with tools (tools), {NOT_YET}",
+        ),
+        ({"messages": [USER, ANSWER], "functions": [1]}, f"it comes with functions (functions), {NOT_YET}"),
+    ],
+)
+def test_each_fault_is_told(value: Any, told: str) -> None:
+    assert faults(value) == (told,)
+
+
+def test_all_faults_are_told_at_once() -> None:
+    value = [
+        {"role": "system", "content": ""},
+        {"content": "hi"},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]},
+        {"role": "tool", "content": "4", "tool_call_id": "1"},
+        {"role": "asistant", "content": "x", "extra": 1},
+        {"role": "user", "content": "and?"},
+    ]
+    assert faults(value) == (
+        "turn 1 has an empty content",
+        "turn 2 has no role",
+        "turn 3 holds tool calls (tool_calls), which can't be trained on yet",
+        "turn 4 has the role 'tool': tools can't be trained on yet",
+        "turn 4 holds results of tools (tool_call_id), which can't be trained on yet",
+        "turn 5 has the role 'asistant', which is none of system, developer, user, assistant."
+        " Did you mean 'assistant'?",
+        "turn 5 has the key 'extra', which means nothing here.",
+        "the last turn is the user's, not the assistant's",
+    )
+
+
+def test_rows_that_teach_nothing_have_that_reason() -> None:
+    for value in ([USER], [USER, {**ANSWER, "weight": 0}], [ANSWER, USER]):
+        read = read_conversation(value)
+        assert isinstance(read, Faults)
+        assert read.reason == "nothing_to_learn"
+    broken = read_conversation([{"role": "usr", "content": "hi"}])
+    assert isinstance(broken, Faults)
+    assert broken.reason == "unreadable"
+
+
+def test_an_answer_to_nobody_is_remarked() -> None:
+    read = read_conversation([{"role": "system", "content": "s"}, ANSWER])
+    assert isinstance(read, Conversation)
+    assert read.remarks == ("there is no user turn",)
+
+
+def test_a_prompt_needs_no_answer() -> None:
+    assert read_conversation([USER], needs_answer=False) == Conversation((Turn("user", "hi"),))
