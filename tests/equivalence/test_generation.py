@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from gptailor.models import decode
 from gptailor.models.decode import Decoder, Generated, Request
 from gptailor.models.generate import generate
 from gptailor.models.sampling import Sampling
+from gptailor.models.slots import SlotCache
 
 END = 0
 CONTEXT = 64
@@ -45,15 +46,6 @@ def models(tiny_bases: dict[str, Path]) -> dict[str, Any]:
     return {
         family: lively(AutoModelForCausalLM.from_pretrained(tiny_bases[family])) for family in tiny.FAMILIES
     }
-
-
-@pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
-def threads(request: pytest.FixtureRequest) -> Iterator[None]:
-    """With several threads a kernel may compute one row otherwise than another."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
 
 
 def no_text(ids: Sequence[int]) -> str:
@@ -87,7 +79,6 @@ def answer_among(
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-@pytest.mark.usefixtures("threads")
 def test_an_answer_does_not_depend_on_its_neighbors(models: dict[str, Any], family: str) -> None:
     model, stream = models[family], random.Random(family)
     requests = [Request(draw_prompt(stream), settings, 3) for settings in SETTINGS]
@@ -134,6 +125,22 @@ def test_pools_of_different_capacity_do_not_mix(
     together = generate(model, prompts, sampling, decode=no_text, end={END})
     alone = [generate(model, [prompt], sampling, decode=no_text, end={END})[0] for prompt in prompts]
     assert together == alone
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_every_slot_computes_the_same_bits_with_several_threads(models: dict[str, Any], family: str) -> None:
+    """Threads share out the rows; what a thread works with must not show."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    cache = SlotCache(models[family], slots=8, capacity=CONTEXT)
+    try:
+        with torch.inference_mode():
+            for token in random.Random(6).choices(range(1, 400), k=12):
+                rows = cache.step([token] * 8)
+                cache.past += 1
+                assert (rows == rows[0]).all()
+    finally:
+        torch.set_num_threads(before)
 
 
 def transformers_answer(model: Any, prompt: Sequence[int], **settings: Any) -> tuple[int, ...]:

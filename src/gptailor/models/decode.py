@@ -26,7 +26,7 @@ from gptailor.models.text_stream import TextStream
 SLOTS = 8  # of a pool; a product of two rows can depend on which row is which, of four or eight it doesn't
 LONG_SLOTS = 4  # of a pool above LONG tokens: the cache's memory is slots times capacity
 LONG = 1024
-SMALLEST_CAPACITY = 128  # tokens
+SMALLEST_CAPACITY = 256  # tokens
 
 Finished = Literal["stop", "length"]
 Reason = Literal["end_token", "stop_string", "max_new_tokens", "context"]
@@ -196,9 +196,9 @@ class Decoder:
         return cache
 
     def _pool_for(self, num_tokens: int) -> _Pool:
-        # Coarse, so that requests of like length share a pool: every pool in use costs a pass of the model.
-        smallest = min(SMALLEST_CAPACITY, self.context)
-        _, capacity = shape_for(max(smallest, num_tokens), max_tokens=self.context, per_pass=1)
+        # Coarse, for every pool in use costs a pass of the model a step; attention over unused columns costs
+        # as much as a pass only from some 400 (1.4 M parameters) to 1,800 columns (GPT-2 small) on.
+        capacity = min(max(SMALLEST_CAPACITY, 1 << (num_tokens - 1).bit_length()), self.context)
         if capacity not in self._pools:  # memory goes to those in use
             self._pools = {size: pool for size, pool in self._pools.items() if pool.busy}
             self._pools[capacity] = _Pool(self.model, capacity)
