@@ -30,9 +30,37 @@ app = typer.Typer(
 Data = Annotated[
     str, typer.Argument(help="CSV, TSV, JSON, JSONL, Parquet or text file, a folder, or hub:owner/name")
 ]
-DataOrRecipe = Annotated[str, typer.Argument(help="a data file or folder, or a RECIPE.yaml")]
+DataOrRecipe = Annotated[
+    str, typer.Argument(help="a data file or folder, or a RECIPE.yaml", show_default=False)
+]
 RunFolder = Annotated[Path, typer.Argument(help="a run folder made by fit")]
-TaskOption = Annotated[str | None, typer.Option("--task", help="classification or language (others follow)")]
+TaskOption = Annotated[
+    str | None,
+    typer.Option(
+        "--task", help="classification, completion, chat, preference or language (default: by the columns)"
+    ),
+]
+PromptOption = Annotated[
+    str | None, typer.Option("--prompt", help='column of the prompt, or a template: "Title: {title}"')
+]
+CompletionOption = Annotated[
+    str | None, typer.Option("--completion", help="column of the answer, or a template")
+]
+PresetOption = Annotated[
+    str | None,
+    typer.Option("--preset", help="translation, summarization, question_answering, data_to_text, ..."),
+]
+SourceOption = Annotated[
+    str | None,
+    typer.Option("--source", help="translation: file (instead of DATA) or column to translate from"),
+]
+TargetOption = Annotated[
+    str | None, typer.Option("--target", help="translation: its other side, line by line")
+]
+TestTargetOption = Annotated[str | None, typer.Option("--test-target", help="the other side of --test")]
+ValidationTargetOption = Annotated[
+    str | None, typer.Option("--validation-target", help="the other side of --validation")
+]
 TextOption = Annotated[str | None, typer.Option("--text", help="column of the text; a+b joins two")]
 LabelOption = Annotated[str | None, typer.Option("--label", help="column of the label")]
 ColumnsOption = Annotated[
@@ -87,16 +115,23 @@ def demo(out: OutOption = None, overwrite: OverwriteOption = False, as_json: Jso
 
 @app.command()
 def check(
-    data: DataOrRecipe,
+    data: DataOrRecipe = "",
     task: TaskOption = None,
     text: TextOption = None,
     label: LabelOption = None,
+    prompt: PromptOption = None,
+    completion: CompletionOption = None,
+    preset: PresetOption = None,
+    source: SourceOption = None,
+    target: TargetOption = None,
     columns: ColumnsOption = None,
     label_names: NamesOption = None,
     test: TestOption = None,
+    test_target: TestTargetOption = None,
     test_columns: TestColumnsOption = None,
     test_label_names: TestNamesOption = None,
     validation: ValidationOption = None,
+    validation_target: ValidationTargetOption = None,
     base: BaseOption = None,
     approach: ApproachOption = None,
     seed: SeedOption = None,
@@ -123,16 +158,23 @@ def check(
 
 @app.command()
 def fit(
-    data: DataOrRecipe,
+    data: DataOrRecipe = "",
     task: TaskOption = None,
     text: TextOption = None,
     label: LabelOption = None,
+    prompt: PromptOption = None,
+    completion: CompletionOption = None,
+    preset: PresetOption = None,
+    source: SourceOption = None,
+    target: TargetOption = None,
     columns: ColumnsOption = None,
     label_names: NamesOption = None,
     test: TestOption = None,
+    test_target: TestTargetOption = None,
     test_columns: TestColumnsOption = None,
     test_label_names: TestNamesOption = None,
     validation: ValidationOption = None,
+    validation_target: ValidationTargetOption = None,
     base: BaseOption = None,
     approach: ApproachOption = None,
     out: OutOption = None,
@@ -157,8 +199,7 @@ def fit(
         if not as_json:
             print_summary(console, report, folder=str(run.folder))
             _point(console, f"\nReport:  {run.folder}/report.html")
-            next_step = {"language": f'predict {run.folder} --input "..."'}
-            _point(console, f"Next:    gptailor {next_step.get(report['task'], f'serve {run.folder}')}")
+            _point(console, f"Next:    gptailor serve {run.folder}")
     _emit(report, as_json)
 
 
@@ -450,15 +491,23 @@ def _point(console: Any, line: str) -> None:
     console.print(Text(line), soft_wrap=True)
 
 
+# Options that are settings of the same name under `data`.
+DATA_OPTIONS = (
+    *("text", "label", "prompt", "completion", "preset", "columns"),
+    *("test", "test_target", "test_columns", "validation", "validation_target"),
+)
+
+
 def _asking(attempt: Callable[[dict[str, str]], Result], console: Any) -> Result:
     """Attempts; where several columns fit and there is a terminal, asks which, and attempts again."""
     from gptailor.data.roles import AmbiguousColumnError
+    from gptailor.tasks.columns import AmbiguousRoleError
 
     chosen: dict[str, str] = {}
     while True:
         try:
             return attempt(chosen)
-        except AmbiguousColumnError as error:
+        except (AmbiguousColumnError, AmbiguousRoleError) as error:
             answer = _ask(error, console) if sys.stdin.isatty() else None
             if answer is None:
                 raise
@@ -503,7 +552,7 @@ def _recipe(data: str, options: Mapping[str, Any]) -> Any:
     from gptailor.pipeline.folder import folder_to_repeat
     from gptailor.recipe import load_recipe, with_changes
 
-    given = _values(options)
+    data, given = _with_sides(data, options, _values(options))
     if data.endswith((".yaml", ".yml")):
         path = Path(data)
         values = load_recipe(path).model_dump(mode="json")
@@ -518,6 +567,19 @@ def _recipe(data: str, options: Mapping[str, Any]) -> Any:
     return _recipe_of(with_changes(values, options.get("settings") or []))
 
 
+def _with_sides(data: str, options: Mapping[str, Any], values: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """DATA and the settings with `--source` and `--target`: two files, or two columns of DATA."""
+    source, target = options.get("source"), options.get("target")
+    if not data and not source:
+        raise typer.BadParameter("give a file, a folder or a recipe, or --source FILE --target FILE")
+    sides = {"target": target} if target else {}
+    if data and source:
+        sides = {"prompt": source, "completion": target, "preset": "translation"}
+    if sides:
+        values["data"] = {**values.get("data", {}), **sides}
+    return data or str(source), values
+
+
 def _recipe_of(values: Mapping[str, Any]) -> Any:
     from gptailor.recipe import build_recipe
 
@@ -526,11 +588,7 @@ def _recipe_of(values: Mapping[str, Any]) -> Any:
 
 def _values(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options that were given, as the nested settings they stand for."""
-    data = {
-        key: options.get(key)
-        for key in ("text", "label", "columns", "test", "test_columns", "validation")
-        if options.get(key) is not None
-    }
+    data = {key: options.get(key) for key in DATA_OPTIONS if options.get(key) is not None}
     for key, flag in (("label_names", "--label-names"), ("test_label_names", "--test-label-names")):
         if options.get(key):
             data[key] = _pairs(options[key], flag)

@@ -75,6 +75,19 @@ class DataSettings(Settings):
     test_columns: str | None = Field(None, description="the same for the test file")
     label_names: LabelNames = Field({}, description="names for bare labels, such as 0: World")
     test_label_names: LabelNames = Field({}, description="the same for the test file's labels")
+    prompt: str | None = Field(
+        None, description="column of the prompt, or a template over columns (completion)"
+    )
+    completion: str | None = Field(None, description="column of the answer, or a template over columns")
+    preset: str | None = Field(
+        None, description="use of completion, such as translation; null: by the columns"
+    )
+    chosen: str | None = Field(None, description="column of the preferred answer (preference)")
+    rejected: str | None = Field(None, description="column of the other answer (preference)")
+    target: str | None = Field(None, description="file whose lines answer those of train, line by line")
+    validation_target: str | None = Field(None, description="the same for validation")
+    test_target: str | None = Field(None, description="the same for test")
+    max_new_tokens: int | None = Field(None, ge=1, description="longest answer; null: by the preset")
     separator: str | None = Field(
         None, description="line that divides a text file into documents, such as <|endoftext|> (language)"
     )
@@ -196,17 +209,31 @@ class EvaluateSettings(Settings):
     )
     resamples: int = Field(2000, ge=100, description="bootstrap resamples of every interval")
     prompted_rows: int = Field(300, ge=10, description="test rows for zero- and few-shot (quick)")
+    generated_rows: int = Field(
+        200, ge=10, description="test rows whose answers are written out (text tasks)"
+    )
+
+
+class PreferenceSettings(Settings):
+    """How one of two answers is made likelier."""
+
+    loss: Literal["dpo", "ipo", "simpo"] = Field("dpo", description="dpo, ipo, or simpo (no reference)")
+    beta: Positive | None = Field(None, description="how strongly preferences pull; null: 0.1 (simpo: 2)")
+    margin: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="how far ahead the chosen should be (simpo)"
+    )
 
 
 class Recipe(Settings):
     """Everything `gptailor fit` needs to know."""
 
-    task: Task = Field("classification", description="what a row means")
+    task: Task | None = Field(None, description="what a row means; null: by the columns")
     data: DataSettings = Field(description="rows and columns")
     base: str = Field("starter", description="starter, a folder, a run, or a name on the Hugging Face hub")
     revision: str | None = Field(None, description="commit of a hub base; null: the newest, then pinned")
     approach: Approach = Field(AutoApproach(), description="which weights may change")
     train: TrainSettings = Field(TrainSettings(), description="the optimizer's road")
+    preference: PreferenceSettings = Field(PreferenceSettings(), description="learning from preferences")
     evaluate: EvaluateSettings = Field(EvaluateSettings(), description="baselines and intervals")
     seed: int = Field(0, ge=0, lt=2**32, description="of the split, the order, dropout and new weights")
     out: str | None = Field(None, description="run folder; null: runs/<file stem>")

@@ -123,6 +123,7 @@ class Batch:
     targets: Tensor | None = None
     learned: Tensor | None = None
     positions: Tensor | None = None
+    reference: Tensor | None = None  # preference: (B,) log-likelihoods of the answers under the base
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,3 +196,4 @@ class Bundle:
     clean: Mapping[str, bool]
     scores: Mapping[str, Any]
     probes: Sequence[Mapping[str, Any]] = ()
+    form: Mapping[str, Any] = field(default_factory=dict)  # text tasks: how a request becomes a prompt

@@ -9,9 +9,10 @@ from typing import Any
 from gptailor.data.tokenize import build_encoder
 from gptailor.models.names import read_tokenizer_file, resolve_base
 from gptailor.pipeline.language_check import check_documents
-from gptailor.pipeline.prepare import PARTS, Prepared, prepare, refuse_unbuilt_task
+from gptailor.pipeline.prepare import PARTS, Prepared, prepare
 from gptailor.pipeline.rendered import CheckReport, RenderedExample, token_pieces
 from gptailor.pipeline.suspects import suspects_in_data
+from gptailor.pipeline.task import settle_task
 from gptailor.pipeline.tokens import length_histogram, tokenize_parts
 from gptailor.recipe import Recipe
 
@@ -24,7 +25,7 @@ def check_recipe(
     Raises:
         GptailorError: training would be refused, for the reason it says.
     """
-    refuse_unbuilt_task(recipe.task)
+    recipe = settle_task(recipe)
     if recipe.task == "language":
         return check_documents(recipe, estimate=estimate, say=say)
     prepared = prepare(recipe, say)

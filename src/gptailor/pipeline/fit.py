@@ -19,13 +19,15 @@ from gptailor.pipeline.keep import find_suspects, keep
 from gptailor.pipeline.ladder import climb
 from gptailor.pipeline.language import fit_language
 from gptailor.pipeline.place import Listener, TrainingPlace
-from gptailor.pipeline.prepare import Prepared, prepare, refuse_unbuilt_task
+from gptailor.pipeline.prepare import Prepared, prepare
 from gptailor.pipeline.run import Run
 from gptailor.pipeline.sealed import open_test
 from gptailor.pipeline.story import describe, tell
 from gptailor.pipeline.suspects import (
     write_suspects,
 )
+from gptailor.pipeline.task import settle_task
+from gptailor.pipeline.texts.road import fit_texts
 from gptailor.pipeline.tokens import TokenizedParts, ledger_lines, tokenize_parts
 from gptailor.pipeline.trained import run_trained
 from gptailor.pipeline.workshop import Candidate, Workshop
@@ -46,12 +48,15 @@ def fit_recipe(recipe: Recipe, *, overwrite: bool = False, listener: Listener | 
         GptailorError: something the person can mend; the message says what.
     """
     listener = listener or Listener()
+    asked, recipe = recipe.task, settle_task(recipe)
+    assert recipe.task is not None  # settled
+    if asked is None:
+        listener.say(f"task: {recipe.task} (another: --task)")
     folder = claim_folder(recipe, overwrite=overwrite)
     with one_writer(folder), catch_signals() as stop:
         if open_for_fit(folder, recipe):
             listener.say(f"{folder} is finished; nothing to do")
             return Run(folder)
-        refuse_unbuilt_task(recipe.task)
         TASKS[recipe.task](recipe, folder, listener, stop)
     return Run(folder)
 
@@ -137,4 +142,7 @@ def run_candidates(shop: Workshop, folder: Path, listener: Listener, stop: StopR
 TASKS: dict[str, Callable[[Recipe, Path, Listener, StopRequest], None]] = {
     "classification": fit_classification,
     "language": fit_language,
+    "completion": fit_texts,
+    "chat": fit_texts,
+    "preference": fit_texts,
 }

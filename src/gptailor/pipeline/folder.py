@@ -137,7 +137,8 @@ def sweep(folder: Path) -> None:
 
 def hash_files(recipe: Recipe) -> str | None:
     """The data hash that `prepare` would find, without reading a row; None where there is more than files."""
-    places = [recipe.data.train, recipe.data.validation, recipe.data.test]
+    data = recipe.data
+    places = [data.train, data.target, data.validation, data.validation_target, data.test, data.test_target]
     hashes = []
     for path in (Path(place) for place in places if place is not None):
         if path.is_dir():

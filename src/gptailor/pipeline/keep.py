@@ -32,7 +32,7 @@ def keep(folder: Path, shop: Workshop, chosen: Candidate) -> tuple[Bundle, Predi
     threshold = choose_threshold(softmax(chosen.validation_logits, temperature), chosen.validation_answers)
     bundle = Bundle(
         path=path,
-        task=shop.recipe.task,
+        task="classification",
         base=shop.base.name,
         base_revision=shop.base.revision,
         approach=chosen.approach,

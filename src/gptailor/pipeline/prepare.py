@@ -13,13 +13,12 @@ from gptailor.data.clean import CleanResult, clean_rows
 from gptailor.data.duplicates import is_exact, near_duplicate_groups, near_matches
 from gptailor.data.read import ReadResult, Roles, infer_roles, read_rows
 from gptailor.data.split import join_groups, split_rows, value_groups
-from gptailor.errors import DataError, RecipeError, did_you_mean
+from gptailor.errors import DataError, did_you_mean
 from gptailor.recipe import DataSettings, Recipe, SplitSettings
 from gptailor.tasks.classification import collect_labels, name_labels, refuse_unknown_labels, to_example
 from gptailor.types import Example, Part, RawExample, Reason, RejectedRow
 
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
-BUILT_TASKS = ("classification", "language")
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,17 +153,11 @@ def remove_leaks(
     return kept, leaks
 
 
-def refuse_unbuilt_task(task: str) -> None:
-    """Raises RecipeError for a task that the recipe knows and nothing carries out yet."""
-    if task not in BUILT_TASKS:
-        raise RecipeError(
-            f"the task {task!r} isn't built yet.", where="task", fix=f"Use {' or '.join(BUILT_TASKS)}."
-        )
-
-
 def refuse_same_file(settings: DataSettings) -> None:
     """Raises DataError where train, validation and test aren't different files."""
-    given = [p for p in (settings.train, settings.validation, settings.test) if p is not None]
+    files = (settings.train, settings.validation, settings.test)
+    targets = (settings.target, settings.validation_target, settings.test_target)
+    given = [place for place in (*files, *targets) if place is not None]
     places = [Path(location).resolve() for location in given]
     twice = next(
         (location for location, place in zip(given, places, strict=True) if places.count(place) > 1), None

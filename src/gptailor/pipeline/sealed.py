@@ -53,7 +53,7 @@ def open_test(
     )
     report: dict[str, Any] = {
         "version": 1,
-        "task": recipe.task,
+        "task": "classification",
         "base": shop.base.name,
         "approach": chosen.approach,
         "seed": recipe.seed,

@@ -77,9 +77,32 @@ print(tokenizer.decode(written, skip_special_tokens=True))
 """
 )
 
+_CHAT = (
+    _WITH_GPTAILOR
+    + """
+With transformers alone:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained("model")
+model = AutoModelForCausalLM.from_pretrained("model").eval()
+turns = [{"role": "user", "content": "{input}"}]
+text = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+tokenizer.split_special_tokens = False  # the template's own marks are tokens; keep it on for people's texts
+prompt = tokenizer(text, return_tensors="pt", add_special_tokens=False)
+written = model.generate(**prompt, max_new_tokens=200)[0, prompt["input_ids"].shape[1] :]
+print(tokenizer.decode(written, skip_special_tokens=True))
+```
+"""
+)
+
 _BY_TASK = {
     "classification": (_CLASSIFY, "your text"),
     "language": (_CONTINUE, "The beginning of a text"),
+    "completion": (_GENERATE, "your prompt"),
+    "chat": (_CHAT, "your question"),
+    "preference": (_CHAT, "your question"),
 }
 
 

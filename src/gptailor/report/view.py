@@ -57,7 +57,7 @@ def view(report: Values, details: Values) -> dict[str, Any]:
     """Every value the page's template names; a section that is None or empty is left out."""
     sections = {
         "ladder": _ladder(report, details),
-        "samples": samples_section(details),
+        "samples": samples_section(report, details),
         "hardest": hardest_section(report, details),
         **label_sections(report, details),
         "training": training_section(report, details),

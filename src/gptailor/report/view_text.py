@@ -24,26 +24,39 @@ Section = dict[str, Any] | None
 LONGEST = 700  # characters of a sample that the page holds
 _VOICES = (
     ("before", "Before training", ""),
+    ("baseline", "", ""),  # named by the sample
     ("after", "This model", "own"),
     ("reference", "How the text really goes on", ""),
 )
+_GOES_ON = "How it goes on from stretches of text that training never saw. "
+_ANSWERS = "What it answers to prompts that training never saw. "
+_READ = "Read these for the manner; the scores above are the measure."
 
 
-def samples_section(details: Values) -> Section:
-    """Prompts from held-out text, each with what was written before and after training and the true text."""
+def samples_section(report: Values, details: Values) -> Section:
+    """Prompts from held-out text, each with what others wrote, what the model wrote, and the true text."""
+    goes_on = report.get("task") == "language"
     shown = []
     for one in map(mapping, rows_of(details.get("samples"))):
         voices = [
-            {"title": title, "look": look, "text": _continuation(str(one[key]))}
-            for key, title, look in _VOICES
+            {
+                "title": title if goes_on or key != "reference" else "The expected answer",
+                "look": look,
+                "text": _continuation(str(one[key])) if goes_on else clip(str(one[key]).strip(), LONGEST),
+            }
+            for key, title, look in _named(one)
             if one.get(key) is not None
         ]
         if voices:
             shown.append({"prompt": clip(str(one.get("prompt") or "").strip(), LONGEST), "voices": voices})
     if not shown:
         return None
-    lead = "How it goes on from stretches of text that training never saw. Read these for the manner; the "
-    return {"pieces": pieces(shown, shown=3, most=12), "lead": lead + "scores above are the measure."}
+    lead = (_GOES_ON if goes_on else _ANSWERS) + _READ
+    return {"pieces": pieces(shown, shown=3, most=12), "lead": lead}
+
+
+def _named(sample: Values) -> list[tuple[str, str, str]]:
+    return [(key, title or str(sample.get("baseline_name") or ""), look) for key, title, look in _VOICES]
 
 
 def _continuation(text: str) -> str:

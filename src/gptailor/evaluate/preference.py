@@ -1,0 +1,32 @@
+"""How often the preferred answer is ranked first, with an interval, and what ranks without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from gptailor.evaluate.metrics import interval, resampled_rows
+from gptailor.types import FloatArray, Score
+
+
+def right_shares(margins: Sequence[float] | FloatArray) -> FloatArray:
+    """(N,) 1 where the chosen answer is ahead, 0 where it is behind, a half where neither is."""
+    values = np.asarray(margins, np.float64)
+    return np.where(values > 0, 1.0, np.where(values < 0, 0.0, 0.5))
+
+
+def share_score(shares: FloatArray, *, resamples: int, seed: int) -> Score:
+    """The mean of (N,) shares with its 95 % bootstrap interval over rows."""
+    drawn = resampled_rows(np.random.default_rng(seed), len(shares), resamples=resamples)
+    return interval(float(shares.mean()), np.concatenate([shares[rows].mean(1) for rows in drawn]))
+
+
+def share_difference(ours: FloatArray, theirs: FloatArray, *, resamples: int, seed: int) -> Score:
+    """Our mean minus theirs on the same rows, with the interval of a paired bootstrap."""
+    return share_score(ours - theirs, resamples=resamples, seed=seed)
+
+
+def by_length(chosen: Sequence[str], rejected: Sequence[str]) -> FloatArray:
+    """(N,) how much longer the chosen answer is, in characters: all that a preference for length sees."""
+    return np.array([len(a) - len(b) for a, b in zip(chosen, rejected, strict=True)], np.float64)

@@ -1,0 +1,75 @@
+"""Which task a recipe means, where it doesn't say: by what it names, then by the columns of its file."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+from gptailor.data.read import iterate_rows
+from gptailor.data.roles import LABEL_NAMES
+from gptailor.errors import GptailorError
+from gptailor.recipe import Recipe
+from gptailor.tasks.chat import infer_chat
+from gptailor.tasks.completion import infer_completion
+from gptailor.tasks.preference import infer_preference
+from gptailor.types import RawExample, Task
+
+LOOKED_AT = 2000  # rows
+PROSE = (".txt", ".text", ".md")
+
+
+def settle_task(recipe: Recipe) -> Recipe:
+    """The recipe with its task. What can't be told is classification, whose errors say what is missing."""
+    if recipe.task is not None:
+        return recipe
+    return recipe.model_copy(update={"task": named_task(recipe) or task_of_columns(recipe)})
+
+
+def named_task(recipe: Recipe) -> Task | None:
+    """The task that the named columns belong to."""
+    data = recipe.data
+    if data.label is not None:
+        return "classification"
+    if data.chosen is not None or data.rejected is not None:
+        return "preference"
+    if data.separator is not None:
+        return "language"
+    if data.target or data.preset or data.prompt or data.completion:
+        return "completion"
+    return None
+
+
+def task_of_columns(recipe: Recipe) -> Task:
+    """The task whose layout the first rows have."""
+    location = recipe.data.train
+    columns, rows = first_rows(location, recipe.data.columns)
+    if recipe.data.columns is None and Path(location.removesuffix(".gz")).suffix.lower() in PROSE:
+        return "language"
+    if _fits(lambda: infer_preference(columns)):
+        return "preference"
+    if _fits(lambda: infer_chat(columns, rows).layout == "turns"):
+        return "chat"
+    pair = recipe.data.text is None and _fits(lambda: infer_completion(columns, rows))
+    called_label = any(column.strip().lower() in LABEL_NAMES for column in columns)
+    return "completion" if pair and not called_label else "classification"
+
+
+def first_rows(location: str, columns: str | None) -> tuple[list[str], list[RawExample]]:
+    """Some rows and all their columns; none of what can't be read twice or at all."""
+    if location == "-":
+        return [], []
+    try:
+        items = itertools.islice(iterate_rows(location, columns=columns), LOOKED_AT)
+        rows = [item for item in items if isinstance(item, RawExample)]
+    except GptailorError:  # told in full when the rows are read for good
+        return [], []
+    return list(dict.fromkeys(name for row in rows for name in row.fields)), rows
+
+
+def _fits(infer: object) -> bool:
+    """Whether the columns are plain for a task."""
+    assert callable(infer)
+    try:
+        return infer() is not False
+    except GptailorError:
+        return False

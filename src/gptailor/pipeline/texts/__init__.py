@@ -1,0 +1,1 @@
+"""The road of the tasks whose answer is text: completion, chat, preference."""

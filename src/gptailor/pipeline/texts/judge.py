@@ -1,0 +1,264 @@
+"""How a text model did on the sealed test rows, beside what is simpler, and what that means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gptailor.data.ledger import write_csv_safely
+from gptailor.evaluate.language import PieceNats, bits_difference, text_scores
+from gptailor.evaluate.metrics import as_json
+from gptailor.evaluate.preference import by_length, right_shares, share_difference, share_score
+from gptailor.evaluate.text_metrics import METRICS, paired_text_difference, signature, text_answer_scores
+from gptailor.models.answerer import Answerer
+from gptailor.models.approach import adapt_full
+from gptailor.models.load import load_trainable_language_model
+from gptailor.models.sampling import Sampling
+from gptailor.pipeline.texts.answers import (
+    VALIDATION_SHARE,
+    Rung,
+    Sample,
+    Written,
+    choose_sample,
+    climb,
+    is_scratch,
+    metric_names,
+)
+from gptailor.pipeline.texts.objective import log_likelihoods, row_nats
+from gptailor.report.facts import inside, metric_of, score_text
+from gptailor.report.words import BASELINES
+from gptailor.types import FloatArray, Part, Score
+
+if TYPE_CHECKING:
+    from gptailor.pipeline.texts.road import TextResult
+    from gptailor.pipeline.texts.shop import TextShop
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Tested:
+    """All that the report says of the test rows."""
+
+    scores: Mapping[str, Any]
+    baselines: Mapping[str, Any]
+    verdict: Mapping[str, Any]
+    samples: list[dict[str, Any]]
+    header: tuple[str, ...]  # of predictions.csv
+    lines: list[tuple[object, ...]]
+    signatures: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def write_predictions(self, path: Path) -> None:
+        """The test rows with what was expected and what came."""
+        write_csv_safely(path, self.header, self.lines)
+
+
+def judge_answers(
+    shop: TextShop, answerer: Answerer, nats: PieceNats, result: TextResult, say: Say
+) -> Tested:
+    """Writes answers to fixed test rows and compares them with the ladder's."""
+    settings = {"resamples": shop.recipe.evaluate.resamples, "seed": shop.recipe.seed}
+    most = shop.recipe.evaluate.generated_rows
+    samples: dict[Part, Sample] = {
+        "validation": choose_sample(shop, "validation", most // VALIDATION_SHARE),
+        "test": choose_sample(shop, "test", most),
+    }
+    sample = samples["test"]
+    say(f"writing {len(sample.rows):,} answers")
+    ours = _write(shop, answerer, sample)
+    names = metric_names(shop)
+    scores = text_answer_scores(ours.beside(sample), metrics=names, **settings)
+    rungs = climb(shop, samples, scratch=is_scratch(result.approach), say=say)
+    told = {name: _rung_scores(rung, sample, names, settings) for name, rung in rungs.items()}
+    primary = shop.form.metrics[0]
+    if rungs and primary in METRICS:
+        verdict = _verdict(primary, rungs, ours, samples, settings)
+    else:
+        base = None if is_scratch(result.approach) else _base_nats(shop)
+        if base is not None:
+            told["base"] = as_json(text_scores(base, **settings))
+        verdict = _verdict_by_bits(nats, base, settings)
+    return Tested(
+        scores={"answers": len(sample.rows), **scores},
+        baselines=told,
+        verdict=verdict,
+        samples=_samples(sample, ours, rungs, str(verdict["best_baseline"])),
+        header=("source", "row", "prompt", "reference", "answer", "ended"),
+        lines=[
+            (row.row.source, row.row.row, row.row.asked, row.row.references[0], text, ended)
+            for row, text, ended in zip(sample.rows, ours.texts, ours.stopped, strict=True)
+        ],
+        signatures={name: signature(name, sample.references) for name in names if signature(name)},
+        notes=(f"answers were written to {len(sample.rows):,} test questions drawn from the seed, greedily",),
+    )
+
+
+def judge_preferences(shop: TextShop, answerer: Answerer, result: TextResult, say: Say) -> Tested:
+    """How often the model ranks the preferred answer first, and how often simpler means do."""
+    settings = {"resamples": shop.recipe.evaluate.resamples, "seed": shop.recipe.seed}
+    rows = {part: shop.tokens.rows[part] for part in ("validation", "test")}
+    ours = log_likelihoods(adapt_full(answerer.model), rows["test"])
+    margins: dict[str, dict[str, FloatArray]] = {"longer": {}, "shorter": {}}
+    for part, ones in rows.items():
+        longer = by_length([row.row.references[0] for row in ones], [row.row.references[1] for row in ones])
+        margins["longer"][part], margins["shorter"][part] = longer, -longer
+    gained = _by_token(ours, rows["test"])
+    if not is_scratch(result.approach):
+        say("baselines: the base as it came")
+        base = adapt_full(_base(shop))
+        margins["base"] = {}
+        for part, ones in rows.items():
+            theirs = log_likelihoods(base, ones)
+            margins["base"][part] = _by_token(theirs, ones)
+            if part == "test" and shop.recipe.preference.loss != "simpo":
+                gained = (ours - theirs)[:, 0] - (ours - theirs)[:, 1]
+    if shop.recipe.evaluate.baselines == "none":
+        margins = {}
+    shares = right_shares(gained)
+    best = max(margins, key=lambda name: right_shares(margins[name]["validation"]).mean(), default=None)
+    gap = share_difference(shares, right_shares(margins[best]["test"]), **settings) if best else None
+    told = {
+        name: {"preference_accuracy": as_json(share_score(right_shares(own["test"]), **settings))}
+        for name, own in margins.items()
+    }
+    return Tested(
+        scores={"preference_accuracy": share_score(shares, **settings)},
+        baselines=told,
+        verdict=_verdict_of("preference_accuracy", best, gap),
+        samples=[],
+        header=("source", "row", "prompt", "chosen", "rejected", "margin"),
+        lines=[
+            (row.row.source, row.row.row, row.row.asked, *row.row.references, float(margin))
+            for row, margin in zip(rows["test"], gained, strict=True)
+        ],
+    )
+
+
+def _write(shop: TextShop, answerer: Answerer, sample: Sample) -> Written:
+    sampling = Sampling(max_new_tokens=shop.max_new_tokens)
+    prompts = [ids or shop.text.prefix for ids in sample.prompts]
+    made = answerer.answer(prompts, sampling)
+    return Written(tuple(one.text.strip() for one in made), tuple(one.finished == "stop" for one in made))
+
+
+def _rung_scores(
+    rung: Rung, sample: Sample, names: tuple[str, ...], settings: Mapping[str, int]
+) -> dict[str, Any]:
+    """A rung's scores on the rows it answered; only what writes tells how often it stops."""
+    if rung.test is None:
+        return {"skipped": rung.skipped}
+    chosen = [name for name in names if name != "stop_rate" or not all(rung.test.stopped)]
+    scores = text_answer_scores(rung.test.beside(sample), metrics=chosen, **settings)
+    fewer = len(rung.test.texts) < len(sample.rows)
+    return {**({"rows": len(rung.test.texts)} if fewer else {}), **as_json(scores)}
+
+
+def _verdict(
+    primary: str,
+    rungs: Mapping[str, Rung],
+    ours: Written,
+    samples: Mapping[Part, Sample],
+    settings: Mapping[str, int],
+) -> dict[str, Any]:
+    """Against the rung that did best on validation, on the test rows that both answered."""
+    found: dict[str, float] = {}
+    for name, rung in rungs.items():
+        if rung.validation is not None:
+            answers = rung.validation.beside(samples["validation"])
+            found[name] = text_answer_scores(answers, metrics=[primary], resamples=1)[primary].value
+    best = max(found, key=lambda name: found[name], default=None)
+    if best is None:
+        return _verdict_of(primary, None, None)
+    theirs = rungs[best].test
+    assert theirs is not None
+    size = len(theirs.texts)
+    same = Written(ours.texts[:size], ours.stopped[:size]).beside(samples["test"])
+    gap = paired_text_difference(same, theirs.texts, metric=primary, **settings)
+    return _verdict_of(primary, best, gap)
+
+
+def _verdict_of(metric: str, best: str | None, gap: Score | None) -> dict[str, Any]:
+    if best is None or gap is None:
+        return {
+            "metric": metric,
+            "best_baseline": None,
+            "difference": None,
+            "worth_it": None,
+            "says": "No baseline was run.",
+        }
+    name, title = BASELINES[best].short, inside(metric_of(metric).title)
+    between = f"(95 % interval {score_text(gap.low)} to {score_text(gap.high)})"
+    if gap.low > 0:
+        says = f"The model's {title} is {score_text(gap.value)} above {name} {between}: worth it."
+    elif gap.high < 0:
+        says = f"The model's {title} is {score_text(-gap.value)} below {name} {between}: don't ship it."
+    else:
+        says = f"No clear difference: {title} {score_text(gap.value)} against {name} {between}."
+    return {
+        "metric": metric,
+        "best_baseline": best,
+        "difference": as_json(gap),
+        "worth_it": bool(gap.low > 0),
+        "says": says,
+    }
+
+
+def _verdict_by_bits(ours: PieceNats, base: PieceNats | None, settings: Mapping[str, int]) -> dict[str, Any]:
+    """Where nothing is asked, only the likelihood of the texts can be compared."""
+    if base is None:
+        return _verdict_of("bits_per_byte", None, None)
+    gap = bits_difference(ours, base, **settings)
+    turned = Score(-gap.value, -gap.high, -gap.low)
+    between = f"(95 % interval {score_text(turned.low)} to {score_text(turned.high)})"
+    says = f"No clear difference to the base as it came {between}."
+    if turned.low > 0:
+        less = f"{score_text(turned.value)} bits per byte less than the base"
+        says = f"The model needs {less} {between}: worth it."
+    elif turned.high < 0:
+        says = f"The model needs {score_text(gap.value)} bits per byte more than the base: don't use it."
+    return {
+        "metric": "bits_per_byte",
+        "best_baseline": "base",
+        "difference": as_json(gap),
+        "worth_it": bool(turned.low > 0),
+        "says": says,
+    }
+
+
+def _samples(sample: Sample, ours: Written, rungs: Mapping[str, Rung], best: str) -> list[dict[str, Any]]:
+    """Questions with the reference, the model's answer and the best simpler one's."""
+    theirs = rungs[best].test if best in rungs else None
+    return [
+        {
+            "prompt": row.row.asked,
+            "reference": references[0],
+            "after": text,
+            **({"baseline": theirs.texts[place]} if theirs and place < len(theirs.texts) else {}),
+            **({"baseline_name": BASELINES[best].title} if theirs else {}),
+        }
+        for place, (row, references, text) in enumerate(
+            zip(sample.rows, sample.references, ours.texts, strict=True)
+        )
+    ]
+
+
+def _by_token(likelihoods: FloatArray, rows: Any) -> FloatArray:
+    """(N,) how much likelier the chosen answer is, by token."""
+    counts = [[max(1, int(one.learn[1:].sum())) for one in row.sequences] for row in rows]
+    by_token: FloatArray = likelihoods / counts
+    margin: FloatArray = by_token[:, 0] - by_token[:, 1]
+    return margin
+
+
+def _base(shop: TextShop) -> Any:
+    model = load_trainable_language_model(shop.base, shop.text.tokenizer)
+    model.to(shop.environment["device"])
+    model.eval()
+    return model
+
+
+def _base_nats(shop: TextShop) -> PieceNats:
+    return row_nats(adapt_full(_base(shop)), shop.tokens.rows["test"], shop)

@@ -1,0 +1,215 @@
+"""The objectives of the text tasks: what the answers' tokens cost, and one of two answers made likelier."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gptailor.data.batch import collate_texts, length_buckets, pack, to_device
+from gptailor.evaluate.language import PieceNats
+from gptailor.launch import Precision, precision_context
+from gptailor.models.approach import Adapted
+from gptailor.models.forward import learned_states, target_nats
+from gptailor.pipeline.objective import Objective, Validation
+from gptailor.pipeline.texts.shop import TextShop
+from gptailor.pipeline.texts.tokens import TokenizedRow
+from gptailor.recipe import PreferenceSettings
+from gptailor.train.loss import answer_log_likelihoods, language_loss, preference_loss
+from gptailor.types import Batch, FloatArray, IntArray, TokenizedExample
+
+VALIDATED = 512  # validation rows looked at during training; the end looks at all
+TOKENS_PER_PASS = 4096
+LEAST_SAVED = 0.8  # pack where it leaves at most this share of the padded size: a packed row needs a mask
+
+
+def answer_objective(shop: TextShop, adapted: Adapted) -> Objective:
+    """Cross-entropy of the answers' tokens; rows of a micro-batch are packed where that saves enough."""
+    device = adapted.plain.device
+    sequences = [one for row in shop.tokens.rows["train"] for one in row.sequences]
+    looked_at = spread(shop.tokens.rows["validation"], VALIDATED)
+
+    def batches(chosen: Sequence[int], micro_batch_size: int) -> list[Batch]:
+        return [
+            to_device(
+                collate_texts(packed([sequences[row] for row in chosen[start : start + micro_batch_size]])),
+                device,
+            )
+            for start in range(0, len(chosen), micro_batch_size)
+        ]
+
+    def loss(batch: Batch) -> tuple[Tensor, int]:
+        return language_loss(adapted.plain, adapted.head, batch), batch.num_targets
+
+    def validate(precision: Precision) -> Validation:
+        found = row_nats(adapted, looked_at, shop, precision=precision)
+        return Validation(found.loss, -found.loss, {"bits_per_byte": found.bits_per_byte})
+
+    return Objective(lengths_of(sequences), batches, loss, validate, new_head=False)
+
+
+def preference_objective(shop: TextShop, adapted: Adapted, folder: Path) -> Objective:
+    """How far the chosen answers are ahead of the rejected ones, against the base as it came."""
+    device = adapted.plain.device
+    settings = resolve_preference(shop.recipe.preference)
+    rows = shop.tokens.rows["train"]
+    looked_at = spread(shop.tokens.rows["validation"], VALIDATED)
+    needed = settings.loss != "simpo"
+    train_reference = reference_of(adapted, rows, folder / "train.npy") if needed else None
+    seen_reference = reference_of(adapted, looked_at, folder / "validation.npy") if needed else None
+
+    def collated(pairs: Sequence[TokenizedRow], reference: FloatArray | None) -> Batch:
+        batch = collate_pairs(pairs)
+        if reference is not None:
+            batch = replace(batch, reference=torch.from_numpy(reference.T.reshape(-1)).float())
+        return to_device(batch, device)
+
+    def batches(chosen: Sequence[int], micro_batch_size: int) -> list[Batch]:
+        pieces = [
+            chosen[start : start + micro_batch_size] for start in range(0, len(chosen), micro_batch_size)
+        ]
+        return [
+            collated(
+                [rows[row] for row in piece],
+                None if train_reference is None else train_reference[list(piece)],
+            )
+            for piece in pieces
+        ]
+
+    def loss(batch: Batch) -> tuple[Tensor, int]:
+        chosen, rejected = preference_scores(adapted, batch, settings)
+        return pair_loss(chosen, rejected, settings), len(chosen)
+
+    def validate(precision: Precision) -> Validation:
+        was_training = adapted.trained.training
+        adapted.trained.eval()
+        total, ahead = 0.0, 0
+        with torch.inference_mode(), precision_context(precision, device.type):
+            for start in range(0, len(looked_at), 8):
+                piece = looked_at[start : start + 8]
+                known = None if seen_reference is None else seen_reference[start : start + 8]
+                chosen, rejected = preference_scores(adapted, collated(piece, known), settings)
+                total += float(pair_loss(chosen, rejected, settings))
+                ahead += int((chosen > rejected).sum())
+        adapted.trained.train(was_training)
+        mean = total / len(looked_at)
+        return Validation(mean, -mean, {"preference_accuracy": ahead / len(looked_at)})
+
+    lengths = np.array([max(len(one.token_ids) for one in row.sequences) for row in rows], np.int64)
+    return Objective(lengths, batches, loss, validate, new_head=False)
+
+
+def resolve_preference(settings: PreferenceSettings) -> PreferenceSettings:
+    """The settings with the usual strength of the loss."""
+    beta = settings.beta or (2.0 if settings.loss == "simpo" else 0.1)
+    return settings.model_copy(update={"beta": beta})
+
+
+def preference_scores(adapted: Adapted, batch: Batch, settings: PreferenceSettings) -> tuple[Tensor, Tensor]:
+    """(P,) of the chosen and of the rejected answers: what the loss compares."""
+    found = answer_log_likelihoods(adapted.plain, adapted.head, batch)
+    if batch.reference is not None:
+        found = found - batch.reference
+    if settings.loss != "dpo":
+        assert batch.learned is not None
+        counts = torch.bincount(batch.learned // batch.input_ids.shape[1], minlength=len(found))
+        found = found / counts
+    half = len(found) // 2
+    return found[:half], found[half:]
+
+
+def pair_loss(chosen: Tensor, rejected: Tensor, settings: PreferenceSettings) -> Tensor:
+    """The sum over pairs."""
+    assert settings.beta is not None
+    margin = settings.margin if settings.loss == "simpo" else 0.0
+    return preference_loss(chosen, rejected, kind=settings.loss, beta=settings.beta, margin=margin)
+
+
+def collate_pairs(pairs: Sequence[TokenizedRow]) -> Batch:
+    """The chosen answers of all pairs, then the rejected ones, one to a row."""
+    return collate_texts([[row.sequences[side]] for side in (0, 1) for row in pairs])
+
+
+def reference_of(adapted: Adapted, rows: Sequence[TokenizedRow], path: Path) -> FloatArray:
+    """(N, 2) log-likelihoods of both answers under the weights before training; computed once and kept."""
+    if path.exists():
+        kept: FloatArray = np.load(path)
+        if kept.shape == (len(rows), 2):
+            return kept
+    found = log_likelihoods(adapted, rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial.npy")
+    np.save(partial, found)
+    partial.replace(path)
+    return found
+
+
+def log_likelihoods(adapted: Adapted, rows: Sequence[TokenizedRow]) -> FloatArray:
+    """(N, 2) nats, below zero, of the chosen and the rejected answer of each row."""
+    sequences = [row.sequences[side] for row in rows for side in (0, 1)]
+    nats, _ = sequence_nats(adapted, sequences)
+    return -nats.reshape(-1, 2)
+
+
+def row_nats(
+    adapted: Adapted, rows: Sequence[TokenizedRow], shop: TextShop, *, precision: Precision = "fp32"
+) -> PieceNats:
+    """What the answers of each row cost: nats, tokens and bytes; a row is a document."""
+    sequences = [one for row in rows for one in row.sequences]
+    owner = np.repeat(np.arange(len(rows)), [len(row.sequences) for row in rows])
+    nats, tokens = sequence_nats(adapted, sequences, precision=precision)
+    sizes = [len(shop.decode(one.token_ids[one.learn]).encode()) for one in sequences]
+    return PieceNats(
+        nats=np.bincount(owner, nats, minlength=len(rows)).astype(np.float64),
+        tokens=np.bincount(owner, tokens, minlength=len(rows)).astype(np.int64),
+        bytes=np.bincount(owner, sizes, minlength=len(rows)).astype(np.int64),
+        documents=np.arange(len(rows)),
+    )
+
+
+def sequence_nats(
+    adapted: Adapted, sequences: Sequence[TokenizedExample], *, precision: Precision = "fp32"
+) -> tuple[FloatArray, IntArray]:
+    """(S,) nats and (S,) counts of the learned tokens of each sequence, without gradients."""
+    nats, tokens = np.zeros(len(sequences)), np.zeros(len(sequences), np.int64)
+    was_training = adapted.trained.training
+    adapted.trained.eval()
+    model = adapted.plain
+    with torch.inference_mode(), precision_context(precision, model.device.type):
+        for chosen in length_buckets(lengths_of(sequences), max_tokens_per_batch=TOKENS_PER_PASS):
+            batch = to_device(collate_texts([[sequences[row]] for row in chosen]), model.device)
+            assert batch.targets is not None
+            assert batch.learned is not None
+            found = target_nats(learned_states(model, batch), adapted.head, batch.targets)
+            rows = (batch.learned // batch.input_ids.shape[1]).cpu().numpy()
+            nats[chosen] = np.bincount(rows, found.double().cpu().numpy(), minlength=len(chosen))
+            tokens[chosen] = np.bincount(rows, minlength=len(chosen))
+    adapted.trained.train(was_training)
+    return nats, tokens
+
+
+def packed(examples: Sequence[TokenizedExample]) -> list[list[TokenizedExample]]:
+    """Rows of examples side by side, where they then take clearly less room than one below the other."""
+    lengths = lengths_of(examples)
+    rows = pack(lengths, capacity=int(lengths.max()))
+    if len(rows) > LEAST_SAVED * len(examples):
+        return [[example] for example in examples]
+    return [[examples[place] for place in row] for row in rows]
+
+
+def lengths_of(sequences: Sequence[TokenizedExample]) -> IntArray:
+    """(S,) tokens of each."""
+    return np.array([len(one.token_ids) for one in sequences], np.int64)
+
+
+def spread(rows: Sequence[TokenizedRow], most: int) -> list[TokenizedRow]:
+    """At most so many rows, evenly from first to last."""
+    if len(rows) <= most:
+        return list(rows)
+    places: Any = np.linspace(0, len(rows) - 1, most).round().astype(int)
+    return [rows[place] for place in places.tolist()]

@@ -1,0 +1,255 @@
+"""From a recipe's data settings to rows of a text task in parts, every input row accounted for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+
+from gptailor.cache import content_key
+from gptailor.data.clean import repair
+from gptailor.data.duplicates import is_exact, near_duplicate_groups, near_matches
+from gptailor.data.parallel import read_parallel
+from gptailor.data.read import ReadResult, read_rows
+from gptailor.data.split import join_groups, split_rows, value_groups
+from gptailor.errors import DataError, did_you_mean
+from gptailor.pipeline.folder import hash_files
+from gptailor.pipeline.prepare import PARTS, refuse_same_file
+from gptailor.recipe import CleanSettings, DataSettings, Recipe
+from gptailor.tasks.cells import Mend
+from gptailor.tasks.form import TextForm, TextRow
+from gptailor.types import Part, RawExample, Reason, RejectedRow
+
+FormMaker = Callable[[ReadResult, Mend], TextForm]
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedTexts:
+    """Everything that is known about the rows before a model is loaded."""
+
+    form: TextForm
+    parts: dict[Part, list[TextRow]]
+    rejected: list[RejectedRow]
+    rejected_rows: list[RawExample]  # as they stood in the file, where they could be read
+    read: int
+    data_hash: str
+    repaired: int
+    leaks: int
+    near_groups: int
+    notes: list[str] = field(default_factory=list)
+
+
+class Mender:
+    """Repairs values and remembers how many it changed. White space is the person's: it can mean much."""
+
+    def __init__(self, settings: CleanSettings) -> None:
+        self._repair = partial(
+            repair,
+            repair_text=settings.repair_text,
+            unescape_entities=settings.unescape_entities,
+            drop_control=settings.drop_control,
+            squeeze_space=False,
+        )
+        self._changed: set[str] = set()
+
+    def __call__(self, text: str) -> str:
+        mended = self._repair(text)
+        if mended != text:
+            self._changed.add(text)
+        return mended
+
+    @property
+    def changed(self) -> int:
+        return len(self._changed)
+
+
+def prepare_texts(
+    recipe: Recipe, make_form: FormMaker, say: Callable[[str], None] = lambda _: None
+) -> PreparedTexts:
+    """Reads, repairs, takes duplicates and leaks out, and splits.
+
+    Raises:
+        DataError: the data can't be used as it is; the message says what to do.
+    """
+    settings = recipe.data
+    refuse_same_file(settings)
+    say(f"reading {settings.train}")
+    train_file = read_texts(settings.train, settings.target, settings.columns)
+    mend = Mender(settings.clean)
+    form = make_form(train_file, mend)
+    for line in form.says:
+        say(line)
+    rows, rejected = mean(train_file.rows, form, settings)
+    refuse_mostly_bad(train_file, rejected, where=settings.train)
+    rows, repeated = drop_repeats(rows, settings.clean)
+    files, held_out = [train_file], {}
+    for part, location, target, columns in (
+        ("validation", settings.validation, settings.validation_target, settings.columns),
+        ("test", settings.test, settings.test_target, settings.test_columns),
+    ):
+        if location is not None:
+            file = read_texts(location, target, columns)
+            held_out[part], bad = mean(file.rows, form, settings)
+            rejected += bad
+            files.append(file)
+            if not held_out[part]:
+                fix = "Name its columns as the training file does."
+                raise DataError("has no row with a prompt and an answer.", where=location, fix=fix)
+    kept, leaks = remove_leaks(rows, [row for given in held_out.values() for row in given])
+    say("splitting")
+    parts, near_groups = split(kept, recipe, held_out)
+    rejected = [row for file in files for row in file.rejected] + rejected + repeated + leaks
+    dropped = {(row.source, row.row) for row in rejected}
+    return PreparedTexts(
+        form=form,
+        parts=parts,
+        rejected=rejected,
+        rejected_rows=[row for row in train_file.rows if (row.source, row.row) in dropped],
+        read=sum(len(file.rows) + len(file.rejected) for file in files),
+        data_hash=hash_files(recipe) or content_key(*(file.sha256 for file in files)),
+        repaired=mend.changed,
+        leaks=len(leaks),
+        near_groups=near_groups,
+        notes=[note for file in files for note in file.notes],
+    )
+
+
+def read_texts(location: str, target: str | None, columns: str | None) -> ReadResult:
+    """Rows of one file, or of two that keep step line by line."""
+    return read_parallel(location, target) if target else read_rows(location, columns=columns)
+
+
+def mean(
+    rows: Sequence[RawExample], form: TextForm, settings: DataSettings
+) -> tuple[list[TextRow], list[RejectedRow]]:
+    """What each row means, and why the others mean nothing."""
+    kept, rejected = [], []
+    for raw in rows:
+        row = _with_time(raw, settings)
+        found = form.read(row)
+        if isinstance(found, RejectedRow):
+            rejected.append(found)
+            continue
+        if settings.split.group is not None:
+            group = row.fields.get(settings.split.group, "")
+            sequences = tuple(replace(one, group=group) for one in found.sequences)
+            found = replace(found, sequences=sequences)
+        kept.append(found)
+    return kept, rejected
+
+
+def refuse_mostly_bad(file: ReadResult, rejected: Sequence[RejectedRow], *, where: str) -> None:
+    """Raises DataError where hardly a row means anything: taken for another layout, or faulty throughout."""
+    if 2 * len(rejected) <= len(file.rows):
+        return
+    told = list(dict.fromkeys(f"  row {row.row}: {row.detail}" for row in rejected))[:5]
+    raise DataError(
+        "\n".join([f"{len(rejected):,} of {len(file.rows):,} rows can't be used:", *told]),
+        where=where,
+        fix="Mend the file, or name the columns that are meant (--prompt, --completion).",
+    )
+
+
+def drop_repeats(rows: Sequence[TextRow], settings: CleanSettings) -> tuple[list[TextRow], list[RejectedRow]]:
+    """Of equal questions with equal answers the first stays. Other answers to one question are welcome;
+    only where of the same two answers each was once preferred, nobody knows, and both rows go.
+    """
+    kept: list[TextRow] = []
+    first: dict[tuple[str, ...], TextRow] = {}
+    rejected = []
+    swapped = {(row.asked, *row.references) for row in rows if row.sequences[0].rejected}
+    for row in rows:
+        key = (row.asked, *row.references[: 2 if row.sequences[0].rejected else 1])
+        torn = bool(row.sequences[0].rejected) and (key[0], key[2], key[1]) in swapped
+        if settings.drop_conflicts and torn:
+            detail = "the same two answers, preferred the other way round elsewhere"
+            rejected.append(RejectedRow(row.source, row.row, "conflict", detail))
+        elif settings.drop_duplicates and key in first:
+            detail = f"the same as row {first[key].row}"
+            rejected.append(RejectedRow(row.source, row.row, "duplicate", detail))
+        else:
+            first.setdefault(key, row)
+            kept.append(row)
+    return kept, rejected
+
+
+def remove_leaks(
+    rows: Sequence[TextRow], held_out: Sequence[TextRow]
+) -> tuple[list[TextRow], list[RejectedRow]]:
+    """Takes training rows whose question stands in a given file, exactly or nearly, out of training."""
+    if not held_out:
+        return list(rows), []
+    matches = near_matches([compared(row) for row in rows], [compared(row) for row in held_out])
+    kept, rejected = [], []
+    for row, match in zip(rows, matches, strict=True):
+        if match < 0:
+            kept.append(row)
+            continue
+        found = held_out[int(match)]
+        exact = is_exact(compared(row), compared(found))
+        reason: Reason = "leak_exact" if exact else "leak_near"
+        same = "asks the same as" if exact else "asks nearly the same as"
+        rejected.append(RejectedRow(row.source, row.row, reason, f"{same} {found.source} row {found.row}"))
+    return kept, rejected
+
+
+def compared(row: TextRow) -> str:
+    """What makes a row the same as another: what is asked; of rows that ask nothing, the answer."""
+    return row.asked or row.references[0]
+
+
+def split(
+    rows: Sequence[TextRow], recipe: Recipe, given: dict[str, list[TextRow]]
+) -> tuple[dict[Part, list[TextRow]], int]:
+    """Rows in parts; equal groups and near-duplicate questions stay in one. And how many near groups."""
+    settings = recipe.data.split
+    if not rows:
+        raise DataError("no row is left to train on.", where=recipe.data.train, fix="Give more rows.")
+    near = (
+        near_duplicate_groups([compared(row) for row in rows], seed=recipe.seed)
+        if recipe.data.clean.near_duplicates
+        else np.arange(len(rows))
+    )
+    places = split_rows(
+        None,
+        groups=join_groups(near, value_groups([row.group for row in rows])),
+        times=[row.time for row in rows] if settings.time is not None else None,
+        settings=settings,
+        seed=recipe.seed,
+        has_validation="validation" in given,
+        has_test="test" in given,
+    )
+    parts: dict[Part, list[TextRow]] = {part: [] for part in PARTS}
+    for row, part in zip(rows, places, strict=True):
+        parts[part].append(row)
+    for part in PARTS:
+        parts[part].extend(given.get(part, ()))
+    empty = [part for part in PARTS if not parts[part]]
+    if empty:
+        raise DataError(
+            f"no row is left for {' and '.join(empty)}.",
+            where=recipe.data.train,
+            fix="Add rows, or change data.split.",
+        )
+    return parts, int((np.bincount(near) > 1).sum())
+
+
+def refuse_unknown_columns(file: ReadResult, settings: DataSettings) -> None:
+    """Raises DataError for a column to group or order by that isn't there."""
+    for role, column in (("group", settings.split.group), ("time", settings.split.time)):
+        if column is not None and column not in file.columns:
+            raise DataError(
+                f"there is no column {column!r} to {'group' if role == 'group' else 'order'} by; "
+                f"it has {', '.join(file.columns)}.{did_you_mean(column, file.columns)}",
+                where=settings.train,
+                fix=f"Name one of its columns with --set data.split.{role}=COLUMN.",
+            )
+
+
+def _with_time(row: RawExample, settings: DataSettings) -> RawExample:
+    column = settings.split.time
+    if column is None:
+        return row
+    return replace(row, fields={**row.fields, "time": row.fields.get(column, "")})

@@ -1,0 +1,241 @@
+"""From a trained text model to a finished run: sealed, tested once, compared, told."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gptailor import __version__
+from gptailor.evaluate.language import PieceNats, text_scores
+from gptailor.evaluate.metrics import as_json
+from gptailor.evaluate.run import overfitting_in_words
+from gptailor.launch import write_atomically
+from gptailor.models.answerer import load_answerer
+from gptailor.models.approach import adapt_full
+from gptailor.models.bundle import write_bundle
+from gptailor.pipeline.causal import save_causal
+from gptailor.pipeline.sealed import note_opening
+from gptailor.pipeline.story import STARTER_LICENSE
+from gptailor.pipeline.texts.judge import Tested, judge_answers, judge_preferences
+from gptailor.pipeline.texts.objective import row_nats
+from gptailor.pipeline.texts.tokens import TokenizedRow, length_histogram
+from gptailor.recipe import dump_recipe
+from gptailor.tasks.form import ChatForm, PreferenceForm
+from gptailor.types import Bundle
+
+if TYPE_CHECKING:
+    from gptailor.pipeline.texts.road import TextResult
+    from gptailor.pipeline.texts.shop import TextShop
+
+PARITY_TOKENS = 64
+SAMPLES = 12
+HARDEST = 8
+SHOWN_CHARACTERS = 700
+
+
+def finish_texts(
+    folder: Path, shop: TextShop, result: TextResult, *, say: Callable[[str], None], began: float
+) -> None:
+    """Saves the model, opens the sealed test once through what was saved, and writes the report."""
+    parity = seal(folder, shop, result)
+    answerer = load_answerer(folder)
+    answerer.model.to(shop.environment["device"])
+    say("opening the sealed test set")
+    nats = row_nats(adapt_full(answerer.model), shop.tokens.rows["test"], shop)
+    if shop.recipe.task == "preference":
+        tested = judge_preferences(shop, answerer, result, say)
+    else:
+        tested = judge_answers(shop, answerer, nats, result, say)
+    settings = {"resamples": shop.recipe.evaluate.resamples, "seed": shop.recipe.seed}
+    scores = {**as_json(tested.scores), **as_json(text_scores(nats, **settings))}
+    note_opening(folder, command="fit", scores={k: scores[k] for k in list(scores)[:2]})
+    report: dict[str, Any] = {
+        "version": 1,
+        "task": shop.recipe.task,
+        "base": shop.base.name,
+        "approach": result.approach.kind,
+        "seed": shop.recipe.seed,
+        "data": _data_counts(folder, shop),
+        "test": {"rows": len(shop.tokens.rows["test"]), **scores},
+        "validation": as_json(text_scores(result.validation, **settings)),
+        "baselines": tested.baselines,
+        "verdict": tested.verdict,
+        "training": _training_numbers(shop, result, began),
+        "environment": dict(shop.environment),
+        **({"signatures": tested.signatures} if tested.signatures else {}),
+    }
+    tested.write_predictions(folder / "predictions.csv")
+    tell_texts(folder, shop, result, report, tested=tested, nats=nats, parity=parity)
+
+
+def seal(folder: Path, shop: TextShop, result: TextResult) -> dict[str, float]:
+    """Saves model, adapter and bundle, and proves that what was saved is what was trained."""
+    if isinstance(shop.form, ChatForm | PreferenceForm):
+        tokenizer: Any = shop.text.tokenizer
+        tokenizer.chat_template = shop.form.template.source  # so that any tool writes the same prompt
+    probe = shop.tokens.rows["validation"][0].sequences[0].token_ids[:PARITY_TOKENS]
+    probes, parity = save_causal(
+        folder, result.adapted, shop.text.tokenizer, probe=probe.tolist(), decode=shop.decode
+    )
+    clean = shop.recipe.data.clean
+    assert shop.recipe.task is not None
+    write_bundle(
+        Bundle(
+            path=folder / "model",
+            task=shop.recipe.task,
+            base=shop.base.name,
+            base_revision=shop.base.revision,
+            approach=result.approach.kind,
+            label_names=[],
+            max_tokens=shop.feeder.max_tokens,
+            too_long="cut",
+            temperature=1.0,
+            threshold=None,
+            clean={
+                "repair_text": clean.repair_text,
+                "unescape_entities": clean.unescape_entities,
+                "drop_control": clean.drop_control,
+                "squeeze_space": False,
+            },
+            scores={"validation_bits_per_byte": result.validation.bits_per_byte},
+            probes=probes,
+            form={
+                **shop.form.state(),
+                "prefix": list(shop.feeder.prefix),
+                "end_ids": sorted(shop.end_ids),
+            },
+        )
+    )
+    return parity
+
+
+def tell_texts(
+    folder: Path,
+    shop: TextShop,
+    result: TextResult,
+    report: Mapping[str, Any],
+    *,
+    tested: Tested,
+    nats: PieceNats,
+    parity: Mapping[str, float],
+) -> None:
+    """Writes everything; report.json last, because a folder with it is finished."""
+    details: dict[str, Any] = {
+        "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "version": __version__,
+        "title": folder.name,
+        "command": f"gptailor fit {shop.recipe.data.train} --task {shop.recipe.task}",
+        "base_details": {
+            "name": shop.base.name,
+            "revision": shop.base.revision,
+            "parameters": sum(parameter.numel() for parameter in result.adapted.plain.parameters()),
+            **({"license": STARTER_LICENSE} if shop.base.kind == "starter" else {}),
+        },
+        "curves": result.trained.curves,
+        "candidates": [
+            {
+                "approach": result.approach.kind,
+                "validation_bits_per_byte": result.validation.bits_per_byte,
+                "seconds": result.trained.seconds,
+                "chosen": True,
+            }
+        ],
+        "overfitting": overfitting_in_words(result.trained.curves, best_step=result.trained.best_step),
+        "parity": dict(parity),
+        "samples": tested.samples[:SAMPLES],
+        "hardest": hardest(shop, nats),
+        "lengths": length_histogram(shop.tokens),
+        "notes": [*shop.form.says, *_told(shop), *tested.notes, *shop.prepared.notes],
+        "recipe": dump_recipe(resolved(shop, result)),
+        "openings": [
+            json.loads(line) for line in (folder / "openings.jsonl").read_text(encoding="utf-8").splitlines()
+        ],
+    }
+    # Imported late: the page needs jinja2, and a run that fails earlier shouldn't wait for it.
+    from gptailor.report.card import render_card
+    from gptailor.report.page import render_page
+
+    write_atomically(folder / "recipe.yaml", details["recipe"])
+    write_atomically(folder / "details.json", json.dumps(details, ensure_ascii=False))
+    write_atomically(folder / "report.html", render_page(report, details))
+    write_atomically(folder / "README.md", render_card(report, details))
+    write_atomically(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
+
+
+def resolved(shop: TextShop, result: TextResult) -> Any:
+    """The recipe with what was decided: task, template's columns, lengths, approach, revision."""
+    recipe = shop.recipe
+    located = {
+        key: str(Path(value).resolve())
+        for key in ("train", "validation", "test", "target", "validation_target", "test_target")
+        if (value := getattr(recipe.data, key)) is not None and Path(value).exists()
+    }
+    longest = {"max_tokens": shop.feeder.max_tokens, "max_new_tokens": shop.form.max_new_tokens}
+    data = recipe.data.model_copy(update={**longest, **located})
+    revision = shop.base.revision if shop.base.kind == "hub" else recipe.revision
+    return recipe.model_copy(update={"data": data, "approach": result.approach, "revision": revision})
+
+
+def hardest(shop: TextShop, nats: PieceNats) -> list[dict[str, Any]]:
+    """The test answers that surprise the model most, by bits per byte; very short ones left aside."""
+    rows: list[TokenizedRow] = shop.tokens.rows["test"]
+    bits = nats.nats / np.maximum(1, nats.bytes) / np.log(2)
+    order = [place for place in np.argsort(-bits, kind="stable").tolist() if nats.bytes[place] >= 20]
+    return [
+        {
+            "text": f"{rows[place].row.asked[:300]}\n→ {rows[place].row.references[0]}"[:SHOWN_CHARACTERS],
+            "bits_per_byte": float(bits[place]),
+            "where": f"{rows[place].row.source}:{rows[place].row.row}",
+        }
+        for place in order[:HARDEST]
+    ]
+
+
+def _told(shop: TextShop) -> list[str]:
+    """What happened to the rows that nobody should have to find out alone."""
+    found = []
+    if shop.prepared.repaired:
+        found.append(f"{shop.prepared.repaired:,} texts were repaired")
+    windows = [row.row.windowed for rows in shop.tokens.rows.values() for row in rows]
+    cut = [holds for holds in windows if holds is not None]
+    if cut:
+        without = 1 - sum(cut) / len(cut)
+        found.append(
+            f"{len(cut):,} contexts were cut to the part the question is most likely about; "
+            f"{without:.0%} of these parts don't hold the answer"
+        )
+    return found
+
+
+def _data_counts(folder: Path, shop: TextShop) -> dict[str, Any]:
+    summary = json.loads((folder / "data" / "summary.json").read_text(encoding="utf-8"))
+    summary.pop("data_hash")
+    lengths = np.sort([len(one.token_ids) for row in shop.tokens.rows["train"] for one in row.sequences])
+    batches = [batch for batch in np.array_split(lengths, range(16, len(lengths), 16)) if len(batch)]
+    summary["tokens"]["padding"] = int(sum(len(batch) * batch.max() - batch.sum() for batch in batches))
+    return dict(summary)
+
+
+def _training_numbers(shop: TextShop, result: TextResult, began: float) -> dict[str, Any]:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    trained = result.trained
+    return {
+        "steps": trained.steps,
+        "best_step": trained.best_step,
+        "seconds": round(trained.seconds, 2),
+        "total_seconds": round(time.perf_counter() - began, 2),
+        "tokens_per_second": round(trained.tokens / trained.seconds) if trained.seconds else None,
+        "peak_memory_bytes": peak,
+        "stopped": trained.stopped,
+        "validation_bits_per_byte": round(result.validation.bits_per_byte, 6),
+        "overfitting": overfitting_in_words(trained.curves, best_step=trained.best_step),
+        "bit_exact": bool(shop.environment.get("bit_exact", True)),
+    }
