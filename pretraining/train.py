@@ -358,6 +358,9 @@ def main() -> None:
     parser.add_argument(
         "--teach", type=float, default=3.0, help="weight of the teacher's loss; 0: text alone"
     )
+    parser.add_argument(
+        "--short", type=float, default=0.0, help="share of the steps whose text half is short texts, too"
+    )
     parser.add_argument("--minutes", type=float, default=math.inf, help="save and stop after so many")
     arguments = parser.parse_args()
     torch.manual_seed(0)
@@ -390,6 +393,8 @@ def main() -> None:
         running = windows(dice, CONTEXT if dice.random() < 0.25 else CONTEXT // 2)
         if pieces is None:
             return [running, windows(dice, running.ids.shape[1])]
+        if dice.random() < arguments.short:
+            running = pieces(dice, pieces.length(dice))
         return [running, pieces(dice, pieces.length(dice))]
 
     # One after the other at first: compiling is not for two threads at a time.

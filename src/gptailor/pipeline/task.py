@@ -50,8 +50,7 @@ def task_of_columns(recipe: Recipe) -> Task:
     if _fits(lambda: infer_chat(columns, rows).layout == "turns"):
         return "chat"
     pair = recipe.data.text is None and _fits(lambda: infer_completion(columns, rows))
-    called_label = any(column.strip().lower() in LABEL_NAMES for column in columns)
-    return "completion" if pair and not called_label else "classification"
+    return "completion" if pair and not _has_label(columns, rows) else "classification"
 
 
 def first_rows(location: str, columns: str | None) -> tuple[list[str], list[RawExample]]:
@@ -64,6 +63,16 @@ def first_rows(location: str, columns: str | None) -> tuple[list[str], list[RawE
     except GptailorError:  # told in full when the rows are read for good
         return [], []
     return list(dict.fromkeys(name for row in rows for name in row.fields)), rows
+
+
+def _has_label(columns: list[str], rows: list[RawExample]) -> bool:
+    """Whether a column is named for a label and its values come again, as labels do."""
+    values = [
+        [value for row in rows if (value := row.fields.get(column, "").strip())]
+        for column in columns
+        if column.strip().lower() in LABEL_NAMES
+    ]
+    return any(2 * len(set(found)) <= len(found) for found in values)
 
 
 def _fits(infer: object) -> bool:
