@@ -281,9 +281,11 @@ def export(
     with _talking() as (console, narrator):
         from gptailor.pipeline.export import export_run
 
+        narrator.say(f"loading {run}")
         result = export_run(run, to=to, out=out, precision=precision)
-        if "note" in result:
-            narrator.say(result["note"])
+        for key in ("note", "warning"):
+            if key in result:
+                narrator.say(result[key])
         narrator.say(f"written to {result['folder']}; largest difference of logits {result['parity']:.1e}")
         _point(console, f"Load:    {result['load']}")
     _emit(result, as_json)

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedTokenizerFast
 
 import tiny
@@ -151,6 +153,27 @@ def test_an_adapter_without_its_base_is_refused(tmp_path: Path) -> None:
     tiny.build_base(base, seed=1)
     with pytest.raises(ModelError, match="has changed since the run"):
         export_run(run, to="adapter", out=None)
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_the_tokenizer_adds_what_training_added(begins: bool, tmp_path: Path) -> None:
+    """The base's own ends each text, which a classifier reads; a server's prompt would be over with it."""
+    base = tiny.build_base(tmp_path / "base")
+    path = base / "tokenizer.json"
+    tokenizer: Any = AutoTokenizer.from_pretrained(base)
+    backend = tokenizer.backend_tokenizer
+    end = "<|endoftext|>"
+    backend.post_processor = TemplateProcessing(single=f"$A {end}", special_tokens=[(end, 0)])
+    backend.save(str(path))
+    run = make_text_run(tmp_path / "run", base, begins=begins)
+    kept = (run / "model" / "tokenizer.json").read_bytes()
+    result = export_run(run, to="hf", out=tmp_path / "out")
+    assert "warning" not in result
+    before = AutoTokenizer.from_pretrained(run / "model")("the bank")["input_ids"]
+    after = AutoTokenizer.from_pretrained(tmp_path / "out")("the bank")["input_ids"]
+    assert before[-1] == 0
+    assert after == ([0] if begins else []) + before[:-1]
+    assert (run / "model" / "tokenizer.json").read_bytes() == kept
 
 
 # ONNX.
@@ -352,8 +375,6 @@ def tokenizer_with(pre: Any, **model: Any) -> Any:
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state["pre_tokenizer"] = pre
     state["model"] |= model
-    from tokenizers import Tokenizer
-
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(state)), eos_token="<|endoftext|>", pad_token="!"
     )
@@ -395,9 +416,9 @@ def test_a_tokenizer_is_named_or_refused(name: str) -> None:
     tokenizer = tokenizer_with(pre, **model)
     if expected is None:
         with pytest.raises(ModelError, match="can't be written as GGUF"):
-            read_vocabulary(tokenizer, size=400, firsts={0}, where="run")
+            read_vocabulary(tokenizer, size=400, begin=0, where="run")
         return
-    found = read_vocabulary(tokenizer, size=410, firsts={0}, where="run")
+    found = read_vocabulary(tokenizer, size=410, begin=0, where="run")
     assert found.cut == expected
     assert len(set(found.tokens)) == 410, "llama.cpp wants every token once, the rows without one too"
     assert found.kinds[-1] == 5

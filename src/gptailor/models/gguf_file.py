@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from gptailor.data.tokenize import build_encoder
 from gptailor.errors import MissingExtraError, ModelError
+from gptailor.models.around import begin_token
 from gptailor.models.gguf_run import compare_with_llama_cpp
 from gptailor.models.gguf_words import Vocabulary, read_vocabulary, refuse
 from gptailor.models.load import load_saved_language_model, load_tokenizer
@@ -57,9 +58,11 @@ def write_gguf(bundle: Bundle, path: Path, *, name: str, precision: Precision) -
     model: Any = load_saved_language_model(bundle.path)
     _refuse_other_shapes(model.config, bundle.path)
     tokenizer: Any = load_tokenizer(Base(bundle.path.name, bundle.path, "", "folder"))
-    firsts = {probe["token_ids"][0] for probe in bundle.probes}
     words = read_vocabulary(
-        tokenizer, size=int(model.config.vocab_size), firsts=firsts, where=str(bundle.path)
+        tokenizer,
+        size=int(model.config.vocab_size),
+        begin=begin_token(tokenizer, bundle.probes),
+        where=str(bundle.path),
     )
     tensors = dict(_tensors(model, precision, where=str(bundle.path)))
     writer: Any = gguf.GGUFWriter(path, str(model.config.model_type))

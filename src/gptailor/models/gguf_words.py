@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,13 +36,13 @@ class Vocabulary:
     chat_template: str | None
 
 
-def read_vocabulary(tokenizer: Any, *, size: int, firsts: Collection[int], where: str) -> Vocabulary:
+def read_vocabulary(tokenizer: Any, *, size: int, begin: int | None, where: str) -> Vocabulary:
     """The vocabulary of a fast byte-level BPE tokenizer, filled up to `size`, the rows of the embedding.
 
     Args:
         tokenizer: transformers' fast tokenizer.
         size: Rows of the embedding.
-        firsts: The first token of each stored probe: what texts began with in training.
+        begin: The token that every text began with in training, if there was one.
         where: What is exported, for error messages.
 
     Raises:
@@ -61,18 +61,16 @@ def read_vocabulary(tokenizer: Any, *, size: int, firsts: Collection[int], where
         kinds[added["id"]] = CONTROL if added["special"] else USER_DEFINED
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in state["model"]["merges"]]
     end = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
-    begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else end
-    adds_begin = set(firsts) == {begin}
     template = tokenizer.chat_template
     return Vocabulary(
         tokens=tuple(tokens),
         kinds=tuple(kinds),
         merges=tuple(merges),
         cut=cut,
-        begin=begin if adds_begin else tokenizer.bos_token_id,
+        begin=tokenizer.bos_token_id if begin is None else begin,
         end=int(end),
         pad=int(tokenizer.pad_token_id),
-        adds_begin=adds_begin,
+        adds_begin=begin is not None,
         chat_template=template if isinstance(template, str) else None,
     )
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from gptailor.errors import ModelError, RunError, did_you_mean
 from gptailor.launch import write_atomically
 from gptailor.models.approach import put_adapter
+from gptailor.models.around import add_only, begin_token
 from gptailor.models.bundle import BUNDLE_FILE, find_model_folder, read_bundle
 from gptailor.models.gguf_file import Precision, write_gguf
 from gptailor.models.load import (
@@ -80,6 +81,9 @@ def export_run(run: Path, *, to: str, out: Path | None, precision: str | None = 
     try:
         partial.mkdir(parents=True)
         told = FORMATS[to](_Job(run, bundle, partial, chosen))
+        if bundle.task != "classification" and (partial / "tokenizer.json").exists():
+            begin = begin_token(load_tokenizer(Base(str(run), partial, "", "folder")), bundle.probes)
+            told |= {"warning": warning} if (warning := add_only(partial, begin)) else {}
         result = {"to": to, "folder": str(folder), "probes": len(bundle.probes), **told}
         result["load"] = how_to_load(to, bundle, folder)
         write_atomically(partial / "export.json", json.dumps(result, indent=1, ensure_ascii=False))
