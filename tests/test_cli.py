@@ -27,7 +27,7 @@ OPTIONS = {
     "evaluate": ["--text", "--label", "--columns", "--label-names", "--json"],
     "predict": ["--input", "--out", "-o", "--text", "--columns", "--json"],
     "serve": ["--host", "--port", "--api-key"],
-    "export": ["--to", "--out", "--json"],
+    "export": ["--to", "--out", "--precision", "--json"],
     "report": ["--json"],
     "bases": ["--json"],
     "doctor": ["--clear-cache", "--json"],
@@ -219,6 +219,8 @@ MISTAKES = {
     "unlabelled file": (["evaluate", "run", "bare.csv", "--label", "lebal"], ["'lebal'", "'label'"]),
     "unknown labels": (["evaluate", "run", "bare.csv"], ["'1'", "'sports'", "--label-names"]),
     "export format": (["export", "run", "--to", "hff"], ["'hff'", "Did you mean 'hf'?"]),
+    "export of a classifier": (["export", "run", "--to", "gguf"], ["no place for its head", "--to onnx"]),
+    "export precision": (["export", "run", "--precision", "fp16"], ["--precision", "only gguf"]),
     "export place": (["export", "run", "--out", "hollow"], ["hollow", "not empty"]),
     "serving nothing": (["serve", "hollow"], ["hollow", "no finished model"]),
 }
@@ -374,6 +376,7 @@ def test_export_compares_what_it_wrote(invoke: Invoke) -> None:
     assert said.code == 0
     assert said.result["parity"] < 1e-4
     assert said.result["probes"] == 4
+    assert said.words.endswith(f"Load: {said.result['load']}")
     assert Path("exported/model.safetensors").is_file()
     assert gptailor.load("exported").predict(["the bank"]) == gptailor.load("run").predict(["the bank"])
 

@@ -41,6 +41,9 @@ ABOVE_ALL = {"__init__": 7, "__main__": 7}  # the front doors
 ANYWHERE = {("gptailor", "__version__")}
 HOMES = {
     "peft": ("models/approach.py",),
+    "gguf": ("models/gguf_file.py",),
+    "llama_cpp": ("models/gguf_run.py",),
+    "onnxruntime": ("models/onnx_file.py",),
     "fastapi": ("serve/",),
     "uvicorn": ("serve/",),
     "starlette": ("serve/",),

@@ -311,16 +311,24 @@ def serve(
 @app.command()
 def export(
     run: RunFolder,
-    to: Annotated[str, typer.Option("--to", help="hf (others follow)")] = "hf",
+    to: Annotated[str, typer.Option("--to", help="hf, merged, adapter, onnx or gguf")] = "hf",
     out: Annotated[Path | None, typer.Option("--out", "-o", help="folder to write")] = None,
+    precision: Annotated[
+        str | None, typer.Option("--precision", help="of gguf's weights: fp32 (default), bf16 or fp16")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """The model for other tools, with a parity check."""
-    with _talking() as (_, narrator):
+    with _talking() as (console, narrator):
         from gptailor.pipeline.export import export_run
 
-        result = export_run(run, to=to, out=out)
+        narrator.say(f"loading {run}")
+        result = export_run(run, to=to, out=out, precision=precision)
+        for key in ("note", "warning"):
+            if key in result:
+                narrator.say(result[key])
         narrator.say(f"written to {result['folder']}; largest difference of logits {result['parity']:.1e}")
+        _point(console, f"Load:    {result['load']}")
     _emit(result, as_json)
 
 

@@ -136,6 +136,18 @@ def save_adapter(folder: Path, adapter: tuple[Any, dict[str, torch.Tensor]]) -> 
     )
 
 
+def put_adapter(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """The base with a saved adapter on it, as any other tool would put it there."""
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        # peft asks transformers about gradient checkpointing by a name that is being retired.
+        warnings.simplefilter("ignore", FutureWarning)
+        wrapped: Any = PeftModel.from_pretrained(model, folder)
+    wrapped.eval()
+    return wrapped  # type: ignore[no-any-return]
+
+
 def fit_frozen_head(
     features: FloatArray,
     labels: IntArray,

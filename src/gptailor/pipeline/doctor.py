@@ -16,6 +16,8 @@ from gptailor.models.names import STARTER
 
 OPTIONAL = {
     "datasets": ("hub", "reading hub:owner/name"),
+    "gguf": ("gguf", "export --to gguf"),
+    "onnxruntime": ("onnx", "export --to onnx"),
 }
 
 

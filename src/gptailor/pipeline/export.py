@@ -1,61 +1,207 @@
-"""A run's model for other tools, compared with what the run answers."""
+"""A run's model for other tools, compared with what the run answers before anything is left behind."""
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-import numpy as np
+from transformers import PreTrainedModel
 
 from gptailor.errors import ModelError, RunError, did_you_mean
 from gptailor.launch import write_atomically
-from gptailor.models.bundle import find_model_folder, read_bundle, reload_parity, replay_nats
-from gptailor.models.predictor import Predictor
+from gptailor.models.approach import put_adapter
+from gptailor.models.around import add_only, begin_token
+from gptailor.models.bundle import BUNDLE_FILE, find_model_folder, read_bundle
+from gptailor.models.gguf_file import Precision, write_gguf
+from gptailor.models.load import (
+    load_classifier,
+    load_saved_classifier,
+    load_saved_language_model,
+    load_tokenizer,
+    load_trainable_language_model,
+)
+from gptailor.models.names import Base, resolve_base
+from gptailor.models.onnx_file import write_onnx
+from gptailor.models.replay import probe_difference, refuse_difference, torch_answers
+from gptailor.types import Bundle
 
-FORMATS = ("hf",)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
-def export_run(run: Path, *, to: str, out: Path | None) -> dict[str, Any]:
-    """Copies the model folder to `out` and reloads it there with plain transformers.
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What to write, and where."""
 
-    Returns the format, the folder and the largest difference of logits (of a language model: of
-    log-probabilities) on the stored probes.
+    run: Path
+    bundle: Bundle
+    folder: Path
+    precision: Precision
+
+
+def export_run(run: Path, *, to: str, out: Path | None, precision: str | None = None) -> dict[str, Any]:
+    """Writes a finished run's model in another format, and asks it the stored probes there.
+
+    Returns the format, the folder, the largest difference of logits (of a language model: of
+    log-probabilities), how the result is loaded, and what else the format has to tell. The same stands in
+    the folder's `export.json`. The folder appears whole, or not at all.
+
+    Args:
+        run: A run folder, or a model folder.
+        to: One of `FORMATS`.
+        out: Where to write; `RUN/export/FORMAT` if None.
+        precision: Of the weights in a GGUF file: fp32 (None means that), bf16 or fp16.
 
     Raises:
-        RunError: the format isn't known or the folder is in use.
-        ModelError: what was written answers differently.
+        RunError: the format isn't known or doesn't fit the run, or the folder is in use.
+        ModelError: the run isn't finished, the format can't hold this model, or it answers differently there.
+        MissingExtraError: the format's libraries aren't installed.
     """
     if to not in FORMATS:
         raise RunError(
-            f"can't export to {to!r} (yet); known: {', '.join(FORMATS)}.{did_you_mean(to, FORMATS)}",
+            f"can't export to {to!r}; known: {', '.join(FORMATS)}.{did_you_mean(to, FORMATS)}",
             fix="`hf` is a plain transformers folder, which most tools read.",
         )
-    source = find_model_folder(run)
-    folder = out or run / "export" / to
-    if folder.exists() and any(folder.iterdir()):
-        raise RunError("is not empty.", where=str(folder), fix="Choose another folder with --out.")
-    bundle = read_bundle(source)
+    chosen = _choose_precision(precision, to)
+    bundle = read_bundle(find_model_folder(run))
     if not bundle.probes:
-        raise ModelError("holds no probes to compare with.", where=str(source), fix="Fit again.")
-    shutil.copytree(source, folder, dirs_exist_ok=True)
-    if bundle.task == "classification":
-        compared, parity = _replay_logits(source, folder)
-    else:
-        compared, parity = len(bundle.probes), replay_nats(folder, bundle.probes)
-    result = {"to": to, "folder": str(folder), "parity": parity, "probes": compared}
-    write_atomically(folder / "export.json", json.dumps(result, indent=1))
+        raise ModelError("holds no probes to compare with.", where=str(bundle.path), fix="Fit again.")
+    folder = out or run / "export" / to
+    if folder.is_file() or (folder.exists() and any(folder.iterdir())):
+        raise RunError(
+            "is a file." if folder.is_file() else "is not empty.",
+            where=str(folder),
+            fix="Choose another folder with --out.",
+        )
+    partial = folder.absolute().with_name(f".{folder.absolute().name}.{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+        told = FORMATS[to](_Job(run, bundle, partial, chosen))
+        if bundle.task != "classification" and (partial / "tokenizer.json").exists():
+            begin = begin_token(load_tokenizer(Base(str(run), partial, "", "folder")), bundle.probes)
+            told |= {"warning": warning} if (warning := add_only(partial, begin)) else {}
+        result = {"to": to, "folder": str(folder), "probes": len(bundle.probes), **told}
+        result["load"] = how_to_load(to, bundle, folder)
+        write_atomically(partial / "export.json", json.dumps(result, indent=1, ensure_ascii=False))
+        if folder.exists():
+            folder.rmdir()
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return result
 
 
-def _replay_logits(source: Path, folder: Path) -> tuple[int, float]:
-    predictor = Predictor(source)
-    single = [probe for probe in predictor.bundle.probes if len(probe["token_ids"]) == 1]
-    parity = reload_parity(
-        folder,
-        [probe["token_ids"][0] for probe in single],
-        np.array([probe["logits"] for probe in single]),
-        pad_id=predictor.encoder.pad_id,
+def how_to_load(to: str, bundle: Bundle, folder: Path) -> str:
+    """One line of Python, or a command, that opens what was written."""
+    classifies = bundle.task == "classification"
+    if to == "onnx":
+        return f'onnxruntime.InferenceSession("{folder / "model.onnx"}")'
+    if to == "gguf":
+        return f"llama-cli -m {folder / 'model.gguf'}"
+    if to == "adapter":
+        return f'peft.PeftModel.from_pretrained(model, "{folder}")  # where model is {bundle.base}'
+    purpose = "text-classification" if classifies else "text-generation"
+    return f'transformers.pipeline("{purpose}", "{folder}")'
+
+
+def _choose_precision(wanted: str | None, to: str) -> Precision:
+    if wanted is None:
+        return "fp32"
+    if to != "gguf":
+        raise RunError(
+            f"{to} has the weights as they are; only gguf can round them.",
+            where="--precision",
+            fix="Leave --precision out, or use --to gguf.",
+        )
+    for known in PRECISIONS:
+        if wanted == known:
+            return known
+    hint = did_you_mean(wanted, PRECISIONS)
+    raise RunError(
+        f"there is no precision {wanted!r}; known: {', '.join(PRECISIONS)}.{hint}",
+        where="--precision",
+        fix="Leave it out for fp32, in which nothing is rounded.",
     )
-    return len(single), parity
+
+
+def _write_folder(job: _Job) -> dict[str, Any]:
+    """A plain transformers folder: what `model/` is already."""
+    shutil.copytree(job.bundle.path, job.folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("export"))
+    load = load_saved_classifier if job.bundle.task == "classification" else load_saved_language_model
+    return {"parity": _compare(load(job.folder), job)}
+
+
+def _write_merged(job: _Job) -> dict[str, Any]:
+    """The same, with a word about the adapter."""
+    note = f"nothing had to be merged: the approach was {job.bundle.approach}"
+    if job.bundle.approach == "lora":
+        note = "the adapter was merged into these weights when the run was saved"
+    return {**_write_folder(job), "note": note}
+
+
+def _write_adapter(job: _Job) -> dict[str, Any]:
+    """peft's adapter with the tokenizer; compared on the base it belongs to."""
+    bundle, source = job.bundle, job.run / "adapter"
+    if not source.is_dir():
+        raise RunError(
+            f"has no adapter: its approach was {bundle.approach}.",
+            where=str(job.run),
+            fix="Use --to hf for the whole model. An adapter comes from a run of --approach lora.",
+        )
+    base = resolve_base(bundle.base, revision=bundle.base_revision)
+    if base.revision != bundle.base_revision:
+        raise ModelError(
+            "has changed since the run, so the adapter doesn't belong to it any more.",
+            where=f"base {bundle.base!r}",
+            fix="Use --to merged, or put the base's old files back.",
+        )
+    shutil.copytree(source, job.folder, dirs_exist_ok=True)
+    for path in bundle.path.iterdir():
+        if path.name.startswith(("tokenizer", "chat_template", BUNDLE_FILE)):
+            shutil.copy2(path, job.folder)
+    tokenizer = load_tokenizer(Base(str(job.run), bundle.path, "", "folder"))
+    if bundle.task == "classification":
+        plain = load_classifier(base, tokenizer, label_names=bundle.label_names, seed=0)
+    else:
+        plain = load_trainable_language_model(base, tokenizer)
+    return {
+        "parity": _compare(put_adapter(plain, job.folder), job),
+        "base": bundle.base,
+        "base_revision": bundle.base_revision,
+    }
+
+
+def _write_onnx(job: _Job) -> dict[str, Any]:
+    """The graph, and beside it what is needed around it: tokenizer, label names, how texts are cleaned."""
+    weights = shutil.ignore_patterns("export", "*.safetensors", "*.safetensors.index.json")
+    shutil.copytree(job.bundle.path, job.folder, dirs_exist_ok=True, ignore=weights)
+    return write_onnx(job.bundle, job.folder / "model.onnx")
+
+
+def _write_gguf(job: _Job) -> dict[str, Any]:
+    """One file with everything in it."""
+    if job.bundle.task == "classification":
+        raise RunError(
+            "is a classifier, and llama.cpp has no place for its head.",
+            where=str(job.run),
+            fix="Use --to onnx or --to hf. GGUF is for runs whose answer is text.",
+        )
+    name = job.run.resolve().name
+    return write_gguf(job.bundle, job.folder / "model.gguf", name=name, precision=job.precision)
+
+
+def _compare(model: PreTrainedModel, job: _Job) -> float:
+    return refuse_difference(probe_difference(job.bundle.probes, torch_answers(model)), where=job.bundle.path)
+
+
+FORMATS: Mapping[str, Callable[[_Job], dict[str, Any]]] = {
+    "hf": _write_folder,
+    "merged": _write_merged,
+    "adapter": _write_adapter,
+    "onnx": _write_onnx,
+    "gguf": _write_gguf,
+}
