@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gptailor import __version__
+from gptailor.data.tokenize import build_encoder
 from gptailor.evaluate.language import PieceNats, text_scores
 from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.run import overfitting_in_words
@@ -78,8 +79,10 @@ def finish_texts(
 
 def seal(folder: Path, shop: TextShop, result: TextResult) -> dict[str, float]:
     """Saves model, adapter and bundle, and proves that what was saved is what was trained."""
+    tokenizer: Any = shop.text.tokenizer
+    # The starter's tokenizer ends every text, for classifiers; before an answer that would be the end.
+    tokenizer.backend_tokenizer.post_processor = without_suffix(tokenizer)
     if isinstance(shop.form, ChatForm | PreferenceForm):
-        tokenizer: Any = shop.text.tokenizer
         tokenizer.chat_template = shop.form.template.source  # so that any tool writes the same prompt
     probe = shop.tokens.rows["validation"][0].sequences[0].token_ids[:PARITY_TOKENS]
     probes, parity = save_causal(
@@ -115,6 +118,18 @@ def seal(folder: Path, shop: TextShop, result: TextResult) -> dict[str, float]:
         )
     )
     return parity
+
+
+def without_suffix(tokenizer: Any) -> Any:
+    """A post-processor that writes what the tokenizer writes before a text, and nothing behind it."""
+    from tokenizers.processors import TemplateProcessing
+
+    backend = tokenizer.backend_tokenizer
+    around = build_encoder(backend, pad_id=0)
+    if not around.suffix:
+        return backend.post_processor
+    names = {str(around.backend.id_to_token(token)): token for token in around.prefix}
+    return TemplateProcessing(single=" ".join([*names, "$A"]), special_tokens=list(names.items()))
 
 
 def tell_texts(
