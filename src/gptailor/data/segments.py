@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,17 @@ def build_segment_encoder(backend: Tokenizer) -> SegmentEncoder:
     closed, anchored = (_closed(json.dumps(state)) for _ in range(2))
     anchored.add_tokens([AddedToken(ANCHOR, special=False, normalized=False)])
     return SegmentEncoder(closed, anchored, control)
+
+
+def counter_of(encoder: SegmentEncoder) -> Callable[[Sequence[str]], list[list[int]]]:
+    """From texts to their token ids; remembers the last ones, since many questions have one context."""
+
+    @lru_cache(maxsize=64)
+    def encode(texts: tuple[str, ...]) -> list[list[int]]:
+        found = encoder.closed.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in found]
+
+    return lambda texts: encode(tuple(texts))
 
 
 def encode_segments(

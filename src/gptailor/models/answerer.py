@@ -9,7 +9,7 @@ from typing import Any
 
 from gptailor.data.clean import repair
 from gptailor.data.feeder import Feeder
-from gptailor.data.segments import build_segment_encoder
+from gptailor.data.segments import build_segment_encoder, counter_of
 from gptailor.errors import InputError, ModelError
 from gptailor.models.bundle import find_model_folder, read_bundle
 from gptailor.models.decode import Decoder, Generated, Request
@@ -44,6 +44,7 @@ class Answerer:
         self.max_tokens = bundle.max_tokens
         self.end_ids = frozenset(int(token) for token in state["end_ids"])
         self._closed = encoder.closed
+        self._encode = counter_of(encoder)
         self.form: TextForm = restore_form(
             state,
             max_tokens=bundle.max_tokens,
@@ -139,10 +140,6 @@ class Answerer:
     def count_text(self, text: str) -> int:
         """How many tokens a text has."""
         return len(self._encode([text])[0])
-
-    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        found = self._closed.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in found]
 
     def _plain_state(self) -> dict[str, Any]:
         """The form of a language model: a text as it stands, after the token that began its documents."""

@@ -13,6 +13,7 @@ from gptailor.pipeline.prepare import PARTS, Prepared, prepare
 from gptailor.pipeline.rendered import CheckReport, RenderedExample, token_pieces
 from gptailor.pipeline.suspects import suspects_in_data
 from gptailor.pipeline.task import settle_task
+from gptailor.pipeline.texts.check import check_texts
 from gptailor.pipeline.tokens import length_histogram, tokenize_parts
 from gptailor.recipe import Recipe
 
@@ -28,6 +29,8 @@ def check_recipe(
     recipe = settle_task(recipe)
     if recipe.task == "language":
         return check_documents(recipe, estimate=estimate, say=say)
+    if recipe.task != "classification":
+        return check_texts(recipe, estimate=estimate, say=say)
     prepared = prepare(recipe, say)
     say("tokenizing")
     backend, context = read_tokenizer_file(resolve_base(recipe.base, revision=recipe.revision))

@@ -54,6 +54,8 @@ def print_check(
     if columns:
         console.print(Text(f"  {'   '.join(columns)}"))
     _print_rows(console, summary, task)
+    for fault in rows_of(summary.get("faults")):
+        console.print(Text(f"  {visible(str(fault))}", style="yellow"), soft_wrap=True)
     _print_labels(console, summary)
     _print_lengths(console, summary, task)
     _print_examples(console, rendered, task)
@@ -82,7 +84,12 @@ def _text_amounts(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Bytes, tokens and blocks, where they were counted: as one number or for each part."""
     block = longest_sequence(summary)
     blocks = f"blocks of {count_text(block)} tokens" if block else "blocks"
-    for key, name in (("bytes", "bytes of text"), ("tokens", "tokens"), ("blocks", blocks)):
+    for key, name in (
+        ("bytes", "bytes of text"),
+        ("tokens", "tokens"),
+        ("learned_tokens", "learned tokens"),
+        ("blocks", blocks),
+    ):
         by_part = mapping(summary.get(key))
         counts = {part: count for part in PARTS if (count := finite(by_part.get(part))) is not None}
         whole = sum(counts.values()) if counts else finite(summary.get(key))
@@ -98,6 +105,7 @@ def _found_amounts(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         ("repaired", "texts mended (mojibake, entities, control characters, blanks)"),
         ("suspects", "rows whose label may be wrong (a run lists them in data/suspects.csv)"),
         ("near_duplicate_groups", "groups of near-duplicates, each kept in one part"),
+        ("without_room", "conversations that leave no room for an answer: learned from, never asked"),
     ):
         if count := finite(summary.get(key)):
             yield count_text(count), what
@@ -157,8 +165,7 @@ def _print_examples(console: Console, rendered: Sequence[Rendered], task: Task) 
     for example in rendered:
         line = Text().append(f"  {example.where}  ", style="dim")
         pieces = list(example.pieces)
-        if len(pieces) > 40:
-            pieces = [*pieces[:30], (" … ", False), *pieces[-3:]]
+        pieces = _shortened(pieces)
         learned_so_far = 0
         for piece, learned in pieces:
             shade = SHADES[learned_so_far % len(SHADES)] if learned else "default"
@@ -167,6 +174,16 @@ def _print_examples(console: Console, rendered: Sequence[Rendered], task: Task) 
         if label := getattr(example, "label", ""):
             line.append(f" → {label}", style="bold")
         console.print(line, soft_wrap=True)
+
+
+def _shortened(pieces: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
+    """Both ends of a long example, and where learning begins."""
+    if len(pieces) <= 60:
+        return pieces
+    first = next((place for place, (_, learned) in enumerate(pieces) if learned), 0)
+    gap = (" … ", False)
+    begin = [gap, *pieces[first - 8 : first + 20]] if first > 30 else pieces[20:40]
+    return [*pieces[:20], *begin, *([gap, *pieces[-6:]] if first + 26 < len(pieces) else [])]
 
 
 def _print_estimate(console: Console, estimate: Mapping[str, Any], task: Task) -> None:

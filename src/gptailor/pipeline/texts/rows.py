@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 
@@ -45,13 +45,14 @@ class Mender:
     """Repairs values and remembers how many it changed. White space is the person's: it can mean much."""
 
     def __init__(self, settings: CleanSettings) -> None:
-        self._repair = partial(
+        mend = partial(
             repair,
             repair_text=settings.repair_text,
             unescape_entities=settings.unescape_entities,
             drop_control=settings.drop_control,
             squeeze_space=False,
         )
+        self._repair = lru_cache(maxsize=1024)(mend)  # many questions have one context
         self._changed: set[str] = set()
 
     def __call__(self, text: str) -> str:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gptailor.data.feeder import Feeder
 from gptailor.data.read import ReadResult
-from gptailor.data.segments import SegmentEncoder, build_segment_encoder
+from gptailor.data.segments import SegmentEncoder, build_segment_encoder, counter_of
 from gptailor.data.tokenize import build_encoder
 from gptailor.errors import ModelError
 from gptailor.launch import remember, resolve_environment
@@ -179,12 +179,7 @@ def _completion_form(
         preset=data.preset or ("translation" if pair <= set(file.columns) and pair else None),
     )
     length = data.max_new_tokens or PRESETS[roles.preset].max_new_tokens
-
-    def encode(texts: Any) -> list[list[int]]:
-        found = text.encoder.closed.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in found]
-
-    return CompletionForm(roles, text.end, longest, length, encode, mend)
+    return CompletionForm(roles, text.end, longest, length, counter_of(text.encoder), mend)
 
 
 def _template(text: BaseText, today: datetime) -> ChatTemplate:
