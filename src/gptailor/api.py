@@ -114,6 +114,7 @@ class GPTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 file.write(json.dumps({"text": text, "label": f"class {code}"}) + "\n")
         recipe = build_recipe(
             {
+                "task": "classification",
                 "data": {
                     "train": str(source),
                     "text": "text",

@@ -211,9 +211,10 @@ def evaluate(
     label: LabelOption = None,
     columns: ColumnsOption = None,
     label_names: NamesOption = None,
+    target: TargetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Score a run on a new labelled file."""
+    """Score a run on a new file with known answers."""
     with _talking() as (console, narrator):
         from gptailor.pipeline.run import load
         from gptailor.report.terminal import print_table, score_text
@@ -222,11 +223,18 @@ def evaluate(
         opened, names = load(run), _pairs(label_names, "--label-names")
         result = _asking(
             lambda chosen: opened.evaluate(
-                data, columns=columns, label_names=names, **{"text": text, "label": label, **chosen}
+                data,
+                columns=columns,
+                label_names=names,
+                target=target,
+                **{"text": text, "label": label, **chosen},
             ),
             console,
         )
-        if "bits_per_byte" in result["scores"] and not as_json:
+        if "answers" in result and not as_json:
+            rows = [(name.replace("_", " "), score_text(score)) for name, score in result["scores"].items()]
+            print_table(console, f"{result['rows']:,} rows, {result['answers']:,} answers written", rows)
+        elif "bits_per_byte" in result["scores"] and not as_json:
             rows = [
                 (name.replace("_", " "), score_text(result["scores"][name]))
                 for name in ("bits_per_byte", "perplexity")
@@ -248,19 +256,29 @@ def predict(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="write here (.csv or .jsonl)")] = None,
     text: TextOption = None,
     columns: ColumnsOption = None,
+    temperature: Annotated[
+        float | None, typer.Option(min=0, help="runs that write: 0 takes the likeliest, 1 draws freely")
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="runs that write: longest answer")] = None,
+    seed: Annotated[int | None, typer.Option(help="runs that write: of what is drawn")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Labels with probabilities for a file, standard input or --input texts."""
+    """Labels with probabilities, or written answers, for a file, standard input or --input texts."""
+    wanted = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
+    sampling = {name: value for name, value in wanted.items() if value is not None}
     with _talking() as (console, narrator):
         from gptailor.pipeline.answers import predict_inputs, predict_to
 
         narrator.say(f"loading {run}")
         if given:
-            answers = predict_inputs(run, given)
+            answers = predict_inputs(run, given, sampling=sampling)
             if not as_json:
                 for line in answers:
                     if "continuation" in line:
                         print(line["text"] + line["continuation"])
+                        continue
+                    if "answer" in line:
+                        print(line["answer"])
                         continue
                     sure = " (not sure)" if line["abstained"] else ""
                     print(f"{line['label']}\t{line['probability']:.3f}{sure}\t{line['text']}")
@@ -270,7 +288,13 @@ def predict(
                 narrator.say("reading standard input: one text per line, then Ctrl-D")
             result = _asking(
                 lambda chosen: predict_to(
-                    run, data, out=out, columns=columns, to_stdout=not as_json, **{"text": text, **chosen}
+                    run,
+                    data,
+                    out=out,
+                    columns=columns,
+                    to_stdout=not as_json,
+                    sampling=sampling,
+                    **{"text": text, **chosen},
                 ),
                 console,
             )

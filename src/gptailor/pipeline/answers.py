@@ -7,26 +7,36 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gptailor.data.ledger import defuse, write_csv_safely
 from gptailor.errors import InputError, RunError
+from gptailor.models.decode import Generated
 from gptailor.models.predictor import Answer
-from gptailor.pipeline.run import load
+from gptailor.models.sampling import Sampling
+from gptailor.pipeline.run import Run, load
 from gptailor.types import RawExample, RejectedRow
 
+WRITTEN = ["source", "row", "prompt", "answer", "ended", "tokens", "rejected"]  # columns of written answers
 
-def predict_inputs(run: Path, texts: Sequence[str]) -> list[dict[str, Any]]:
+
+def predict_inputs(
+    run: Path, texts: Sequence[str], *, sampling: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
     """Answers to texts given one by one.
 
     Raises:
         InputError: a text is empty.
     """
     opened = load(run)
+    if opened.task == "language":
+        return [{"text": text, "continuation": opened.write(text, **(sampling or {}))} for text in texts]
     if opened.task != "classification":
-        return [{"text": text, "continuation": opened.write(text)} for text in texts]
+        chosen = _sampling(opened, sampling)
+        found = zip(texts, opened.answer(texts, chosen), strict=True)
+        return [{"text": text, **_written_fields(answer)} for text, answer in found]
     answers = opened.predict(texts)
     empty = [place for place, answer in enumerate(answers, 1) if answer is None]
     if empty:
@@ -39,7 +49,14 @@ def predict_inputs(run: Path, texts: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def predict_to(
-    run: Path, location: str, *, out: Path | None, text: str | None, columns: str | None, to_stdout: bool
+    run: Path,
+    location: str,
+    *,
+    out: Path | None,
+    text: str | None,
+    columns: str | None,
+    to_stdout: bool,
+    sampling: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Predicts a file of any size into a CSV or JSONL file, or onto standard output as CSV.
 
@@ -51,29 +68,39 @@ def predict_to(
     if out is not None:
         _refuse_unwritable(out, location)
     opened = load(run)
-    if opened.task != "classification":
-        raise InputError(
-            "is a language model; it goes on with texts given one by one.",
-            where=str(run),
-            fix='Use `gptailor predict RUN --input "..."`.',
-        )
-    names = opened.predictor.label_names
+    writes = opened.task != "classification"
+    names: Sequence[str] = () if writes else opened.predictor.label_names
+    header = WRITTEN if writes else header_for(names)
     counts = {"rows": 0, "answered": 0, "rejected": 0}
 
+    def described() -> Iterator[tuple[dict[str, Any], bool]]:
+        if writes:
+            chosen = _sampling(opened, sampling)
+            for row, given, written in opened.answer_file(
+                location, text=text, columns=columns, sampling=chosen
+            ):
+                yield describe_written(row, given, written), written is not None
+        else:
+            for row, given, answer in opened.predict_file(location, text=text, columns=columns):
+                yield describe_row(row, given, answer), answer is not None
+
     def counted() -> Iterator[dict[str, Any]]:
-        for row, given, answer in opened.predict_file(location, text=text, columns=columns):
+        for row, answered in described():
             counts["rows"] += 1
-            counts["answered" if answer is not None else "rejected"] += 1
-            yield describe_row(row, given, answer)
+            counts["answered" if answered else "rejected"] += 1
+            yield row
+
+    def cells(row: dict[str, Any]) -> list[object]:
+        return [row[name] for name in WRITTEN] if writes else csv_cells(row, names)
 
     if out is not None:
         if out.suffix == ".jsonl":
             _write_jsonl(out, counted())
         else:
-            write_csv_safely(out, header_for(names), (csv_cells(row, names) for row in counted()))
+            write_csv_safely(out, header, (cells(row) for row in counted()))
         return {**counts, "file": str(out)}
     if to_stdout:
-        _print_csv(header_for(names), (csv_cells(row, names) for row in counted()))
+        _print_csv(header, (cells(row) for row in counted()))
         return dict(counts)
     return {"answers": list(counted()), **counts}
 
@@ -85,6 +112,24 @@ def describe_row(row: RawExample | RejectedRow, text: str, answer: Answer | None
         return {**told, **_answer_fields(answer), "rejected": ""}
     reason = row.detail if isinstance(row, RejectedRow) else "no text"
     return {**told, "label": None, "probability": None, "rejected": reason}
+
+
+def describe_written(row: RawExample | RejectedRow, prompt: str, answer: Generated | None) -> dict[str, Any]:
+    """One output row of a run that writes."""
+    told = {"source": row.source, "row": row.row, "prompt": prompt}
+    if answer is not None:
+        return {**told, **_written_fields(answer), "rejected": ""}
+    reason = row.detail if isinstance(row, RejectedRow) else "no prompt"
+    return {**told, "answer": "", "ended": "", "tokens": "", "rejected": reason}
+
+
+def _written_fields(answer: Generated) -> dict[str, Any]:
+    return {"answer": answer.text.strip(), "ended": answer.finished, "tokens": len(answer.token_ids)}
+
+
+def _sampling(run: Run, wanted: Mapping[str, Any] | None) -> Sampling:
+    """The usual settings of a run's answers, greedy, with what the person wants otherwise."""
+    return Sampling(**{"max_new_tokens": run.answerer.max_new_tokens, **(wanted or {})})
 
 
 def header_for(names: Sequence[str]) -> list[str]:

@@ -14,11 +14,15 @@ from gptailor.data.read import Roles, infer_roles, iterate_rows, read_rows
 from gptailor.errors import DataError, RunError
 from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.run import evaluate_logits
+from gptailor.models.answerer import Answerer, load_answerer
 from gptailor.models.bundle import find_model_folder, read_bundle
+from gptailor.models.decode import Generated
 from gptailor.models.predictor import CHUNK, Answer, Predictor, load_predictor
+from gptailor.models.sampling import Sampling
 from gptailor.models.writer import Writer, open_writer
 from gptailor.pipeline.language_new import evaluate_language
 from gptailor.pipeline.prepare import joined
+from gptailor.pipeline.texts.new import answer_file, evaluate_texts
 from gptailor.recipe import load_recipe
 from gptailor.tasks.classification import name_labels, refuse_unknown_labels
 from gptailor.types import RawExample, RejectedRow, Task
@@ -31,6 +35,7 @@ class Run:
         self.folder = Path(folder)
         self._predictor: Predictor | None = None
         self._writer: Writer | None = None
+        self._answerer: Answerer | None = None
 
     @property
     def report(self) -> dict[str, Any]:
@@ -73,6 +78,13 @@ class Run:
             self._writer = open_writer(self.folder)
         return self._writer
 
+    @property
+    def answerer(self) -> Answerer:
+        """The model of a run whose answer is text, in memory."""
+        if self._answerer is None:
+            self._answerer = load_answerer(self.folder)
+        return self._answerer
+
     def write(self, text: str, *, max_new_tokens: int = 128, temperature: float = 0.8, seed: int = 0) -> str:
         """How a text goes on, by a run of `--task language`; drawn from the seed, 0 takes the likeliest.
 
@@ -81,11 +93,38 @@ class Run:
         """
         return self.writer.write(text, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
 
-    def predict(self, texts: Iterable[str]) -> list[Answer | None]:
-        """One answer per text, in order; None for a text that is empty after cleaning."""
-        if isinstance(texts, str):
-            texts = [texts]
-        return list(self.predictor.predict(texts))
+    def predict(self, texts: Iterable[str]) -> list[Any]:
+        """One answer per text, in order: an `Answer` of a classifier, None for a text that is empty after
+        cleaning; of other runs what they write, greedily.
+        """
+        texts = [texts] if isinstance(texts, str) else texts
+        if self.task == "classification":
+            return list(self.predictor.predict(texts))
+        return [one.text.strip() for one in self.answer(texts)]
+
+    def answer(self, texts: Iterable[str], sampling: Sampling | None = None) -> list[Generated]:
+        """What is written for each text, with its token ids, log-probabilities, and why it ended.
+
+        Raises:
+            InputError: a text is empty, or the prompt is made of several columns.
+            ModelError: the run is a classifier.
+        """
+        return self.answerer.answer([self.answerer.feed_text(text) for text in texts], sampling)
+
+    def answer_file(
+        self,
+        location: str,
+        *,
+        text: str | None = None,
+        columns: str | None = None,
+        sampling: Sampling | None = None,
+    ) -> Iterator[tuple[RawExample | RejectedRow, str, Generated | None]]:
+        """Each row of a file with its prompt and what is written, in order and in constant memory.
+
+        Rows that can't be read or asked come with None, so that nothing is lost.
+        """
+        sampling = sampling or Sampling(max_new_tokens=self.answerer.max_new_tokens)
+        return answer_file(self.answerer, location, columns=columns, text=text, sampling=sampling)
 
     def predict_file(
         self, location: str, *, text: str | None = None, columns: str | None = None
@@ -112,6 +151,7 @@ class Run:
         label: str | None = None,
         columns: str | None = None,
         label_names: dict[str, str] | None = None,
+        target: str | None = None,
     ) -> dict[str, Any]:
         """Scores the run on a new file; the same numbers as in the report's `test`.
 
@@ -122,6 +162,8 @@ class Run:
             return evaluate_language(
                 self.writer, location, text=text, columns=columns, separator=self._separator()
             )
+        if self.task != "classification":
+            return evaluate_texts(self.answerer, location, target=target, columns=columns)
         file = read_rows(location, columns=columns)
         roles = self._roles(file.columns, file.rows, text=text, label=label)
         rows = [

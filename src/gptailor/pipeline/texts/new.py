@@ -1,0 +1,135 @@
+"""A finished text run on new rows: what it answers, and how good that is where the answers are known."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from gptailor.data.feeder import Feeder
+from gptailor.data.read import iterate_rows
+from gptailor.errors import DataError
+from gptailor.evaluate.language import PieceNats, text_scores
+from gptailor.evaluate.metrics import as_json
+from gptailor.evaluate.text_metrics import METRICS, TextAnswers, text_answer_scores
+from gptailor.models.answerer import Answerer
+from gptailor.models.approach import adapt_full
+from gptailor.models.decode import Generated
+from gptailor.models.sampling import Sampling
+from gptailor.pipeline.texts.answers import ALWAYS
+from gptailor.pipeline.texts.objective import sequence_nats
+from gptailor.pipeline.texts.rows import read_texts
+from gptailor.tasks.form import TextRow
+from gptailor.types import RawExample, RejectedRow, TokenizedExample
+
+CHUNK = 256  # rows that are asked together
+EVALUATED = 1000  # rows whose answers are written out; the likelihood is of all
+
+
+def answer_file(
+    answerer: Answerer, location: str, *, columns: str | None, text: str | None, sampling: Sampling
+) -> Iterator[tuple[RawExample | RejectedRow, str, Generated | None]]:
+    """Each row of a file with its prompt and what is answered, in the file's order and in constant memory.
+
+    Rows that can't be read or asked come with None, so that nothing is lost.
+    """
+    rows = iterate_rows(location, columns=columns)
+    while held := list(itertools.islice(rows, CHUNK)):
+        if text is not None:
+            held = [_taken(row, text) for row in held]
+        asked = [answerer.feed_row(row) if isinstance(row, RawExample) else row for row in held]
+        prompts = [one for one in asked if not isinstance(one, RejectedRow)]
+        answers = iter(answerer.answer(prompts, sampling))
+        for row, ids in zip(held, asked, strict=True):
+            if isinstance(ids, RejectedRow):
+                yield ids, "", None
+            else:
+                yield row, answerer.decode(ids), next(answers)
+
+
+def evaluate_texts(
+    answerer: Answerer, location: str, *, target: str | None, columns: str | None, resamples: int = 2000
+) -> dict[str, Any]:
+    """Scores a run on new rows with known answers: the likelihood of all, and answers written to some.
+
+    Raises:
+        DataError: there is no row with a prompt and an answer.
+    """
+    file = read_texts(location, target, columns)
+    found = [answerer.form.read(row) for row in file.rows]
+    rows = [row for row in found if not isinstance(row, RejectedRow)]
+    if not rows:
+        faults = [row for row in found if isinstance(row, RejectedRow)][:3]
+        told = "\n".join(["has no row with a prompt and an answer.", *(f"  {f.detail}" for f in faults)])
+        raise DataError(told, where=location, fix="Name its columns as in training.")
+    nats, used = _nats(answerer, rows)
+    settings = {"resamples": resamples, "seed": 0}
+    scores: dict[str, Any] = as_json(text_scores(nats, **settings))
+    names = [name for name in (*answerer.form.metrics, *ALWAYS) if name in METRICS]
+    chosen = _first_of_each(rows)
+    prompts = answerer.feeder.feed([row.prompt for row, _ in chosen])
+    asked = [(ids, references) for ids, (_, references) in zip(prompts, chosen, strict=True) if ids]
+    if asked and answerer.bundle.task != "preference":
+        made = answerer.answer([ids for ids, _ in asked])
+        answers = TextAnswers(
+            [one.text.strip() for one in made],
+            [references for _, references in asked],
+            [one.finished == "stop" for one in made],
+        )
+        scores = {**as_json(text_answer_scores(answers, metrics=names, **settings)), **scores}
+    read = len(file.rows) + len(file.rejected)
+    return {
+        "file": location,
+        "read": read,
+        "rows": used,
+        "answers": len(asked),
+        "left_out": read - used,
+        "scores": scores,
+    }
+
+
+def _first_of_each(rows: list[TextRow]) -> list[tuple[TextRow, tuple[str, ...]]]:
+    """Each question once, with all answers that are right; at most so many, evenly spread."""
+    known: dict[str, dict[str, None]] = {}
+    first: dict[str, TextRow] = {}
+    for number, row in enumerate(rows):
+        key = row.asked or str(number)
+        first.setdefault(key, row)
+        known.setdefault(key, {}).update(dict.fromkeys(row.references))
+    keys = list(first)
+    if len(keys) > EVALUATED:
+        places = np.linspace(0, len(keys) - 1, EVALUATED).round().astype(int)
+        keys = [keys[place] for place in places.tolist()]
+    return [(first[key], tuple(known[key])) for key in keys]
+
+
+def _nats(answerer: Answerer, rows: list[TextRow]) -> tuple[PieceNats, int]:
+    """What the answers cost, and how many rows have one that fits."""
+    feeder: Feeder = answerer.feeder
+    owners, sequences = [], []
+    flat = [(place, example.segments) for place, row in enumerate(rows) for example in row.sequences]
+    learned = feeder.learn([segments for _, segments in flat])
+    for (place, _), (encoded, _) in zip(flat, learned, strict=True):
+        if encoded.learn[1:].any():
+            owners.append(place)
+            row = rows[place]
+            sequences.append(TokenizedExample(encoded.token_ids, encoded.learn, row.source, row.row))
+    nats, tokens = sequence_nats(adapt_full(answerer.model), sequences)
+    used, owner = np.unique(owners, return_inverse=True)
+    sizes = [len(answerer.decode(one.token_ids[one.learn].tolist()).encode()) for one in sequences]
+    pieces = PieceNats(
+        np.bincount(owner, nats).astype(np.float64),
+        np.bincount(owner, tokens).astype(np.int64),
+        np.bincount(owner, sizes).astype(np.int64),
+        np.arange(len(used)),
+    )
+    return pieces, len(used)
+
+
+def _taken(row: RawExample | RejectedRow, column: str) -> RawExample | RejectedRow:
+    """The row with the named column in the place of its text."""
+    if isinstance(row, RejectedRow) or column not in row.fields:
+        return row
+    return RawExample({"text": row.fields[column]}, row.source, row.row)
