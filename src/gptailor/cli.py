@@ -83,6 +83,9 @@ BaseOption = Annotated[
 ApproachOption = Annotated[str | None, typer.Option("--approach", help="auto, full, lora, frozen or scratch")]
 OutOption = Annotated[str | None, typer.Option("--out", help="run folder (default: runs/<file stem>)")]
 SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="of everything random (default: 0)")]
+MinutesOption = Annotated[
+    float | None, typer.Option("--minutes", help="train at most about so long; steps are measured once")
+]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="any setting: key.path=value; may be repeated")
 ]
@@ -179,6 +182,7 @@ def fit(
     approach: ApproachOption = None,
     out: OutOption = None,
     seed: SeedOption = None,
+    minutes: MinutesOption = None,
     settings: SetOption = None,
     baselines: BaselinesOption = None,
     overwrite: OverwriteOption = False,
@@ -592,7 +596,7 @@ def _recipe(data: str, options: Mapping[str, Any]) -> Any:
         if beside is not None:
             given.setdefault("out", str(beside))
         for key, value in given.items():
-            values[key] = {**values[key], **value} if key in ("data", "evaluate") else value
+            values[key] = {**values[key], **value} if key in ("data", "train", "evaluate") else value
     else:
         values = given
         values["data"] = {"train": data, **values.get("data", {})}
@@ -628,6 +632,8 @@ def _values(options: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("task", "base", "approach", "seed", "out"):
         if options.get(key) is not None:
             values[key] = options[key]
+    if options.get("minutes") is not None:
+        values["train"] = {"minutes": options["minutes"]}
     if options.get("baselines"):
         values["evaluate"] = {"baselines": options["baselines"]}
     return values

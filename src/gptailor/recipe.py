@@ -169,6 +169,9 @@ class TrainSettings(Settings):
     """The optimizer's road."""
 
     length: str | None = Field(None, description='"5 epochs" or "500 steps"; null: 5 epochs (scratch: 15)')
+    minutes: Positive | None = Field(
+        None, description="train at most about so long here; the steps that fit are measured once"
+    )
     learning_rate: Positive | None = Field(None, description="peak rate; null: by approach and size")
     head_learning_rate: Positive | None = Field(None, description="rate of the new head; null: 1e-3")
     schedule: Literal["constant", "linear", "cosine", "warmup-stable-decay"] = Field(

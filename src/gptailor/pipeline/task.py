@@ -6,7 +6,7 @@ import itertools
 from pathlib import Path
 
 from gptailor.data.read import iterate_rows
-from gptailor.data.roles import LABEL_NAMES
+from gptailor.data.roles import LABEL_NAMES, infer_roles
 from gptailor.errors import GptailorError
 from gptailor.recipe import Recipe
 from gptailor.tasks.chat import infer_chat
@@ -49,8 +49,17 @@ def task_of_columns(recipe: Recipe) -> Task:
         return "preference"
     if _fits(lambda: infer_chat(columns, rows).layout == "turns"):
         return "chat"
-    pair = recipe.data.text is None and _fits(lambda: infer_completion(columns, rows))
-    return "completion" if pair and not _has_label(columns, rows) else "classification"
+    if recipe.data.text is not None or _has_label(columns, rows):
+        return "classification"
+    try:
+        answer = infer_completion(columns, rows).answer
+    except GptailorError:
+        return "classification"
+    try:
+        label = infer_roles(columns, rows, text=None, label=None).label
+    except GptailorError:
+        label = None
+    return "classification" if label in answer else "completion"  # answers that are classes
 
 
 def first_rows(location: str, columns: str | None) -> tuple[list[str], list[RawExample]]:

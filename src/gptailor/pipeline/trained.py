@@ -22,6 +22,8 @@ from gptailor.recipe import FullApproach, LoraApproach, ScratchApproach, TrainSe
 from gptailor.report.terminal import duration_text
 from gptailor.types import FloatArray, TokenizedExample
 
+STEPPING = 0.85  # share of the time that steps take; validation and checkpoints take the rest
+
 Trainable = FullApproach | LoraApproach | ScratchApproach
 
 
@@ -150,17 +152,31 @@ def settle_plan(
     plan = plan_for(settings, adapted, objective, approach)
     if "micro_batch_size" not in environment:
         plan, seconds = measure_plan(adapted, objective, plan)
+        steps = steps_within(settings.minutes, plan, seconds)
         choices = {
             "micro_batch_size": plan.micro_batch_size,
             "precision": plan.precision,
-            "forecast_seconds": round(seconds, 1),
+            **({"steps": steps} if settings.minutes else {}),
+            "forecast_seconds": round(seconds * steps / plan.steps, 1),
         }
         environment.update(remember(path, choices))
+    steps = int(environment.get("steps", plan.steps))
+    validate_every = plan.validate_every if steps == plan.steps else min(plan.validate_every, -(-steps // 5))
     return dataclasses.replace(
         plan,
+        steps=steps,
+        validate_every=validate_every,
+        save_every=min(plan.save_every, validate_every) if steps < plan.steps else plan.save_every,
         micro_batch_size=min(environment["micro_batch_size"], plan.batch_size),
         precision=environment["precision"],
     )
+
+
+def steps_within(minutes: float | None, plan: Plan, seconds: float) -> int:
+    """How many of the plan's steps fit into the minutes, where all of them take so many seconds."""
+    if minutes is None or seconds <= 0:
+        return plan.steps
+    return max(1, min(plan.steps, int(plan.steps * STEPPING * minutes * 60 / seconds)))
 
 
 def adapt(shop: Workshop, settings: Trainable) -> Adapted:

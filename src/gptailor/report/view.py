@@ -11,6 +11,7 @@ from typing import Any
 
 from gptailor.report import plots
 from gptailor.report.facts import (
+    count_text,
     counted,
     finite,
     gain,
@@ -140,7 +141,9 @@ def _intervals_note(report: Values) -> str:
     on = counted(rows, f"test {task.one} that", f"test {task.many} that")
     if mapping(report.get("data")).get("divided") is True:
         on = f"the test part of {counted(rows, task.one, task.many)}, which"
-    return f"Measured on {on} training never saw. Ranges are 95 % intervals."
+    answers = finite(mapping(report.get("test")).get("answers"))
+    written = f" Answers were written to {count_text(answers)} of them." if answers else ""
+    return f"Measured on {on} training never saw.{written} Ranges are 95 % intervals."
 
 
 def _ladder(report: Values, details: Values) -> dict[str, Any] | None:
