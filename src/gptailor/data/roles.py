@@ -83,6 +83,7 @@ LABEL_NAMES = frozenset(
         "target",
         "targets",
         "topic",
+        "topics",
         "toxic",
     ]
 )

@@ -57,7 +57,7 @@ def predict_to(
             where=str(run),
             fix='Use `gptailor predict RUN --input "..."`.',
         )
-    names = opened.predictor.label_names
+    names = () if opened.predictor.form.kind == "score" else opened.predictor.label_names
     counts = {"rows": 0, "answered": 0, "rejected": 0}
 
     def counted() -> Iterator[dict[str, Any]]:
@@ -110,7 +110,7 @@ def csv_cells(row: dict[str, Any], names: Sequence[str]) -> list[object]:
     return [
         *told,
         row["label"],
-        repr(row["probability"]),
+        "" if row["probability"] is None else repr(row["probability"]),
         str(row["abstained"]).lower(),
         str(row["truncated"]).lower(),
         "",
@@ -119,11 +119,15 @@ def csv_cells(row: dict[str, Any], names: Sequence[str]) -> list[object]:
 
 
 def _answer_fields(answer: Answer) -> dict[str, Any]:
+    if answer.value is not None:
+        told = {"label": repr(answer.value), "value": answer.value}
+        return {**told, "probability": None, "abstained": False, "truncated": answer.truncated}
     return {
         "label": answer.label,
         "probability": answer.probability,
         "abstained": answer.abstained,
         "truncated": answer.truncated,
+        "labels": list(answer.labels),
         "probabilities": answer.probabilities,
     }
 

@@ -1,0 +1,108 @@
+"""Label cells of rows as the rest of the road reads them, and back to words."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from gptailor.data.clean import CleanResult
+from gptailor.errors import DataError, number_of
+from gptailor.evaluate.numbers import quantile_bins
+from gptailor.models.readout import number_text
+from gptailor.tasks.classification import MINIMUM_ROWS, collect_labels, name_labels
+from gptailor.tasks.labels import label_cell, labels_in, labels_of, number_in
+from gptailor.types import AnswerForm, RawExample, RejectedRow
+
+SHOWN = 6
+
+
+def read_labels(
+    rows: Sequence[RawExample], form: AnswerForm, names: Mapping[str, str], *, flag: str = "--label-names"
+) -> tuple[list[RawExample], list[RejectedRow]]:
+    """Rows with their label cell in one spelling, and those whose cell isn't the number it should be.
+
+    Raises:
+        DataError: a label of the file has no name, though others have, or no cell holds a number.
+    """
+    carried = [labels_in(row.fields.get("label", ""), form) for row in rows]
+    if form.kind != "score":
+        carried = name_labels(carried, names, flag=flag)
+        cells = [label_cell(labels, form) for labels in carried]
+        return [_with_cell(row, cell) for row, cell in zip(rows, cells, strict=True)], []
+    kept, rejected = [], []
+    for row in rows:
+        cell = row.fields.get("label", "")
+        number = number_in(cell)
+        if number is None and cell.strip():
+            detail = f"{cell!r} is not a number"
+            rejected.append(RejectedRow(row.source, row.row, "no_label", detail))
+        else:
+            kept.append(_with_cell(row, "" if number is None else repr(number)))
+    if len(rejected) > len(kept):
+        raise DataError(
+            f"{number_of(len(rejected), 'row')} of {len(rows):,} hold no number: {rejected[0].detail}.",
+            where=f"{rejected[0].source} row {rejected[0].row}",
+            fix="Name the column of numbers with --label COLUMN, or leave task_answer=score out.",
+        )
+    return kept, rejected
+
+
+def classes_of(rows: Sequence[RawExample], form: AnswerForm, column: str) -> list[str]:
+    """The names of the head's outputs: the labels, or the column of the numbers.
+
+    Raises:
+        DataError: there is too little to learn from.
+    """
+    if form.kind != "score":
+        return collect_labels([labels_of(row.fields["label"], form) for row in rows])
+    distinct = {row.fields["label"] for row in rows}
+    if len(rows) < MINIMUM_ROWS or len(distinct) < 2:
+        raise DataError(
+            f"only {number_of(len(rows), 'usable row')} with {number_of(len(distinct), 'different number')} "
+            f"remain after cleaning; at least {MINIMUM_ROWS} rows and 2 numbers are needed.",
+            fix="Look at what was dropped and why with `gptailor check`, and add rows.",
+        )
+    return [column]
+
+
+def strata_of(rows: Sequence[RawExample], form: AnswerForm) -> list[str] | list[tuple[str, ...]]:
+    """What the split deals out evenly: the label, all labels of a row, or the fifth its number is in."""
+    cells = [row.fields["label"] for row in rows]
+    if form.kind == "multiple":
+        return [labels_of(cell, form) for cell in cells]
+    if form.kind == "score":
+        return [str(bin_) for bin_ in quantile_bins(np.array([float(cell) for cell in cells]))]
+    return cells
+
+
+def notes_on(
+    rows: Sequence[RawExample], form: AnswerForm, cleaned: CleanResult, *, asked: bool
+) -> Iterator[str]:
+    """What was made of the label cells, in words; nothing for one label a row."""
+    if form.kind == "multiple":
+        counts = Counter(len(labels_of(row.fields["label"], form)) for row in rows)
+        total = sum(size * count for size, count in counts.items())
+        divided = f"divided by {form.separator!r}" if form.separator else "arrays"
+        told = f"several labels a row ({divided}): {total / max(1, len(rows)):.2f} on average"
+        told += f", {max(counts, default=0)} at most, none in {number_of(counts[0], 'row')}"
+        yield told if asked else f"{told}; --set task_answer=single takes each cell as one label"
+        if cleaned.rare_labels:
+            rare = sorted(cleaned.rare_labels, key=lambda label: (-cleaned.rare_labels[label], label))
+            more = f" and {len(rare) - SHOWN} more" if len(rare) > SHOWN else ""
+            yield (
+                f"{number_of(len(rare), 'label is', 'labels are')} too rare to learn and taken out of the "
+                f"rows: {', '.join(rare[:SHOWN])}{more}"
+            )
+    if form.kind == "score":
+        numbers = np.array([float(row.fields["label"]) for row in rows])
+        low, middle, high = (number_text(float(edge)) for edge in np.quantile(numbers, [0, 0.5, 1]))
+        yield f"the label is a number, from {low} to {high}, half of them up to {middle}"
+
+
+def _with_cell(row: RawExample, cell: str) -> RawExample:
+    if row.fields.get("label") == cell:
+        return row
+    return dataclasses.replace(row, fields={**row.fields, "label": cell})
