@@ -136,7 +136,7 @@ def test_frozen_answers_are_out_of_fold_and_in_row_order(shop: Workshop) -> None
         logits[outside] = features[outside] @ weights.T
     assert candidate.validation_answers.tolist() == answers_of(shop)
     assert np.abs(candidate.validation_logits - averaged(logits, rows)).max() < 1e-9
-    assert candidate.macro_f1 == macro_f1(
+    assert candidate.score == macro_f1(
         candidate.validation_answers, candidate.validation_logits.argmax(axis=1), num_labels=3
     )
 
@@ -163,10 +163,10 @@ def test_the_strength_with_the_best_out_of_fold_score_wins(
     candidate = run_frozen(shop, FrozenApproach(strengths=STRENGTHS))
     scores = {item["strength"]: item["validation_macro_f1"] for item in candidate.strengths}
     assert list(scores) == STRENGTHS
-    assert candidate.macro_f1 == max(scores.values())
+    assert candidate.score == max(scores.values())
     rows = len(rows_of(shop))
     assert [size < rows for size, _ in fitted] == [True] * 15 + [False]
-    assert scores[fitted[-1][1]] == candidate.macro_f1
+    assert scores[fitted[-1][1]] == candidate.score
 
 
 # Full.

@@ -20,13 +20,17 @@ INTERVAL = (0.025, 0.975)
 CHUNK_CELLS = 4_000_000  # numbers held at once while resampling: 32 MB
 BASELINE_NAMES = {
     "majority": "always answering the most frequent label",
+    "mean": "always answering the mean of the training rows",
     "tfidf": "TF-IDF + logistic regression",
-    "frozen": "a logistic head on frozen features",
+    "tfidf_ridge": "TF-IDF + ridge regression",
+    "frozen": "a head fitted on frozen features",
     "zero_shot": "zero-shot prompting",
     "few_shot": "few-shot prompting",
 }
 CHEAPER = {
     "majority": "the texts may not tell the labels apart: check the labels, or label more rows",
+    "mean": "the texts may not tell the numbers apart: check the numbers, or label more rows",
+    "tfidf_ridge": "use TF-IDF, it is cheaper, or label more rows",
     "tfidf": "use TF-IDF, it is cheaper, or label more rows",
     "frozen": "use the frozen features, they are cheaper, or label more rows",
     "zero_shot": "use zero-shot prompting, it needs no training, or label more rows",

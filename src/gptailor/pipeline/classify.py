@@ -13,10 +13,11 @@ from gptailor.data.batch import collate, length_buckets, split_step, to_device
 from gptailor.launch import Precision, precision_context
 from gptailor.models.approach import Adapted
 from gptailor.pipeline.kinds import Kind
+from gptailor.pipeline.labels import answers_of
 from gptailor.pipeline.objective import Objective, Validation
 from gptailor.recipe import TrainSettings
 from gptailor.train.loss import classification_logits
-from gptailor.types import Batch, Example, FloatArray, TokenizedExample
+from gptailor.types import Batch, FloatArray, TokenizedExample
 
 EVALUATION_TOKENS = 4096  # per pass without gradients
 
@@ -47,11 +48,6 @@ def by_text(logits: FloatArray, rows: Sequence[TokenizedExample]) -> tuple[Float
     np.add.at(sums, index, logits)
     first = np.unique(index, return_index=True)[1]
     return sums / np.bincount(index)[:, None], answers_of([rows[place] for place in first.tolist()])
-
-
-def answers_of(rows: Sequence[Example | TokenizedExample]) -> Any:
-    """Their answers as an array: classes (N,), 0 and 1 for every label (N, C), or numbers (N,)."""
-    return np.array([row.label for row in rows])
 
 
 def classification_objective(

@@ -16,7 +16,8 @@ from gptailor.cache import cached_array, content_key
 from gptailor.models.approach import set_head
 from gptailor.models.forward import compute_features
 from gptailor.models.load import load_classifier
-from gptailor.pipeline.classify import answers_of, by_text
+from gptailor.pipeline.classify import by_text
+from gptailor.pipeline.labels import answers_of
 from gptailor.pipeline.tokens import sequences_of
 from gptailor.pipeline.workshop import Candidate, Workshop, few_rows, folds_of
 from gptailor.recipe import FrozenApproach

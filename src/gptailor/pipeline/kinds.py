@@ -35,7 +35,6 @@ from gptailor.train.loss import (
 )
 from gptailor.types import AnswerForm, EvalReport, FloatArray, IntArray, Score
 
-SURE = 0.9  # a wrong answer this sure is worth a second look at the label
 FEWEST_OF_A_LABEL = 5  # rows, for a label to have a share of every fold
 
 RowLoss = Callable[[Tensor, Tensor], Tensor]  # the sum over rows, of logits (B, C) and answers
@@ -50,6 +49,7 @@ class Kind:
     metric: str  # decides; its key in the report
     metric_name: str  # within a sentence
     beside: str  # the score shown next to it
+    printed: tuple[str, ...]  # what `evaluate` prints
     higher_is_better: bool
     loss: Callable[[TrainSettings, Any, Sequence[str]], RowLoss]  # of the training rows' answers and names
     mean_loss: Callable[[FloatArray, Any], float]
@@ -92,6 +92,7 @@ def _single(form: AnswerForm) -> Kind:
         metric="macro_f1",
         metric_name="macro-F1",
         beside="accuracy",
+        printed=("accuracy", "macro_f1", "balanced_accuracy", "weighted_f1", "calibration_error"),
         higher_is_better=True,
         loss=_class_loss,
         mean_loss=lambda logits, answers: (
@@ -188,6 +189,7 @@ def _multiple(form: AnswerForm) -> Kind:
         metric="micro_f1",
         metric_name="micro-F1",
         beside="macro_f1",
+        printed=("micro_f1", "macro_f1", "subset_accuracy", "hamming_loss", "calibration_error"),
         higher_is_better=True,
         loss=lambda settings, *_: _plain(settings, label_set_loss),
         mean_loss=label_sets.mean_nats,
@@ -260,6 +262,7 @@ def _score(form: AnswerForm) -> Kind:
         metric="rmse",
         metric_name="root mean square error",
         beside="mae",
+        printed=("rmse", "mae", "pearson", "spearman"),
         higher_is_better=False,
         loss=lambda settings, *_: _plain(
             settings, partial(number_loss, mean=form.mean, deviation=form.deviation)
@@ -274,7 +277,11 @@ def _score(form: AnswerForm) -> Kind:
         evaluate=lambda logits, answers, *, split, resamples, seed, **_: numbers.evaluate_numbers(
             _numbers(logits, form), answers, split=split, resamples=resamples, seed=seed
         ),
-        details=lambda logits, answers, **_: numbers.number_details(_numbers(logits, form), answers),
+        details=lambda logits, answers, **_: {
+            **numbers.number_details(_numbers(logits, form), answers),
+            "mean": form.mean,
+            "deviation": form.deviation,
+        },
         measure=lambda answers, predictions, *, resamples, seed, **_: numbers.number_scores(
             answers, predictions, resamples=resamples, seed=seed
         ),

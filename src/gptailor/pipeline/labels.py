@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from gptailor.evaluate.numbers import quantile_bins
 from gptailor.models.readout import number_text
 from gptailor.tasks.classification import MINIMUM_ROWS, collect_labels, name_labels
 from gptailor.tasks.labels import label_cell, labels_in, labels_of, number_in
-from gptailor.types import AnswerForm, RawExample, RejectedRow
+from gptailor.types import AnswerForm, Example, RawExample, RejectedRow, TokenizedExample
 
 SHOWN = 6
 
@@ -100,6 +101,11 @@ def notes_on(
         numbers = np.array([float(row.fields["label"]) for row in rows])
         low, middle, high = (number_text(float(edge)) for edge in np.quantile(numbers, [0, 0.5, 1]))
         yield f"the label is a number, from {low} to {high}, half of them up to {middle}"
+
+
+def answers_of(rows: Sequence[Example | TokenizedExample]) -> Any:
+    """Their answers as an array: classes (N,), 0 and 1 for every label (N, C), or numbers (N,)."""
+    return np.array([row.label for row in rows])
 
 
 def _with_cell(row: RawExample, cell: str) -> RawExample:

@@ -15,8 +15,9 @@ from gptailor.evaluate.run import macro_f1
 from gptailor.models.load import head_name, load_language_model
 from gptailor.models.names import context_length
 from gptailor.models.readout import decide, probabilities_of
-from gptailor.pipeline.classify import answers_of, by_text
+from gptailor.pipeline.classify import by_text
 from gptailor.pipeline.frozen import features_of, run_frozen
+from gptailor.pipeline.labels import answers_of
 from gptailor.pipeline.workshop import Candidate, Workshop
 from gptailor.recipe import FrozenApproach
 from gptailor.types import Example, IntArray
@@ -61,7 +62,7 @@ def climb(
     every_row = np.arange(len(answers["test"]))
     rungs: dict[str, Rung] = {}
 
-    say("baseline: the simplest constant and TF-IDF")
+    say("baseline: always the same answer, and TF-IDF")
     for result, score in shop.kind.baselines(texts, answers, shop.recipe.seed):
         rungs[result.name] = Rung(result.name, score, result.test, every_row, result.note, result.seconds)
     if chosen.approach != "frozen":

@@ -83,6 +83,11 @@ class Run:
         """
         return self.writer.write(text, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
 
+    @property
+    def shown_scores(self) -> tuple[str, ...]:
+        """The scores that `evaluate` prints, the deciding one first among its kin."""
+        return kind_of(self.predictor.form).printed
+
     def predict(self, texts: Iterable[str]) -> list[Answer | None]:
         """One answer per text, in order; None for a text that is empty after cleaning."""
         if isinstance(texts, str):

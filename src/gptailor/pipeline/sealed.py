@@ -16,8 +16,8 @@ from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.run import overfitting_in_words
 from gptailor.models.predictor import Predictor
 from gptailor.models.readout import decide
-from gptailor.pipeline.classify import answers_of
 from gptailor.pipeline.kinds import kind_of
+from gptailor.pipeline.labels import answers_of
 from gptailor.pipeline.ladder import Ladder, judge
 from gptailor.pipeline.tokens import TokenizedParts
 from gptailor.pipeline.workshop import Candidate, Workshop

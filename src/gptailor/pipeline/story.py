@@ -17,8 +17,8 @@ from gptailor.data.ledger import write_csv_safely
 from gptailor.evaluate.run import overfitting_in_words
 from gptailor.launch import write_atomically
 from gptailor.models.readout import as_label, decide, label_text, read_answer
-from gptailor.pipeline.classify import answers_of
 from gptailor.pipeline.kinds import Kind, kind_of
+from gptailor.pipeline.labels import answers_of
 from gptailor.pipeline.prepare import PARTS, Prepared, names_of
 from gptailor.pipeline.tokens import TokenizedParts, length_histogram
 from gptailor.pipeline.workshop import Candidate, Workshop

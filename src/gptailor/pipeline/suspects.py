@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gptailor.data.ledger import write_csv_safely
 from gptailor.models.readout import as_label, decide, label_text
-from gptailor.pipeline.classify import answers_of
-from gptailor.pipeline.kinds import SURE, Kind
+from gptailor.pipeline.labels import answers_of
 from gptailor.pipeline.prepare import Prepared, answer_of, names_of
 from gptailor.types import Example, FloatArray
+
+if TYPE_CHECKING:  # it knows the trainer's losses, and `check` runs without them
+    from gptailor.pipeline.kinds import Kind
+
+SURE = 0.9  # a wrong answer this sure is worth a second look at the label
 
 
 @dataclass(frozen=True, slots=True)
