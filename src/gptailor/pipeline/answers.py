@@ -109,7 +109,7 @@ def csv_cells(row: dict[str, Any], names: Sequence[str]) -> list[object]:
         return [*told, "", "", "", "", row["rejected"], *([""] * len(names))]
     return [
         *told,
-        row["label"],
+        repr(row["value"]) if "value" in row else row["label"],
         "" if row["probability"] is None else repr(row["probability"]),
         str(row["abstained"]).lower(),
         str(row["truncated"]).lower(),
@@ -120,7 +120,7 @@ def csv_cells(row: dict[str, Any], names: Sequence[str]) -> list[object]:
 
 def _answer_fields(answer: Answer) -> dict[str, Any]:
     if answer.value is not None:
-        told = {"label": repr(answer.value), "value": answer.value}
+        told = {"label": answer.label, "value": answer.value}
         return {**told, "probability": None, "abstained": False, "truncated": answer.truncated}
     return {
         "label": answer.label,

@@ -110,6 +110,7 @@ def write_data(folder: Path, prepared: Prepared, tokens: TokenizedParts) -> None
     summary = summarize(lines, read=prepared.read)
     summary["data_hash"] = prepared.data_hash
     summary["roles"] = {"text": prepared.roles.text, "label": prepared.roles.label}
+    summary["rare_labels"] = prepared.cleaned.rare_labels
     write_atomically(folder / "data" / "summary.json", json.dumps(summary, indent=1))
 
 

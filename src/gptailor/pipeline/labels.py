@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from gptailor.tasks.labels import label_cell, labels_in, labels_of, number_in
 from gptailor.types import AnswerForm, Example, RawExample, RejectedRow, TokenizedExample
 
 SHOWN = 6
+MANY_NUMBERS = 30  # different ones; fewer may be classes
 
 
 def read_labels(
@@ -79,6 +80,30 @@ def strata_of(rows: Sequence[RawExample], form: AnswerForm) -> list[str] | list[
     return cells
 
 
+def without_labels(rows: Sequence[RawExample], form: AnswerForm, rare: Collection[str]) -> list[RawExample]:
+    """Takes labels that training found too rare out of sets; a row that carried no other loses its cell."""
+    if form.kind != "multiple" or not rare:
+        return list(rows)
+    found = []
+    for row in rows:
+        carried = labels_of(row.fields["label"], form)
+        left = [label for label in carried if label not in rare]
+        lost = bool(carried) and not left
+        found.append(_with_cell(row, "" if lost or not row.fields["label"] else label_cell(left, form)))
+    return found
+
+
+def hint_of_numbers(rows: Sequence[RawExample], form: AnswerForm) -> str:
+    """What to type where the labels look like numbers to be predicted; a number is never taken unasked."""
+    cells = {cell for row in rows if (cell := row.fields["label"].strip())}
+    if form.kind != "single" or len(cells) < MANY_NUMBERS or any(number_in(cell) is None for cell in cells):
+        return ""
+    return (
+        f"the labels are {len(cells):,} different numbers, each taken as a class of its own; "
+        "--set task_answer=score learns the number itself"
+    )
+
+
 def notes_on(
     rows: Sequence[RawExample], form: AnswerForm, cleaned: CleanResult, *, asked: bool
 ) -> Iterator[str]:
@@ -86,9 +111,9 @@ def notes_on(
     if form.kind == "multiple":
         counts = Counter(len(labels_of(row.fields["label"], form)) for row in rows)
         total = sum(size * count for size, count in counts.items())
-        divided = f"divided by {form.separator!r}" if form.separator else "arrays"
-        told = f"several labels a row ({divided}): {total / max(1, len(rows)):.2f} on average"
+        told = f"several labels a row: {total / max(1, len(rows)):.2f} on average"
         told += f", {max(counts, default=0)} at most, none in {number_of(counts[0], 'row')}"
+        told += f"; {form.separator!r} stands between them" if form.separator else ""
         yield told if asked else f"{told}; --set task_answer=single takes each cell as one label"
         if cleaned.rare_labels:
             rare = sorted(cleaned.rare_labels, key=lambda label: (-cleaned.rare_labels[label], label))

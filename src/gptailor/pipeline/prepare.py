@@ -16,7 +16,7 @@ from gptailor.data.read import ReadResult, Roles, infer_roles, read_rows
 from gptailor.data.split import join_groups, split_rows, value_groups
 from gptailor.errors import DataError, did_you_mean
 from gptailor.models.readout import label_text, labels_named
-from gptailor.pipeline.labels import classes_of, notes_on, read_labels, strata_of
+from gptailor.pipeline.labels import classes_of, hint_of_numbers, notes_on, read_labels, strata_of
 from gptailor.recipe import DataSettings, Recipe, SplitSettings
 from gptailor.tasks.classification import refuse_unknown_labels, to_example
 from gptailor.tasks.labels import infer_form, label_of, labels_of, refuse_separator_without_sets
@@ -66,6 +66,10 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda _: None) -> Prep
     taken = take_roles(train_file, roles, settings)
     form = _form_of(taken, recipe)
     rows, unlabelled = read_labels(taken, form, settings.label_names)
+    asked = recipe.task_answer != "auto"
+    hint = "" if asked else hint_of_numbers(taken, form)
+    if hint:  # before anything is refused for it
+        say(hint)
     say("cleaning")
     cleaned = clean_rows(rows, settings=settings.clean, kind=form.kind)
     held_out = {
@@ -82,6 +86,9 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda _: None) -> Prep
         if location is not None:
             carried = [labels_of(row.fields["label"], form) for row in held_out[part][1].rows]
             refuse_unknown_labels(carried, label_names, file=location, flag=flag)
+    says = list(notes_on(kept, form, cleaned, asked=asked))
+    for line in says:
+        say(line)
     say("splitting")
     parts, near_groups = _split(
         kept, recipe, label_names, form, given={part: r.rows for part, (_, r) in held_out.items()}
@@ -106,10 +113,7 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda _: None) -> Prep
         cleaned=cleaned,
         leaks=leaks,
         near_groups=near_groups,
-        notes=[
-            *(note for file in files for note in file.notes),
-            *notes_on(kept, form, cleaned, asked=recipe.task_answer != "auto"),
-        ],
+        notes=[*(note for file in files for note in file.notes), *([hint] if hint else []), *says],
         form=with_scale(form, parts["train"]),
     )
 

@@ -17,7 +17,7 @@ from gptailor.models.bundle import find_model_folder, read_bundle
 from gptailor.models.predictor import CHUNK, Answer, Predictor, load_predictor
 from gptailor.models.writer import Writer, open_writer
 from gptailor.pipeline.kinds import kind_of
-from gptailor.pipeline.labels import read_labels
+from gptailor.pipeline.labels import read_labels, without_labels
 from gptailor.pipeline.language_new import evaluate_language
 from gptailor.pipeline.prepare import joined
 from gptailor.recipe import load_recipe
@@ -141,6 +141,7 @@ class Run:
         ]
         form, names = self.predictor.form, self.predictor.label_names
         rows, _ = read_labels(rows, form, label_names or {})
+        rows = without_labels(rows, form, self._trained("rare_labels") or {})
         carried = [labels_of(row.fields["label"], form) for row in rows]
         refuse_unknown_labels(carried, names, file=location, flag="--label-names")
         labelled = [row for row in rows if row.fields["label"]]
@@ -196,9 +197,17 @@ class Run:
 
     def _trained_roles(self) -> Roles | None:
         """The columns of training; None where only the model was copied here."""
+        roles = self._trained("roles")
+        try:
+            return Roles(**roles) if isinstance(roles, dict) else None
+        except TypeError:
+            return None
+
+    def _trained(self, key: str) -> Any:
+        """What the summary of training's data says; None where only the model was copied here."""
         path = self.folder / "data" / "summary.json"
         try:
-            return Roles(**json.loads(path.read_text(encoding="utf-8"))["roles"])
+            return json.loads(path.read_text(encoding="utf-8"))[key]
         except (OSError, ValueError, KeyError, TypeError):
             return None
 

@@ -105,7 +105,9 @@ def note_opening(folder: Path, *, command: str, scores: Mapping[str, Any]) -> No
 
 def _data_counts(folder: Path, tokens: TokenizedParts) -> dict[str, Any]:
     summary = json.loads((folder / "data" / "summary.json").read_text(encoding="utf-8"))
-    summary = {key: value for key, value in summary.items() if key not in ("data_hash", "roles")}
+    summary = {
+        key: value for key, value in summary.items() if key not in ("data_hash", "roles", "rare_labels")
+    }
     summary["tokens"]["padding"] = _padding(tokens, "train")
     return dict(summary)
 

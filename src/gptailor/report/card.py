@@ -231,7 +231,7 @@ def _calibration(report: Values, details: Values) -> Iterator[str]:
     elif "threshold" in details:
         yield "- No threshold: none reaches 95 % accuracy on validation."
     if (cutoff := finite(details.get("cutoff"))) is not None:
-        yield f"- Cutoff {cutoff:.3g}: a label is given from this probability on, the same for all labels; it "
+        yield f"- Cutoff {cutoff:.3g}: a label is given from this probability on, the same for all labels. It"
         yield "  gave the best micro-F1 on validation."
 
 
