@@ -119,7 +119,7 @@ def test_every_rung_answers_the_validation_and_test_rows(shop: Workshop) -> None
         seed=0,
     )
     assert climbed.rungs["tfidf"].predictions.tolist() == expected.test.tolist()
-    assert climbed.rungs["tfidf"].validation_macro_f1 == macro_f1(
+    assert climbed.rungs["tfidf"].validation_score == macro_f1(
         answers_of(shop, "validation"), expected.validation, num_labels=3
     )
     assert "45 of 45 test rows" in climbed.rungs["few_shot"].note

@@ -56,7 +56,7 @@ def open_test(
     report: dict[str, Any] = {
         "version": 1,
         "task": "classification",
-        **({"answer": kind.form.kind} if kind.form.kind != "single" else {}),
+        "answer": kind.form.kind,
         "base": shop.base.name,
         "approach": chosen.approach,
         "seed": recipe.seed,
