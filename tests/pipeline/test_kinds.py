@@ -18,6 +18,7 @@ import gptailor
 import tiny
 from gptailor.errors import DataError, RecipeError
 from gptailor.evaluate.label_sets import micro_f1
+from gptailor.models.onnx_file import _build_graph
 from gptailor.models.predictor import load_predictor
 from gptailor.pipeline.answers import predict_inputs, predict_to
 from gptailor.pipeline.check import check_recipe
@@ -283,3 +284,16 @@ def test_rare_labels_leave_new_files_as_they_left_training(place: Path) -> None:
     path.write_text("\n".join(map(json.dumps, lines)) + "\n")
     with pytest.raises(DataError, match="'unheard'"):
         run.evaluate(str(path))
+
+
+@pytest.mark.parametrize("kind", ["multiple", "score"])
+def test_a_graph_for_other_runtimes_says_what_the_run_says(several: Run, score: Run, kind: str) -> None:
+    """The second output of the exported graph, which other programs read without us."""
+    run = several if kind == "multiple" else score
+    graph = _build_graph(run.predictor.bundle)
+    for text in TEXTS:
+        encoded = run.predictor.encode(text)
+        ids = torch.tensor([encoded.sequences[0]])
+        with torch.no_grad():
+            _, said = graph(ids, torch.tensor([ids.shape[1] - 1]))
+        assert said[0].tolist() == pytest.approx(run.predictor.run([encoded])[0].tolist(), rel=1e-5, abs=1e-5)

@@ -64,11 +64,11 @@ def decide(probabilities: FloatArray, form: AnswerForm) -> IntArray | FloatArray
 
 
 def label_text(label: Label, names: Sequence[str], form: AnswerForm) -> str:
-    """An answer as a person reads it; `names` are those of the classes."""
+    """An answer as a person reads it; `names` are those of the classes. For files see `joined`."""
     if form.kind == "score":
         return number_text(float(label))  # type: ignore[arg-type]
     labels = labels_named(label, names)
-    return joined(labels, form) if form.kind == "multiple" else labels[0]
+    return (joined(labels, form) if labels else "no label") if form.kind == "multiple" else labels[0]
 
 
 def as_label(answer: Any) -> Label:

@@ -66,6 +66,7 @@ class Kind:
     verdict: Callable[..., dict[str, Any]]
     baselines: Callable[[Parts, Parts, int], list[tuple[BaselineResult, float]]]  # with validation scores
     errors: Callable[[FloatArray, Any], FloatArray]  # (N,) how wrong each answer is; 0: right
+    loss_unit: str = "nats"
     doubt: str = ""  # what a sure wrong answer says of the label; empty: nothing
 
     @property
@@ -291,6 +292,7 @@ def _score(form: AnswerForm) -> Kind:
         verdict=numbers.number_verdict,
         baselines=_number_baselines,
         errors=lambda probabilities, answers: np.abs(probabilities[:, 0] - answers),
+        loss_unit="squared deviations",
     )
 
 

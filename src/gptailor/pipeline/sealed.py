@@ -87,7 +87,9 @@ def training_numbers(chosen: Candidate, shop: Workshop) -> dict[str, Any]:
         "peak_memory_bytes": peak,
         "stopped": trained.stopped,
         shop.kind.validation_key: round(shop.kind.told(chosen.score), 6),
-        "overfitting": overfitting_in_words(trained.curves, best_step=trained.best_step),
+        "overfitting": overfitting_in_words(
+            trained.curves, best_step=trained.best_step, unit=shop.kind.loss_unit
+        ),
         "bit_exact": bool(shop.environment.get("bit_exact", True)),
     }
 

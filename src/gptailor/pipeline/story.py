@@ -16,7 +16,7 @@ from gptailor.data.clean import repair
 from gptailor.data.ledger import write_csv_safely
 from gptailor.evaluate.run import overfitting_in_words
 from gptailor.launch import write_atomically
-from gptailor.models.readout import as_label, decide, label_text, read_answer
+from gptailor.models.readout import as_label, decide, joined, label_text, labels_named, read_answer
 from gptailor.pipeline.kinds import Kind, kind_of
 from gptailor.pipeline.labels import answers_of
 from gptailor.pipeline.prepare import PARTS, Prepared, names_of
@@ -95,7 +95,9 @@ def describe(
             }
             for candidate in candidates
         ],
-        "overfitting": overfitting_in_words(chosen.trained.curves, best_step=chosen.trained.best_step),
+        "overfitting": overfitting_in_words(
+            chosen.trained.curves, best_step=chosen.trained.best_step, unit=shop.kind.loss_unit
+        ),
         "parity": dict(parity),
         "recipe": dump_recipe(resolved),
     }
@@ -139,7 +141,8 @@ def write_predictions(
             yield from (repr(example.label), repr(float(row[0])))
             return
         answer = read_answer(row, label_names, form, threshold=None, truncated=False)
-        yield "" if example.label is None else label_text(example.label, label_names, form)
+        labels = () if example.label is None else labels_named(example.label, label_names)
+        yield joined(labels, form) if form.kind == "multiple" else "".join(labels)
         yield from (answer.label, repr(answer.probability), *map(repr, answer.probabilities.values()))
 
     write_csv_safely(path, header, (list(cells(*pair)) for pair in zip(examples, probabilities, strict=True)))

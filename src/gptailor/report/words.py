@@ -214,7 +214,7 @@ TASKS: dict[str, Task] = {
         kind="model that reads a number off a text",
         metrics=("rmse", "mae"),
         keys=("mae", "spearman"),
-        loss_unit="squared error",
+        loss_unit="squared deviations",
         limits=("It gives any text a number, also text of another kind.", CLASSIFICATION.limits[1]),
     ),
     "language": Task(
