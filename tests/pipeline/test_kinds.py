@@ -297,3 +297,11 @@ def test_a_graph_for_other_runtimes_says_what_the_run_says(several: Run, score: 
         with torch.no_grad():
             _, said = graph(ids, torch.tensor([ids.shape[1] - 1]))
         assert said[0].tolist() == pytest.approx(run.predictor.run([encoded])[0].tolist(), rel=1e-5, abs=1e-5)
+
+
+def test_a_column_of_arrays_is_the_label_whatever_its_name(place: Path) -> None:
+    path = place / "named.jsonl"
+    path.write_text((place / "topics.jsonl").read_text().replace('"topics"', '"about"'))
+    summary, _ = check(path, place)
+    assert summary["label"] == "about"
+    assert summary["answer"] == "multiple"
