@@ -85,7 +85,8 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda _: None) -> Prep
     ):
         if location is not None:
             carried = [labels_of(row.fields["label"], form) for row in held_out[part][1].rows]
-            refuse_unknown_labels(carried, label_names, file=location, flag=flag)
+            several = form.kind == "multiple"
+            refuse_unknown_labels(carried, label_names, file=location, flag=flag, sets=several)
     says = list(notes_on(kept, form, cleaned, asked=asked))
     for line in says:
         say(line)

@@ -143,7 +143,8 @@ class Run:
         rows, _ = read_labels(rows, form, label_names or {})
         rows = without_labels(rows, form, self._trained("rare_labels") or {})
         carried = [labels_of(row.fields["label"], form) for row in rows]
-        refuse_unknown_labels(carried, names, file=location, flag="--label-names")
+        several = form.kind == "multiple"
+        refuse_unknown_labels(carried, names, file=location, flag="--label-names", sets=several)
         labelled = [row for row in rows if row.fields["label"]]
         encoded = self.predictor.encode_many([row.fields["text"] for row in labelled])
         kept = [(row, item) for row, item in zip(labelled, encoded, strict=True) if item is not None]

@@ -69,8 +69,12 @@ def refuse_unknown_labels(
     *,
     file: str,
     flag: str = "--test-label-names",
+    sets: bool = False,
 ) -> None:
-    """Raises DataError if a held-out file has labels that training doesn't know; both sets are shown."""
+    """Raises DataError if a held-out file has labels that training doesn't know; both sets are shown.
+
+    One label a row is probably another spelling of a known one. In `sets` of labels it is one more label.
+    """
     unknown = sorted({label for labels in carried for label in labels} - set(known) - {""})
     if not unknown:
         return
@@ -83,7 +87,9 @@ def refuse_unknown_labels(
             f"{file} has labels that training doesn't know. Training has "
             f"{', '.join(map(repr, known))}; the file also has:"
         ),
-        fix=f"Say which is which, such as {flag} {example} (labels are never guessed), or mend the file.",
+        fix="A model can't give what it never saw: take these labels out of the file's cells."
+        if sets
+        else f"Say which is which, such as {flag} {example} (labels are never guessed), or mend the file.",
     )
 
 
