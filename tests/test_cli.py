@@ -192,7 +192,7 @@ MISTAKES = {
     "value": (["fit", "news.csv", "--set", "train.length=long"], ["train.length", "'long'", "3 epochs"]),
     "no value": (["fit", "news.csv", "--set", "train.length"], ["train.length", "--set"]),
     "approach": (["fit", "news.csv", "--approach", "lara"], ["'lara'", "Did you mean 'lora'?"]),
-    "task": (["fit", "news.csv", "--task", "chat"], ["'chat'", "isn't built yet"]),
+    "task": (["fit", "news.csv", "--task", "chat"], ["no columns are named for a prompt", "--completion"]),
     "unknown task": (["check", "news.csv", "--task", "poetry"], ["task", "poetry"]),
     "baselines": (["fit", "news.csv", "--baselines", "some"], ["evaluate.baselines", "some"]),
     "base": (["fit", "news.csv", "--base", "./nowhere"], ["./nowhere", "no such folder"]),

@@ -23,6 +23,7 @@ import yaml
 
 import gptailor
 from gptailor.recipe import APPROACHES, build_recipe, describe_settings
+from gptailor.types import AnswerForm
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "gptailor"
@@ -352,6 +353,7 @@ def serving() -> str:
 class FakePredictor:
     """As much of a model as an app needs to be built."""
 
+    form = AnswerForm()
     name, version, label_names, threshold, max_characters = "fake", "0", ("a", "b"), None, 10
 
 

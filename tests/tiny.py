@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -99,5 +100,29 @@ def write_news(path: Path, rows: int = 120) -> Path:
         label = labels[row % 3]
         words = subjects[label]
         lines.append(f"{words[row % 4]} in town {row} and {words[(row // 4) % 4]} again,{label}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def write_topics(path: Path, rows: int = 150) -> Path:
+    """Rows of several labels, none or one, as JSON lines; every label has words of its own."""
+    words = {"sports": "the cup final", "business": "the bank", "health": "a vaccine trial"}
+    labels = list(words)
+    chosen = [[], labels[:1], labels[1:2], labels[2:], labels[:2], labels[1:]]
+    lines = []
+    for row in range(rows):
+        topics = chosen[row % len(chosen)]
+        text = " and ".join([f"in town {row} {row % 7}", *(words[topic] for topic in topics)])
+        lines.append(json.dumps({"text": text, "topics": topics}))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def write_ratings(path: Path, rows: int = 150) -> Path:
+    """Rows with a number: how often one word stands in the text."""
+    lines = ["text,rating"]
+    for row in range(rows):
+        times = row * 7 % 5
+        lines.append(f"town {row} {'the goal ' * times}{'rain ' * (4 - times)},{1.5 * times + row % 3 / 10}")
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path

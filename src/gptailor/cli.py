@@ -245,7 +245,7 @@ def evaluate(
             ]
             print_table(console, f"{result['rows']:,} documents, {result['bytes']:,} bytes", rows)
         elif not as_json:
-            shown = ("accuracy", "macro_f1", "balanced_accuracy", "weighted_f1", "calibration_error")
+            shown = opened.shown_scores
             rows = [(name.replace("_", " "), score_text(result["scores"][name])) for name in shown]
             left_out = f" ({result['left_out']} without usable text or label)" if result["left_out"] else ""
             print_table(console, f"{result['rows']:,} of {result['read']:,} rows{left_out}", rows)
@@ -285,7 +285,8 @@ def predict(
                         print(line["answer"])
                         continue
                     sure = " (not sure)" if line["abstained"] else ""
-                    print(f"{line['label']}\t{line['probability']:.3f}{sure}\t{line['text']}")
+                    probability = "" if line["probability"] is None else f"{line['probability']:.3f}"
+                    print(f"{line['label']}\t{probability}{sure}\t{line['text']}")
             result: dict[str, Any] = {"answers": answers}
         else:
             if data == "-" and sys.stdin.isatty():

@@ -71,6 +71,11 @@ class DataSettings(Settings):
     test: str | None = Field(None, description="file that tests, instead of a share of train")
     text: str | None = Field(None, description="column of the text; a+b joins two with a space")
     label: str | None = Field(None, description="column of the label")
+    label_separator: str | None = Field(
+        None,
+        min_length=1,
+        description="what divides the labels of one cell, such as ; (several labels a row)",
+    )
     columns: str | None = Field(None, description="names for a headerless file, such as label,text+text")
     test_columns: str | None = Field(None, description="the same for the test file")
     label_names: LabelNames = Field({}, description="names for bare labels, such as 0: World")
@@ -231,6 +236,10 @@ class Recipe(Settings):
     """Everything `gptailor fit` needs to know."""
 
     task: Task | None = Field(None, description="what a row means; null: by the columns")
+    task_answer: Literal["auto", "single", "multiple", "score"] = Field(
+        "auto",
+        description="one label a row, several, or a number (classification); auto never takes a number",
+    )
     data: DataSettings = Field(description="rows and columns")
     base: str = Field("starter", description="starter, a folder, a run, or a name on the Hugging Face hub")
     revision: str | None = Field(None, description="commit of a hub base; null: the newest, then pinned")

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 Task = Literal["classification", "completion", "language", "chat", "preference"]
 Part = Literal["train", "validation", "test"]
+# What a classification row is answered with: one label, a set of labels, or a number.
+AnswerKind = Literal["single", "multiple", "score"]
+# Such an answer as the trainer sees it: the label's number; 0 or 1 for every label, (C,); the number itself.
+Label = int | tuple[int, ...] | float
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
@@ -73,13 +77,24 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerForm:
+    """What the rows of a classification run are answered with, and how an answer is read off the head."""
+
+    kind: AnswerKind = "single"
+    separator: str = ""  # multiple: stands between the labels of an answer; empty: a JSON array is written
+    cutoff: float = 0.5  # multiple: a label is given from this probability on
+    mean: float = 0.0  # score: the head learns (number - mean) / deviation, both of the training rows
+    deviation: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
     """What a row means for a task."""
 
     segments: tuple[Segment, ...]
     source: str
     row: int
-    label: int | None = None
+    label: Label | None = None
     rejected: tuple[Segment, ...] = ()  # preference: the answer that was not chosen
     group: str = ""
     time: str = ""
@@ -100,7 +115,7 @@ class TokenizedExample:
     learn: npt.NDArray[np.bool_]
     source: str
     row: int
-    label: int | None = None
+    label: Label | None = None
     cut: int = 0
 
 
@@ -109,9 +124,9 @@ class Batch:
     """What one forward pass sees. Padding is on the right and known by position, never by token id.
 
     Shapes: `input_ids` (B, T); `last` (B,) the position of each row's last real token;
-    `labels` (B,) for classification. For the text tasks `learned` (L,) are the flat positions in (B, T)
-    whose next token the loss looks at, `targets` (L,) those next tokens, and `positions` (B, T) start
-    again at 0 with every document of a packed row.
+    `labels` (B,) for classification, (B, C) where a row may carry several. For the text tasks `learned` (L,)
+    are the flat positions in (B, T) whose next token the loss looks at, `targets` (L,) those next tokens, and
+    `positions` (B, T) start again at 0 with every document of a packed row.
     """
 
     input_ids: Tensor
@@ -161,11 +176,12 @@ class Score:
 class Predictions:
     """Answers for a list of rows, in their order.
 
-    Shapes: `probabilities` (N, C); `answers` (N,) the true class, or None where nobody knows.
+    Shapes: `probabilities` (N, C), or (N, 1) numbers; `answers` (N,) the true class or number, (N, C) 0 or 1
+    for each label, or None where nobody knows.
     """
 
     probabilities: FloatArray
-    answers: IntArray | None
+    answers: IntArray | FloatArray | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,3 +213,4 @@ class Bundle:
     scores: Mapping[str, Any]
     probes: Sequence[Mapping[str, Any]] = ()
     form: Mapping[str, Any] = field(default_factory=dict)  # text tasks: how a request becomes a prompt
+    answer: AnswerForm = field(default_factory=AnswerForm)  # classification

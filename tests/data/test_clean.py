@@ -277,3 +277,64 @@ def test_messy_tweets_lose_their_entities_and_conflicts() -> None:
     assert not any("&amp;" in row.fields["text"] or "\x89" in row.fields["text"] for row in result.rows)
     assert sum(r.reason == "conflict" for r in result.rejected) >= 50
     assert sum(r.reason == "duplicate" for r in result.rejected) >= 50
+
+
+# --- sets of labels, and numbers --------------------------------------------------------------------
+
+
+def clean_sets(*rows: tuple[str, str], **changes: object) -> CleanResult:
+    settings = CleanSettings(**{"minimum_class_size": 1, **changes})
+    return clean_rows(rows_of(*rows), settings=settings, kind="multiple")
+
+
+def cells(result: CleanResult) -> list[str]:
+    return [row.fields["label"] for row in result.rows]
+
+
+def test_equal_sets_are_duplicates_and_different_ones_conflict() -> None:
+    result = clean_sets(
+        ("one", '["b", "a"]'), ("one", '["a", "b"]'), ("two", '["a"]'), ("two", '["a", "b"]'), ("three", "[]")
+    )
+    assert [(row.row, row.reason) for row in result.rejected] == [
+        (2, "duplicate"),
+        (3, "conflict"),
+        (4, "conflict"),
+    ]
+    assert cells(result) == ['["a", "b"]', "[]"]
+
+
+def test_no_label_at_all_is_an_answer_and_an_empty_cell_is_none() -> None:
+    result = clean_sets(("one", "[]"), ("two", ""))
+    assert cells(result) == ["[]"]
+    assert [row.reason for row in result.rejected] == ["no_label"]
+
+
+def test_spellings_merge_label_by_label() -> None:
+    rows = [(f"text {i}", '["Wheat", "corn"]') for i in range(9)]
+    result = clean_sets(*rows, ("other", '[" wheat", "oil &amp; gas", "corn"]'))
+    assert cells(result)[-1] == '["Wheat", "corn", "oil & gas"]'
+    assert result.label_merges == {"wheat": "Wheat"}
+
+
+def test_a_rare_label_leaves_the_set_and_takes_the_row_only_where_it_stood_alone() -> None:
+    rows = [(f"text {i}", '["a"]') for i in range(3)]
+    result = clean_sets(*rows, ("both", '["a", "rare"]'), ("alone", '["rare"]'), minimum_class_size=3)
+    assert cells(result) == ['["a"]'] * 4
+    assert result.rare_labels == {"rare": 2}
+    assert [(row.row, row.reason) for row in result.rejected] == [(5, "rare_label")]
+    held_out = clean_rows(
+        rows_of(("x", '["rare"]'), ("y", '["RARE", "a"]'), ("z", '["new"]'), ("x", '["a"]')),
+        settings=CleanSettings(),
+        protected=True,
+        known=result,
+        kind="multiple",
+    )
+    assert cells(held_out) == ['["a"]', '["new"]', '["a"]']
+    assert [row.reason for row in held_out.rejected] == ["rare_label"]
+
+
+def test_numbers_are_neither_merged_nor_rare() -> None:
+    rows = rows_of(("one", "1.0"), ("two", "2.0"), ("two", "2.5"), ("one", "1.0"))
+    result = clean_rows(rows, settings=CleanSettings(), kind="score")
+    assert cells(result) == ["1.0"]
+    assert [row.reason for row in result.rejected] == ["conflict", "conflict", "duplicate"]

@@ -14,7 +14,7 @@ from gptailor.types import IntArray, Part
 
 
 def split(
-    labels: list[str] | None = None,
+    labels: list[str] | list[tuple[str, ...]] | None = None,
     groups: IntArray | None = None,
     times: list[str] | None = None,
     seed: int = 0,
@@ -215,3 +215,47 @@ def test_many_labels_and_rows_keep_exact_sizes() -> None:
     random = np.random.default_rng(0)
     labels = [str(k) for k in random.integers(0, 50, 30_000)]
     assert sizes(split(labels, random.permutation(30_000))) == (24_000, 3_000, 3_000)
+
+
+# --- several labels a row ---------------------------------------------------------------------------
+
+
+def reuters_like(rows: int, seed: int) -> list[tuple[str, ...]]:
+    """Many rows of few labels, few rows of many labels, and some rows without any."""
+    rng = np.random.default_rng(seed)
+    shares = 0.5 / np.arange(1, 21) ** 1.5
+    return [tuple(f"label {c}" for c in np.flatnonzero(rng.random(20) < shares)) for _ in range(rows)]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 999))
+def test_every_label_of_a_set_stands_in_every_part(seed: int) -> None:
+    """Above all the rare ones in train, also those that only ever come beside rarer ones."""
+    carried = reuters_like(400, seed)
+    parts = split(carried, seed=seed)
+    assert sizes(parts) == pytest.approx((280, 60, 60), abs=8)
+    found: dict[str, Counter[Part]] = defaultdict(Counter)
+    for labels, part in zip(carried, parts, strict=True):
+        for label in labels:
+            found[label][part] += 1
+    for label, counts in found.items():
+        total = sum(counts.values())
+        if total >= 3:  # as many as there are parts
+            assert set(counts) == {"train", "validation", "test"}, label
+        assert abs(counts["test"] - 0.15 * total) <= 3 + 0.06 * total
+
+
+def test_rows_without_a_label_are_spread_like_a_label() -> None:
+    carried: list[tuple[str, ...]] = [()] * 100 + [("a", "b")] * 100
+    parts = split(carried)
+    assert Counter(parts[:100]) == {"train": 70, "validation": 15, "test": 15}
+    assert parts == split(carried)
+
+
+def test_groups_of_sets_stay_together() -> None:
+    carried = reuters_like(300, 1)
+    groups = np.arange(300) // 3
+    parts = split(carried, groups=groups)
+    for group in range(100):
+        assert len(set(parts[3 * group : 3 * group + 3])) == 1
+    assert sizes(parts) == pytest.approx((210, 45, 45), abs=12)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import random
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from hypothesis import strategies as st
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 
 from gptailor.errors import DataError
-from gptailor.evaluate import baselines
+from gptailor.evaluate import baselines, targets
 from gptailor.evaluate.baselines import fit_tfidf, majority, tfidf, tfidf_probabilities
+from gptailor.evaluate.targets import CLASSES
 from gptailor.types import IntArray
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "../shared/data"
@@ -64,18 +66,16 @@ def test_tfidf_learns_and_repeats() -> None:
     assert 0 < one.seconds < 20
 
 
-def test_strength_is_searched_on_training_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strength_is_searched_on_training_rows() -> None:
     """Each strength is fitted on every fold's rest, never on a whole part, and then once on all rows."""
     fits: list[tuple[float, int]] = []
-    real = baselines._fit_classifier
 
     def counted(matrix, labels, **settings):  # type: ignore[no-untyped-def]
         fits.append((settings["strength"], matrix.shape[0]))
-        return real(matrix, labels, **settings)
+        return CLASSES.fit(matrix, labels, **settings)
 
-    monkeypatch.setattr(baselines, "_fit_classifier", counted)
     texts, labels = one_word_decides(50)
-    result = fit_tfidf(texts, labels)
+    result = fit_tfidf(texts, labels, target=dataclasses.replace(CLASSES, fit=counted))
     for strength in (0.3, 1.0, 3.0, 10.0, 30.0):
         assert fits[:-1].count((strength, 40)) == 5
     assert len(fits) == 26
@@ -124,7 +124,7 @@ def test_odd_rows_get_an_answer(texts: list[str], labels: list[int]) -> None:
 
 
 def test_a_solver_that_runs_out_of_iterations_does_not_warn(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(baselines, "MAX_ITERATIONS", 1)
+    monkeypatch.setattr(targets, "MAX_ITERATIONS", 1)
     texts, labels = rows(60, seed=0)
     assert (tfidf(texts, labels, [], texts).test == labels).mean() > 0.5
 
@@ -169,10 +169,10 @@ def test_search_sample_keeps_every_class_in_proportion(monkeypatch: pytest.Monke
     monkeypatch.setattr(baselines, "SEARCH_ROWS", 100)
     monkeypatch.setattr(baselines, "SEARCH_ROWS_FLOOR", 100)
     labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 3], [600, 300, 100]))
-    sample = baselines._search_rows(labels, seed=0)
+    sample = baselines._search_rows(labels, problems=3, seed=0)
     assert len(sample) == len(set(sample.tolist())) == 100
     assert np.bincount(labels[sample]).tolist() == pytest.approx([60, 30, 0, 10], abs=1)
-    assert len(baselines._search_rows(labels[:90], seed=0)) == 90
+    assert len(baselines._search_rows(labels[:90], problems=3, seed=0)) == 90
 
 
 def test_out_of_fold_probabilities_find_a_wrong_label() -> None:

@@ -17,7 +17,7 @@ from gptailor.errors import DataError
 from gptailor.evaluate.run import macro_f1
 from gptailor.launch import StopRequest
 from gptailor.models.approach import fit_frozen_head
-from gptailor.pipeline import frozen, trained
+from gptailor.pipeline import kinds, trained
 from gptailor.pipeline.fit import open_workshop
 from gptailor.pipeline.frozen import features_of, run_frozen
 from gptailor.pipeline.place import Listener, Trained, TrainingPlace
@@ -136,7 +136,7 @@ def test_frozen_answers_are_out_of_fold_and_in_row_order(shop: Workshop) -> None
         logits[outside] = features[outside] @ weights.T
     assert candidate.validation_answers.tolist() == answers_of(shop)
     assert np.abs(candidate.validation_logits - averaged(logits, rows)).max() < 1e-9
-    assert candidate.macro_f1 == macro_f1(
+    assert candidate.score == macro_f1(
         candidate.validation_answers, candidate.validation_logits.argmax(axis=1), num_labels=3
     )
 
@@ -153,20 +153,20 @@ def test_the_strength_with_the_best_out_of_fold_score_wins(
     shop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fitted: list[tuple[int, float]] = []
-    original = frozen.fit_frozen_head
+    original = kinds.fit_frozen_head
 
     def noted(features: Any, labels: Any, **settings: Any) -> Any:
         fitted.append((len(features), settings["strength"]))
         return original(features, labels, **settings)
 
-    monkeypatch.setattr(frozen, "fit_frozen_head", noted)
+    monkeypatch.setattr(kinds, "fit_frozen_head", noted)
     candidate = run_frozen(shop, FrozenApproach(strengths=STRENGTHS))
     scores = {item["strength"]: item["validation_macro_f1"] for item in candidate.strengths}
     assert list(scores) == STRENGTHS
-    assert candidate.macro_f1 == max(scores.values())
+    assert candidate.score == max(scores.values())
     rows = len(rows_of(shop))
     assert [size < rows for size, _ in fitted] == [True] * 15 + [False]
-    assert scores[fitted[-1][1]] == candidate.macro_f1
+    assert scores[fitted[-1][1]] == candidate.score
 
 
 # Full.

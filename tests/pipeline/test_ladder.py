@@ -77,7 +77,7 @@ def trained(shop: Workshop, tokens: int) -> Candidate:
     """A full fine-tune of which only the cost is known."""
     none: Any = None
     empty = np.zeros((0, 3)), np.zeros(0, np.int64)
-    return Candidate("full", none, *empty, macro_f1=0.5, seconds=1.0, trained=Trained(tokens=tokens))
+    return Candidate("full", none, *empty, score=0.5, seconds=1.0, trained=Trained(tokens=tokens))
 
 
 # The rungs.
@@ -98,7 +98,7 @@ def test_every_rung_answers_the_validation_and_test_rows(shop: Workshop) -> None
     assert list(climbed.rungs) == ["majority", "tfidf", "frozen", "zero_shot", "few_shot"]
     assert climbed.skipped == {}
     assert said == [
-        "baseline: majority and TF-IDF",
+        "baseline: always the same answer, and TF-IDF",
         "baseline: frozen features",
         "baseline: zero-shot",
         "baseline: few-shot",
@@ -107,7 +107,7 @@ def test_every_rung_answers_the_validation_and_test_rows(shop: Workshop) -> None
     for rung in climbed.rungs.values():
         assert rung.rows.tolist() == list(range(45)), "45 rows are under the limit of every rung"
         assert rung.predictions.shape == (45,)
-        assert 0 <= rung.validation_macro_f1 <= 1
+        assert 0 <= rung.validation_score <= 1
     majority = climbed.rungs["majority"]
     most = Counter(answers_of(shop, "train").tolist()).most_common(1)[0][1]
     assert majority.note.startswith(f"{most} of 210")
@@ -119,7 +119,7 @@ def test_every_rung_answers_the_validation_and_test_rows(shop: Workshop) -> None
         seed=0,
     )
     assert climbed.rungs["tfidf"].predictions.tolist() == expected.test.tolist()
-    assert climbed.rungs["tfidf"].validation_macro_f1 == macro_f1(
+    assert climbed.rungs["tfidf"].validation_score == macro_f1(
         answers_of(shop, "validation"), expected.validation, num_labels=3
     )
     assert "45 of 45 test rows" in climbed.rungs["few_shot"].note
@@ -134,7 +134,7 @@ def test_the_frozen_rung_answers_as_the_frozen_model_does(shop: Workshop, tmp_pa
     assert isinstance(predictor, Predictor)
     answers = [predictor.label_names.index(a.label) for a in predictor.predict(texts_of(shop, "test")) if a]
     assert rung.predictions.tolist() == answers
-    assert rung.validation_macro_f1 == frozen.macro_f1
+    assert rung.validation_score == frozen.score
 
 
 def test_a_frozen_run_is_no_baseline_of_itself(shop: Workshop) -> None:

@@ -17,9 +17,7 @@ from hypothesis import strategies as st
 import tiny
 from gptailor.data.ledger import LedgerLine, summarize
 from gptailor.data.tokenize import Encoder, build_encoder
-from gptailor.errors import DataError, GptailorError, RecipeError
-from gptailor.pipeline.check import check_recipe
-from gptailor.pipeline.fit import fit_recipe
+from gptailor.errors import DataError, GptailorError
 from gptailor.pipeline.prepare import PARTS, Prepared, joined, prepare
 from gptailor.pipeline.tokens import choose_max_tokens, ledger_lines, tokenize_parts
 from gptailor.recipe import build_recipe
@@ -214,15 +212,6 @@ def test_an_unknown_group_or_time_column_is_named_with_a_suggestion(tmp_path: Pa
 
 
 # What is refused.
-
-
-@pytest.mark.parametrize("task", ["completion", "chat", "preference"])
-def test_a_task_that_is_not_built_is_refused_and_not_run_as_another(tmp_path: Path, task: str) -> None:
-    train = write_csv(tmp_path / "train.csv", ["text", "label"], easy_rows(60))
-    recipe = build_recipe({"data": {"train": train}, "task": task, "out": str(tmp_path / "run")})
-    for verb in (fit_recipe, check_recipe):
-        with pytest.raises(RecipeError, match=task):
-            verb(recipe)
 
 
 def test_dropping_long_texts_until_one_label_is_left_is_refused(tmp_path: Path, encoder: Encoder) -> None:

@@ -75,7 +75,7 @@ def test_the_summary_of_a_classifier(report: Any) -> None:
     for expected in (
         "2,460 rows read = 1,920 train + 240 validation + 240 test + 60 dropped (duplicate 41, conflict 6",
         "on the sealed test set macro-F1 (95 % interval) accuracy",
-        "majority class 0.100 (0.099 to 0.101) 0.250",
+        "most frequent answer 0.100 (0.099 to 0.101) 0.250",
         "zero-shot 0.512 (0.462 to 0.562) on 150 rows",
         "this model (full) 0.884 (0.863 to 0.905) 0.891",
         "at least 62% sure: 85% of the rows, 95% of them right",

@@ -33,7 +33,7 @@ from gptailor.errors import GptailorError, InputError
 from gptailor.serve import run
 from gptailor.serve.app import build_app
 from gptailor.serve.run import Connection, listen
-from gptailor.types import FloatArray
+from gptailor.types import AnswerForm, FloatArray
 
 Result = TypeVar("Result")
 
@@ -50,6 +50,7 @@ class FakePredictor:
     """Probabilities are a function of the text; every run waits while `gate` is closed."""
 
     def __init__(self, name: str = "news", *, threshold: float | None = 0.5) -> None:
+        self.form = AnswerForm()
         self.name, self.version, self.threshold, self.max_characters = name, f"hash-{name}", threshold, 200
         self.label_names = ("World", "Sports", "Business")
         self.gate, self.entered = threading.Event(), threading.Event()
@@ -667,8 +668,10 @@ import sys, time
 import numpy as np
 from types import SimpleNamespace
 from gptailor.serve.run import serve
+from gptailor.types import AnswerForm
 
 class Slow:
+    form = AnswerForm()
     name, version, label_names, threshold, max_characters = "slow", "1", ("a", "b"), None, 100
     def encode(self, text):
         return SimpleNamespace(text=text, num_tokens=1, truncated=False, shape=(4, 8))

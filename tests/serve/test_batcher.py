@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptailor.serve.batcher import Batcher, DeadlineExceeded, Draining, Overloaded, RunFailed
-from gptailor.types import FloatArray
+from gptailor.types import AnswerForm, FloatArray
 
 Result = TypeVar("Result")
 SHORT, LONG = (4, 8), (2, 64)
@@ -33,6 +33,7 @@ class FakeEncoded:
 class FakePredictor:
     """Answers a value v with (v, 1 - v). Holds every run while `gate` is closed."""
 
+    form = AnswerForm()
     name, version, label_names, threshold, max_characters = "fake", "1", ("yes", "no"), None, 100
 
     def __init__(self, *, seconds: float = 0.0) -> None:

@@ -16,7 +16,7 @@ import uvicorn
 
 from gptailor.serve.app import build_app
 from gptailor.serve.run import listen
-from gptailor.types import FloatArray
+from gptailor.types import AnswerForm, FloatArray
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium to drive a browser")
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -53,6 +53,7 @@ class FakeEncoded:
 class FakePredictor:
     """Answers by the first word; a text of over ten words is cut."""
 
+    form = AnswerForm()
     version, label_names, threshold, max_characters = (
         "1",
         ("World", "Sports & <b>games</b>", "Business"),

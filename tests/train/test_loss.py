@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from gptailor.train.loss import (
     balanced_weights,
     classification_logits,
     classification_loss,
+    label_set_loss,
     normalized_weights,
+    number_loss,
 )
-from gptailor.types import TokenizedExample
+from gptailor.types import AnswerKind, TokenizedExample
 
 
 @st.composite
@@ -145,3 +148,55 @@ def test_loss_of_bf16_logits_is_summed_in_fp32() -> None:
     exact = classification_loss(logits.float(), labels).item()
     assert exact == pytest.approx(5000 * math.log(2))
     assert functional.cross_entropy(logits, labels, reduction="sum").item() != pytest.approx(exact, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["multiple", "score"])
+def test_loss_is_that_of_transformers_own_head(tiny_bases: dict[str, Path], kind: AnswerKind) -> None:
+    """Ours is the sum over rows; theirs the mean, of sets over the labels, too. The gradients then agree."""
+    base = resolve_base(str(tiny_bases["gpt2"]))
+    tokenizer = load_tokenizer(base)
+    names = ["a", "b", "c"] if kind == "multiple" else ["stars"]
+    model = load_classifier(base, tokenizer, label_names=names, seed=0, kind=kind).eval()
+    answers: list[Any] = [(1, 0, 1), (0, 0, 0), (0, 1, 0)] if kind == "multiple" else [1.5, -2.0, 4.0]
+    rows = [
+        TokenizedExample(np.arange(5, 5 + n, dtype=np.int32), np.zeros(n, np.bool_), "r", n, label=answer)
+        for n, answer in zip((4, 9, 2), answers, strict=True)
+    ]
+    pad_id: Any = tokenizer.pad_token_id
+    batch = collate(rows, pad_id=pad_id)
+    assert batch.labels is not None
+    mask = torch.arange(9) <= batch.last[:, None]
+    theirs = model(input_ids=batch.input_ids, attention_mask=mask, labels=batch.labels.float()).loss
+    theirs.backward()
+    head = model.get_submodule("score")
+    expected = head.weight.grad.clone()
+    model.zero_grad()
+    logits = classification_logits(model, head, batch)
+    if kind == "multiple":
+        ours = label_set_loss(logits, batch.labels) / (3 * len(names))
+    else:
+        ours = number_loss(logits, batch.labels, mean=0.0, deviation=1.0) / 3
+    ours.backward()
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(head.weight.grad, expected)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 6), st.integers(0, 99))
+def test_sets_and_numbers_are_summed_over_any_micro_batches(size: int, seed: int) -> None:
+    """The parts of a step add up to the whole, however it is divided."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(6, 3, generator=generator, dtype=torch.float64)
+    sets = torch.randint(0, 2, (6, 3), generator=generator)
+    numbers = torch.randn(6, generator=generator, dtype=torch.float64)
+    scaled = partial(number_loss, mean=0.3, deviation=2.0)
+    for loss, values, answers in ((label_set_loss, logits, sets), (scaled, logits[:, :1], numbers)):
+        parts = zip(values.split(size), answers.split(size), strict=True)
+        total = sum(loss(part, answer).item() for part, answer in parts)
+        assert total == pytest.approx(loss(values, answers).item(), rel=1e-12)
+
+
+def test_a_number_is_learned_in_deviations_from_the_mean() -> None:
+    logits = torch.tensor([[1.0], [-1.0]])
+    assert number_loss(logits, torch.tensor([12.0, 8.0]), mean=10.0, deviation=2.0).item() == 0
+    assert number_loss(logits, torch.tensor([14.0, 8.0]), mean=10.0, deviation=2.0).item() == 1

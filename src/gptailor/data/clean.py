@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import html
+import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from html.entities import html5
 
 import ftfy
 
 from gptailor.errors import number_of
 from gptailor.recipe import CleanSettings
-from gptailor.types import RawExample, Reason, RejectedRow
+from gptailor.types import AnswerKind, RawExample, Reason, RejectedRow
 
 EXAMPLES_PER_KIND = 5
 EXCERPT = 60  # characters shown on each side of a change
@@ -83,6 +85,9 @@ class CleanResult:
     repaired: int  # rows whose text changed
     label_merges: dict[str, str] = field(default_factory=dict)  # spelling -> kept spelling
     label_suspicions: list[tuple[str, str]] = field(default_factory=list)  # (rarer, commoner), not merged
+    rare_labels: dict[str, int] = field(
+        default_factory=dict
+    )  # label -> its rows; taken out of sets of labels
     examples: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # kind -> (before, after)
 
 
@@ -116,6 +121,7 @@ def clean_rows(
     text_roles: Sequence[str] = ("text",),
     protected: bool = False,
     known: CleanResult | None = None,
+    kind: AnswerKind = "single",
 ) -> CleanResult:
     """Repairs rows and drops those without text or label, duplicates, conflicts and rare labels.
 
@@ -128,31 +134,37 @@ def clean_rows(
             only for want of text or label, and labels merge only over case and white space.
         known: The training rows' result. Labels are then spelled as in training (its merges included),
             and a label that training doesn't know stays as it is.
+        kind: What a label cell holds: a label; several, as a JSON array of texts that may be empty; a number,
+            which is neither merged nor rare. In a set of labels a rare one is taken out, and the row goes
+            where none is left.
     """
-    mended, repaired, examples = _repair_rows(rows, settings, label_role, text_roles)
+    mended, repaired, examples = _repair_rows(rows, settings, label_role, text_roles, kind)
     fates: dict[int, RejectedRow] = {}
     _drop_empty(mended, fates, label_role, text_roles)
 
     merges: dict[str, str] = {}
     suspicions: list[tuple[str, str]] = []
-    if label_role is not None:
-        counts = Counter(row.fields[label_role] for i, row in enumerate(mended) if i not in fates)
-        merges, suspicions = _label_spellings(counts, settings, label_role, protected, known)
-        mended = [
-            _with(row, {label_role: merges.get(row.fields[label_role], row.fields[label_role])})
-            for row in mended
-        ]
+    rare: dict[str, int] = {}
+    if label_role is not None and kind != "score":
+        counts = _label_counts(mended, fates, label_role, kind)
+        merges, suspicions = _label_spellings(counts, settings, label_role, protected, known, kind)
+        spell = partial(_each_label, change=lambda label: merges.get(label, label), kind=kind)
+        mended = [_with(row, {label_role: spell(row.fields[label_role])}) for row in mended]
 
     if not protected:
         _drop_repeats(mended, fates, settings, label_role, text_roles)
-        if label_role is not None:
-            _drop_rare(mended, fates, settings.minimum_class_size, label_role)
+    if label_role is not None and kind == "multiple":
+        rare = known.rare_labels if known else _rare(mended, fates, settings, label_role, kind)
+        mended = _without_rare(mended, fates, rare, settings.minimum_class_size, label_role)
+    elif label_role is not None and kind == "single" and not protected:
+        _drop_rare(mended, fates, settings.minimum_class_size, label_role)
     return CleanResult(
         rows=[row for i, row in enumerate(mended) if i not in fates],
         rejected=[fates[i] for i in sorted(fates)],
         repaired=repaired,
         label_merges=merges,
         label_suspicions=suspicions,
+        rare_labels=rare,
         examples=examples,
     )
 
@@ -263,7 +275,11 @@ def _squeeze(text: str) -> str:
 
 
 def _repair_rows(
-    rows: Sequence[RawExample], settings: CleanSettings, label_role: str | None, text_roles: Sequence[str]
+    rows: Sequence[RawExample],
+    settings: CleanSettings,
+    label_role: str | None,
+    text_roles: Sequence[str],
+    kind: AnswerKind,
 ) -> tuple[list[RawExample], int, dict[str, list[tuple[str, str]]]]:
     steps = _steps(
         settings.repair_text, settings.unescape_entities, settings.drop_control, settings.squeeze_space
@@ -278,14 +294,17 @@ def _repair_rows(
             if _is_plain(text):
                 continue
             fields[role], changes = _run(text, steps)
-            for kind, (before, after) in changes.items():
-                shown = examples.setdefault(kind, [])
+            for change, (before, after) in changes.items():
+                shown = examples.setdefault(change, [])
                 if len(shown) < EXAMPLES_PER_KIND:
                     shown.append(_excerpts(before, after))
         repaired += any(row.fields.get(role, "") != text for role, text in fields.items())
         if label_role is not None:
-            label = row.fields.get(label_role, "")
-            fields[label_role] = _squeezed(label if _is_plain(label) else _run(label, steps)[0])
+            fields[label_role] = _each_label(
+                row.fields.get(label_role, ""),
+                lambda label: _squeezed(label if _is_plain(label) else _run(label, steps)[0]),
+                kind,
+            )
         mended.append(_with(row, fields))
     return mended, repaired, examples
 
@@ -306,6 +325,27 @@ def _excerpts(before: str, after: str) -> tuple[str, str]:
 # --- labels ----------------------------------------------------------------------------------------
 
 
+def _labels_of(cell: str, kind: AnswerKind) -> list[str]:
+    """The labels in a cell."""
+    return list(json.loads(cell)) if kind == "multiple" and cell else [cell]
+
+
+def _each_label(cell: str, change: Callable[[str], str], kind: AnswerKind) -> str:
+    """The cell with each of its labels changed; of several, each stands once and in order."""
+    if kind != "multiple" or not cell:
+        return change(cell)
+    changed = {change(label) for label in _labels_of(cell, kind)} - {""}
+    return json.dumps(sorted(changed), ensure_ascii=False)
+
+
+def _label_counts(
+    rows: Sequence[RawExample], fates: Mapping[int, RejectedRow], label_role: str, kind: AnswerKind
+) -> Counter[str]:
+    """Rows that carry each label, the dropped ones left out."""
+    kept = (row for i, row in enumerate(rows) if i not in fates)
+    return Counter(label for row in kept for label in _labels_of(row.fields[label_role], kind))
+
+
 def _squeezed(label: str) -> str:
     return " ".join(label.split())
 
@@ -316,10 +356,12 @@ def _label_spellings(
     label_role: str,
     protected: bool,
     known: CleanResult | None,
+    kind: AnswerKind,
 ) -> tuple[dict[str, str], list[tuple[str, str]]]:
     """(spelling -> kept spelling; look-alikes), by the rows themselves or by what training knows."""
     if known is not None:
-        names = {label: label for row in known.rows if (label := row.fields.get(label_role, ""))}
+        cells = (cell for row in known.rows if (cell := row.fields.get(label_role, "")))
+        names = {label: label for cell in cells for label in (*_labels_of(cell, kind), *known.rare_labels)}
         names |= known.label_merges
         folded = {_squeezed(label).casefold(): kept for label, kept in names.items()}
         found = {
@@ -467,6 +509,40 @@ def _drop_rare(
         if i not in fates and counts[label] < minimum:
             has = f'label "{label}" has {number_of(counts[label], "row")}'
             fates[i] = _rejected(row, "rare_label", f"{has}; {minimum} are needed")
+
+
+def _rare(
+    rows: Sequence[RawExample],
+    fates: Mapping[int, RejectedRow],
+    settings: CleanSettings,
+    label_role: str,
+    kind: AnswerKind,
+) -> dict[str, int]:
+    counts = _label_counts(rows, fates, label_role, kind)
+    return {label: count for label, count in counts.items() if count < settings.minimum_class_size}
+
+
+def _without_rare(
+    rows: Sequence[RawExample],
+    fates: dict[int, RejectedRow],
+    rare: Mapping[str, int],
+    minimum: int,
+    label_role: str,
+) -> list[RawExample]:
+    """Takes rare labels out of the sets; a row that carried no other is dropped."""
+    kept = []
+    for i, row in enumerate(rows):
+        carried = _labels_of(row.fields[label_role], "multiple") if i not in fates else []
+        left = [label for label in carried if label not in rare]
+        if carried and not left:
+            names = ", ".join(f'"{label}"' for label in carried)
+            fates[i] = _rejected(
+                row, "rare_label", f"no label but {names}; {minimum} rows of each are needed"
+            )
+        elif len(left) < len(carried):
+            row = _with(row, {label_role: json.dumps(left, ensure_ascii=False)})
+        kept.append(row)
+    return kept
 
 
 def _places(row: RawExample, others: Sequence[RawExample], shown: int = 5) -> str:

@@ -83,6 +83,7 @@ LABEL_NAMES = frozenset(
         "target",
         "targets",
         "topic",
+        "topics",
         "toxic",
     ]
 )
@@ -123,6 +124,11 @@ class _Shape:
         """Few distinct values, each short and repeated."""
         few = 2 <= self.distinct <= max(2, min(500, len(self.values) // 3))
         return few and self.filled >= 0.9 and max(map(len, self.values)) <= 60
+
+    @property
+    def like_label_sets(self) -> bool:
+        """Arrays: several labels each, or none."""
+        return bool(self.values) and all(v.strip()[0] == "[" and v.strip()[-1] == "]" for v in self.values)
 
     @property
     def like_text(self) -> bool:
@@ -195,7 +201,7 @@ def _shape(column: str, rows: Sequence[RawExample]) -> _Shape:
 def _infer_label(columns: Sequence[str], shapes: dict[str, _Shape]) -> str:
     filled = [c for c in columns if shapes[c].values and not shapes[c].like_text]
     named = [c for c in filled if c.strip().lower() in LABEL_NAMES]
-    candidates = named or [c for c in columns if shapes[c].like_label]
+    candidates = named or [c for c in columns if shapes[c].like_label or shapes[c].like_label_sets]
     if len(candidates) > 1:
         candidates = _without_renamings(candidates, shapes)
     if len(candidates) == 1:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
@@ -29,7 +29,7 @@ NOT_SORTABLE = re.compile(
 
 
 def split_rows(
-    labels: Sequence[str] | None,
+    labels: Sequence[str] | Sequence[Sequence[str]] | None,
     *,
     groups: IntArray | None,
     times: Sequence[str] | None,
@@ -53,7 +53,8 @@ def split_rows(
     without a time count as the oldest.
 
     Args:
-        labels: (N,) label of each row, or None for a task without labels.
+        labels: (N,) label of each row, or its labels where a row may carry several (or none), or None for a
+            task without labels. Rows with several are dealt out by their rarest one (Sechidis et al. 2011).
         groups: (N,) rows with equal ids stay in one part; None: each row for itself.
         times: (N,) when each row happened; None: at random.
         settings: The shares. At least one of `labels`, `groups` and `times` must be given.
@@ -74,7 +75,9 @@ def split_rows(
     if times is not None:
         places = _split_by_time(rows_of, time_keys(times), targets)
     else:
-        places = _split_by_label(rows_of, [""] * size if labels is None else labels, targets, seed)
+        given = [()] * size if labels is None else labels
+        carried = [(label,) if isinstance(label, str) else label for label in given]
+        places = _split_by_label(rows_of, carried, targets, seed)
     parts: list[Part] = ["train"] * size
     for rows, place in zip(rows_of, places, strict=True):
         for row in rows:
@@ -172,6 +175,7 @@ class _Seating:
     """Where groups have been put, and how many rows that gives each part."""
 
     held: list[dict[str, int]]  # per group: rows of each label in it
+    sizes: list[int]  # per group: rows
     groups_of: dict[str, list[int]]  # per label: the groups that hold it
     keys: list[int]  # per group: a random number
     places: dict[int, int]  # group -> part, an index into PARTS
@@ -184,9 +188,9 @@ class _Seating:
         self.places[group] = part
         for label, rows in self.held[group].items():
             self.taken[label][part] += rows
-            self.room[part] -= rows
             if label in self.done:
                 self.settled[part] += rows
+        self.room[part] -= self.sizes[group]
 
     def finish(self, label: str) -> None:
         self.done.add(label)
@@ -195,17 +199,26 @@ class _Seating:
     def free(self, label: str) -> list[int]:
         return [group for group in self.groups_of[label] if group not in self.places]
 
-    def size(self, group: int) -> int:
-        return sum(self.held[group].values())
+    def main_label(self, group: int) -> str:
+        """The label of most of its rows; of equals the rarest, which is hardest to spread evenly."""
+        held = self.held[group]
+        return min(held, key=lambda label: (-held[label], len(self.groups_of[label]), label))
 
 
 def _split_by_label(
-    rows_of: Sequence[Sequence[int]], labels: Sequence[str], targets: Sequence[int], seed: int
+    rows_of: Sequence[Sequence[int]], labels: Sequence[Sequence[str]], targets: Sequence[int], seed: int
 ) -> list[int]:
     """The part (an index into PARTS) of each group."""
-    seating = _Seating([], defaultdict(list), _shuffle_keys(rows_of, seed), {}, {}, list(targets))
-    for group, rows in enumerate(rows_of):
-        seating.held.append(Counter(labels[row] for row in rows))
+    seating = _Seating(
+        held=[Counter(label for row in rows for label in labels[row] or ("",)) for rows in rows_of],
+        sizes=[len(rows) for rows in rows_of],
+        groups_of=defaultdict(list),
+        keys=_shuffle_keys(rows_of, seed),
+        places={},
+        taken={},
+        room=list(targets),
+    )
+    for group in range(len(rows_of)):
         for label in seating.held[group]:
             seating.groups_of[label].append(group)
             seating.taken[label] = [0, 0, 0]
@@ -235,7 +248,7 @@ def _rounded(owed: Sequence[float], size: int) -> list[int]:
 
 def _seat_everywhere(seating: _Seating, label: str, existing: Sequence[int]) -> None:
     """Puts one group with the label into each part that has none: small ones, and a large one to train."""
-    free = sorted(seating.free(label), key=lambda group: (seating.size(group), seating.keys[group]))
+    free = sorted(seating.free(label), key=lambda group: (seating.sizes[group], seating.keys[group]))
     for part in existing:
         if free and not seating.taken[label][part]:
             seating.place(free.pop(0) if part else free.pop(), part)
@@ -249,17 +262,13 @@ def _seat_evenly(seating: _Seating, label: str, existing: Sequence[int], wanted:
     def turn(group: int) -> tuple[int, int]:
         # Large groups go first, while there is room. The others go by chance alone: by size, all
         # groups of two would go to train.
-        size = seating.size(group)
+        size = seating.sizes[group]
         return (-size if size > max(1, smallest / 10) else 0, seating.keys[group])
 
-    mine = [group for group in seating.free(label) if _main_label(seating.held[group]) == label]
+    mine = [group for group in seating.free(label) if seating.main_label(group) == label]
     for group in sorted(mine, key=turn):
-        open_parts = [part for part in existing if not part or seating.size(group) <= seating.room[part]]
+        open_parts = [part for part in existing if not part or seating.sizes[group] <= seating.room[part]]
         seating.place(group, max(open_parts, key=lambda part: wanted[part] - taken[part]))
-
-
-def _main_label(held: Mapping[str, int]) -> str:
-    return max(held, key=lambda label: (held[label], label))
 
 
 # --- by time ---------------------------------------------------------------------------------------

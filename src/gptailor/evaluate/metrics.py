@@ -20,13 +20,17 @@ INTERVAL = (0.025, 0.975)
 CHUNK_CELLS = 4_000_000  # numbers held at once while resampling: 32 MB
 BASELINE_NAMES = {
     "majority": "always answering the most frequent label",
+    "mean": "always answering the mean of the training rows",
     "tfidf": "TF-IDF + logistic regression",
-    "frozen": "a logistic head on frozen features",
+    "tfidf_ridge": "TF-IDF + ridge regression",
+    "frozen": "a head fitted on frozen features",
     "zero_shot": "zero-shot prompting",
     "few_shot": "few-shot prompting",
 }
 CHEAPER = {
     "majority": "the texts may not tell the labels apart: check the labels, or label more rows",
+    "mean": "the texts may not tell the numbers apart: check the numbers, or label more rows",
+    "tfidf_ridge": "use TF-IDF, it is cheaper, or label more rows",
     "tfidf": "use TF-IDF, it is cheaper, or label more rows",
     "frozen": "use the frozen features, they are cheaper, or label more rows",
     "zero_shot": "use zero-shot prompting, it needs no training, or label more rows",
@@ -75,16 +79,16 @@ def classification_scores(
     point = _counts(frequencies[None], true, guessed, num_labels)
     drawn = [
         _counts(draws, true, guessed, num_labels)
-        for draws in _resampled_counts(frequencies, resamples=resamples, seed=seed)
+        for draws in resampled_frequencies(frequencies, resamples=resamples, seed=seed)
     ]
     resampled = Counts(
         *(np.concatenate([getattr(c, part) for c in drawn]) for part in ("right", "answered", "predicted"))
     )
     scores: dict[str, Any] = {
-        name: _score(statistic(point), statistic(resampled)) for name, statistic in SUMMARIES.items()
+        name: as_score(statistic(point), statistic(resampled)) for name, statistic in SUMMARIES.items()
     }
     classes = {
-        name: _class_scores(statistic(point), statistic(resampled)) for name, statistic in PER_CLASS.items()
+        name: class_scores(statistic(point), statistic(resampled)) for name, statistic in PER_CLASS.items()
     }
     scores["precision"] = dict(zip(label_names, classes["precision"], strict=True))
     scores["recall"] = dict(zip(label_names, classes["recall"], strict=True))
@@ -132,8 +136,8 @@ def paired_difference(
         their_counts = _counts(draws, true, their_class, num_labels)
         return statistic(our_counts) - statistic(their_counts)
 
-    resampled = [difference(d) for d in _resampled_counts(frequencies, resamples=resamples, seed=seed)]
-    return _score(difference(frequencies[None]), np.concatenate(resampled))
+    resampled = [difference(d) for d in resampled_frequencies(frequencies, resamples=resamples, seed=seed)]
+    return as_score(difference(frequencies[None]), np.concatenate(resampled))
 
 
 def bootstrap_mean(values: FloatArray, *, resamples: int = 2000, seed: int = 0) -> Score:
@@ -142,10 +146,10 @@ def bootstrap_mean(values: FloatArray, *, resamples: int = 2000, seed: int = 0) 
     For a paired test of two models on a text task, give the differences row by row.
     """
     values = np.asarray(values, dtype=np.float64)
-    _check_rows(len(values))
+    check_rows(len(values))
     rng = np.random.default_rng(seed)
     means = [values[drawn].mean(axis=1) for drawn in resampled_rows(rng, len(values), resamples=resamples)]
-    return _score(values.mean(keepdims=True), np.concatenate(means))
+    return as_score(values.mean(keepdims=True), np.concatenate(means))
 
 
 def interval(value: float, resampled: FloatArray) -> Score:
@@ -237,18 +241,19 @@ def _points(value: float) -> str:
 def _check(num_labels: int, *classes: IntArray) -> None:
     if len({array.shape for array in classes}) != 1 or classes[0].ndim != 1:
         raise ValueError(f"need arrays of one shape (N,), got {[array.shape for array in classes]}")
-    _check_rows(len(classes[0]))
+    check_rows(len(classes[0]))
     for array in classes:
         if not np.issubdtype(array.dtype, np.integer) or array.min() < 0 or array.max() >= num_labels:
             raise ValueError(f"classes must be whole numbers from 0 to {num_labels - 1}")
 
 
-def _check_rows(num_rows: int) -> None:
+def check_rows(num_rows: int) -> None:
+    """Raises DataError where there is nothing to score."""
     if num_rows == 0:
         raise DataError("there is no row to score.", fix="Give a labelled file with at least one usable row.")
 
 
-def _resampled_counts(frequencies: IntArray, *, resamples: int, seed: int) -> Iterator[IntArray]:
+def resampled_frequencies(frequencies: IntArray, *, resamples: int, seed: int) -> Iterator[IntArray]:
     """How often each cell occurs in each resample, in pieces of shape (R', K)."""
     rng = np.random.default_rng(seed)
     total = int(frequencies.sum())
@@ -270,25 +275,25 @@ def _plain(values: Any) -> FloatArray:
     return np.asarray(values, dtype=np.float64)
 
 
-def _ratio(above: FloatArray, below: FloatArray) -> FloatArray:
+def ratio(above: FloatArray, below: FloatArray) -> FloatArray:
     """NaN where nothing stands below: the score isn't defined there."""
     return np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0)
 
 
 def _precision(counts: Counts) -> FloatArray:
-    return _ratio(counts.right, counts.predicted)
+    return ratio(counts.right, counts.predicted)
 
 
 def _recall(counts: Counts) -> FloatArray:
-    return _ratio(counts.right, counts.answered)
+    return ratio(counts.right, counts.answered)
 
 
 def _f1(counts: Counts) -> FloatArray:
-    return _ratio(2 * counts.right, counts.answered + counts.predicted)
+    return ratio(2 * counts.right, counts.answered + counts.predicted)
 
 
 def _accuracy(counts: Counts) -> FloatArray:
-    return _ratio(counts.right.sum(axis=-1), counts.answered.sum(axis=-1))
+    return ratio(counts.right.sum(axis=-1), counts.answered.sum(axis=-1))
 
 
 def _balanced_accuracy(counts: Counts) -> FloatArray:
@@ -296,7 +301,9 @@ def _balanced_accuracy(counts: Counts) -> FloatArray:
     return _plain(np.nan_to_num(_recall(counts)).sum(axis=-1) / classes)
 
 
-def _macro(statistic: Callable[[Counts], FloatArray]) -> Callable[[Counts], FloatArray]:
+def macro(statistic: Callable[[Counts], FloatArray]) -> Callable[[Counts], FloatArray]:
+    """The mean of a statistic over the classes that stand in the answers or the predictions."""
+
     def over_classes(counts: Counts) -> FloatArray:
         present = counts.answered + counts.predicted > 0
         return _plain(np.nan_to_num(statistic(counts)).sum(axis=-1) / present.sum(axis=-1))
@@ -316,16 +323,17 @@ PER_CLASS = {"precision": _precision, "recall": _recall, "f1": _f1}
 SUMMARIES: dict[str, Callable[[Counts], FloatArray]] = {
     "accuracy": _accuracy,
     "balanced_accuracy": _balanced_accuracy,
-    **{f"macro_{name}": _macro(statistic) for name, statistic in PER_CLASS.items()},
+    **{f"macro_{name}": macro(statistic) for name, statistic in PER_CLASS.items()},
     **{f"weighted_{name}": _weighted(statistic) for name, statistic in PER_CLASS.items()},
 }
 
 
-def _score(point: FloatArray, resampled: FloatArray) -> Score:
+def as_score(point: FloatArray, resampled: FloatArray) -> Score:
+    """One Score from point (1,) and resampled (R,)."""
     return interval(float(point[0]), resampled)
 
 
-def _class_scores(point: FloatArray, resampled: FloatArray) -> list[Score]:
+def class_scores(point: FloatArray, resampled: FloatArray) -> list[Score]:
     """One Score per class from point (1, C) and resampled (R, C); undefined values are 0 and left out."""
     scores = []
     for value, column in zip(np.nan_to_num(point[0]), resampled.T, strict=True):

@@ -57,14 +57,14 @@ def choose_shots(
     by_label: dict[int, list[Example]] = {label: [] for label in range(len(label_names))}
     for place in order:
         example = train[int(place)]
-        if example.label is not None and len(by_label[example.label]) < 4 * SHOTS_PER_LABEL:
+        if isinstance(example.label, int) and len(by_label[example.label]) < 4 * SHOTS_PER_LABEL:
             by_label[example.label].append(example)
     for candidates in by_label.values():
         candidates.sort(key=lambda example: len(example.text))
     shots: list[Example] = []
     for turn in range(SHOTS_PER_LABEL):
         round_of_shots = [c[turn] for c in by_label.values() if turn < len(c)]
-        texts = [_shot_text(shot, label_names[shot.label or 0]) for shot in shots + round_of_shots]
+        texts = [_shot_text(shot, label_names) for shot in shots + round_of_shots]
         if sum(map(len, encode_texts(encoder, texts))) > room:
             break
         shots.extend(round_of_shots)
@@ -76,7 +76,7 @@ def prompted_scores(
     prompter: Prompter, texts: Sequence[str], shots: Sequence[Example], label_names: Sequence[str]
 ) -> FloatArray:
     """(N, C) scores of every label for every text; the highest is the answer."""
-    prefix_text = "".join(_shot_text(shot, label_names[shot.label or 0]) for shot in shots)
+    prefix_text = "".join(_shot_text(shot, label_names) for shot in shots)
     prefix = [*prompter.encoder.prefix, *encode_texts(prompter.encoder, [prefix_text + "Text:"])[0]]
     with torch.inference_mode():
         cache = prompter.model(input_ids=torch.tensor([prefix]), use_cache=True).past_key_values
@@ -110,5 +110,6 @@ def _label_log_likelihoods(prompter: Prompter, cache: Any, ids: Sequence[int]) -
     return totals
 
 
-def _shot_text(shot: Example, label: str) -> str:
+def _shot_text(shot: Example, label_names: Sequence[str]) -> str:
+    label = label_names[shot.label if isinstance(shot.label, int) else 0]
     return f"Text: {shot.text}\nLabel: {label.replace('_', ' ')}\n\n"

@@ -96,8 +96,8 @@ def evaluation_details(
     }
 
 
-def overfitting_in_words(curves: Sequence[Mapping[str, float]], *, best_step: int) -> str:
-    """What the two loss curves say, in one or two sentences."""
+def overfitting_in_words(curves: Sequence[Mapping[str, float]], *, best_step: int, unit: str = "nats") -> str:
+    """What the two loss curves say, in one or two sentences; `unit` is the loss's."""
     if len(curves) < 2:
         return ""
     lowest = min(curves, key=lambda point: point["validation_loss"])
@@ -108,13 +108,13 @@ def overfitting_in_words(curves: Sequence[Mapping[str, float]], *, best_step: in
     if rise > OVERFIT_MARGIN and falls > 0:
         return (
             f"Overfitting from step {lowest['step']:,}: since then the training loss fell by {falls:.2f} "
-            f"and the validation loss rose by {rise:.2f} nats. {kept}"
+            f"and the validation loss rose by {rise:.2f} {unit}. {kept}"
         )
     gap = last["validation_loss"] - last["train_loss"]
     if lowest is last:
         return f"No overfitting: the validation loss was still falling at the last step. {kept}"
     if gap > 0.5:
-        return f"The training loss is {gap:.2f} nats under the validation loss, which no longer falls. {kept}"
-    return (
-        f"No overfitting to speak of: the validation loss stays within {rise:.2f} nats of its lowest. {kept}"
-    )
+        behind = f"The training loss is {gap:.2f} {unit} under the validation loss"
+        return f"{behind}, which no longer falls. {kept}"
+    stays = f"the validation loss stays within {rise:.2f} {unit} of its lowest"
+    return f"No overfitting to speak of: {stays}. {kept}"

@@ -162,17 +162,14 @@ def fit_frozen_head(
     so that the head reads the hidden state as it is. Classes absent from `labels` get weights that lose.
     """
     from sklearn.linear_model import LogisticRegression
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
 
-    scale = np.sqrt((features**2).mean(axis=0)) + 1e-8
+    scale = _scale_of(features)
     present = np.unique(labels)
     # float64 and a tight tolerance: the same weights on every run of the same machine.
     solver = LogisticRegression(
         C=strength, fit_intercept=False, max_iter=2000, tol=1e-5, class_weight=class_weight
     )
-    # One thread: these products are small, and on a busy machine threads that wait for each other took
-    # ten times as long. The weights then don't depend on the number of cores, either.
-    with threadpool_limits(limits=1):
+    with _one_thread():
         solver.fit(features / scale, labels)
     weights = np.zeros((num_labels, features.shape[1]))
     if len(present) == 2 and solver.coef_.shape[0] == 1:
@@ -181,6 +178,59 @@ def fit_frozen_head(
         weights[present] = solver.coef_
     folded: FloatArray = weights / scale
     return folded
+
+
+def fit_frozen_label_heads(features: FloatArray, labels: IntArray, *, strength: float) -> FloatArray:
+    """(C, H) weights of one logistic head for every column of the (N, C) labels, each 0 or 1.
+
+    As `fit_frozen_head`, a label at a time. One that no row carries, or every row, has nothing to be fitted
+    to: its logit is -10 or 10 at the mean row.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    scale = _scale_of(features)
+    scaled = features / scale
+    mean = scaled.mean(axis=0)
+    weights = np.empty((labels.shape[1], features.shape[1]))
+    # Newton's method: a Hessian of (H, H) is cheap, and a few steps are exact where L-BFGS takes hundreds.
+    solver = LogisticRegression(
+        C=strength, fit_intercept=False, solver="newton-cholesky", max_iter=200, tol=1e-5
+    )
+    with _one_thread():
+        for place, column in enumerate(labels.T):
+            if column.min() == column.max():
+                weights[place] = (20 * column[0] - 10) * mean / max(float(mean @ mean), 1e-8)
+            else:
+                weights[place] = solver.fit(scaled, column).coef_[0]
+    folded: FloatArray = weights / scale
+    return folded
+
+
+def fit_frozen_number_head(features: FloatArray, numbers: FloatArray, *, strength: float) -> FloatArray:
+    """(1, H) weights of a ridge regression without intercept on (N, H) features to (N,) numbers."""
+    from sklearn.linear_model import Ridge
+
+    scale = _scale_of(features)
+    with _one_thread():
+        solver = Ridge(alpha=1 / strength, fit_intercept=False, solver="svd").fit(features / scale, numbers)
+    folded: FloatArray = solver.coef_[None] / scale
+    return folded
+
+
+def _scale_of(features: FloatArray) -> FloatArray:
+    """(H,) root mean square of each feature."""
+    scale: FloatArray = np.sqrt((features**2).mean(axis=0)) + 1e-8
+    return scale
+
+
+def _one_thread() -> Any:
+    """These products are small; on a busy machine, threads that wait for each other took ten times as long.
+
+    The weights then don't depend on the number of cores, either.
+    """
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
+
+    return threadpool_limits(limits=1)
 
 
 def set_head(model: PreTrainedModel, weights: FloatArray) -> None:

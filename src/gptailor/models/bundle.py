@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gptailor.errors import ModelError
 from gptailor.models.load import load_saved_classifier, load_saved_language_model
-from gptailor.types import Bundle, FloatArray
+from gptailor.types import AnswerForm, Bundle, FloatArray
 
 BUNDLE_FILE = "gptailor.json"
 BUNDLE_VERSION = 1
@@ -65,7 +65,7 @@ def read_bundle(folder: Path) -> Bundle:
             raise ModelError(
                 f"was written by a newer version ({version}).", where=str(path), fix="Upgrade gptailor."
             )
-        return Bundle(path=folder, **values)
+        return Bundle(path=folder, **{**values, "answer": AnswerForm(**values.get("answer", {}))})
     except FileNotFoundError:
         raise ModelError(
             "there is no finished model here (no gptailor.json).",

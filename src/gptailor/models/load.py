@@ -26,10 +26,17 @@ from transformers.models.auto import modeling_auto as auto
 from gptailor.errors import GptailorError, ModelError
 from gptailor.models.forward import refuse_looking_ahead
 from gptailor.models.names import Base, first_line, read_config_file
+from gptailor.types import AnswerKind
 
 PAD = "<|pad|>"
 DROPOUT_KEYS = ("resid_pdrop", "embd_pdrop", "resid_dropout", "embed_dropout", "hidden_dropout")
 ATTENTION_DROPOUT_KEYS = ("attn_pdrop", "attention_dropout")
+# transformers' own names, so that any tool that trains or serves the folder takes the right loss.
+PROBLEM_TYPES: dict[AnswerKind, str] = {
+    "single": "single_label_classification",
+    "multiple": "multi_label_classification",
+    "score": "regression",
+}
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -107,6 +114,7 @@ def load_classifier(
     label_names: Sequence[str],
     seed: int,
     dropout: float = 0.0,
+    kind: AnswerKind = "single",
 ) -> PreTrainedModel:
     """The base in fp32 with a new head of `len(label_names)` rows, drawn from the seed.
 
@@ -119,7 +127,7 @@ def load_classifier(
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     try:
-        config = _classifier_config(base, tokenizer, label_names=label_names, dropout=dropout)
+        config = _classifier_config(base, tokenizer, label_names=label_names, dropout=dropout, kind=kind)
         model, found = AutoModelForSequenceClassification.from_pretrained(
             base.path,
             config=config,
@@ -154,9 +162,10 @@ def build_scratch(
     layers: int | None = None,
     width: int | None = None,
     heads: int | None = None,
+    kind: AnswerKind = "single",
 ) -> PreTrainedModel:
     """The base's architecture with random weights drawn from the seed, at the base's size or one given."""
-    config = _classifier_config(base, tokenizer, label_names=label_names, dropout=dropout)
+    config = _classifier_config(base, tokenizer, label_names=label_names, dropout=dropout, kind=kind)
     model = _from_config(
         AutoModelForSequenceClassification, config, seed=seed, layers=layers, width=width, heads=heads
     )
@@ -317,13 +326,18 @@ def _from_config(
 
 
 def _classifier_config(
-    base: Base, tokenizer: PreTrainedTokenizerBase, *, label_names: Sequence[str], dropout: float
+    base: Base,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    label_names: Sequence[str],
+    dropout: float,
+    kind: AnswerKind,
 ) -> Any:
     config = _language_config(base, tokenizer, dropout=dropout)
     config.num_labels = len(label_names)
     config.id2label = dict(enumerate(label_names))
     config.label2id = {name: place for place, name in enumerate(label_names)}
-    config.problem_type = "single_label_classification"
+    config.problem_type = PROBLEM_TYPES[kind]
     return config
 
 

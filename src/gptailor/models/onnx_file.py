@@ -27,23 +27,26 @@ Run = Callable[[Sequence[Sequence[int]]], list[FloatArray]]  # sequences to the 
 
 
 class ClassifierGraph(nn.Module):
-    """What the predictor computes: the state at the last real token, the head, the temperature."""
+    """What the predictor computes: the state at the last real token, the head, the temperature.
+
+    The second output holds the numbers themselves where the model answers with a number.
+    """
 
     inputs, outputs = ("input_ids", "last"), ("logits", "probabilities")
 
-    def __init__(self, model: Any, temperature: float) -> None:
+    def __init__(self, model: Any, bundle: Bundle) -> None:
         super().__init__()
-        self.model, self.head, self.temperature = (
-            model.base_model,
-            getattr(model, head_name(model)),
-            temperature,
-        )
+        self.model, self.head = model.base_model, getattr(model, head_name(model))
+        self.temperature, self.form = bundle.temperature, bundle.answer
 
     def forward(self, input_ids: Tensor, last: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T) token ids padded on the right and (B,) positions of the last real ones to twice (B, C)."""
         hidden = self.model(input_ids=input_ids, use_cache=False).last_hidden_state
         logits = self.head(hidden[torch.arange(last.shape[0]), last])
-        return logits, (logits / self.temperature).softmax(-1)
+        if self.form.kind == "score":
+            return logits, self.form.mean + self.form.deviation * logits
+        scaled = logits / self.temperature
+        return logits, scaled.sigmoid() if self.form.kind == "multiple" else scaled.softmax(-1)
 
 
 class LanguageGraph(nn.Module):
@@ -99,7 +102,7 @@ def _need_libraries() -> None:
 
 def _build_graph(bundle: Bundle) -> Graph:
     if bundle.task == "classification":
-        return ClassifierGraph(load_saved_classifier(bundle.path), bundle.temperature)
+        return ClassifierGraph(load_saved_classifier(bundle.path), bundle)
     return LanguageGraph(load_saved_language_model(bundle.path))
 
 

@@ -22,6 +22,8 @@ from gptailor.models.bundle import find_model_folder, read_bundle
 from gptailor.models.forward import compute_logits, shape_for, tokens_per_pass
 from gptailor.models.load import head_name, load_saved_classifier
 from gptailor.models.names import folder_hash
+from gptailor.models.readout import Answer as Answer
+from gptailor.models.readout import probabilities_of, read_answer
 from gptailor.types import FloatArray
 
 CHUNK = 2048  # texts in memory at once when a file is predicted
@@ -38,17 +40,6 @@ class EncodedText:
     shape: tuple[int, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """The label of one text. `abstained`: its probability is under the threshold ("not sure")."""
-
-    label: str
-    probability: float
-    probabilities: dict[str, float]
-    abstained: bool
-    truncated: bool
-
-
 class Predictor:
     """A loaded bundle. Immutable after loading; used from one thread at a time."""
 
@@ -59,6 +50,7 @@ class Predictor:
         self.name = folder.parent.name if folder.name == "model" else folder.name
         self.version = folder_hash(folder)
         self.label_names = tuple(self.bundle.label_names)
+        self.form = self.bundle.answer
         self.threshold = self.bundle.threshold
         self.model: Any = load_saved_classifier(folder)
         self._tokens_per_pass = tokens_per_pass(self.model)
@@ -103,12 +95,8 @@ class Predictor:
         return np.stack([part.mean(axis=0) for part in np.split(flat, np.cumsum(counts)[:-1])])
 
     def probabilities(self, logits: FloatArray) -> FloatArray:
-        """Softmax with the bundle's temperature, row by row in float64."""
-        scaled = logits / self.bundle.temperature
-        scaled = scaled - scaled.max(axis=1, keepdims=True)
-        exponentials = np.exp(scaled)
-        probabilities: FloatArray = exponentials / exponentials.sum(axis=1, keepdims=True)
-        return probabilities
+        """What the logits mean, with the bundle's temperature, row by row in float64."""
+        return probabilities_of(logits, self.form, temperature=self.bundle.temperature)
 
     def predict(self, texts: Iterable[str]) -> Iterator[Answer | None]:
         """One answer per text, in order, in constant memory; None for an empty text."""
@@ -121,15 +109,9 @@ class Predictor:
         yield from self._predict_chunk(held)
 
     def answer(self, probabilities: FloatArray, *, truncated: bool) -> Answer:
-        """Names one row of probabilities. The label is always the most probable one."""
-        best = int(probabilities.argmax())
-        top = float(probabilities[best])
-        return Answer(
-            label=self.label_names[best],
-            probability=top,
-            probabilities=dict(zip(self.label_names, map(float, probabilities), strict=True)),
-            abstained=self.threshold is not None and top < self.threshold,
-            truncated=truncated,
+        """Names one row of probabilities. A single label is always the most probable one."""
+        return read_answer(
+            probabilities, self.label_names, self.form, threshold=self.threshold, truncated=truncated
         )
 
     def verify_probes(self) -> None:

@@ -69,7 +69,8 @@ def predict_to(
         _refuse_unwritable(out, location)
     opened = load(run)
     writes = opened.task != "classification"
-    names: Sequence[str] = () if writes else opened.predictor.label_names
+    labelled = not writes and opened.predictor.form.kind != "score"
+    names: Sequence[str] = opened.predictor.label_names if labelled else ()
     header = WRITTEN if writes else header_for(names)
     counts = {"rows": 0, "answered": 0, "rejected": 0}
 
@@ -154,8 +155,8 @@ def csv_cells(row: dict[str, Any], names: Sequence[str]) -> list[object]:
         return [*told, "", "", "", "", row["rejected"], *([""] * len(names))]
     return [
         *told,
-        row["label"],
-        repr(row["probability"]),
+        repr(row["value"]) if "value" in row else row["label"],
+        "" if row["probability"] is None else repr(row["probability"]),
         str(row["abstained"]).lower(),
         str(row["truncated"]).lower(),
         "",
@@ -164,11 +165,15 @@ def csv_cells(row: dict[str, Any], names: Sequence[str]) -> list[object]:
 
 
 def _answer_fields(answer: Answer) -> dict[str, Any]:
+    if answer.value is not None:
+        told = {"label": answer.label, "value": answer.value}
+        return {**told, "probability": None, "abstained": False, "truncated": answer.truncated}
     return {
         "label": answer.label,
         "probability": answer.probability,
         "abstained": answer.abstained,
         "truncated": answer.truncated,
+        "labels": list(answer.labels),
         "probabilities": answer.probabilities,
     }
 

@@ -8,12 +8,12 @@ from typing import Any
 
 from gptailor.data.tokenize import build_encoder
 from gptailor.models.names import read_tokenizer_file, resolve_base
+from gptailor.models.readout import label_text
 from gptailor.pipeline.language_check import check_documents
-from gptailor.pipeline.prepare import PARTS, Prepared, prepare
+from gptailor.pipeline.prepare import PARTS, Prepared, names_of, prepare
 from gptailor.pipeline.rendered import CheckReport, RenderedExample, token_pieces
 from gptailor.pipeline.suspects import suspects_in_data
 from gptailor.pipeline.task import settle_task
-from gptailor.pipeline.texts.check import check_texts
 from gptailor.pipeline.tokens import length_histogram, tokenize_parts
 from gptailor.recipe import Recipe
 
@@ -30,6 +30,10 @@ def check_recipe(
     if recipe.task == "language":
         return check_documents(recipe, estimate=estimate, say=say)
     if recipe.task != "classification":
+        from gptailor.pipeline.texts.check import (
+            check_texts,  # loads torch, which classification doesn't need
+        )
+
         return check_texts(recipe, estimate=estimate, say=say)
     prepared = prepare(recipe, say)
     say("tokenizing")
@@ -43,10 +47,8 @@ def check_recipe(
         **{part: len(tokens.examples[part]) for part in PARTS},
         "text": prepared.roles.text,
         "label": prepared.roles.label,
-        "labels": {
-            name: {part: _count(prepared, part, place) for part in PARTS}
-            for place, name in enumerate(prepared.label_names)
-        },
+        "answer": prepared.form.kind,
+        "labels": label_counts(prepared),
         "repaired": prepared.cleaned.repaired,
         "label_merges": dict(prepared.cleaned.label_merges),
         "label_suspicions": [list(pair) for pair in prepared.cleaned.label_suspicions],
@@ -59,7 +61,7 @@ def check_recipe(
     rendered = tuple(
         RenderedExample(
             where=f"{row.source}:{row.row}",
-            label=prepared.label_names[row.label or 0],
+            label=label_text(row.label, prepared.label_names, prepared.form) if row.label is not None else "",
             pieces=token_pieces(encoder, row.token_ids.tolist(), row.learn.tolist()),
         )
         for row in tokens.rows["train"][:3]
@@ -73,5 +75,12 @@ def check_recipe(
     return CheckReport(summary, rendered, forecast, prepared, tokens)
 
 
-def _count(prepared: Prepared, part: Any, label: int) -> int:
-    return sum(example.label == label for example in prepared.parts[part])
+def label_counts(prepared: Prepared) -> dict[str, dict[str, int]]:
+    """Rows of each part that carry each label; nothing for numbers."""
+    if prepared.form.kind == "score":
+        return {}
+    counts = {
+        part: Counter(name for example in prepared.parts[part] for name in names_of(prepared, example))
+        for part in PARTS
+    }
+    return {name: {part: counts[part][name] for part in PARTS} for name in prepared.label_names}

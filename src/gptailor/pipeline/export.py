@@ -165,7 +165,8 @@ def _write_adapter(job: _Job) -> dict[str, Any]:
             shutil.copy2(path, job.folder)
     tokenizer = load_tokenizer(Base(str(job.run), bundle.path, "", "folder"))
     if bundle.task == "classification":
-        plain = load_classifier(base, tokenizer, label_names=bundle.label_names, seed=0)
+        names, kind = bundle.label_names, bundle.answer.kind
+        plain = load_classifier(base, tokenizer, label_names=names, seed=0, kind=kind)
     else:
         plain = load_trainable_language_model(base, tokenizer)
     return {

@@ -16,6 +16,7 @@ from gptailor.models.names import context_length, resolve_base
 from gptailor.pipeline.folder import base_revision_of, claim_folder, open_for_fit, refuse_other_data
 from gptailor.pipeline.frozen import run_frozen
 from gptailor.pipeline.keep import find_suspects, keep
+from gptailor.pipeline.kinds import kind_of
 from gptailor.pipeline.ladder import climb
 from gptailor.pipeline.language import fit_language
 from gptailor.pipeline.place import Listener, TrainingPlace
@@ -50,13 +51,13 @@ def fit_recipe(recipe: Recipe, *, overwrite: bool = False, listener: Listener | 
     listener = listener or Listener()
     asked, recipe = recipe.task, settle_task(recipe)
     assert recipe.task is not None  # settled
-    if asked is None:
-        listener.say(f"task: {recipe.task} (another: --task)")
     folder = claim_folder(recipe, overwrite=overwrite)
     with one_writer(folder), catch_signals() as stop:
         if open_for_fit(folder, recipe):
             listener.say(f"{folder} is finished; nothing to do")
             return Run(folder)
+        if asked is None and recipe.task != "classification":
+            listener.say(f"task: {recipe.task} (another: --task)")
         TASKS[recipe.task](recipe, folder, listener, stop)
     return Run(folder)
 
@@ -69,7 +70,7 @@ def fit_classification(recipe: Recipe, folder: Path, listener: Listener, stop: S
     shop = open_workshop(recipe, prepared, folder, listener)
     write_data(folder, prepared, shop.tokens)
     candidates = run_candidates(shop, folder, listener, stop)
-    chosen = max(candidates, key=lambda candidate: candidate.macro_f1)  # ties: the first, frozen
+    chosen = max(candidates, key=lambda candidate: candidate.score)  # ties: the first, frozen
     bundle, predictor, parity = keep(folder, shop, chosen)
     write_suspects(folder / "data" / "suspects.csv", find_suspects(shop, prepared, chosen, bundle))
     frozen = next((c for c in candidates if c.approach == "frozen"), None)
@@ -78,7 +79,7 @@ def fit_classification(recipe: Recipe, folder: Path, listener: Listener, stop: S
     report, details = open_test(folder, shop, chosen, predictor, ladder)
     report["training"]["total_seconds"] = round(time.perf_counter() - began, 2)
     details = {**details, **describe(shop, chosen, candidates, bundle=bundle, parity=parity)}
-    tell(folder, report, details, prepared=prepared, tokens=shop.tokens)
+    tell(folder, report, details, prepared=prepared, tokens=shop.tokens, form=bundle.answer)
 
 
 def open_workshop(recipe: Recipe, prepared: Prepared, folder: Path, listener: Listener) -> Workshop:
@@ -97,7 +98,8 @@ def open_workshop(recipe: Recipe, prepared: Prepared, folder: Path, listener: Li
     environment["changed"] = changed
     for change in changed:
         listener.say(f"this machine differs from where the run began, so it is not bit-exact: {change}")
-    return Workshop(recipe, base, tokenizer, encoder, tokens, prepared.label_names, environment)
+    kind = kind_of(prepared.form)
+    return Workshop(recipe, base, tokenizer, encoder, tokens, prepared.label_names, environment, kind)
 
 
 def write_data(folder: Path, prepared: Prepared, tokens: TokenizedParts) -> None:
@@ -108,6 +110,7 @@ def write_data(folder: Path, prepared: Prepared, tokens: TokenizedParts) -> None
     summary = summarize(lines, read=prepared.read)
     summary["data_hash"] = prepared.data_hash
     summary["roles"] = {"text": prepared.roles.text, "label": prepared.roles.label}
+    summary["rare_labels"] = prepared.cleaned.rare_labels
     write_atomically(folder / "data" / "summary.json", json.dumps(summary, indent=1))
 
 
@@ -129,7 +132,8 @@ def run_candidates(shop: Workshop, folder: Path, listener: Listener, stop: StopR
     if isinstance(approach, AutoApproach):
         listener.say("frozen: computing features, fitting the head")
         frozen = run_frozen(shop, FrozenApproach())
-        listener.say(f"frozen: validation macro-F1 {frozen.macro_f1:.3f}")
+        told = f"{shop.kind.metric_name} {shop.kind.told(frozen.score):.3f}"
+        listener.say(f"frozen: validation {told}")
         with stop.deferred():
             full = run_trained(shop, FullApproach(), place, longest_seconds=LONGEST_AUTO_SECONDS)
         return [frozen] if full is None else [frozen, full]

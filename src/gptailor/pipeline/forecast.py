@@ -12,6 +12,7 @@ from gptailor.data.tokenize import build_encoder
 from gptailor.launch import describe_machine
 from gptailor.models.load import load_tokenizer
 from gptailor.models.names import resolve_base
+from gptailor.pipeline.kinds import kind_of
 from gptailor.pipeline.measure import measure_plan
 from gptailor.pipeline.prepare import Prepared
 from gptailor.pipeline.tokens import TokenizedParts
@@ -25,7 +26,8 @@ def forecast_fit(recipe: Recipe, prepared: Prepared, tokens: TokenizedParts) -> 
     base = resolve_base(recipe.base, revision=recipe.revision)
     tokenizer: Any = load_tokenizer(base)
     encoder = build_encoder(tokenizer.backend_tokenizer, pad_id=tokenizer.pad_token_id)
-    shop = Workshop(recipe, base, tokenizer, encoder, tokens, prepared.label_names, describe_machine())
+    kind, machine = kind_of(prepared.form), describe_machine()
+    shop = Workshop(recipe, base, tokenizer, encoder, tokens, prepared.label_names, machine, kind)
     approach = recipe.approach
     if isinstance(approach, AutoApproach | FrozenApproach):
         approach = FullApproach()

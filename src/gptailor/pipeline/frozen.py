@@ -13,15 +13,15 @@ import torch
 from transformers import PreTrainedModel
 
 from gptailor.cache import cached_array, content_key
-from gptailor.models.approach import fit_frozen_head, set_head
+from gptailor.models.approach import set_head
 from gptailor.models.forward import compute_features
 from gptailor.models.load import load_classifier
 from gptailor.pipeline.classify import by_text
+from gptailor.pipeline.labels import answers_of
 from gptailor.pipeline.tokens import sequences_of
-from gptailor.pipeline.workshop import Candidate, Workshop, few_rows, folds_of, loss_of, score_of
+from gptailor.pipeline.workshop import Candidate, Workshop, few_rows, folds_of
 from gptailor.recipe import FrozenApproach
-from gptailor.tasks.classification import weights_by_label
-from gptailor.types import FloatArray, IntArray, TokenizedExample
+from gptailor.types import FloatArray, TokenizedExample
 
 FEATURES_VERSION = "2"  # raise it when the forward pass changes
 
@@ -34,13 +34,19 @@ class FrozenFit:
     strength: float
     strengths: list[dict[str, float]]
     logits: FloatArray  # (M, C) on validation
-    answers: IntArray
+    answers: Any
 
 
 def run_frozen(shop: Workshop, settings: FrozenApproach) -> Candidate:
     """Features once, then a logistic head whose strength is chosen on validation."""
     began = time.perf_counter()
-    model = load_classifier(shop.base, shop.tokenizer, label_names=shop.label_names, seed=shop.recipe.seed)
+    model = load_classifier(
+        shop.base,
+        shop.tokenizer,
+        label_names=shop.label_names,
+        seed=shop.recipe.seed,
+        kind=shop.kind.form.kind,
+    )
     fit = fit_frozen(shop, model, settings)
     set_head(model, fit.weights)
     return Candidate(
@@ -48,7 +54,7 @@ def run_frozen(shop: Workshop, settings: FrozenApproach) -> Candidate:
         model=model.eval(),
         validation_logits=fit.logits,
         validation_answers=fit.answers,
-        macro_f1=score_of(fit.logits, fit.answers),
+        score=shop.kind.score(fit.logits, fit.answers),
         seconds=time.perf_counter() - began,
         strengths=fit.strengths,
     )
@@ -60,42 +66,34 @@ def fit_frozen(shop: Workshop, model: PreTrainedModel, settings: FrozenApproach)
     The head that is kept has seen the validation rows, too, unless a person gave them as a file of their
     own: what validation says was measured before, on a head that had not.
     """
-    rows = shop.tokens.rows
-    parts = [rows["train"], rows["validation"]]
-    features = features_of(shop, model, [*parts[0], *parts[1]])
-    labels = np.array([row.label for part in parts for row in part])
-    weight = shop.recipe.train.class_weights
-    class_weight: Any = (
-        None
-        if weight == "none"
-        else weight
-        if weight == "balanced"
-        else dict(enumerate(weights_by_label(weight, shop.label_names)))
-    )
-    count = len(parts[0])
-    everything = [*parts[0], *parts[1]]
+    rows, kind = shop.tokens.rows, shop.kind
+    count = len(rows["train"])
+    everything = [*rows["train"], *rows["validation"]]
+    features, labels = features_of(shop, model, everything), answers_of(everything)
     if few_rows(shop):
-        splits = folds_of(everything, seed=shop.recipe.seed)
+        splits = folds_of(everything, seed=shop.recipe.seed, strata=kind.strata)
     else:
         splits = [(np.arange(count), np.arange(count, len(labels)))]
     held_out = np.sort(np.concatenate([test for _, test in splits]))
     held_rows = [everything[int(place)] for place in held_out]
     searched: list[dict[str, float]] = []
-    best: tuple[float, float, float, FloatArray, IntArray] | None = None
+    best: tuple[float, float, float, FloatArray, Any] | None = None
     for strength in sorted(settings.strengths):
         logits = np.empty((len(labels), len(shop.label_names)))
         for inside, outside in splits:
-            weights = _quietly_fit(features[inside], labels[inside], shop.label_names, strength, class_weight)
+            weights = _quietly_fit(shop, features[inside], labels[inside], strength)
             logits[outside] = features[outside] @ weights.T
         text_logits, answers = by_text(logits[held_out], held_rows)
-        score, loss = score_of(text_logits, answers), loss_of(text_logits, answers)
-        searched.append({"strength": strength, "validation_macro_f1": score, "validation_loss": loss})
+        score, loss = kind.score(text_logits, answers), kind.mean_loss(text_logits, answers)
+        searched.append(
+            {"strength": strength, kind.validation_key: kind.told(score), "validation_loss": loss}
+        )
         if best is None or (score, -loss) > (best[0], -best[1]):
             best = (score, loss, strength, text_logits, answers)
     assert best is not None
     _, _, strength, text_logits, answers = best
     chosen = slice(None) if shop.recipe.data.validation is None else slice(0, count)
-    weights = _quietly_fit(features[chosen], labels[chosen], shop.label_names, strength, class_weight)
+    weights = _quietly_fit(shop, features[chosen], labels[chosen], strength)
     return FrozenFit(weights, strength, searched, text_logits, answers)
 
 
@@ -120,15 +118,17 @@ def features_of(shop: Workshop, model: PreTrainedModel, rows: Sequence[Tokenized
     return stored.astype(np.float64)
 
 
-def _quietly_fit(
-    features: FloatArray, labels: IntArray, label_names: Sequence[str], strength: float, class_weight: Any
-) -> FloatArray:
+def _quietly_fit(shop: Workshop, features: FloatArray, labels: Any, strength: float) -> FloatArray:
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():
         # At a huge strength separable rows have no finite optimum; validation judges what came out.
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.filterwarnings("ignore", "The number of unique classes")  # it takes many for a regression
-        return fit_frozen_head(
-            features, labels, num_labels=len(label_names), strength=strength, class_weight=class_weight
+        return shop.kind.fit_head(
+            features,
+            labels,
+            label_names=shop.label_names,
+            strength=strength,
+            settings=shop.recipe.train,
         )

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from gptailor.evaluate.calibrate import choose_threshold, fit_temperature, softmax
 from gptailor.models.approach import adapt_full, save_adapter
 from gptailor.models.bundle import reload_parity, save_model, write_bundle
 from gptailor.models.predictor import Predictor
+from gptailor.models.readout import probabilities_of
 from gptailor.pipeline.classify import classify_rows
+from gptailor.pipeline.kinds import kind_of
 from gptailor.pipeline.prepare import Prepared
 from gptailor.pipeline.suspects import Suspect, suspects_by_model, suspects_in_data
 from gptailor.pipeline.tokens import sequences_of
@@ -28,8 +29,7 @@ def keep(folder: Path, shop: Workshop, chosen: Candidate) -> tuple[Bundle, Predi
     save_model(path, model=chosen.model, tokenizer=shop.tokenizer)
     if chosen.adapter is not None:
         save_adapter(folder / "adapter", chosen.adapter)
-    temperature = fit_temperature(chosen.validation_logits, chosen.validation_answers)
-    threshold = choose_threshold(softmax(chosen.validation_logits, temperature), chosen.validation_answers)
+    form, temperature, threshold = shop.kind.settle(chosen.validation_logits, chosen.validation_answers)
     bundle = Bundle(
         path=path,
         task="classification",
@@ -42,7 +42,8 @@ def keep(folder: Path, shop: Workshop, chosen: Candidate) -> tuple[Bundle, Predi
         temperature=temperature,
         threshold=threshold,
         clean=_repair_settings(shop.recipe),
-        scores={"validation_macro_f1": chosen.macro_f1},
+        scores={shop.kind.validation_key: shop.kind.told(chosen.score)},
+        answer=form,
     )
     write_bundle(bundle)
     predictor = Predictor(path)
@@ -71,8 +72,10 @@ def find_suspects(shop: Workshop, prepared: Prepared, chosen: Candidate, bundle:
     examples = list(shop.tokens.examples["validation"])
     if few_rows(shop):  # then the answers are out of fold, over both parts
         examples = [*shop.tokens.examples["train"], *examples]
-    probabilities = softmax(chosen.validation_logits, bundle.temperature)
-    return [*suspects_in_data(prepared), *suspects_by_model(examples, probabilities, prepared)]
+    logits, form = chosen.validation_logits, bundle.answer
+    probabilities = probabilities_of(logits, form, temperature=bundle.temperature)
+    found = suspects_by_model(examples, probabilities, prepared, kind_of(form))
+    return [*suspects_in_data(prepared), *found]
 
 
 def _repair_settings(recipe: Recipe) -> dict[str, bool]:

@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from gptailor.evaluate.baselines import majority, tfidf
-from gptailor.evaluate.metrics import as_json, classification_scores, paired_difference, verdict
+from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.prompted import build_prompter, choose_shots, prompted_scores, why_not
 from gptailor.evaluate.run import macro_f1
 from gptailor.models.load import head_name, load_language_model
 from gptailor.models.names import context_length
+from gptailor.models.readout import decide, probabilities_of
 from gptailor.pipeline.classify import by_text
 from gptailor.pipeline.frozen import features_of, run_frozen
+from gptailor.pipeline.labels import answers_of
 from gptailor.pipeline.workshop import Candidate, Workshop
 from gptailor.recipe import FrozenApproach
 from gptailor.types import Example, IntArray
@@ -30,8 +31,8 @@ class Rung:
     """What one baseline answers. `rows` are the test rows it was asked (all, or a fixed sample)."""
 
     name: str
-    validation_macro_f1: float
-    predictions: IntArray  # (len(rows),)
+    validation_score: float  # higher is better
+    predictions: Any  # of len(rows) rows
     rows: IntArray
     note: str = ""
     seconds: float = 0.0
@@ -56,18 +57,13 @@ def climb(
     if shop.recipe.evaluate.baselines == "none":
         return Ladder()
     examples = shop.tokens.examples
-    answers = {part: np.array([example.label for example in examples[part]]) for part in examples}
+    answers = {part: answers_of(examples[part]) for part in examples}
     texts = {part: [example.text for example in examples[part]] for part in examples}
     every_row = np.arange(len(answers["test"]))
     rungs: dict[str, Rung] = {}
 
-    say("baseline: majority and TF-IDF")
-    results = [
-        majority(answers["train"], num_validation=len(answers["validation"]), num_test=len(every_row)),
-        tfidf(texts["train"], answers["train"], texts["validation"], texts["test"], seed=shop.recipe.seed),
-    ]
-    for result in results:
-        score = macro_f1(answers["validation"], result.validation, num_labels=len(shop.label_names))
+    say("baseline: always the same answer, and TF-IDF")
+    for result, score in shop.kind.baselines(texts, answers, shop.recipe.seed):
         rungs[result.name] = Rung(result.name, score, result.test, every_row, result.note, result.seconds)
     if chosen.approach != "frozen":
         say("baseline: frozen features")
@@ -84,10 +80,11 @@ def frozen_rung(shop: Workshop, frozen: Candidate | None) -> Rung:
     rows = shop.tokens.rows["test"]
     features = features_of(shop, model, rows)
     logits, _ = by_text(features @ getattr(model, head_name(model)).weight.detach().double().numpy().T, rows)
+    form, temperature, _ = shop.kind.settle(frozen.validation_logits, frozen.validation_answers)
     return Rung(
         "frozen",
-        frozen.macro_f1,
-        logits.argmax(axis=1),
+        frozen.score,
+        decide(probabilities_of(logits, form, temperature=temperature), form),
         np.arange(len(logits)),
         seconds=time.perf_counter() - began,
     )
@@ -103,6 +100,8 @@ def prompted_rungs(
 ) -> tuple[dict[str, Rung], dict[str, str]]:
     """Zero-shot and few-shot of the base as it came, on a fixed stratified sample of rows."""
     reason = why_not(shop.label_names)
+    if shop.kind.form.kind != "single":
+        reason = "skipped: a prompt is answered with one label"
     model = None if reason else load_language_model(shop.base)
     if reason is None and model is None:
         reason = "skipped: the base has no language-model head"
@@ -179,19 +178,22 @@ def stratified_sample(answers: IntArray, limit: int, *, seed: int) -> IntArray:
 
 
 def judge(
-    shop: Workshop, ladder: Ladder, *, answers: IntArray, predictions: IntArray
+    shop: Workshop, ladder: Ladder, *, answers: Any, predictions: Any
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The baselines' test scores for the report, and the verdict against the best on validation."""
-    settings, seed = shop.recipe.evaluate, shop.recipe.seed
+    kind = shop.kind
+    settings: dict[str, Any] = {
+        "label_names": shop.label_names,
+        "resamples": shop.recipe.evaluate.resamples,
+        "seed": shop.recipe.seed,
+    }
     scores: dict[str, Any] = {}
     for name, rung in ladder.rungs.items():
-        measured = classification_scores(
-            answers[rung.rows], rung.predictions, shop.label_names, resamples=settings.resamples, seed=seed
-        )
+        measured = kind.measure(answers[rung.rows], rung.predictions, **settings)
         scores[name] = {
-            "accuracy": as_json(measured["accuracy"]),
-            "macro_f1": as_json(measured["macro_f1"]),
-            "validation_macro_f1": round(rung.validation_macro_f1, 6),
+            kind.beside: as_json(measured[kind.beside]),
+            kind.metric: as_json(measured[kind.metric]),
+            kind.validation_key: round(kind.told(rung.validation_score), 6),
             "rows": len(rung.rows),
             "seconds": round(rung.seconds, 2),
             **({"note": rung.note} if rung.note else {}),
@@ -199,20 +201,11 @@ def judge(
     scores.update({name: {"skipped": reason} for name, reason in ladder.skipped.items()})
     if not ladder.rungs:
         return scores, None
-    best = max(ladder.rungs.values(), key=lambda rung: rung.validation_macro_f1)
+    best = max(ladder.rungs.values(), key=lambda rung: rung.validation_score)
     ours = predictions[best.rows]
-    difference = paired_difference(
-        answers[best.rows],
-        ours,
-        best.predictions,
-        num_labels=len(shop.label_names),
-        resamples=settings.resamples,
-        seed=seed,
-    )
-    said = verdict(
-        ours_name="The fine-tune",
+    said = kind.verdict(
         best_baseline=best.name,
-        difference=difference,
+        difference=kind.difference(answers[best.rows], ours, best.predictions, **settings),
         same_predictions=bool((ours == best.predictions).all()),
     )
     return scores, said

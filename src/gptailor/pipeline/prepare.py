@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +15,12 @@ from gptailor.data.duplicates import is_exact, near_duplicate_groups, near_match
 from gptailor.data.read import ReadResult, Roles, infer_roles, read_rows
 from gptailor.data.split import join_groups, split_rows, value_groups
 from gptailor.errors import DataError, did_you_mean
+from gptailor.models.readout import label_text, labels_named
+from gptailor.pipeline.labels import classes_of, hint_of_numbers, notes_on, read_labels, strata_of
 from gptailor.recipe import DataSettings, Recipe, SplitSettings
-from gptailor.tasks.classification import collect_labels, name_labels, refuse_unknown_labels, to_example
-from gptailor.types import Example, Part, RawExample, Reason, RejectedRow
+from gptailor.tasks.classification import refuse_unknown_labels, to_example
+from gptailor.tasks.labels import infer_form, label_of, labels_of, refuse_separator_without_sets
+from gptailor.types import AnswerForm, Example, Part, RawExample, Reason, RejectedRow
 
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
 
@@ -45,6 +49,7 @@ class Prepared:
     leaks: list[Leak]
     near_groups: list[list[Example]]  # near-duplicates that were kept, in one part each
     notes: list[str] = field(default_factory=list)
+    form: AnswerForm = field(default_factory=AnswerForm)
 
 
 def prepare(recipe: Recipe, say: Callable[[str], None] = lambda _: None) -> Prepared:
@@ -58,29 +63,41 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda _: None) -> Prep
     say(f"reading {settings.train}")
     train_file = read_rows(settings.train, columns=settings.columns)
     roles = infer_roles(train_file.columns, train_file.rows, text=settings.text, label=settings.label)
-    rows = name_labels(take_roles(train_file, roles, settings), settings.label_names)
+    taken = take_roles(train_file, roles, settings)
+    form = _form_of(taken, recipe)
+    rows, unlabelled = read_labels(taken, form, settings.label_names)
+    asked = recipe.task_answer != "auto"
+    hint = "" if asked else hint_of_numbers(taken, form)
+    if hint:  # before anything is refused for it
+        say(hint)
     say("cleaning")
-    cleaned = clean_rows(rows, settings=settings.clean)
+    cleaned = clean_rows(rows, settings=settings.clean, kind=form.kind)
     held_out = {
-        part: _read_held_out(location, roles, settings, cleaned, is_test=part == "test")
+        part: _read_held_out(location, roles, settings, cleaned, form, is_test=part == "test")
         for part, location in (("validation", settings.validation), ("test", settings.test))
         if location is not None
     }
     kept, leaks = remove_leaks(cleaned.rows, [row for _, result in held_out.values() for row in result.rows])
-    label_names = collect_labels(kept)
+    label_names = classes_of(kept, form, roles.label or "")
     for location, part, flag in (
         (settings.validation, "validation", "--label-names"),
         (settings.test, "test", "--test-label-names"),
     ):
         if location is not None:
-            refuse_unknown_labels(held_out[part][1].rows, label_names, file=location, flag=flag)
+            carried = [labels_of(row.fields["label"], form) for row in held_out[part][1].rows]
+            several = form.kind == "multiple"
+            refuse_unknown_labels(carried, label_names, file=location, flag=flag, sets=several)
+    says = list(notes_on(kept, form, cleaned, asked=asked))
+    for line in says:
+        say(line)
     say("splitting")
     parts, near_groups = _split(
-        kept, recipe, label_names, given={part: r.rows for part, (_, r) in held_out.items()}
+        kept, recipe, label_names, form, given={part: r.rows for part, (_, r) in held_out.items()}
     )
     files = [train_file, *(file for file, _ in held_out.values())]
     rejected = [
         *(row for file in files for row in file.rejected),
+        *unlabelled,
         *cleaned.rejected,
         *(row for _, result in held_out.values() for row in result.rejected),
         *(RejectedRow(leak.train.source, leak.train.row, leak.kind, _says(leak)) for leak in leaks),
@@ -91,14 +108,42 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda _: None) -> Prep
         label_names=label_names,
         parts=parts,
         rejected=rejected,
-        rejected_rows=[row for row in rows if (row.source, row.row) in dropped],
+        rejected_rows=[row for row in taken if (row.source, row.row) in dropped],
         read=sum(len(file.rows) + len(file.rejected) for file in files),
         data_hash=content_key(*(file.sha256 for file in files)),
         cleaned=cleaned,
         leaks=leaks,
         near_groups=near_groups,
-        notes=[note for file in files for note in file.notes],
+        notes=[*(note for file in files for note in file.notes), *([hint] if hint else []), *says],
+        form=with_scale(form, parts["train"]),
     )
+
+
+def names_of(prepared: Prepared, example: Example) -> tuple[str, ...]:
+    """The labels of an example."""
+    return () if example.label is None else labels_named(example.label, prepared.label_names)
+
+
+def answer_of(prepared: Prepared, example: Example) -> str:
+    """The answer of an example as a person reads it."""
+    known = example.label is not None
+    return label_text(example.label, prepared.label_names, prepared.form) if known else ""  # type: ignore[arg-type]
+
+
+def with_scale(form: AnswerForm, train: Sequence[Example]) -> AnswerForm:
+    """The form with the mean and the deviation of the training rows' numbers."""
+    if form.kind != "score":
+        return form
+    numbers = np.array([example.label for example in train])
+    return dataclasses.replace(form, mean=float(numbers.mean()), deviation=float(numbers.std()) or 1.0)
+
+
+def _form_of(rows: Sequence[RawExample], recipe: Recipe) -> AnswerForm:
+    """What a label cell holds, as the recipe says or as is plain."""
+    kind = None if recipe.task_answer == "auto" else recipe.task_answer
+    separator = recipe.data.label_separator
+    refuse_separator_without_sets(kind, separator)
+    return infer_form([row.fields["label"] for row in rows], kind=kind, separator=separator)
 
 
 def take_roles(file: ReadResult, roles: Roles, settings: DataSettings) -> list[RawExample]:
@@ -171,7 +216,13 @@ def refuse_same_file(settings: DataSettings) -> None:
 
 
 def _read_held_out(
-    location: str, roles: Roles, settings: DataSettings, train: CleanResult, *, is_test: bool
+    location: str,
+    roles: Roles,
+    settings: DataSettings,
+    train: CleanResult,
+    form: AnswerForm,
+    *,
+    is_test: bool,
 ) -> tuple[ReadResult, CleanResult]:
     """A given validation or test file: repaired like the rest; loses no row that has text and label."""
     file = read_rows(location, columns=settings.test_columns if is_test else settings.columns)
@@ -189,18 +240,28 @@ def _read_held_out(
     ungrouped = settings.model_copy(update={"split": SplitSettings()})
     names = settings.test_label_names if is_test else settings.label_names
     flag = "--test-label-names" if is_test else "--label-names"
-    rows = name_labels(take_roles(file, roles, ungrouped), names, flag=flag)
-    result = clean_rows(rows, settings=settings.clean, protected=True, known=train)
+    rows, unlabelled = read_labels(take_roles(file, roles, ungrouped), form, names, flag=flag)
+    result = clean_rows(rows, settings=settings.clean, protected=True, known=train, kind=form.kind)
+    result.rejected.extend(unlabelled)
     if not result.rows:
         raise DataError("has no row with text and label.", where=location, fix="Check its columns.")
     return file, result
 
 
 def _split(
-    rows: Sequence[RawExample], recipe: Recipe, label_names: list[str], *, given: dict[str, list[RawExample]]
+    rows: Sequence[RawExample],
+    recipe: Recipe,
+    label_names: list[str],
+    form: AnswerForm,
+    *,
+    given: dict[str, list[RawExample]],
 ) -> tuple[dict[Part, list[Example]], list[list[Example]]]:
     label_ids = {name: place for place, name in enumerate(label_names)}
-    examples = [to_example(row, label_ids) for row in rows]
+
+    def example_of(row: RawExample) -> Example:
+        return to_example(row, label_of(row.fields["label"], label_ids, form))
+
+    examples = [example_of(row) for row in rows]
     settings = recipe.data.split
     near = (
         near_duplicate_groups([example.text for example in examples], seed=recipe.seed)
@@ -211,7 +272,7 @@ def _split(
     if settings.group is not None:
         groups = join_groups(near, value_groups([example.group for example in examples]))
     places = split_rows(
-        [row.fields["label"] for row in rows],
+        strata_of(rows, form),
         groups=groups,
         times=[example.time for example in examples] if settings.time is not None else None,
         settings=settings,
@@ -223,7 +284,7 @@ def _split(
     for example, part in zip(examples, places, strict=True):
         parts[part].append(example)
     for part in PARTS:
-        parts[part].extend(to_example(row, label_ids) for row in given.get(part, ()))
+        parts[part].extend(example_of(row) for row in given.get(part, ()))
     by_group: dict[int, list[Example]] = {}
     for example, group in zip(examples, near, strict=True):
         by_group.setdefault(int(group), []).append(example)

@@ -13,18 +13,20 @@ import numpy as np
 from gptailor.data.read import Roles, infer_roles, iterate_rows, read_rows
 from gptailor.errors import DataError, RunError
 from gptailor.evaluate.metrics import as_json
-from gptailor.evaluate.run import evaluate_logits
 from gptailor.models.answerer import Answerer, load_answerer
 from gptailor.models.bundle import find_model_folder, read_bundle
 from gptailor.models.decode import Generated
 from gptailor.models.predictor import CHUNK, Answer, Predictor, load_predictor
 from gptailor.models.sampling import Sampling
 from gptailor.models.writer import Writer, open_writer
+from gptailor.pipeline.kinds import kind_of
+from gptailor.pipeline.labels import read_labels, without_labels
 from gptailor.pipeline.language_new import evaluate_language
 from gptailor.pipeline.prepare import joined
 from gptailor.pipeline.texts.new import answer_file, evaluate_texts
 from gptailor.recipe import load_recipe
-from gptailor.tasks.classification import name_labels, refuse_unknown_labels
+from gptailor.tasks.classification import refuse_unknown_labels
+from gptailor.tasks.labels import label_of, labels_of
 from gptailor.types import RawExample, RejectedRow, Task
 
 
@@ -92,6 +94,11 @@ class Run:
             ModelError: the run is a classifier.
         """
         return self.writer.write(text, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+
+    @property
+    def shown_scores(self) -> tuple[str, ...]:
+        """The scores that `evaluate` prints, the deciding one first among its kin."""
+        return kind_of(self.predictor.form).printed
 
     def predict(self, texts: Iterable[str]) -> list[Any]:
         """One answer per text, in order: an `Answer` of a classifier, None for a text that is empty after
@@ -174,17 +181,21 @@ class Run:
             )
             for row in file.rows
         ]
-        rows = name_labels(rows, label_names or {})
-        names = self.predictor.label_names
-        refuse_unknown_labels(rows, names, file=location, flag="--label-names")
+        form, names = self.predictor.form, self.predictor.label_names
+        rows, _ = read_labels(rows, form, label_names or {})
+        rows = without_labels(rows, form, self._trained("rare_labels") or {})
+        carried = [labels_of(row.fields["label"], form) for row in rows]
+        several = form.kind == "multiple"
+        refuse_unknown_labels(carried, names, file=location, flag="--label-names", sets=several)
         labelled = [row for row in rows if row.fields["label"]]
         encoded = self.predictor.encode_many([row.fields["text"] for row in labelled])
         kept = [(row, item) for row, item in zip(labelled, encoded, strict=True) if item is not None]
         if not kept:
             raise DataError("has no row with text and label.", where=location, fix="Check its columns.")
-        answers = np.array([names.index(row.fields["label"]) for row, _ in kept])
+        label_ids = {name: place for place, name in enumerate(names)}
+        answers = np.array([label_of(row.fields["label"], label_ids, form) for row, _ in kept])
         logits = self.predictor.logits([item for _, item in kept])
-        report = evaluate_logits(
+        report = kind_of(form).evaluate(
             logits,
             answers,
             label_names=names,
@@ -229,9 +240,17 @@ class Run:
 
     def _trained_roles(self) -> Roles | None:
         """The columns of training; None where only the model was copied here."""
+        roles = self._trained("roles")
+        try:
+            return Roles(**roles) if isinstance(roles, dict) else None
+        except TypeError:
+            return None
+
+    def _trained(self, key: str) -> Any:
+        """What the summary of training's data says; None where only the model was copied here."""
         path = self.folder / "data" / "summary.json"
         try:
-            return Roles(**json.loads(path.read_text(encoding="utf-8"))["roles"])
+            return json.loads(path.read_text(encoding="utf-8"))[key]
         except (OSError, ValueError, KeyError, TypeError):
             return None
 

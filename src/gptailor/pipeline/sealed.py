@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 
 from gptailor.evaluate.metrics import as_json
-from gptailor.evaluate.run import evaluate_logits, evaluation_details, overfitting_in_words
+from gptailor.evaluate.run import overfitting_in_words
 from gptailor.models.predictor import Predictor
+from gptailor.models.readout import decide
+from gptailor.pipeline.kinds import kind_of
+from gptailor.pipeline.labels import answers_of
 from gptailor.pipeline.ladder import Ladder, judge
 from gptailor.pipeline.tokens import TokenizedParts
 from gptailor.pipeline.workshop import Candidate, Workshop
@@ -29,7 +32,7 @@ def open_test(
     ladder: Ladder,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Opens the sealed test set once, through the saved bundle, and puts the numbers together."""
-    recipe, bundle = shop.recipe, predictor.bundle
+    recipe, bundle, kind = shop.recipe, predictor.bundle, kind_of(predictor.form)
     settings: dict[str, Any] = {
         "label_names": shop.label_names,
         "temperature": bundle.temperature,
@@ -39,21 +42,21 @@ def open_test(
     examples = shop.tokens.examples["test"]
     encoded = [item for item in predictor.encode_many([example.text for example in examples]) if item]
     logits = predictor.logits(encoded)
-    answers = np.array([example.label for example in examples])
-    tested = evaluate_logits(logits, answers, split="test", **settings)
-    validated = evaluate_logits(
+    answers = answers_of(examples)
+    tested = kind.evaluate(logits, answers, split="test", **settings)
+    validated = kind.evaluate(
         chosen.validation_logits, chosen.validation_answers, split="validation", **settings
     )
     assert tested.predictions is not None
     baselines, verdict = judge(
-        shop, ladder, answers=answers, predictions=tested.predictions.probabilities.argmax(axis=1)
+        shop, ladder, answers=answers, predictions=decide(tested.predictions.probabilities, predictor.form)
     )
-    note_opening(
-        folder, command="fit", scores=as_json({k: tested.scores[k] for k in ("accuracy", "macro_f1")})
-    )
+    shown = {key: tested.scores[key] for key in (kind.beside, kind.metric)}
+    note_opening(folder, command="fit", scores=as_json(shown))
     report: dict[str, Any] = {
         "version": 1,
         "task": "classification",
+        "answer": kind.form.kind,
         "base": shop.base.name,
         "approach": chosen.approach,
         "seed": recipe.seed,
@@ -65,8 +68,9 @@ def open_test(
         "training": training_numbers(chosen, shop),
         "environment": dict(shop.environment),
     }
-    details = as_json(evaluation_details(logits, answers, threshold=bundle.threshold, **settings))
-    report["test"]["at_threshold"] = details["at_threshold"]
+    details = as_json(kind.details(logits, answers, threshold=bundle.threshold, **settings))
+    if "at_threshold" in details:
+        report["test"]["at_threshold"] = details["at_threshold"]
     details["probabilities"] = tested.predictions.probabilities
     return report, details
 
@@ -82,8 +86,10 @@ def training_numbers(chosen: Candidate, shop: Workshop) -> dict[str, Any]:
         "tokens_per_second": round(trained.tokens / trained.seconds) if trained.seconds else None,
         "peak_memory_bytes": peak,
         "stopped": trained.stopped,
-        "validation_macro_f1": round(chosen.macro_f1, 6),
-        "overfitting": overfitting_in_words(trained.curves, best_step=trained.best_step),
+        shop.kind.validation_key: round(shop.kind.told(chosen.score), 6),
+        "overfitting": overfitting_in_words(
+            trained.curves, best_step=trained.best_step, unit=shop.kind.loss_unit
+        ),
         "bit_exact": bool(shop.environment.get("bit_exact", True)),
     }
 
@@ -101,7 +107,9 @@ def note_opening(folder: Path, *, command: str, scores: Mapping[str, Any]) -> No
 
 def _data_counts(folder: Path, tokens: TokenizedParts) -> dict[str, Any]:
     summary = json.loads((folder / "data" / "summary.json").read_text(encoding="utf-8"))
-    summary = {key: value for key, value in summary.items() if key not in ("data_hash", "roles")}
+    summary = {
+        key: value for key, value in summary.items() if key not in ("data_hash", "roles", "rare_labels")
+    }
     summary["tokens"]["padding"] = _padding(tokens, "train")
     return dict(summary)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,16 @@ from gptailor.data.clean import repair
 from gptailor.data.ledger import write_csv_safely
 from gptailor.evaluate.run import overfitting_in_words
 from gptailor.launch import write_atomically
-from gptailor.pipeline.prepare import PARTS, Prepared
+from gptailor.models.readout import as_label, decide, joined, label_text, labels_named, read_answer
+from gptailor.pipeline.kinds import Kind, kind_of
+from gptailor.pipeline.labels import answers_of
+from gptailor.pipeline.prepare import PARTS, Prepared, names_of
 from gptailor.pipeline.tokens import TokenizedParts, length_histogram
 from gptailor.pipeline.workshop import Candidate, Workshop
 from gptailor.recipe import AutoApproach, FrozenApproach, FullApproach, Recipe, dump_recipe
 from gptailor.report.card import render_card
 from gptailor.report.page import render_page
-from gptailor.types import Bundle, Example, RawExample, Reason
+from gptailor.types import AnswerForm, Bundle, Example, RawExample, Reason
 
 STARTER_LICENSE = "CC BY-SA 4.0 (see LICENSE.md of the starter)"
 SHOWN = 12  # examples of each kind on the page
@@ -35,17 +38,19 @@ def tell(
     *,
     prepared: Prepared,
     tokens: TokenizedParts,
+    form: AnswerForm,
 ) -> None:
     """Writes everything; report.json last, because a folder with it is finished."""
     probabilities = details["probabilities"]
     examples = tokens.examples["test"]
-    write_predictions(folder / "predictions.csv", examples, probabilities, prepared.label_names)
+    kind = kind_of(form)
+    write_predictions(folder / "predictions.csv", examples, probabilities, prepared.label_names, form)
     details = {
         **{key: value for key, value in details.items() if key != "probabilities"},
         **data_story(prepared, tokens),
         "title": folder.name,
         "command": f"gptailor fit {prepared.parts['train'][0].source}",
-        "mistakes": surest_mistakes(examples, probabilities, prepared.label_names),
+        "mistakes": worst_mistakes(examples, probabilities, prepared.label_names, kind),
         "baseline_notes": {
             name: rung.get("skipped") or rung.get("note", "") for name, rung in report["baselines"].items()
         },
@@ -84,13 +89,15 @@ def describe(
         "candidates": [
             {
                 "approach": candidate.approach,
-                "validation_macro_f1": candidate.macro_f1,
+                shop.kind.validation_key: shop.kind.told(candidate.score),
                 "seconds": candidate.seconds,
                 "chosen": candidate is chosen,
             }
             for candidate in candidates
         ],
-        "overfitting": overfitting_in_words(chosen.trained.curves, best_step=chosen.trained.best_step),
+        "overfitting": overfitting_in_words(
+            chosen.trained.curves, best_step=chosen.trained.best_step, unit=shop.kind.loss_unit
+        ),
         "parity": dict(parity),
         "recipe": dump_recipe(resolved),
     }
@@ -102,57 +109,59 @@ def resolved_recipe(shop: Workshop, chosen: Candidate) -> Recipe:
     approach = recipe.approach
     if isinstance(approach, AutoApproach):
         approach = FrozenApproach() if chosen.approach == "frozen" else FullApproach()
-    located = {
+    located: dict[str, Any] = {
         key: str(Path(value).resolve())
         for key in ("train", "validation", "test")
         if (value := getattr(recipe.data, key)) is not None and Path(value).exists()
     }
-    data = recipe.data.model_copy(update={**located, "max_tokens": shop.tokens.max_tokens})
+    form, data = shop.kind.form, recipe.data
+    located["label_separator"] = (form.separator if form.kind == "multiple" else "") or data.label_separator
+    data = data.model_copy(update={**located, "max_tokens": shop.tokens.max_tokens})
     revision = shop.base.revision if shop.base.kind == "hub" else recipe.revision
-    return recipe.model_copy(update={"data": data, "approach": approach, "revision": revision})
+    return recipe.model_copy(
+        update={"data": data, "task_answer": form.kind, "approach": approach, "revision": revision}
+    )
 
 
 def write_predictions(
-    path: Path, examples: Iterable[Example], probabilities: Any, label_names: list[str]
+    path: Path,
+    examples: Iterable[Example],
+    probabilities: Any,
+    label_names: list[str],
+    form: AnswerForm,
 ) -> None:
-    """The test rows with answer, prediction and probabilities; formulas defused."""
-    header = [
-        "source",
-        "row",
-        "text",
-        "answer",
-        "prediction",
-        "probability",
-        *(f"p({n})" for n in label_names),
-    ]
-    rows = (
-        [
-            example.source,
-            example.row,
-            example.text,
-            "" if example.label is None else label_names[example.label],
-            label_names[int(row.argmax())],
-            repr(float(row.max())),
-            *(repr(float(value)) for value in row),
-        ]
-        for example, row in zip(examples, probabilities, strict=True)
-    )
-    write_csv_safely(path, header, rows)
+    """The test rows with answer, prediction and probabilities (a number has none); formulas defused."""
+    header = ["source", "row", "text", "answer", "prediction"]
+    if form.kind != "score":
+        header += ["probability", *(f"p({n})" for n in label_names)]
+
+    def cells(example: Example, row: Any) -> Iterator[object]:
+        yield from (example.source, example.row, example.text)
+        if form.kind == "score":
+            yield from (repr(example.label), repr(float(row[0])))
+            return
+        answer = read_answer(row, label_names, form, threshold=None, truncated=False)
+        labels = () if example.label is None else labels_named(example.label, label_names)
+        yield joined(labels, form) if form.kind == "multiple" else "".join(labels)
+        yield from (answer.label, repr(answer.probability), *map(repr, answer.probabilities.values()))
+
+    write_csv_safely(path, header, (list(cells(*pair)) for pair in zip(examples, probabilities, strict=True)))
 
 
-def surest_mistakes(
-    examples: list[Example], probabilities: Any, label_names: list[str]
+def worst_mistakes(
+    examples: list[Example], probabilities: Any, label_names: list[str], kind: Kind
 ) -> list[dict[str, Any]]:
-    """The wrong answers, most confident first."""
-    answers = np.array([example.label for example in examples])
-    wrong = np.flatnonzero(probabilities.argmax(axis=1) != answers)
-    wrong = wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")]
+    """The wrong answers: most confident first, or furthest off."""
+    errors = kind.errors(probabilities, answers_of(examples))
+    guesses = decide(probabilities, kind.form)
+    wrong = np.flatnonzero(errors > 0)
+    wrong = wrong[np.argsort(-errors[wrong], kind="stable")]
     return [
         {
             "text": examples[place].text,
-            "answer": label_names[answers[place]],
-            "prediction": label_names[int(probabilities[place].argmax())],
-            "probability": float(probabilities[place].max()),
+            "answer": label_text(as_label(answers_of([examples[place]])[0]), label_names, kind.form),
+            "prediction": label_text(as_label(guesses[place]), label_names, kind.form),
+            "probability": float(errors[place]) if kind.doubt else None,
             "where": f"{examples[place].source}:{examples[place].row}",
         }
         for place in wrong[:SHOWN].tolist()
@@ -165,9 +174,7 @@ def data_story(prepared: Prepared, tokens: TokenizedParts) -> dict[str, Any]:
     return {
         "lengths": length_histogram(tokens),
         "label_counts": {
-            part: dict(
-                Counter(prepared.label_names[e.label] for e in prepared.parts[part] if e.label is not None)
-            )
+            part: dict(Counter(name for e in prepared.parts[part] for name in names_of(prepared, e)))
             for part in PARTS
         },
         "duplicates": duplicates_found(prepared)[:SHOWN],

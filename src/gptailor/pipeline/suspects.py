@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from gptailor.data.ledger import write_csv_safely
-from gptailor.pipeline.prepare import Prepared
+from gptailor.models.readout import as_label, decide, label_text
+from gptailor.pipeline.labels import answers_of
+from gptailor.pipeline.prepare import Prepared, answer_of, names_of
 from gptailor.types import Example, FloatArray
+
+if TYPE_CHECKING:  # it knows the trainer's losses, and `check` runs without them
+    from gptailor.pipeline.kinds import Kind
 
 SURE = 0.9  # a wrong answer this sure is worth a second look at the label
 
@@ -45,26 +51,28 @@ def suspects_in_data(prepared: Prepared) -> list[Suspect]:
     alike = dict(prepared.cleaned.label_suspicions)
     for examples in prepared.parts.values():
         for example in examples:
-            label = prepared.label_names[example.label or 0]
-            if label in alike:
-                reason = f"the label is spelled almost like {alike[label]!r}"
-                found.append(_suspect(example, prepared, reason=reason, suggestion=alike[label]))
+            for label in names_of(prepared, example):
+                if label in alike:
+                    reason = f"the label is spelled almost like {alike[label]!r}"
+                    found.append(_suspect(example, prepared, reason=reason, suggestion=alike[label]))
     return found
 
 
 def suspects_by_model(
-    examples: list[Example], probabilities: FloatArray, prepared: Prepared
+    examples: list[Example], probabilities: FloatArray, prepared: Prepared, kind: Kind
 ) -> list[Suspect]:
     """Validation rows (M,) whose (M, C) answer contradicts the label and is sure of it, surest first."""
-    answers = np.array([example.label for example in examples])
-    guesses, sureness = probabilities.argmax(axis=1), probabilities.max(axis=1)
-    places = np.flatnonzero((guesses != answers) & (sureness >= SURE))
+    if not kind.doubt:
+        return []
+    sureness = kind.errors(probabilities, answers_of(examples))
+    guesses = decide(probabilities, kind.form)
+    places = np.flatnonzero(sureness >= SURE)
     return [
         _suspect(
             examples[place],
             prepared,
-            reason=f"the model is {sureness[place]:.0%} sure of another label",
-            suggestion=prepared.label_names[int(guesses[place])],
+            reason=f"the model is {sureness[place]:.0%} sure of {kind.doubt}",
+            suggestion=label_text(as_label(guesses[place]), prepared.label_names, kind.form),
         )
         for place in places[np.argsort(-sureness[places], kind="stable")].tolist()
     ]
@@ -79,5 +87,5 @@ def write_suspects(path: Path, suspects: list[Suspect]) -> None:
 
 
 def _suspect(example: Example, prepared: Prepared, *, reason: str, suggestion: str = "") -> Suspect:
-    label = prepared.label_names[example.label or 0]
+    label = answer_of(prepared, example)
     return Suspect(example.source, example.row, example.text, label, suggestion, reason)

@@ -28,7 +28,7 @@ def settle_task(recipe: Recipe) -> Recipe:
 def named_task(recipe: Recipe) -> Task | None:
     """The task that the named columns belong to."""
     data = recipe.data
-    if data.label is not None:
+    if data.label is not None or data.label_separator is not None or recipe.task_answer != "auto":
         return "classification"
     if data.chosen is not None or data.rejected is not None:
         return "preference"

@@ -17,7 +17,7 @@ from gptailor.pipeline.measure import measure_plan
 from gptailor.pipeline.objective import Objective
 from gptailor.pipeline.place import TrainingPlace
 from gptailor.pipeline.training import Plan, resolve_plan, train
-from gptailor.pipeline.workshop import FOLDS, Candidate, Workshop, few_rows, folds_of, score_of
+from gptailor.pipeline.workshop import FOLDS, Candidate, Workshop, few_rows, folds_of
 from gptailor.recipe import FullApproach, LoraApproach, ScratchApproach, TrainSettings
 from gptailor.report.terminal import duration_text
 from gptailor.types import FloatArray, TokenizedExample
@@ -58,7 +58,7 @@ def run_trained(
         model=model,
         validation_logits=text_logits,
         validation_answers=answers,
-        macro_f1=score_of(text_logits, answers),
+        score=shop.kind.score(text_logits, answers),
         seconds=outcome.seconds,
         trained=outcome,
         parity=parity,
@@ -75,7 +75,7 @@ def _refit_on_all(
     common: Any = {"plan": plan, "settings": shop.recipe.train}
     logits = np.empty((len(rows), len(shop.label_names)))
     best_steps, seconds = [], 0.0
-    folds = folds_of(rows, seed=shop.recipe.seed)
+    folds = folds_of(rows, seed=shop.recipe.seed, strata=shop.kind.strata)
     for number, (inside, outside) in enumerate(folds, 1):
         place.say(f"few rows: fold {number} of {len(folds)}")
         fold = adapt(shop, settings)
@@ -97,7 +97,7 @@ def _refit_on_all(
         model=model,
         validation_logits=text_logits,
         validation_answers=answers,
-        macro_f1=score_of(text_logits, answers),
+        score=shop.kind.score(text_logits, answers),
         seconds=seconds + outcome.seconds,
         trained=outcome,
         parity=parity,
@@ -136,6 +136,7 @@ def objective_of(
         settings=shop.recipe.train,
         label_names=shop.label_names,
         pad_id=shop.encoder.pad_id,
+        kind=shop.kind,
     )
 
 
@@ -193,10 +194,16 @@ def adapt(shop: Workshop, settings: Trainable) -> Adapted:
             layers=settings.layers,
             width=settings.width,
             heads=settings.heads,
+            kind=shop.kind.form.kind,
         )
     else:
         model = load_classifier(
-            shop.base, shop.tokenizer, label_names=shop.label_names, seed=recipe.seed, dropout=dropout
+            shop.base,
+            shop.tokenizer,
+            label_names=shop.label_names,
+            seed=recipe.seed,
+            dropout=dropout,
+            kind=shop.kind.form.kind,
         )
     model.to(shop.environment["device"])
     if recipe.train.gradient_checkpointing:

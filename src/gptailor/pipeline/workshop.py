@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gptailor.data.tokenize import Encoder
 from gptailor.errors import DataError
-from gptailor.evaluate.run import macro_f1
 from gptailor.models.names import Base
+from gptailor.pipeline.kinds import Kind
 from gptailor.pipeline.place import Trained
 from gptailor.pipeline.tokens import TokenizedParts
 from gptailor.recipe import Recipe
@@ -34,6 +34,7 @@ class Workshop:
     tokens: TokenizedParts
     label_names: Sequence[str]
     environment: dict[str, Any]
+    kind: Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +44,8 @@ class Candidate:
     approach: str
     model: PreTrainedModel
     validation_logits: FloatArray  # (M, C); out of fold where there were few rows
-    validation_answers: IntArray  # (M,)
-    macro_f1: float
+    validation_answers: Any  # (M,), of sets (M, C)
+    score: float  # on validation, higher is better
     seconds: float
     trained: Trained = field(default_factory=Trained)
     strengths: Sequence[Mapping[str, float]] = ()
@@ -57,20 +58,15 @@ def few_rows(shop: Workshop) -> bool:
     return len(shop.tokens.examples["train"]) < FEW_ROWS
 
 
-def score_of(logits: FloatArray, answers: IntArray) -> float:
-    """Macro-F1 of (N, C) logits."""
-    return macro_f1(answers, logits.argmax(axis=1), num_labels=logits.shape[1])
-
-
-def loss_of(logits: FloatArray, answers: IntArray) -> float:
-    """Mean cross-entropy of (N, C) logits, in nats."""
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return float(-log_probabilities[np.arange(len(answers)), answers].mean())
-
-
-def folds_of(rows: Sequence[TokenizedExample], *, seed: int) -> list[tuple[IntArray, IntArray]]:
+def folds_of(
+    rows: Sequence[TokenizedExample],
+    *,
+    seed: int,
+    strata: Callable[[Any], IntArray] = lambda answers: answers,
+) -> list[tuple[IntArray, IntArray]]:
     """Stratified folds over texts as (inside, outside) row indices: the windows of a text stay together.
+
+    `strata` says from the texts' answers what is dealt out evenly: the classes themselves, or a stand-in.
 
     Raises:
         DataError: only one label has two texts or more, so a fold could have nothing to tell apart.
@@ -80,8 +76,8 @@ def folds_of(rows: Sequence[TokenizedExample], *, seed: int) -> list[tuple[IntAr
     keys = list(dict.fromkeys((row.source, row.row) for row in rows))
     text_of = {key: place for place, key in enumerate(keys)}
     texts = np.array([text_of[row.source, row.row] for row in rows])
-    labels = np.zeros(len(keys), np.int64)
-    labels[texts] = np.array([row.label for row in rows])
+    first = np.unique(texts, return_index=True)[1]
+    labels = strata(np.array([rows[place].label for place in first.tolist()]))
     sizes = np.unique(labels, return_counts=True)[1]
     if (sizes > 1).sum() < 2:
         raise DataError(

@@ -38,7 +38,8 @@ Values = Mapping[str, Any]
 _MARKDOWN = re.compile(r"([\\`*_\[\]#|~$]|^[-+=]|(?<=\d)[.)](?=\s))")
 _LINKS = re.compile(r"(?i)((?:https?|ftp)(?=:)|www(?=\.)|@)")
 _FOLDERS = re.compile(r"(?<![^\s'\"=])(?:~|[A-Za-z]:\\|/)[^\s'\"]*[/\\]")
-_HUB_METRICS = {"macro_f1": "f1", "accuracy": "accuracy", "precision": "precision", "recall": "recall",
+_HUB_METRICS = {"micro_f1": "f1", "mae": "mae", "pearson": "pearsonr", "spearman": "spearmanr",
+                "macro_f1": "f1", "accuracy": "accuracy", "precision": "precision", "recall": "recall",
                 "bleu": "bleu", "chrf": "chrf", "rouge_l": "rouge", "perplexity": "perplexity",
                 "exact_match": "exact_match", "f1": "f1"}  # fmt: skip
 
@@ -148,7 +149,7 @@ def _summary(report: Values, details: Values) -> str:
     how = {
         "full": "fine-tuned from {}, every weight",
         "lora": "fine-tuned from {} with low-rank adapters, which are merged into it",
-        "frozen": "a logistic head on the frozen features of {}",
+        "frozen": "a head fitted on the frozen features of {}",
         "scratch": "the architecture of {}, trained from random weights",
     }.get(str(report.get("approach")), "fine-tuned from {}")
     base = f"the base model **{_plain(_base_name(report, details) or 'unknown')}**"
@@ -229,6 +230,9 @@ def _calibration(report: Values, details: Values) -> Iterator[str]:
         yield f"- Threshold {threshold:.3g}: below it the answer is marked `abstained`{told}."
     elif "threshold" in details:
         yield "- No threshold: none reaches 95 % accuracy on validation."
+    if (cutoff := finite(details.get("cutoff"))) is not None:
+        yield f"- Cutoff {cutoff:.3g}: a label is given from this probability on, the same for all labels. It"
+        yield "  gave the best micro-F1 on validation."
 
 
 def _data(report: Values, details: Values) -> Iterator[str]:

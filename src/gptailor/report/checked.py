@@ -45,7 +45,8 @@ def print_check(
     estimate: Mapping[str, Any] | None,
 ) -> None:
     """Rows or documents and what is dropped, labels, lengths, three examples, and what a fit would cost."""
-    task = task_of({"task": summary.get("task") or ("classification" if "labels" in summary else "language")})
+    given = summary.get("task") or ("classification" if "labels" in summary else "language")
+    task = task_of({"task": given, "answer": summary.get("answer")})
     console.print()
     console.print(Text(task.many, style="bold"))
     for note in rows_of(summary.get("notes")):

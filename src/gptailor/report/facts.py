@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptailor.report.words import (
+    ANSWERS,
     APPROACHES,
     BASELINES,
     METRICS,
@@ -113,7 +114,13 @@ def longest_sequence(details: Mapping[str, Any]) -> float | None:
 
 def task_of(report: Mapping[str, Any]) -> Task:
     """How to speak of a report's task; what names none is a classification."""
-    return TASKS.get(str(report.get("task") or "classification"), TEXT)
+    return TASKS.get(task_name(report), TEXT)
+
+
+def task_name(report: Mapping[str, Any]) -> str:
+    """The task, and what a row is answered with where that isn't one label."""
+    task, answer = str(report.get("task") or "classification"), ANSWERS.get(str(report.get("answer")))
+    return f"{task}, {answer}" if answer else task
 
 
 def primary_metric(report: Mapping[str, Any]) -> str:

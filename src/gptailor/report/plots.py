@@ -158,6 +158,26 @@ def reliability_diagram(before: Sequence[Bin], after: Sequence[Bin], *, label: s
     return drawing(drawn, height, label)
 
 
+def scatter(points: Sequence[tuple[float, float]], *, label: str) -> Markup:
+    """What the model says over what is true, a dot for each row; the diagonal is perfect."""
+    kept = _finite_points(points, log_x=False)
+    if not kept:
+        return Markup("")
+    height = 332.0
+    ticks = nice_ticks(min(map(min, kept)), max(map(max, kept)))
+    low, high = min(ticks[0], *map(min, kept)), max(ticks[-1], *map(max, kept))
+    x, y = Scale(low, high, LEFT, RIGHT), Scale(low, high, height - BELOW, TOP)
+    drawn = [
+        *y_axis(y, ticks, "answer"),
+        *x_axis(x, height - BELOW, "true number", ticks),
+        element("line", x1=x(low), y1=y(low), x2=x(high), y2=y(high), class_="ideal"),
+    ]
+    for true, given in kept:
+        said = element("title", f"{axis_text(given)} where {axis_text(true)} is true")
+        drawn.append(element("circle", said, cx=x(true), cy=y(given), r=3, class_="bubble-a"))
+    return drawing(drawn, height, label)
+
+
 def histogram(
     counts: Sequence[float],
     edges: Sequence[float],

@@ -21,6 +21,7 @@ from gptailor.report.facts import (
     measured,
     metric_of,
     primary_metric,
+    task_name,
     task_of,
 )
 from gptailor.report.facts import score_text as number_text
@@ -124,7 +125,7 @@ def score_text(score: Any) -> str:
 
 def print_summary(console: Console, report: Mapping[str, Any], *, folder: str) -> None:
     """The numbers of a finished run, the verdict, and where the rest lies."""
-    told = [str(report.get("task")), f"base {report.get('base')}", f"approach {report.get('approach')}"]
+    told = [task_name(report), f"base {report.get('base')}", f"approach {report.get('approach')}"]
     console.print()
     console.print(
         Text(folder, style="bold") + Text(f"  {', '.join(told)}, seed {report.get('seed')}"), soft_wrap=True

@@ -36,11 +36,20 @@ tokenizer = AutoTokenizer.from_pretrained("model")
 model = AutoModelForSequenceClassification.from_pretrained("model").eval()
 with torch.no_grad():
     logits = model(**tokenizer("your text", return_tensors="pt"{cut})).logits
-probabilities = (logits / {temperature}).softmax(-1)[0]  # the temperature calibrates them
-print(model.config.id2label[int(probabilities.argmax())], float(probabilities.max()))
+{reading}
 ```
 """
 )
+_READINGS = {
+    "single": """\
+probabilities = (logits / {temperature}).softmax(-1)[0]  # the temperature calibrates them
+print(model.config.id2label[int(probabilities.argmax())], float(probabilities.max()))""",
+    "multiple": """\
+probabilities = (logits / {temperature}).sigmoid()[0]  # the temperature calibrates them
+print([model.config.id2label[i] for i, p in enumerate(probabilities.tolist()) if p >= {cutoff}])""",
+    "score": """\
+print({mean} + {deviation} * float(logits[0, 0]))  # the head was trained on standardized numbers""",
+}
 
 _GENERATE = (
     _WITH_GPTAILOR
@@ -112,7 +121,14 @@ def usage(report: Mapping[str, Any], details: Mapping[str, Any]) -> str:
     cut = f", truncation=True, max_length={limit:.0f}" if limit else ""
     temperature = finite(details.get("temperature")) or 1.0
     code, given = _BY_TASK.get(str(report.get("task", "classification")), (_GENERATE, "your text"))
-    values = {"{cut}": cut, "{temperature}": f"{temperature:.4g}", "{input}": given}
+    numbers = {name: finite(details.get(name)) or 0.0 for name in ("cutoff", "mean", "deviation")}
+    values = {
+        "{reading}": _READINGS.get(str(report.get("answer")), _READINGS["single"]),
+        "{cut}": cut,
+        "{temperature}": f"{temperature:.4g}",
+        **{f"{{{name}}}": f"{number:.6g}" for name, number in numbers.items()},
+        "{input}": given,
+    }
     for name, value in values.items():
         code = code.replace(name, value)
     return code.strip()

@@ -26,6 +26,7 @@ from gptailor.report.facts import (
     scores,
     share_text,
     short_seconds,
+    task_name,
     task_of,
     verdict_tone,
 )
@@ -45,6 +46,8 @@ _CONTENTS = {
     "hardest": ("hardest", "Hardest"),
     "classes": ("classes", "Classes"),
     "confusion": ("classes", "Classes"),
+    "missed": ("classes", "Classes"),
+    "numbers": ("numbers", "Numbers"),
     "mistakes": ("mistakes", "Mistakes"),
     "probabilities": ("probabilities", "Probabilities"),
     "training": ("training", "Training"),
@@ -66,7 +69,7 @@ def view(report: Values, details: Values) -> dict[str, Any]:
         "openings": openings_section(details),
         "run": run_section(report, details),
     }
-    words = [report.get("task"), report.get("base"), APPROACHES.get(str(report.get("approach")))]
+    words = [task_name(report), report.get("base"), APPROACHES.get(str(report.get("approach")))]
     made = [
         f"Gptailor {details['version']}" if details.get("version") else "Gptailor",
         details.get("created"),

@@ -16,13 +16,22 @@ from gptailor.report.facts import (
     score_text,
     share_text,
 )
-from gptailor.report.tables import pieces
+from gptailor.report.tables import pieces, table
 
 Values = Mapping[str, Any]
 
 _BEFORE_AFTER = (
     {"tone": "b", "name": "before calibration", "amount": ""},
     {"tone": "a", "name": "after calibration", "amount": ""},
+)
+
+_SUREST = (
+    "The surest mistakes",
+    "Wrong answers the model was most certain of. Often the label in the file is the one to mend.",
+)
+_FAR_OFF = (
+    "The largest misses",
+    "Answers furthest from the number in the file. Often the number there is the one to mend.",
 )
 
 
@@ -32,7 +41,10 @@ def label_sections(report: Values, details: Values) -> dict[str, Any]:
         "classes": _classes(report),
         "confusion": _confusion(details),
         "confused": _confused(details),
+        "missed": _missed(details),
         "mistakes": _mistakes(details),
+        "mistakes_head": _FAR_OFF if report.get("answer") == "score" else _SUREST,
+        "numbers": _numbers(details),
         "probabilities": _probabilities(report, details),
     }
 
@@ -94,6 +106,30 @@ def _confused(details: Values) -> list[dict[str, str]]:
     ]
 
 
+def _numbers(details: Values) -> dict[str, Any] | None:
+    """Answers beside the true numbers, a dot for each row."""
+    pairs = ((finite(one.get("answer")), finite(one.get("prediction"))) for one in _rows(details, "numbers"))
+    points = [(true, given) for true, given in pairs if true is not None and given is not None]
+    drawing = plots.scatter(points, label="the model's numbers over the true ones")
+    if not drawing:
+        return None
+    note = "On the dashed line the model is right; above it, it says too much."
+    return {"title": "Numbers and answers", "svg": drawing, "legend": None, "note": note}
+
+
+def _rows(details: Values, key: str) -> list[Values]:
+    return [mapping(one) for one in rows_of(details.get(key))]
+
+
+def _missed(details: Values) -> dict[str, Any] | None:
+    """Of a model that gives several labels: which ones it leaves out, and which it gives in vain."""
+    rows = [
+        [str(one.get("label", "")), count_text(one.get("missed")), count_text(one.get("invented"))]
+        for one in _rows(details, "errors_by_label")
+    ]
+    return table("Labels missed and given wrongly", ["Label", "Missed", "Wrongly given"], rows, right=(1, 2))
+
+
 def _mistakes(details: Values) -> Any:
     shown = [
         {
@@ -119,6 +155,9 @@ def _probabilities(report: Values, details: Values) -> dict[str, Any] | None:
     temperature = finite(details.get("temperature"))
     if temperature is not None:
         lead += f" Temperature {temperature:.2f}, fitted on validation."
+    cutoff = finite(details.get("cutoff"))
+    if cutoff is not None:
+        lead += f" A label is given from a probability of {cutoff:.2f} on, chosen on validation for micro-F1."
     return {"lead": lead, "charts": charts}
 
 

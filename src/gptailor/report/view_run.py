@@ -39,7 +39,7 @@ _STOPPED = {
 def training_section(report: Values, details: Values) -> Section:
     """Curves, what was tried, and the run's plain facts."""
     training = mapping(report.get("training"))
-    charts = [c for c in (*_curves(report, details), _strengths(details)) if c]
+    charts = [c for c in (*_curves(report, details), _strengths(report, details)) if c]
     candidates = _candidates(report, details)
     facts = [
         (name, text)
@@ -155,16 +155,17 @@ def _curve(details: Values, key: str) -> list[tuple[float, float]]:
     return [(sum(x for x, _ in p) / len(p), sum(y for _, y in p) / len(p)) for p in cut]
 
 
-def _strengths(details: Values) -> Section:
+def _strengths(report: Values, details: Values) -> Section:
+    key, metric = f"validation_{primary_metric(report)}", primary(report)
     rows = [mapping(one) for one in rows_of(details.get("strengths"))]
-    pairs = ((finite(one.get("strength")), finite(one.get("validation_macro_f1"))) for one in rows)
+    pairs = ((finite(one.get("strength")), finite(one.get(key))) for one in rows)
     points = sorted((x, y) for x, y in pairs if x is not None and y is not None and x > 0)
     if not points:
         return None
-    best = max(points, key=lambda point: point[1])
+    best = (max if metric.higher_is_better else min)(points, key=lambda point: point[1])
     drawing = plots.line_chart(
-        [plots.Series("Macro-F1", points, "a", dots=True)],
-        label="validation macro-F1 over regularization strength",
+        [plots.Series(metric.title, points, "a", dots=True)],
+        label=f"validation {inside(metric.title)} over regularization strength",
         x_title="strength of the head (C)",
         log_x=True,
         mark=(best[0], f"best {axis_text(best[0])}"),

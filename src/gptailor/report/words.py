@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Tone = Literal["good", "unclear", "worse", "none"]
@@ -49,8 +49,28 @@ class Task:
 
 
 METRICS: dict[str, Metric] = {
+    "micro_f1": Metric("Micro-F1", "F1 of all labels of all rows taken together"),
     "macro_f1": Metric("Macro-F1", "the mean of the classes' F1, every class counted alike"),
     "accuracy": Metric("Accuracy", "the share of rows answered rightly"),
+    "subset_accuracy": Metric("Rows wholly right", "the share of rows with exactly the right labels"),
+    "hamming_loss": Metric(
+        "Hamming loss", "the share of wrong decisions, a label of a row each", higher_is_better=False
+    ),
+    "micro_precision": Metric("Micro precision", "how often a given label is right"),
+    "micro_recall": Metric("Micro recall", "how many of the labels are found"),
+    "macro_precision": Metric("Macro precision", "how often an answer is right, averaged over the classes"),
+    "macro_recall": Metric("Macro recall", "how many of a class are found, averaged over the classes"),
+    "rmse": Metric(
+        "Root mean square error",
+        "how far off the numbers are, in their own unit; large misses weigh more",
+        higher_is_better=False,
+        top=None,
+    ),
+    "mae": Metric(
+        "Mean absolute error", "how far off the numbers are on average", higher_is_better=False, top=None
+    ),
+    "pearson": Metric("Pearson's correlation", "how well the numbers rise and fall with the true ones"),
+    "spearman": Metric("Spearman's correlation", "how well the order of the rows is found"),
     "precision": Metric("Macro precision", "how often an answer is right, averaged over the classes"),
     "recall": Metric("Macro recall", "how many of a class are found, averaged over the classes"),
     "calibration_error": Metric(
@@ -87,8 +107,10 @@ METRICS: dict[str, Metric] = {
 }
 
 BASELINES: dict[str, Baseline] = {
-    "majority": Baseline("Most frequent class", "majority class"),
+    "majority": Baseline("Most frequent answer", "most frequent answer"),
+    "mean": Baseline("Mean of the training rows", "mean of the training rows"),
     "tfidf": Baseline("TF-IDF + logistic regression", "TF-IDF + logistic regression"),
+    "tfidf_ridge": Baseline("TF-IDF + ridge regression", "TF-IDF + ridge regression"),
     "zero_shot": Baseline("Base model, zero-shot", "zero-shot"),
     "few_shot": Baseline("Base model, few-shot", "few-shot"),
     "frozen": Baseline("Frozen features", "frozen features"),
@@ -150,26 +172,50 @@ TEXT = Task(
     pipeline="text-generation",
 )
 
+CLASSIFICATION = Task(
+    kind="text classifier",
+    purpose="",
+    one="row",
+    many="rows",
+    metrics=("macro_f1", "accuracy"),
+    keys=("accuracy", "calibration_error"),
+    context="read as context",
+    loss_unit="nats per target",
+    batch_of="rows",
+    limit="limit",
+    window="the model reads up to {limit}",
+    uncut="None was cut.",
+    limits=(
+        "It knows only the labels above and answers with one of them, also for text of another kind.",
+        "It reads {limit} tokens of a text; what comes after is not seen.",
+    ),
+    learned="the learned position in green",
+    pipeline="text-classification",
+)
+
+# What the report calls an answer that isn't one label a row.
+ANSWERS = {"multiple": "several labels a row", "score": "a number a row"}
+
 TASKS: dict[str, Task] = {
-    "classification": Task(
-        kind="text classifier",
-        purpose="",
-        one="row",
-        many="rows",
-        metrics=("macro_f1", "accuracy"),
-        keys=("accuracy", "calibration_error"),
-        context="read as context",
-        loss_unit="nats per target",
-        batch_of="rows",
-        limit="limit",
-        window="the model reads up to {limit}",
-        uncut="None was cut.",
+    "classification": CLASSIFICATION,
+    "classification, several labels a row": replace(
+        CLASSIFICATION,
+        kind="text classifier that gives a text as many labels as fit it",
+        metrics=("micro_f1", "macro_f1"),
+        keys=("macro_f1", "subset_accuracy"),
+        loss_unit="nats per row",
         limits=(
-            "It knows only the labels above and answers with one of them, also for text of another kind.",
-            "It reads {limit} tokens of a text; what comes after is not seen.",
+            "It knows only the labels above; text of another kind gets some of them, or none.",
+            CLASSIFICATION.limits[1],
         ),
-        learned="the learned position in green",
-        pipeline="text-classification",
+    ),
+    "classification, a number a row": replace(
+        CLASSIFICATION,
+        kind="model that reads a number off a text",
+        metrics=("rmse", "mae"),
+        keys=("mae", "spearman"),
+        loss_unit="squared deviations",
+        limits=("It gives any text a number, also text of another kind.", CLASSIFICATION.limits[1]),
     ),
     "language": Task(
         kind="language model",

@@ -26,6 +26,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from gptailor.errors import GptailorError
+from gptailor.models.readout import read_answer
 from gptailor.serve.batcher import Draining, Encoded, ServablePredictor
 from gptailor.serve.limits import Gate, json_response, refusal_for
 from gptailor.serve.requests import ClassifyRequest, read_body, read_request, shortened, unless_left
@@ -48,10 +49,12 @@ class ErrorAnswer(BaseModel):
 
 
 class ClassifyItem(BaseModel):
-    """The answer to one text. `probs` are in the order of `label_probs`."""
+    """The answer to one text. `probs` are in the order of `label_probs`; both are empty for a number."""
 
     index: int
-    label: str
+    label: str = Field(description="several labels stand joined; a number is written out")
+    labels: list[str] = Field(description="the same one by one; empty where no label fits")
+    value: float | None = Field(description="the number, where the model gives one")
     probs: list[float]
     num_classes: int
     label_probs: dict[str, float]
@@ -99,19 +102,28 @@ async def classify(request: Request) -> Response:
 def _answer(
     predictor: ServablePredictor, encoded: Sequence[Encoded], probabilities: FloatArray, *, request_id: str
 ) -> dict[str, Any]:
-    names, threshold = list(predictor.label_names), predictor.threshold
-    data = [
-        {
-            "index": index,
-            "label": names[int(row.argmax())],
-            "probs": row.tolist(),
-            "num_classes": len(names),
-            "label_probs": dict(zip(names, row.tolist(), strict=True)),
-            "abstained": threshold is not None and bool(row.max() < threshold),
-            "truncated": item.truncated,
-        }
-        for index, (item, row) in enumerate(zip(encoded, probabilities, strict=True))
-    ]
+    data = []
+    for index, (item, row) in enumerate(zip(encoded, probabilities, strict=True)):
+        answer = read_answer(
+            row,
+            predictor.label_names,
+            predictor.form,
+            threshold=predictor.threshold,
+            truncated=item.truncated,
+        )
+        data.append(
+            {
+                "index": index,
+                "label": answer.label,
+                "labels": list(answer.labels),
+                "value": answer.value,
+                "probs": list(answer.probabilities.values()),
+                "num_classes": len(predictor.label_names),
+                "label_probs": answer.probabilities,
+                "abstained": answer.abstained,
+                "truncated": answer.truncated,
+            }
+        )
     tokens = sum(item.num_tokens for item in encoded)
     return {
         "id": f"classify-{request_id}",
@@ -134,6 +146,7 @@ async def models(request: Request) -> Response:
             "created": service.started,
             "owned_by": "gptailor",
             "version": batcher.predictor.version,
+            "answer": batcher.predictor.form.kind,
             "label_names": list(batcher.predictor.label_names),
             "threshold": batcher.predictor.threshold,
             "max_characters": batcher.predictor.max_characters,

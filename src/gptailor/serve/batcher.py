@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from gptailor.errors import GptailorError
-from gptailor.types import FloatArray
+from gptailor.types import AnswerForm, FloatArray
 
 Shape = tuple[int, int]
 logger = logging.getLogger("gptailor.serve")
@@ -68,10 +68,14 @@ class ServablePredictor(Protocol):
     def encode(self, text: str) -> Encoded:
         """Cleans and tokenizes; raises InputError for a text that can't be answered. Thread-safe."""
 
-    def run(self, batch: Sequence[Any]) -> FloatArray:
-        """Calibrated probabilities (N, C) of N texts of one shape, as this model's `encode` gave them.
+    @property
+    def form(self) -> AnswerForm:
+        """What a text is answered with: a label, several, or a number."""
 
-        Called from one thread only.
+    def run(self, batch: Sequence[Any]) -> FloatArray:
+        """Calibrated probabilities (N, C), or numbers (N, 1), of N texts as this model's `encode` gave them.
+
+        The texts have one shape. Called from one thread only.
         """
 
 

@@ -5,34 +5,34 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from gptailor.errors import DataError, Problem, RecipeError, did_you_mean, number_of, raise_together
-from gptailor.types import Example, RawExample, Segment
+from gptailor.types import Example, Label, RawExample, Segment
 
 MINIMUM_ROWS = 20
 MINIMUM_CLASSES = 2
 
 
-def to_example(row: RawExample, label_ids: dict[str, int] | None) -> Example:
-    """One text whose last token carries the answer; `label_ids` None means nobody knows the label."""
+def to_example(row: RawExample, label: Label | None) -> Example:
+    """One text whose last token carries the answer; None where nobody knows it."""
     return Example(
         segments=(Segment(row.fields["text"], learn=True),),
         source=row.source,
         row=row.row,
-        label=None if label_ids is None else label_ids[row.fields["label"]],
+        label=label,
         group=row.fields.get("group", ""),
         time=row.fields.get("time", ""),
     )
 
 
-def collect_labels(rows: Sequence[RawExample]) -> list[str]:
-    """The label set in a stable order: by number where all are numbers, else by text.
+def collect_labels(carried: Sequence[Sequence[str]]) -> list[str]:
+    """The label set of all rows in a stable order: by number where all are numbers, else by text.
 
     Raises:
         DataError: there are fewer than 20 rows or 2 classes to learn from.
     """
-    labels = {row.fields["label"] for row in rows}
-    if len(rows) < MINIMUM_ROWS or len(labels) < MINIMUM_CLASSES:
+    labels = {label for labels in carried for label in labels}
+    if len(carried) < MINIMUM_ROWS or len(labels) < MINIMUM_CLASSES:
         raise DataError(
-            f"only {number_of(len(rows), 'usable row')} with {number_of(len(labels), 'class', 'classes')} "
+            f"only {number_of(len(carried), 'usable row')} with {number_of(len(labels), 'class', 'classes')} "
             f"remain after cleaning; at least {MINIMUM_ROWS} rows and {MINIMUM_CLASSES} classes are needed.",
             fix="Look at what was dropped and why with `gptailor check`, and add labelled rows.",
         )
@@ -43,16 +43,16 @@ def collect_labels(rows: Sequence[RawExample]) -> list[str]:
 
 
 def name_labels(
-    rows: Sequence[RawExample], names: dict[str, str], *, flag: str = "--label-names"
-) -> list[RawExample]:
-    """Replaces bare labels by their names.
+    carried: Sequence[tuple[str, ...]], names: Mapping[str, str], *, flag: str = "--label-names"
+) -> list[tuple[str, ...]]:
+    """Replaces bare labels by their names, row by row.
 
     Raises:
         DataError: a label of the file has no name.
     """
     if not names:
-        return list(rows)
-    unnamed = {row.fields["label"] for row in rows} - set(names) - set(names.values()) - {""}
+        return list(carried)
+    unnamed = {label for labels in carried for label in labels} - set(names) - set(names.values()) - {""}
     if unnamed:
         raise DataError(
             f"{flag} has no name for {', '.join(map(repr, sorted(unnamed)))}; it names "
@@ -60,22 +60,25 @@ def name_labels(
             + ".",
             fix=f"Name every label of the file in {flag}.",
         )
-    return [
-        RawExample(
-            {**row.fields, "label": names.get(row.fields["label"], row.fields["label"])}, row.source, row.row
-        )
-        for row in rows
-    ]
+    return [tuple(names.get(label, label) for label in labels) for labels in carried]
 
 
 def refuse_unknown_labels(
-    rows: Sequence[RawExample], known: Sequence[str], *, file: str, flag: str = "--test-label-names"
+    carried: Sequence[Sequence[str]],
+    known: Sequence[str],
+    *,
+    file: str,
+    flag: str = "--test-label-names",
+    sets: bool = False,
 ) -> None:
-    """Raises DataError if a held-out file has labels that training doesn't know; both sets are shown."""
-    unknown = sorted({row.fields["label"] for row in rows} - set(known) - {""})
+    """Raises DataError if a held-out file has labels that training doesn't know; both sets are shown.
+
+    One label a row is probably another spelling of a known one. In `sets` of labels it is one more label.
+    """
+    unknown = sorted({label for labels in carried for label in labels} - set(known) - {""})
     if not unknown:
         return
-    counts = {label: sum(row.fields["label"] == label for row in rows) for label in unknown}
+    counts = {label: sum(label in labels for labels in carried) for label in unknown}
     example = ",".join(f"{bare}={name}" for bare, name in zip(unknown, known, strict=False))
     raise_together(
         [Problem(repr(label), f"in {number_of(count, 'row')}") for label, count in counts.items()],
@@ -84,7 +87,9 @@ def refuse_unknown_labels(
             f"{file} has labels that training doesn't know. Training has "
             f"{', '.join(map(repr, known))}; the file also has:"
         ),
-        fix=f"Say which is which, such as {flag} {example} (labels are never guessed), or mend the file.",
+        fix="A model can't give what it never saw: take these labels out of the file's cells."
+        if sets
+        else f"Say which is which, such as {flag} {example} (labels are never guessed), or mend the file.",
     )
 
 

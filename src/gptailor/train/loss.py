@@ -42,6 +42,21 @@ def classification_loss(
     )
 
 
+def label_set_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """The sum of the binary cross-entropies of all (B, C) labels, each 0 or 1, in nats.
+
+    A row is one target: its C terms are added, and whoever knows the whole step divides by its rows.
+    transformers' `multi_label_classification` divides by C as well.
+    """
+    return functional.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="sum")
+
+
+def number_loss(logits: Tensor, numbers: Tensor, *, mean: float, deviation: float) -> Tensor:
+    """The sum of the squared errors of (B, 1) logits against (B,) numbers, in deviations."""
+    standardized = (numbers.to(logits.dtype) - mean) / deviation
+    return functional.mse_loss(logits[:, 0], standardized, reduction="sum")
+
+
 def balanced_weights(labels: Tensor, num_labels: int) -> Tensor:
     """(C,) weights inverse to each class's frequency, with mean 1 over the rows.
 

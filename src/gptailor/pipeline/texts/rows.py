@@ -18,9 +18,12 @@ from gptailor.errors import DataError, did_you_mean
 from gptailor.pipeline.folder import hash_files
 from gptailor.pipeline.prepare import PARTS, refuse_same_file
 from gptailor.recipe import CleanSettings, DataSettings, Recipe
+from gptailor.report.facts import clip
 from gptailor.tasks.cells import Mend
 from gptailor.tasks.form import TextForm, TextRow
 from gptailor.types import Part, RawExample, Reason, RejectedRow
+
+TOLD_ROWS, TOLD_CHARACTERS = 5, 300  # of what is wrong with a file
 
 FormMaker = Callable[[ReadResult, Mend], TextForm]
 
@@ -145,7 +148,7 @@ def refuse_mostly_bad(file: ReadResult, rejected: Sequence[RejectedRow], *, wher
     """Raises DataError where hardly a row means anything: taken for another layout, or faulty throughout."""
     if 2 * len(rejected) <= len(file.rows):
         return
-    told = list(dict.fromkeys(f"  row {row.row}: {row.detail}" for row in rejected))[:5]
+    told = [f"  row {row.row}: {clip(row.detail, TOLD_CHARACTERS)}" for row in rejected[:TOLD_ROWS]]
     raise DataError(
         "\n".join([f"{len(rejected):,} of {len(file.rows):,} rows can't be used:", *told]),
         where=where,

@@ -1,0 +1,139 @@
+"""Label cells of rows as the rest of the road reads them, and back to words."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gptailor.data.clean import CleanResult
+from gptailor.errors import DataError, number_of
+from gptailor.evaluate.numbers import quantile_bins
+from gptailor.models.readout import number_text
+from gptailor.tasks.classification import MINIMUM_ROWS, collect_labels, name_labels
+from gptailor.tasks.labels import label_cell, labels_in, labels_of, number_in
+from gptailor.types import AnswerForm, Example, RawExample, RejectedRow, TokenizedExample
+
+SHOWN = 6
+MANY_NUMBERS = 30  # different ones; fewer may be classes
+
+
+def read_labels(
+    rows: Sequence[RawExample], form: AnswerForm, names: Mapping[str, str], *, flag: str = "--label-names"
+) -> tuple[list[RawExample], list[RejectedRow]]:
+    """Rows with their label cell in one spelling, and those whose cell isn't the number it should be.
+
+    Raises:
+        DataError: a label of the file has no name, though others have, or no cell holds a number.
+    """
+    carried = [labels_in(row.fields.get("label", ""), form) for row in rows]
+    if form.kind != "score":
+        carried = name_labels(carried, names, flag=flag)
+        cells = [label_cell(labels, form) for labels in carried]
+        return [_with_cell(row, cell) for row, cell in zip(rows, cells, strict=True)], []
+    kept, rejected = [], []
+    for row in rows:
+        cell = row.fields.get("label", "")
+        number = number_in(cell)
+        if number is None and cell.strip():
+            detail = f"{cell!r} is not a number"
+            rejected.append(RejectedRow(row.source, row.row, "no_label", detail))
+        else:
+            kept.append(_with_cell(row, "" if number is None else repr(number)))
+    if len(rejected) > len(kept):
+        raise DataError(
+            f"{number_of(len(rejected), 'row')} of {len(rows):,} hold no number: {rejected[0].detail}.",
+            where=f"{rejected[0].source} row {rejected[0].row}",
+            fix="Name the column of numbers with --label COLUMN, or leave task_answer=score out.",
+        )
+    return kept, rejected
+
+
+def classes_of(rows: Sequence[RawExample], form: AnswerForm, column: str) -> list[str]:
+    """The names of the head's outputs: the labels, or the column of the numbers.
+
+    Raises:
+        DataError: there is too little to learn from.
+    """
+    if form.kind != "score":
+        return collect_labels([labels_of(row.fields["label"], form) for row in rows])
+    distinct = {row.fields["label"] for row in rows}
+    if len(rows) < MINIMUM_ROWS or len(distinct) < 2:
+        raise DataError(
+            f"only {number_of(len(rows), 'usable row')} with {number_of(len(distinct), 'different number')} "
+            f"remain after cleaning; at least {MINIMUM_ROWS} rows and 2 numbers are needed.",
+            fix="Look at what was dropped and why with `gptailor check`, and add rows.",
+        )
+    return [column]
+
+
+def strata_of(rows: Sequence[RawExample], form: AnswerForm) -> list[str] | list[tuple[str, ...]]:
+    """What the split deals out evenly: the label, all labels of a row, or the fifth its number is in."""
+    cells = [row.fields["label"] for row in rows]
+    if form.kind == "multiple":
+        return [labels_of(cell, form) for cell in cells]
+    if form.kind == "score":
+        return [str(bin_) for bin_ in quantile_bins(np.array([float(cell) for cell in cells]))]
+    return cells
+
+
+def without_labels(rows: Sequence[RawExample], form: AnswerForm, rare: Collection[str]) -> list[RawExample]:
+    """Takes labels that training found too rare out of sets; a row that carried no other loses its cell."""
+    if form.kind != "multiple" or not rare:
+        return list(rows)
+    found = []
+    for row in rows:
+        carried = labels_of(row.fields["label"], form)
+        left = [label for label in carried if label not in rare]
+        lost = bool(carried) and not left
+        found.append(_with_cell(row, "" if lost or not row.fields["label"] else label_cell(left, form)))
+    return found
+
+
+def hint_of_numbers(rows: Sequence[RawExample], form: AnswerForm) -> str:
+    """What to type where the labels look like numbers to be predicted; a number is never taken unasked."""
+    cells = {cell for row in rows if (cell := row.fields["label"].strip())}
+    if form.kind != "single" or len(cells) < MANY_NUMBERS or any(number_in(cell) is None for cell in cells):
+        return ""
+    return (
+        f"the labels are {len(cells):,} different numbers, each taken as a class of its own; "
+        "--set task_answer=score learns the number itself"
+    )
+
+
+def notes_on(
+    rows: Sequence[RawExample], form: AnswerForm, cleaned: CleanResult, *, asked: bool
+) -> Iterator[str]:
+    """What was made of the label cells, in words; nothing for one label a row."""
+    if form.kind == "multiple":
+        counts = Counter(len(labels_of(row.fields["label"], form)) for row in rows)
+        total = sum(size * count for size, count in counts.items())
+        told = f"several labels a row: {total / max(1, len(rows)):.2f} on average"
+        told += f", {max(counts, default=0)} at most, none in {number_of(counts[0], 'row')}"
+        told += f"; {form.separator!r} stands between them" if form.separator else ""
+        yield told if asked else f"{told}; --set task_answer=single takes each cell as one label"
+        if cleaned.rare_labels:
+            rare = sorted(cleaned.rare_labels, key=lambda label: (-cleaned.rare_labels[label], label))
+            more = f" and {len(rare) - SHOWN} more" if len(rare) > SHOWN else ""
+            yield (
+                f"{number_of(len(rare), 'label is', 'labels are')} too rare to learn and taken out of the "
+                f"rows: {', '.join(rare[:SHOWN])}{more}"
+            )
+    if form.kind == "score":
+        numbers = np.array([float(row.fields["label"]) for row in rows])
+        low, middle, high = (number_text(float(edge)) for edge in np.quantile(numbers, [0, 0.5, 1]))
+        yield f"the label is a number, from {low} to {high}, half of them up to {middle}"
+
+
+def answers_of(rows: Sequence[Example | TokenizedExample]) -> Any:
+    """Their answers as an array: classes (N,), 0 and 1 for every label (N, C), or numbers (N,)."""
+    return np.array([row.label for row in rows])
+
+
+def _with_cell(row: RawExample, cell: str) -> RawExample:
+    if row.fields.get("label") == cell:
+        return row
+    return dataclasses.replace(row, fields={**row.fields, "label": cell})

@@ -1,0 +1,106 @@
+"""What a label cell holds: taken from the person or plain from the cells, and never a guess at a number."""
+
+from __future__ import annotations
+
+import json
+from typing import get_args
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gptailor.errors import DataError
+from gptailor.tasks.labels import (
+    infer_form,
+    label_cell,
+    label_of,
+    labels_in,
+    labels_of,
+    refuse_separator_without_sets,
+)
+from gptailor.types import AnswerForm, AnswerKind
+
+SEVERAL = AnswerForm("multiple", ";")
+JOINED = ["wheat;corn", "wheat", "corn;oil", "oil;wheat", "corn", "oil", "wheat"] * 4
+
+
+def form_of(cells: list[str], kind: AnswerKind | None = None, separator: str | None = None) -> AnswerForm:
+    return infer_form(cells, kind=kind, separator=separator)
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (['["a","b"]', "[]", '["b"]'], AnswerForm("multiple", ";")),
+        (["['a', 'b']", "[]", "['b']"], AnswerForm("multiple", ";")),  # as pandas writes a list
+        (['["a;b"]', "[]", '["c"]'], AnswerForm("multiple", "|")),
+        (["[0,2]", "[1]", "[]"], AnswerForm("multiple", ";")),
+        (JOINED, AnswerForm("multiple", ";")),
+        ([cell.replace(";", "|") for cell in JOINED], AnswerForm("multiple", "|")),
+        ([cell.replace(";", ", ") for cell in JOINED], AnswerForm("multiple", ",")),
+        (["Arts, Crafts", "Sports", "Arts, Crafts", "Music"] * 9, AnswerForm()),  # one label with a comma
+        (["food, hot", "food, cold", "drinks"] * 9, AnswerForm()),  # half of the parts stand nowhere else
+        (["1,200", "3,500", "1,500", "3,200"] * 9, AnswerForm()),  # numbers
+        (["3.5", "4.1", "2.2", "5.0"] * 9, AnswerForm()),  # a number is never inferred
+        (["a", "b", "b", ""], AnswerForm()),
+        ([""], AnswerForm()),
+        ([], AnswerForm()),
+    ],
+)
+def test_only_what_is_plain_is_inferred(cells: list[str], expected: AnswerForm) -> None:
+    assert form_of(cells) == expected
+
+
+def test_what_the_person_says_wins() -> None:
+    assert form_of(JOINED, kind="single") == AnswerForm()
+    assert form_of(["a", "b"], separator="/") == AnswerForm("multiple", "/")
+    assert form_of(["1", "2"], kind="score") == AnswerForm("score")
+    assert form_of(["a", "b"], kind="multiple").kind == "multiple"
+    assert form_of(['["a"]', "b;c"], separator=";") == SEVERAL
+
+
+@pytest.mark.parametrize(
+    ("cell", "labels"),
+    [
+        ("a;b", ("a", "b")),
+        (" b ; a;;b", ("b", "a")),
+        ('["a;b", "c"]', ("a;b", "c")),  # an array is never divided further
+        ("[]", ()),
+        ("", ("",)),
+        ("  ", ("  ",)),  # nobody labelled it
+        ("[a", ("[a",)),
+    ],
+)
+def test_labels_of_a_cell(cell: str, labels: tuple[str, ...]) -> None:
+    assert labels_in(cell, SEVERAL) == labels
+
+
+@given(st.lists(st.text(min_size=1).map(str.strip).filter(bool)))
+def test_a_set_keeps_its_labels_whatever_they_hold(labels: list[str]) -> None:
+    cell = label_cell(labels, SEVERAL)
+    assert set(labels_of(cell, SEVERAL)) == set(labels)
+    assert label_cell(reversed(labels), SEVERAL) == cell  # equal sets are equal texts
+    assert labels_in(cell, SEVERAL) == tuple(json.loads(cell))
+
+
+def test_no_label_is_an_answer_and_an_empty_cell_is_not() -> None:
+    assert label_cell(labels_in("[]", SEVERAL), SEVERAL) == "[]"
+    assert label_cell(labels_in("", SEVERAL), SEVERAL) == ""
+
+
+def test_answers_as_the_trainer_sees_them() -> None:
+    ids = {"a": 0, "b": 1, "c": 2}
+    assert label_of("b", ids, AnswerForm()) == 1
+    assert label_of('["a", "c"]', ids, SEVERAL) == (1, 0, 1)
+    assert label_of("[]", ids, SEVERAL) == (0, 0, 0)
+    assert label_of("3.5", {}, AnswerForm("score")) == 3.5
+
+
+@pytest.mark.parametrize("kind", get_args(AnswerKind))
+def test_a_separator_without_sets_is_refused(kind: AnswerKind) -> None:
+    refuse_separator_without_sets(kind, None)
+    if kind == "multiple":
+        refuse_separator_without_sets(kind, ";")
+    else:
+        with pytest.raises(DataError, match="nothing is divided"):
+            refuse_separator_without_sets(kind, ";")
