@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from gptailor.pipeline.texts.road import TextResult
     from gptailor.pipeline.texts.shop import TextShop
 
+FEWEST_ROWS = 10  # test rows
+
 Say = Callable[[str], None]
 
 
@@ -127,7 +129,7 @@ def judge_preferences(shop: TextShop, answerer: Answerer, result: TextResult, sa
     return Tested(
         scores={"preference_accuracy": share_score(shares, **settings)},
         baselines=told,
-        verdict=_verdict_of("preference_accuracy", best, gap),
+        verdict=_verdict_of("preference_accuracy", best, gap, rows=len(rows["test"])),
         samples=[],
         header=("source", "row", "prompt", "chosen", "rejected", "margin"),
         lines=[
@@ -171,16 +173,17 @@ def _verdict(
             found[name] = text_answer_scores(answers, metrics=[primary], resamples=1)[primary].value
     best = max(found, key=lambda name: found[name], default=None)
     if best is None:
-        return _verdict_of(primary, None, None)
+        return _verdict_of(primary, None, None, rows=0)
     theirs = rungs[best].test
     assert theirs is not None
     size = len(theirs.texts)
     same = Written(ours.texts[:size], ours.stopped[:size]).beside(samples["test"])
     gap = paired_text_difference(same, theirs.texts, metric=primary, **settings)
-    return _verdict_of(primary, best, gap)
+    return _verdict_of(primary, best, gap, rows=size)
 
 
-def _verdict_of(metric: str, best: str | None, gap: Score | None) -> dict[str, Any]:
+def _verdict_of(metric: str, best: str | None, gap: Score | None, *, rows: int) -> dict[str, Any]:
+    """The verdict in numbers and in one sentence; an interval over a handful of rows says nothing."""
     if best is None or gap is None:
         return {
             "metric": metric,
@@ -191,7 +194,9 @@ def _verdict_of(metric: str, best: str | None, gap: Score | None) -> dict[str, A
         }
     name, title = BASELINES[best].short, inside(metric_of(metric).title)
     between = f"(95 % interval {score_text(gap.low)} to {score_text(gap.high)})"
-    if gap.low > 0:
+    if rows < FEWEST_ROWS:
+        says = f"{title} {score_text(gap.value)} against {name}, on {rows} test rows: too few to tell."
+    elif gap.low > 0:
         says = f"The model's {title} is {score_text(gap.value)} above {name} {between}: worth it."
     elif gap.high < 0:
         says = f"The model's {title} is {score_text(-gap.value)} below {name} {between}: don't ship it."
@@ -201,7 +206,7 @@ def _verdict_of(metric: str, best: str | None, gap: Score | None) -> dict[str, A
         "metric": metric,
         "best_baseline": best,
         "difference": as_json(gap),
-        "worth_it": bool(gap.low > 0),
+        "worth_it": bool(gap.low > 0) and rows >= FEWEST_ROWS,
         "says": says,
     }
 
@@ -209,7 +214,7 @@ def _verdict_of(metric: str, best: str | None, gap: Score | None) -> dict[str, A
 def _verdict_by_bits(ours: PieceNats, base: PieceNats | None, settings: Mapping[str, int]) -> dict[str, Any]:
     """Where nothing is asked, only the likelihood of the texts can be compared."""
     if base is None:
-        return _verdict_of("bits_per_byte", None, None)
+        return _verdict_of("bits_per_byte", None, None, rows=0)
     gap = bits_difference(ours, base, **settings)
     turned = Score(-gap.value, -gap.high, -gap.low)
     between = f"(95 % interval {score_text(turned.low)} to {score_text(turned.high)})"
