@@ -22,7 +22,7 @@ from gptailor.errors import Interrupted, RunError
 Precision = Literal["fp32", "bf16"]
 REPORTED_PACKAGES = ("gptailor", "torch", "transformers", "tokenizers", "peft", "numpy", "scikit-learn")
 # Under this many weights the casts to bf16 cost more than the faster products give (docs/log.md).
-BF16_PAYS_FROM = 50_000_000
+BF16_PAYS_FROM = 5_000_000
 
 
 def describe_machine() -> dict[str, Any]:
