@@ -183,9 +183,8 @@ class CompletionForm:
         }
 
     def _given(self, row: RawExample) -> str:
-        columns = (self.roles.context,) if self.roles.context else self.roles.inputs
-        texts = [" ".join(answers_in(row.fields.get(column, ""))) for column in columns]
-        return " ".join(text for text in texts if text)
+        texts = {column: " ".join(answers_in(row.fields.get(column, ""))) for column in self.roles.inputs}
+        return texts.get(self.roles.context) or " ".join(filter(None, texts.values()))
 
     def _shortened(self, row: RawExample) -> tuple[RawExample, str | None]:
         """The row with a window in place of a context that is too long, and that window."""
