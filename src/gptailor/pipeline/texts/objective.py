@@ -131,8 +131,9 @@ def pair_loss(chosen: Tensor, rejected: Tensor, settings: PreferenceSettings) ->
 
 
 def collate_pairs(pairs: Sequence[TokenizedRow]) -> Batch:
-    """The chosen answers of all pairs, then the rejected ones, one to a row."""
-    return collate_texts([[row.sequences[side]] for side in (0, 1) for row in pairs])
+    """The chosen answers of all pairs, then the rejected ones, one to a row. The target is the pair."""
+    batch = collate_texts([[row.sequences[side]] for side in (0, 1) for row in pairs])
+    return replace(batch, num_targets=len(pairs))
 
 
 def reference_of(adapted: Adapted, rows: Sequence[TokenizedRow], path: Path) -> FloatArray:
