@@ -327,14 +327,22 @@ def serve(
 ) -> None:
     """An HTTP server with a page to try the model in a browser."""
     with _talking() as (_, narrator):
+        from gptailor.models.answerer import load_answerer
+        from gptailor.models.bundle import find_model_folder, read_bundle
         from gptailor.models.predictor import load_predictor
-        from gptailor.serve.run import serve as serve_predictors
+        from gptailor.serve.run import serve as serve_models
 
-        predictors = []
+        predictors, answerers = [], []
         for run in runs:
             narrator.say(f"loading {run}")
-            predictors.append(load_predictor(run))
-        serve_predictors(predictors, host=host, port=port, api_key=api_key, announce=narrator.say)
+            if read_bundle(find_model_folder(run)).task == "classification":
+                predictors.append(load_predictor(run))
+            else:
+                answerers.append(load_answerer(run))
+                answerers[-1].verify_probes()
+        serve_models(
+            predictors, answerers=answerers, host=host, port=port, api_key=api_key, announce=narrator.say
+        )
 
 
 @app.command()

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from gptailor.data.clean import repair
 from gptailor.data.feeder import Feeder
 from gptailor.data.segments import build_segment_encoder, counter_of
-from gptailor.errors import InputError, ModelError
-from gptailor.models.bundle import find_model_folder, read_bundle
+from gptailor.errors import InputError, ModelError, did_you_mean
+from gptailor.models.bundle import PARITY_TOLERANCE, find_model_folder, read_bundle
 from gptailor.models.decode import Decoder, Generated, Request
 from gptailor.models.generate import generate
 from gptailor.models.load import load_saved_language_model, load_tokenizer
-from gptailor.models.names import Base, context_length
+from gptailor.models.names import Base, context_length, folder_hash
+from gptailor.models.replay import probe_difference, torch_answers
 from gptailor.models.sampling import Sampling
-from gptailor.tasks.form import ChatForm, PlainForm, TextForm, reserve, restore_form
+from gptailor.tasks.form import ChatForm, CompletionForm, PlainForm, TextForm, reserve, restore_form
 from gptailor.types import Bundle, RawExample, RejectedRow, Segment
 
 LANGUAGE_LENGTH = 128  # tokens that a language model writes unless told otherwise
+
+
+class PromptTooLong(InputError):
+    """A prompt leaves no room for an answer, and nothing of it may be left out."""
 
 
 class Answerer:
@@ -67,25 +73,83 @@ class Answerer:
         """Longest answer unless a request says otherwise."""
         return min(self.form.max_new_tokens, self.max_tokens)
 
-    def feed(self, segments: Sequence[Segment]) -> tuple[int, ...]:
-        """The token ids of one prompt.
+    @cached_property
+    def version(self) -> str:
+        """A hash of the model's files."""
+        return folder_hash(self.bundle.path)
+
+    @property
+    def task(self) -> str:
+        """The task it was trained for."""
+        return self.bundle.task
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that a prompt is made of; none where a text is fed as it stands, or a conversation."""
+        return self.form.roles.inputs if isinstance(self.form, CompletionForm) else ()
+
+    @property
+    def template(self) -> str | None:
+        """How a prompt is written: a pattern over the columns, or a chat template's source."""
+        if isinstance(self.form, CompletionForm):
+            return self.form.roles.template.prompt
+        return self.form.template.source if isinstance(self.form, ChatForm) else None
+
+    def feed(self, segments: Sequence[Segment], *, whole: bool = False) -> tuple[int, ...]:
+        """The token ids of one prompt. `whole`: one that is too long isn't cut as in training.
 
         Raises:
-            InputError: a conversation leaves no room for an answer.
+            PromptTooLong: a conversation, or what isn't to be cut, leaves no room for an answer.
         """
-        [ids] = self.feeder.feed([segments])
-        if ids is None:
+        return self._fed(replace(self.feeder, chat=self.is_chat or whole), segments)
+
+    def feed_text(self, text: str, *, whole: bool = False) -> tuple[int, ...]:
+        """The token ids for one text; see `TextForm.ask_text`."""
+        return self.feed(self.form.ask_text(text), whole=whole)
+
+    def feed_raw(self, text: str) -> tuple[int, ...]:
+        """The token ids for a prompt as it stands: no template, no repair, as long as the model reads."""
+        segments = [Segment(text, learn=False)] if text else []
+        return self._fed(replace(self.feeder, max_tokens=self.context, reserve=1, chat=True), segments)
+
+    def feed_values(self, values: Mapping[str, str], *, whole: bool = False) -> tuple[int, ...]:
+        """The token ids for the template's columns, given by name.
+
+        Raises:
+            InputError: the model has no such columns, or they hold no text.
+        """
+        if not isinstance(self.form, CompletionForm) or not self.columns:
+            raise InputError("this model has no columns.", where="values", fix="Give a prompt.")
+        known, optional = self.columns, self.form.roles.template.optional
+        for name in values:
+            if name not in known:
+                hint = did_you_mean(name, known)
+                raise InputError(
+                    f"there is no column {name!r}.{hint}", where="values", fix=f"Give {', '.join(known)}."
+                )
+        missing = [name for name in known if name not in values and name != optional]
+        if missing:
             raise InputError(
-                f"the conversation is longer than {self.max_tokens - self.feeder.reserve:,} tokens, "
+                f"{', '.join(missing)} is missing.", where="values", fix=f"Give {', '.join(known)}."
+            )
+        asked = self.form.ask(RawExample(dict(values), "values", 1))
+        if isinstance(asked, RejectedRow):
+            raise InputError(f"{asked.detail}.", where="values", fix="Give some text.")
+        return self.feed(asked, whole=whole)
+
+    def _fed(self, feeder: Feeder, segments: Sequence[Segment]) -> tuple[int, ...]:
+        [ids] = feeder.feed([segments])
+        if ids is None:
+            what, fix = ("conversation", "Leave out its earliest turns.")
+            if not self.is_chat or feeder.reserve == 1:
+                what, fix = "prompt", "Shorten it."
+            raise PromptTooLong(
+                f"the {what} is longer than {feeder.max_tokens - feeder.reserve:,} tokens, "
                 "which is as far as the model reads with an answer.",
-                where="messages",
-                fix="Leave out its earliest turns.",
+                where="messages" if what == "conversation" else "prompt",
+                fix=fix,
             )
         return ids or tuple(self.end_ids)[:1]
-
-    def feed_text(self, text: str) -> tuple[int, ...]:
-        """The token ids for one text; see `TextForm.ask_text`."""
-        return self.feed(self.form.ask_text(text))
 
     def feed_messages(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
         """The token ids for a conversation in OpenAI's layout.
@@ -136,6 +200,27 @@ class Answerer:
         """Token ids as text, special tokens left out."""
         text: str = self._closed.decode(list(ids), skip_special_tokens=True)
         return text
+
+    def token_text(self, token_id: int) -> str:
+        """A token as text, its leading blank kept; for a piece of a character, U+FFFD."""
+        before = self._encode(["a"])[0]  # some decoders drop the blank of a text's first token
+        return self.decode([*before, token_id])[len(self.decode(before)) :]
+
+    def verify_probes(self) -> None:
+        """Asks the stored probes again.
+
+        Raises:
+            ModelError: this machine doesn't give the answers that were stored.
+        """
+        if not self.bundle.probes:
+            return
+        difference = probe_difference(self.bundle.probes, torch_answers(self.model))
+        if not difference <= PARITY_TOLERANCE:
+            raise ModelError(
+                f"a stored probe is answered differently (nats differ by {difference:.2g}).",
+                where=str(self.bundle.path),
+                fix="The weights or the libraries changed; fit again.",
+            )
 
     def count_text(self, text: str) -> int:
         """How many tokens a text has."""

@@ -102,6 +102,12 @@ class Decoder:
         """Whether a request waits or is being answered."""
         return bool(self._beams) or any(pool.busy for pool in self._pools.values())
 
+    @property
+    def waiting(self) -> set[int]:
+        """Handles of the requests that nothing was computed for yet."""
+        queues = (self._beams, *(pool.waiting for pool in self._pools.values()))
+        return {job.handle for queue in queues for job in queue}
+
     def add(self, request: Request) -> int:
         """Takes a request in; its events carry the handle that comes back.
 
@@ -216,10 +222,9 @@ class Decoder:
         if what is not None:
             raise InputError(what, where="prompt", fix="Give a prompt that fits the model.")
         if request.top_log_probabilities < 0:
+            what = f"it is {request.top_log_probabilities}."
             raise InputError(
-                f"top_log_probabilities is {request.top_log_probabilities}.",
-                where="top_log_probabilities",
-                fix="Give a whole number, 0 (none) or more.",
+                what, where="top_log_probabilities", fix="Give a whole number, 0 (none) or more."
             )
 
 

@@ -28,9 +28,12 @@ from starlette.responses import Response
 from gptailor.errors import GptailorError
 from gptailor.models.readout import read_answer
 from gptailor.serve.batcher import Draining, Encoded, ServablePredictor
-from gptailor.serve.limits import Gate, json_response, refusal_for
+from gptailor.serve.limits import Gate, Refusal, json_response, refusal_for
+from gptailor.serve.openai import CHAT, COMPLETION, schema
 from gptailor.serve.requests import ClassifyRequest, read_body, read_request, shortened, unless_left
 from gptailor.serve.service import Limits, Service
+from gptailor.serve.texts import chat_completions, completions
+from gptailor.serve.writing import ServableAnswerer
 from gptailor.types import FloatArray
 
 
@@ -136,24 +139,44 @@ def _answer(
     }
 
 
-async def models(request: Request) -> Response:
-    """The models that answer, the first being the one used where none is named."""
-    service: Service = request.app.state.service
-    data = [
-        {
-            "id": batcher.predictor.name,
-            "object": "model",
-            "created": service.started,
-            "owned_by": "gptailor",
-            "version": batcher.predictor.version,
-            "answer": batcher.predictor.form.kind,
-            "label_names": list(batcher.predictor.label_names),
-            "threshold": batcher.predictor.threshold,
-            "max_characters": batcher.predictor.max_characters,
+def _listed(service: Service) -> dict[str, dict[str, Any]]:
+    """What `/v1/models` tells of each model, by name."""
+    found: dict[str, dict[str, Any]] = {}
+    for predictor in (batcher.predictor for batcher in service.batchers.values()):
+        found[predictor.name] = {
+            "version": predictor.version,
+            "task": "classification",
+            "answer": predictor.form.kind,
+            "label_names": list(predictor.label_names),
+            "threshold": predictor.threshold,
+            "max_characters": predictor.max_characters,
         }
-        for batcher in service.batchers.values()
-    ]
-    return json_response({"object": "list", "data": data})
+    for answerer in (worker.answerer for worker in service.workers.values()):
+        found[answerer.name] = {
+            "version": answerer.version,
+            "task": answerer.task,
+            "chat": answerer.is_chat,
+            "columns": list(answerer.columns),
+            "template": answerer.template,
+            "context": answerer.context,
+            "max_tokens": answerer.max_new_tokens,
+        }
+    common = {"object": "model", "created": service.started, "owned_by": "gptailor"}
+    return {name: {"id": name, **common, **own} for name, own in found.items()}
+
+
+async def models(request: Request) -> Response:
+    """The models that answer; where a request names none, the first that fits it does."""
+    return json_response({"object": "list", "data": list(_listed(request.app.state.service).values())})
+
+
+async def one_model(request: Request) -> Response:
+    """One of the models."""
+    name = request.path_params["name"]
+    found = _listed(request.app.state.service)
+    if name not in found:
+        raise Refusal(404, f"There is no model {shortened(name)}.", code="model_not_found", key="model")
+    return json_response(found[name])
 
 
 async def health() -> Response:
@@ -203,7 +226,8 @@ async def _refuse_route(request: Request, error: Exception) -> Response:
     if refusal.status in (404, 405):
         there = f"There is no {request.method} {shortened(request.url.path)}."
         refusal.message = (
-            f"{there} The routes are POST /classify, GET /v1/models, /health, /ready, /metrics and /."
+            f"{there} The routes are POST /classify, /v1/completions and /v1/chat/completions, "
+            "GET /v1/models, /health, /ready, /metrics and /."
         )
     return refusal.response()
 
@@ -211,9 +235,11 @@ async def _refuse_route(request: Request, error: Exception) -> Response:
 def build_app(
     predictors: Sequence[ServablePredictor],
     *,
+    answerers: Sequence[ServableAnswerer] = (),
     api_key: str | None = None,
     queue_items: int = 512,
     deadline_seconds: float = 10.0,
+    begin_seconds: float = 60.0,
     max_body_bytes: int = 1_000_000,
     max_inputs: int = 256,
     allowed_hosts: Sequence[str] | None = None,
@@ -221,10 +247,12 @@ def build_app(
     """The server as an ASGI app; `app.state.service` can drain and stop it.
 
     Args:
-        predictors: The models; the first answers where a request names none.
+        predictors: The models that classify; the first answers where a request names none.
+        answerers: The models that write, likewise.
         api_key: Guards all but the page itself, `/health` and `/ready`.
-        queue_items: Texts that may wait for each model; more are refused with 429.
-        deadline_seconds: A text that hasn't started by then is answered with 503.
+        queue_items: Texts that may wait for each model, or be written by it; more are refused with 429.
+        deadline_seconds: A text to classify that hasn't started by then is answered with 503.
+        begin_seconds: The same for texts to be written.
         max_body_bytes: Larger bodies are refused with 413, counted while they come in.
         max_inputs: Texts in one request.
         allowed_hosts: Names the Host header may hold; None: any.
@@ -234,8 +262,8 @@ def build_app(
     """
     if api_key is not None and not api_key.strip():
         raise GptailorError("The API key is empty.", fix="Give a key of some length, or none at all.")
-    limits = Limits(deadline_seconds, max_body_bytes, max_inputs)
-    service = Service(predictors, queue_items=queue_items, limits=limits)
+    limits = Limits(deadline_seconds, max_body_bytes, max_inputs, begin_seconds)
+    service = Service(predictors, answerers, queue_items=queue_items, limits=limits)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -253,24 +281,28 @@ def build_app(
 
 
 def _add_routes(app: FastAPI) -> None:
-    body = {
-        "content": {"application/json": {"schema": ClassifyRequest.model_json_schema()}},
-        "required": True,
-    }
     refusals: dict[int | str, dict[str, Any]] = {
-        status: {"model": ErrorAnswer} for status in (401, 404, 408, 413, 415, 421, 422, 429, 500, 503)
+        status: {"model": ErrorAnswer} for status in (400, 401, 404, 408, 413, 415, 421, 422, 429, 500, 503)
     }
-    answers: dict[int | str, dict[str, Any]] = {200: {"model": ClassifyAnswer}, **refusals}
-    app.add_api_route(
-        "/classify",
-        classify,
-        methods=["POST"],
-        response_model=None,
-        responses=answers,
-        openapi_extra={"requestBody": body},
+    answered: dict[int | str, dict[str, Any]] = {200: {"model": ClassifyAnswer}}
+    posts: tuple[tuple[str, Any, dict[str, Any], dict[int | str, dict[str, Any]]], ...] = (
+        ("/classify", classify, ClassifyRequest.model_json_schema(), answered),
+        ("/v1/completions", completions, schema(COMPLETION), {}),
+        ("/v1/chat/completions", chat_completions, schema(CHAT), {}),
     )
+    for path, route, body, answers in posts:
+        content = {"content": {"application/json": {"schema": body}}, "required": True}
+        app.add_api_route(
+            path,
+            route,
+            methods=["POST"],
+            response_model=None,
+            responses={**answers, **refusals},
+            openapi_extra={"requestBody": content},
+        )
     for path, route in (
         ("/v1/models", models),
+        ("/v1/models/{name:path}", one_model),
         ("/health", health),
         ("/ready", ready),
         ("/metrics", metrics),

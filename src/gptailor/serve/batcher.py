@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -153,7 +153,7 @@ class Batcher:
         *,
         queue_items: int = 512,
         queue_tokens: int = 262_144,
-        turn: threading.Lock | None = None,
+        turn: AbstractContextManager[Any] | None = None,
     ) -> None:
         self.predictor = predictor
         self.max_items, self.max_tokens = queue_items, queue_tokens

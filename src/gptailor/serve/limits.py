@@ -26,7 +26,8 @@ from gptailor.serve.service import Service
 logger = logging.getLogger("gptailor.serve")
 
 WITHOUT_KEY = {"/", "/health", "/ready"}  # a page that asks for the key, and two yes-or-no answers
-KNOWN_PATHS = WITHOUT_KEY | {"/classify", "/v1/models", "/metrics", "/openapi.json"}
+TEXT_PATHS = {"/v1/completions", "/v1/chat/completions"}
+KNOWN_PATHS = WITHOUT_KEY | TEXT_PATHS | {"/classify", "/v1/models", "/metrics", "/openapi.json"}
 CLIENT_LEFT = 499  # nginx's number for it; only in the metrics, nobody is there to read it
 SAFE_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -47,19 +48,28 @@ class Refusal(Exception):
     """An answer other than success, with its status."""
 
     def __init__(
-        self, status: int, message: str, *, code: str, headers: Mapping[str, str] | None = None
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str,
+        headers: Mapping[str, str] | None = None,
+        key: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.code, self.headers = status, message, code, dict(headers or {})
+        self.key = key  # of the body, which OpenAI calls param
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The body of the answer."""
+        kind = ERROR_TYPES.get(self.status, "invalid_request_error")
+        error = {"message": self.message, "type": kind, "code": self.code}
+        return {"error": error if self.key is None else {**error, "param": self.key}}
 
     def response(self) -> Response:
         """The refusal in the one shape all of them have."""
-        kind = ERROR_TYPES.get(self.status, "invalid_request_error")
-        return json_response(
-            {"error": {"message": self.message, "type": kind, "code": self.code}},
-            status=self.status,
-            headers=self.headers,
-        )
+        return json_response(self.content, status=self.status, headers=self.headers)
 
 
 class ClientLeft(Exception):
@@ -207,5 +217,9 @@ def refusal_for(error: Exception | asyncio.CancelledError, *, request_id: str) -
 
 def json_response(content: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """JSON whose floats read back to the same bits: json writes them by repr."""
-    body = json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
-    return Response(body, status, dict(headers or {}), media_type="application/json")
+    return Response(json_bytes(content), status, dict(headers or {}), media_type="application/json")
+
+
+def json_bytes(content: Any) -> bytes:
+    """JSON in ASCII, without blanks and line ends."""
+    return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()

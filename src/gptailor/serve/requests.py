@@ -38,16 +38,22 @@ def shortened(value: str) -> str:
     return repr(value if len(value) <= 60 else value[:57] + "...")
 
 
-def _parse(body: bytes) -> dict[str, Any]:
-    """The body as an object with known keys and the right types."""
+def parse_object(body: bytes, *, example: str, status: int = 422) -> dict[str, Any]:
+    """The body as a JSON object."""
     try:
         content = json.loads(body.decode("utf-8-sig"))
     except RecursionError:
-        raise _unreadable("The body is nested too deeply.", "not_json") from None
+        raise Refusal(status, "The body is nested too deeply.", code="not_json") from None
     except ValueError as error:  # not UTF-8, not JSON, or a number of thousands of digits
-        raise _unreadable(f"The body is not JSON in UTF-8: {error}", "not_json") from None
+        raise Refusal(status, f"The body is not JSON in UTF-8: {error}", code="not_json") from None
     if not isinstance(content, dict):
-        raise _unreadable('The body must be an object such as {"input": "some text"}.', "wrong_type")
+        raise Refusal(status, f"The body must be an object such as {example}.", code="wrong_type")
+    return content
+
+
+def _parse(body: bytes) -> dict[str, Any]:
+    """The body as an object with known keys and the right types."""
+    content = parse_object(body, example='{"input": "some text"}')
     for key in content:
         if key not in ClassifyRequest.model_fields:
             hint = did_you_mean(key, ClassifyRequest.model_fields)
@@ -95,7 +101,10 @@ def _encode(predictor: ServablePredictor, text: str, *, where: str) -> Encoded:
 def read_request(body: bytes, service: Service) -> tuple[Batcher, list[Encoded]]:
     """Parses and tokenizes; runs in a helper thread."""
     content = _parse(body)
-    name = content.get("model") or next(iter(service.batchers))
+    name = content.get("model") or next(iter(service.batchers), next(iter(service.workers), ""))
+    if name in service.workers:
+        kind = "chat/completions" if service.workers[name].answerer.is_chat else "completions"
+        raise _unreadable(f"{shortened(name)} doesn't classify. Ask it by /v1/{kind}.", "wrong_kind_of_model")
     if name not in service.batchers:
         there = ", ".join(repr(known) for known in service.batchers)
         raise Refusal(404, f"There is no model {shortened(name)}. There is: {there}.", code="unknown_model")
@@ -120,14 +129,15 @@ async def read_body(request: Request) -> bytes:
         raise Refusal(408, "The body came too slowly.", code="too_slow") from None
 
 
+async def until_left(request: Request) -> None:
+    """Returns when the client closes the connection. The body must have been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
 async def unless_left(request: Request, work: Awaitable[FloatArray]) -> FloatArray:
     """Awaits the work; cancels it when the client closes the connection."""
-
-    async def closed() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    answer, gone = asyncio.ensure_future(work), asyncio.ensure_future(closed())
+    answer, gone = asyncio.ensure_future(work), asyncio.ensure_future(until_left(request))
     try:
         await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
         if answer.done():

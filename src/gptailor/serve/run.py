@@ -16,6 +16,7 @@ from gptailor.errors import GptailorError
 from gptailor.serve.app import build_app
 from gptailor.serve.batcher import ServablePredictor
 from gptailor.serve.service import Service
+from gptailor.serve.writing import ServableAnswerer
 
 HEAD_SECONDS = 20.0  # a connection that hasn't brought a whole request head by then is closed
 
@@ -98,6 +99,7 @@ class DrainingServer(uvicorn.Server):
 def serve(
     predictors: Sequence[ServablePredictor],
     *,
+    answerers: Sequence[ServableAnswerer] = (),
     host: str = "127.0.0.1",
     port: int = 8000,
     api_key: str | None = None,
@@ -107,7 +109,8 @@ def serve(
     """Serves until SIGTERM or SIGINT, then answers what was accepted and returns.
 
     Args:
-        predictors: The models; the first answers where a request names none.
+        predictors: The models that classify; the first answers where a request names none.
+        answerers: The models that write, likewise.
         host: Address or name to listen on; only this machine reaches the default.
         port: 0 takes a free one.
         api_key: See `build_app`.
@@ -119,13 +122,14 @@ def serve(
     """
     private = _is_loopback(host)
     hosts = ["127.0.0.1", "localhost", "::1", host] if private and api_key is None else None
-    app = build_app(predictors, api_key=api_key, allowed_hosts=hosts)
+    app = build_app(predictors, answerers=answerers, api_key=api_key, allowed_hosts=hosts)
     listener = listen(host, port)
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listener.getsockname()[1]}"
 
     def started() -> None:
-        announce(f"Serving {', '.join(app.state.service.batchers)} at {address} (Ctrl+C stops it)")
+        names = ", ".join((*app.state.service.batchers, *app.state.service.workers))
+        announce(f"Serving {names} at {address} (Ctrl+C stops it)")
         if not private and api_key is None:
             announce("Whoever reaches this address can use it: set an API key to change that.")
 
