@@ -204,17 +204,21 @@ async def page(request: Request) -> Response:
 
 
 def _load_page() -> tuple[str, str]:
-    """The page, and a policy that lets exactly its own script and style run and nothing be loaded."""
-    html = importlib.resources.files("gptailor.serve").joinpath("page.html").read_text("utf-8")
+    """The page, and a policy that lets exactly its own scripts and style run and nothing be loaded."""
+    folder = importlib.resources.files("gptailor.serve")
+    digests: dict[str, list[str]] = {"script": [], "style": []}
 
-    def digest(tag: str) -> str:
-        inline = re.findall(f"<{tag}>(.*?)</{tag}>", html, flags=re.DOTALL)
-        return " ".join(
-            f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in inline
-        )
+    def inline(found: re.Match[str]) -> str:
+        tag, text = found[1], "\n" + folder.joinpath(found[2]).read_text("utf-8")
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        digests[tag].append(f"'sha256-{digest}'")
+        return f"<{tag}>{text}</{tag}>"
 
+    html = folder.joinpath("page.html").read_text("utf-8")
+    html = re.sub(r"<(script|style)>([a-z.]+)</\1>", inline, html)
     policy = (
-        f"default-src 'none'; script-src {digest('script')}; style-src {digest('style')}; "
+        f"default-src 'none'; script-src {' '.join(digests['script'])}; "
+        f"style-src {' '.join(digests['style'])}; "
         "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     return html, policy

@@ -231,8 +231,8 @@ def _fed(feed: Callable[[], tuple[int, ...]], *, key: str) -> tuple[int, ...]:
         return feed()
     except InputError as error:
         code = "context_length_exceeded" if isinstance(error, PromptTooLong) else "unanswerable"
-        words = " ".join(part for part in (f"{error.where}: {error.what}", error.fix) if part)
-        raise refuse(words, key=key, code=code) from None
+        what = " ".join((error.what[:1].upper() + error.what[1:]).split("\n"))
+        raise refuse(f"{what} {error.fix or ''}".strip(), key=key, code=code) from None
 
 
 def _asked(
