@@ -99,6 +99,7 @@ function showModel() {
   const classifying = classifies();
   $("answer").hidden = !classifying;
   showWriter(classifying ? null : currentModel());
+  showHistory();
   if (!classifying) return show(null);
   showLabels();
   if ($("text").value.trim()) ask();
@@ -226,7 +227,11 @@ function keepEntry(entry) {
   if (newest && newest.model === entry.model && text.startsWith(newest.text)) state.past.shift();
   state.past = [entry, ...state.past.filter((old) => old.text !== text || old.model !== entry.model)].slice(0, KEPT);
   $("past").replaceChildren(...state.past.map(pastRow));
-  $("history").hidden = false;
+  showHistory();
+}
+
+function showHistory() {
+  $("history").hidden = !state.past.length || Boolean(writing.model && writing.model.chat);
 }
 
 function pastRow(entry) {
@@ -236,11 +241,11 @@ function pastRow(entry) {
   button.append(element("span", "said", entry.text), element("span", "got", got));
   button.setAttribute("aria-label", `${entry.text}: ${got}. Put this text back`);
   button.addEventListener("click", () => {
-    $("text").value = entry.text;
     $("model").value = entry.model;
     showModel();
+    $("text").value = entry.text;
     $("text").focus();
-    if (!classifies()) putBack(entry);
+    if (classifies()) ask(); else putBack(entry);
   });
   row.append(button);
   return row;

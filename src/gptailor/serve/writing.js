@@ -1,6 +1,6 @@
 "use strict";
 // Models that write: conversations turn by turn, and prompts with how the model goes on.
-const writing = { asking: null, turns: new Map(), model: null };
+const writing = { asking: null, turns: new Map(), drafts: new Map(), model: null };
 
 function turnsOf(model) {
   if (!writing.turns.has(model.id)) writing.turns.set(model.id, []);
@@ -12,6 +12,10 @@ function showWriter(model) {
   if (writing.asking) stop();
   const before = writing.model;
   writing.model = model;
+  if (model !== before) {  // what stands in the box is meant for one model; all classifiers share theirs
+    writing.drafts.set(before && before.id, $("text").value);
+    $("text").value = writing.drafts.get(model && model.id) || "";
+  }
   const chat = Boolean(model && model.chat), several = Boolean(model && model.columns.length > 1);
   $("settings").hidden = !model;
   $("turns").hidden = !chat;
