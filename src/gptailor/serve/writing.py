@@ -116,6 +116,7 @@ class _Answer:
     place: int
     request: Request
     begun: bool = False
+    alone: bool = False  # it was being written when a step failed
     events: int = 0  # handed out
     skip: int = 0  # of those of a new beginning, handed out before
 
@@ -210,6 +211,7 @@ class TextWorker:
             self._tickets.add(ticket)
             self.waiting += len(requests)
             if self._thread is None:
+                self._finished = time.monotonic()
                 name = f"model {self.answerer.name}"
                 self._thread = threading.Thread(target=self._work, name=name, daemon=True)
                 self._thread.start()
@@ -257,12 +259,14 @@ class TextWorker:
 
     def _let_in(self) -> None:
         """Gives the decoder what has arrived; after a failed step first the suspects, one by one."""
+        if any(answer.alone for answer in self._handles.values()):
+            return
         if self._alone:
-            suspects = [self._alone.popleft()] if not self._handles else []
+            welcome = [self._alone.popleft()]
         else:
             with self._changed:
-                suspects, self._arrived = list(self._arrived), deque()
-        for answer in suspects:
+                welcome, self._arrived = list(self._arrived), deque()
+        for answer in welcome:
             if answer.ticket.over:
                 continue
             try:
@@ -322,7 +326,7 @@ class TextWorker:
         self._handles = {}
         if len(begun) > 1:
             for answer in begun:
-                answer.skip = answer.events
+                answer.skip, answer.alone = answer.events, True
             self._alone.extend(begun)
         else:
             for answer in begun or held:  # without a suspect they would wait for ever

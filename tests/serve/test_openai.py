@@ -1,0 +1,377 @@
+"""OpenAI's own client against a real server with tiny models that write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+import texts
+from texts import Served, serving, until
+
+from gptailor.models.answerer import Answerer, load_answerer
+from gptailor.models.sampling import Sampling
+
+PROMPT = "the race 5"
+TURNS: Any = [{"role": "user", "content": "the race 5"}]
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return texts.fit_runs(tmp_path_factory.mktemp("writers"))
+
+
+@pytest.fixture(scope="session")
+def answerers(runs: dict[str, Path]) -> dict[str, Answerer]:
+    """Loaded once more, to compare with."""
+    return {name: load_answerer(run) for name, run in runs.items()}
+
+
+@pytest.fixture(scope="module")
+def served(runs: dict[str, Path]) -> Iterator[Served]:
+    with serving([load_answerer(run) for run in runs.values()]) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(served: Served) -> Iterator[openai.OpenAI]:
+    with served.client() as found:
+        yield found
+
+
+def alone(answerer: Answerer, prompt: tuple[int, ...], **sampling: Any) -> Any:
+    [answer] = answerer.answer([prompt], Sampling(**sampling))
+    return answer
+
+
+def joined(chunks: list[Any], place: int = 0) -> dict[str, Any]:
+    """A stream of completions put together by hand."""
+    own = [choice for chunk in chunks for choice in chunk.choices if choice.index == place]
+    scores = [choice.logprobs for choice in own if choice.logprobs]
+    return {
+        "text": "".join(choice.text for choice in own),
+        "finish": [choice.finish_reason for choice in own if choice.finish_reason],
+        "tokens": [token for score in scores for token in score.tokens],
+        "logprobs": [value for score in scores for value in score.token_logprobs],
+        "offsets": [value for score in scores for value in score.text_offset],
+        "top": [top for score in scores for top in score.top_logprobs],
+    }
+
+
+def test_the_models_are_listed_with_what_they_are_for(client: openai.OpenAI) -> None:
+    listed = {model.id: model.model_dump() for model in client.models.list()}
+    assert list(listed) == ["run-plain", "run-columns", "run-chat"]
+    assert [listed[name]["task"] for name in listed] == ["completion", "completion", "chat"]
+    assert listed["run-columns"]["columns"] == ["who", "what"]
+    assert listed["run-columns"]["template"] == "{who} and {what}: "
+    assert [listed[name]["chat"] for name in listed] == [False, False, True]
+    assert client.models.retrieve("run-chat").id == "run-chat"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("run-other")
+
+
+def test_a_completion_is_what_the_model_writes_alone(
+    client: openai.OpenAI, answerers: dict[str, Answerer]
+) -> None:
+    plain = answerers["plain"]
+    prompt = plain.feed_text(PROMPT)
+    expected = alone(plain, prompt, max_new_tokens=12)
+    found = client.completions.create(model="run-plain", prompt=PROMPT, temperature=0, max_tokens=12)
+    assert (found.object, found.model, found.system_fingerprint) == (
+        "text_completion",
+        "run-plain",
+        plain.version,
+    )
+    [choice] = found.choices
+    assert (choice.text, choice.finish_reason) == (expected.text, expected.finished)
+    assert found.usage is not None
+    assert found.usage.prompt_tokens == len(prompt)
+    assert found.usage.completion_tokens == expected.num_drawn == 12
+    assert found.usage.total_tokens == len(prompt) + 12
+
+
+def test_a_turn_of_a_chat_is_what_the_model_writes_alone(
+    client: openai.OpenAI, answerers: dict[str, Answerer]
+) -> None:
+    chat = answerers["chat"]
+    prompt = chat.feed_messages(TURNS)
+    expected = alone(chat, prompt, max_new_tokens=10)
+    found = client.chat.completions.create(
+        model="run-chat", messages=TURNS, temperature=0, max_completion_tokens=10
+    )
+    [choice] = found.choices
+    assert found.object == "chat.completion"
+    assert (choice.message.role, choice.message.content) == ("assistant", expected.text)
+    assert choice.finish_reason == expected.finished
+    assert found.usage is not None
+    assert found.usage.prompt_tokens == len(prompt)
+
+
+def test_a_streamed_completion_joined_is_the_whole_one(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {
+        "model": "run-plain",
+        "prompt": [PROMPT, "the flu"],
+        "n": 2,
+        "seed": 3,
+        "max_tokens": 9,
+        "logprobs": 2,
+    }
+    whole = client.completions.create(**asked)
+    chunks = list(client.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    assert len(chunks) > 9
+    assert [choice.index for choice in whole.choices] == [0, 1, 2, 3]
+    for choice in whole.choices:
+        got = joined(chunks, choice.index)
+        assert (got["text"], got["finish"]) == (choice.text, [choice.finish_reason])
+        assert choice.logprobs is not None
+        assert got["tokens"] == choice.logprobs.tokens
+        assert got["logprobs"] == choice.logprobs.token_logprobs
+        assert got["offsets"] == choice.logprobs.text_offset
+        assert got["top"] == choice.logprobs.top_logprobs
+    assert (chunks[-1].choices, chunks[-1].usage) == ([], whole.usage)
+    assert all(chunk.usage is None for chunk in chunks[:-1])
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_a_streamed_turn_joined_is_the_whole_one(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {
+        "model": "run-chat",
+        "messages": TURNS,
+        "seed": 4,
+        "max_tokens": 9,
+        "logprobs": True,
+        "top_logprobs": 3,
+    }
+    whole = client.chat.completions.create(**asked).choices[0]
+    chunks = list(client.chat.completions.create(**asked, stream=True))
+    choices = [chunk.choices[0] for chunk in chunks]
+    assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
+    assert choices[0].delta.role == "assistant"
+    assert "".join(choice.delta.content or "" for choice in choices) == whole.message.content
+    assert [choice.finish_reason for choice in choices if choice.finish_reason] == [whole.finish_reason]
+    told = [token for choice in choices if choice.logprobs for token in choice.logprobs.content]
+    assert whole.logprobs is not None
+    assert told == whole.logprobs.content
+
+
+def test_logprobs_are_the_models_own(client: openai.OpenAI, answerers: dict[str, Answerer]) -> None:
+    plain = answerers["plain"]
+    expected = alone(plain, plain.feed_text(PROMPT), max_new_tokens=8)
+    found = client.completions.create(
+        model="run-plain", prompt=PROMPT, temperature=0, max_tokens=8, logprobs=3
+    ).choices[0]
+    assert found.logprobs is not None
+    assert found.logprobs.token_logprobs == list(expected.log_probabilities)
+    assert found.logprobs.tokens == [plain.token_text(token) for token in expected.token_ids]
+    for token, score, top in zip(
+        found.logprobs.tokens, expected.log_probabilities, found.logprobs.top_logprobs or [], strict=True
+    ):
+        assert top[token] == score == max(top.values())  # greedy: the likeliest
+        assert 1 <= len(top) <= 4
+    assert found.logprobs.text_offset == sorted(found.logprobs.text_offset or [])
+    told = client.chat.completions.create(
+        model="run-chat", messages=TURNS, temperature=0, max_tokens=5, logprobs=True, top_logprobs=2
+    ).choices[0]
+    assert told.logprobs is not None
+    for token in told.logprobs.content or []:
+        assert token.top_logprobs[0].logprob == token.logprob
+        assert token.bytes is None or bytes(token.bytes).decode() == token.token
+        assert len(token.top_logprobs) == 2
+
+
+def test_a_stop_string_ends_the_answer_and_is_no_part_of_it(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "run-plain", "prompt": PROMPT, "seed": 1, "max_tokens": 30}
+    text = client.completions.create(**asked).choices[0].text
+    stop = text[len(text) // 2 :][:2]
+    expected = text[: text.index(stop)]
+    for given in (stop, ["never in it", stop]):
+        found = client.completions.create(**asked, stop=given).choices[0]
+        assert (found.text, found.finish_reason) == (expected, "stop")
+    chunks = list(client.completions.create(**asked, stop=stop, stream=True))
+    assert "".join(chunk.choices[0].text for chunk in chunks) == expected
+
+
+def test_a_seed_repeats_the_answer_and_the_kth_of_n_has_a_seed_of_its_own(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "run-plain", "prompt": PROMPT, "max_tokens": 16}
+    several = client.completions.create(**asked, n=3, seed=7).choices
+    assert len({choice.text for choice in several}) == 3
+    for place, choice in enumerate(several):
+        assert client.completions.create(**asked, seed=7 + place).choices[0].text == choice.text
+    assert len({client.completions.create(**asked).choices[0].text for _ in range(3)}) == 3
+
+
+def test_columns_and_raw_prompts(client: openai.OpenAI, answerers: dict[str, Answerer]) -> None:
+    columns, chat = answerers["columns"], answerers["chat"]
+    written = "the bank 3 and its rate 3: "
+    expected = alone(columns, columns.feed_text(written), max_new_tokens=6).text
+    asked: dict[str, Any] = {"temperature": 0, "max_tokens": 6}
+    values = {"who": "the bank 3", "what": "its rate 3"}
+    for given in ({"prompt": "", "extra_body": {"values": values}}, {"prompt": written}):
+        assert client.completions.create(model="run-columns", **given, **asked).choices[0].text == expected
+    raw = client.completions.create(
+        model="run-columns", prompt=" the  race", extra_body={"raw": True, "top_k": 5}, **asked
+    )
+    assert raw.choices[0].text == alone(columns, columns.feed_raw(" the  race"), max_new_tokens=6).text
+    told = client.completions.create(model="run-chat", prompt=PROMPT, **asked)
+    assert told.choices[0].text == alone(chat, chat.feed_raw(PROMPT), max_new_tokens=6).text
+
+
+@pytest.mark.parametrize(
+    ("asked", "code", "words"),
+    [
+        ({"prompt": "the race " * 80}, "context_length_exceeded", "tokens"),
+        ({"prompt": 3}, "invalid_value", "a text or a list"),
+        ({"prompt": [1, 2]}, "invalid_value", "token ids"),
+        ({"prompt": []}, "invalid_value", "a text or a list"),
+        ({"max_tokens": 0}, "invalid_value", "whole number from 1"),
+        ({"max_tokens": True}, "invalid_value", "whole number from 1"),
+        ({"temperature": "hot"}, "invalid_value", "a number from 0 to 2"),
+        ({"top_p": 0}, "invalid_value", "above 0"),
+        ({"n": 500}, "invalid_value", "from 1 to 128"),
+        ({"logprobs": 21}, "invalid_value", "from 0 to 20"),
+        ({"stop": ["a"] * 5}, "invalid_value", "up to 4"),
+        ({"stop": [""]}, "invalid_value", "none of them empty"),
+        ({"best_of": 4}, "invalid_value", "equal to 'n'"),
+        ({"echo": True}, "unsupported", "can't be honoured"),
+        ({"suffix": "x"}, "unsupported", "can't be honoured"),
+        ({"frequency_penalty": 0.5}, "unsupported", "can't be honoured"),
+        ({"logit_bias": {"5": 1}}, "unsupported", "can't be honoured"),
+        ({"extra_body": {"tools": [{"type": "function"}]}}, "unsupported", "can't be honoured"),
+        ({"extra_body": {"response_format": {"type": "json_object"}}}, "unsupported", "honoured"),
+        ({"extra_body": {"temprature": 1}}, "unknown_key", "Did you mean 'temperature'"),
+        ({"extra_body": {"values": {"wo": "x"}}}, "invalid_value", "takes the place"),
+        ({"prompt": "", "extra_body": {"values": {"prompts": "x"}}}, "unanswerable", "'prompt'"),
+        ({"stream_options": {"include_usage": "yes"}}, "invalid_value", "include_usage"),
+    ],
+)
+def test_what_cannot_be_answered_is_refused_in_words(
+    client: openai.OpenAI, asked: dict[str, Any], code: str, words: str
+) -> None:
+    with pytest.raises(openai.BadRequestError, match=words) as caught:
+        client.completions.create(**{"model": "run-plain", "prompt": PROMPT, **asked})
+    assert caught.value.code == code
+    assert caught.value.param
+
+
+def test_other_refusals_of_the_right_kind(client: openai.OpenAI, served: Served) -> None:
+    with pytest.raises(openai.NotFoundError, match="'run-plain'") as missing:
+        client.completions.create(model="run-plane", prompt=PROMPT)
+    assert missing.value.code == "model_not_found"
+    with pytest.raises(openai.BadRequestError, match="/v1/completions"):
+        client.chat.completions.create(model="run-plain", messages=TURNS)
+    faulty: list[Any] = [[], [{"role": "robot", "content": "x"}], [{"role": "user"}]]
+    for messages in faulty:
+        with pytest.raises(openai.BadRequestError):
+            client.chat.completions.create(model="run-chat", messages=messages)
+    turns: Any = [{"role": "user", "content": "the race " * 80}]
+    with pytest.raises(openai.BadRequestError, match="earliest turns") as long:
+        client.chat.completions.create(model="run-chat", messages=turns)
+    assert long.value.code == "context_length_exceeded"
+    with httpx.Client(base_url=served.url) as plain:
+        classified = plain.post("/classify", json={"model": "run-chat", "input": "x"})
+        assert (classified.status_code, classified.json()["error"]["code"]) == (422, "wrong_kind_of_model")
+        for body in (b"{", b"[]", b'{"prompt": "\\ud83d"}', b'{"temperature": NaN, "prompt": "x"}'):
+            headers = {"content-type": "application/json"}
+            assert plain.post("/v1/completions", content=body, headers=headers).status_code == 400
+
+
+def test_what_says_no_more_than_the_default_is_taken(client: openai.OpenAI) -> None:
+    found = client.chat.completions.create(
+        model="run-chat",
+        messages=TURNS,
+        max_tokens=2,
+        user="me",
+        tools=[],
+        presence_penalty=0,
+        logit_bias={},
+        response_format={"type": "text"},
+        stop=None,
+        store=False,
+    )
+    assert found.choices
+
+
+def test_the_key_is_asked_for(runs: dict[str, Path]) -> None:
+    with serving([load_answerer(runs["plain"])], api_key="open sesame") as guarded:
+        with guarded.client() as wrong, pytest.raises(openai.AuthenticationError):
+            wrong.completions.create(model="run-plain", prompt=PROMPT)
+        with guarded.client(api_key="open sesame") as right:
+            assert right.completions.create(model="run-plain", prompt=PROMPT, max_tokens=1).choices
+
+
+def test_many_clients_at_once_get_what_each_would_get_alone(
+    served: Served, answerers: dict[str, Answerer]
+) -> None:
+    plain, chat = answerers["plain"], answerers["chat"]
+    asked: list[dict[str, Any]] = []
+    expected: list[str] = []
+    for place in range(64):
+        text, length = f"the race {place % 11} " * (1 + place % 4), 5 + place % 30
+        sampling: dict[str, Any] = {"temperature": 1.0, "seed": place, "max_new_tokens": length}
+        common: dict[str, Any] = {"seed": place, "max_tokens": length}
+        if place % 3 == 2:
+            turns = [{"role": "user", "content": f"the race {place}"}]
+            asked.append({"model": "run-chat", "messages": turns, **common})
+            expected.append(alone(chat, chat.feed_messages(turns), **sampling).text)
+        else:
+            asked.append({"model": "run-plain", "prompt": text, "stream": place % 3 == 1, **common})
+            expected.append(alone(plain, plain.feed_text(text), **sampling).text)
+
+    def ask(body: dict[str, Any]) -> str:
+        with served.client() as own:
+            if "messages" in body:
+                return str(own.chat.completions.create(**body).choices[0].message.content)
+            found = own.completions.create(**body)
+            chunks = found if body["stream"] else [found]
+            return "".join(chunk.choices[0].text for chunk in chunks)
+
+    with ThreadPoolExecutor(32) as pool:
+        found = list(pool.map(ask, asked))
+    assert len(set(expected)) > 50
+    assert found == expected
+
+
+def test_a_client_that_leaves_mid_stream_frees_its_place(runs: dict[str, Path]) -> None:
+    with serving([texts.slowly(runs["plain"])]) as slow, slow.client() as client:
+        worker = slow.service.workers["run-plain"]
+        stream = client.completions.create(model="run-plain", prompt=PROMPT, n=3, stream=True, logprobs=0)
+        next(iter(stream))
+        assert worker.items == 3
+        stream.close()
+        until(lambda: worker.items == 0)
+        assert not worker._decoder.busy
+        assert slow.service.accepted == 0
+        assert client.completions.create(model="run-plain", prompt=PROMPT, max_tokens=2).choices
+
+
+def test_more_than_fits_is_refused_with_a_time(runs: dict[str, Path]) -> None:
+    with serving([texts.slowly(runs["plain"])], queue_items=2) as slow, slow.client() as client:
+        stream = client.completions.create(model="run-plain", prompt=PROMPT, n=2, stream=True, logprobs=0)
+        next(iter(stream))
+        with pytest.raises(openai.RateLimitError) as caught:
+            client.completions.create(model="run-plain", prompt=PROMPT)
+        assert int(caught.value.response.headers["retry-after"]) >= 1
+        stream.close()
+        until(lambda: slow.service.workers["run-plain"].items == 0)
+        with pytest.raises(openai.BadRequestError, match="3 answers; 2 are allowed"):
+            client.completions.create(model="run-plain", prompt=PROMPT, n=3)
+
+
+def test_a_stop_lets_streams_finish_and_takes_nothing_new(runs: dict[str, Path]) -> None:
+    with serving([texts.slowly(runs["plain"])]) as slow, slow.client() as client:
+        asked: dict[str, Any] = {"model": "run-plain", "prompt": PROMPT, "seed": 1, "max_tokens": 25}
+        whole = client.completions.create(**asked).choices[0].text
+        stream = iter(client.completions.create(**asked, stream=True))
+        pieces = [next(stream)]
+        slow.server.handle_exit(15, None)
+        with slow.client() as late, pytest.raises((openai.InternalServerError, openai.APIConnectionError)):
+            late.completions.create(**asked)
+        pieces += list(stream)
+        assert "".join(piece.choices[0].text for piece in pieces) == whole
+        assert pieces[-1].choices[0].finish_reason == "length"
+        slow.thread.join(10)
+        assert not slow.thread.is_alive()
