@@ -2,38 +2,21 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import browser
 import numpy as np
 import pytest
-import uvicorn
+from browser import Page, served, until
 
-from gptailor.serve.app import build_app
-from gptailor.serve.run import listen
 from gptailor.types import AnswerForm, FloatArray
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium to drive a browser")
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs chromium and chromedriver")
+pytestmark = browser.NEEDED
 
-OPTIONS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--window-size=1200,900",
-]
 FETCH = """
 fetch("/classify", {
   method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify({input: arguments[0]}),
@@ -73,80 +56,6 @@ class FakePredictor:
     def run(self, batch: Sequence[Any]) -> FloatArray:
         assert self.gate.wait(20)
         return np.array([ROWS.get(item.text.split()[0], ROWS["other"]) for item in batch])
-
-
-@contextmanager
-def served(*predictors: FakePredictor, **options: Any) -> Iterator[str]:
-    listener = listen("127.0.0.1", 0)
-    app = build_app(predictors, **options)
-    server = uvicorn.Server(uvicorn.Config(app, http="h11", ws="none", log_config=None, access_log=False))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(20)
-        listener.close()
-
-
-class Page:
-    """A keyboard and a pair of eyes in front of the browser."""
-
-    def __init__(self, driver: Any) -> None:
-        self.driver = driver
-
-    def press(self, *keys: str) -> None:
-        self.driver.switch_to.active_element.send_keys(*keys)
-
-    def type(self, text: str) -> None:
-        self.press("\ue009", "a")  # control and a: over what was there
-        self.press(text)
-
-    def text(self, name: str) -> str:
-        return str(self.driver.find_element("id", name).text)
-
-    def focus(self) -> str:
-        return str(self.driver.switch_to.active_element.get_attribute("id"))
-
-    def sees(self, name: str, words: str) -> None:
-        until(lambda: words in self.text(name), lambda: f"{words!r} in {self.text(name)!r}")
-
-    def complaints(self) -> list[str]:
-        """What the browser reported: script errors, and what the content policy blocked."""
-        found = [entry["message"] for entry in self.driver.get_log("browser")]
-        return [line for line in found if "status of" not in line]
-
-
-def until(condition: Callable[[], Any], told: Callable[[], str] = lambda: "") -> None:
-    end = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < end, f"waited in vain for {told()}"
-        time.sleep(0.02)
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    for option in (*OPTIONS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(option)
-    options.binary_location = BROWSER
-    service = webdriver.ChromeService(executable_path=DRIVER)
-    running = webdriver.Chrome(options=options, service=service)
-    yield running
-    running.quit()
-
-
-@pytest.fixture
-def open_page(driver: Any) -> Callable[[str], Page]:
-    def open_it(url: str) -> Page:
-        driver.get(url)
-        driver.get_log("browser")
-        return Page(driver)
-
-    return open_it
 
 
 def test_the_answer_follows_the_typing_and_abstaining_is_shown(open_page: Callable[[str], Page]) -> None:

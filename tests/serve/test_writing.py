@@ -13,8 +13,9 @@ import pytest
 from gptailor.errors import NonFiniteError
 from gptailor.models.decode import Event, Generated, Request
 from gptailor.serve.batcher import DeadlineExceeded, Draining, Overloaded, RunFailed
+from gptailor.serve.ticket import Ticket
 from gptailor.serve.turn import Turn
-from gptailor.serve.writing import TextWorker, Ticket
+from gptailor.serve.writing import TextWorker
 
 SLOTS = 2
 

@@ -28,7 +28,8 @@ from starlette.responses import Response
 from gptailor.errors import GptailorError
 from gptailor.models.readout import read_answer
 from gptailor.serve.batcher import Draining, Encoded, ServablePredictor
-from gptailor.serve.limits import Gate, Refusal, json_response, refusal_for
+from gptailor.serve.limits import Gate, json_response, refusal_for
+from gptailor.serve.listing import models, one_model
 from gptailor.serve.openai import CHAT, COMPLETION, schema
 from gptailor.serve.requests import ClassifyRequest, read_body, read_request, shortened, unless_left
 from gptailor.serve.service import Limits, Service
@@ -137,46 +138,6 @@ def _answer(
         "data": data,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
-
-
-def _listed(service: Service) -> dict[str, dict[str, Any]]:
-    """What `/v1/models` tells of each model, by name."""
-    found: dict[str, dict[str, Any]] = {}
-    for predictor in (batcher.predictor for batcher in service.batchers.values()):
-        found[predictor.name] = {
-            "version": predictor.version,
-            "task": "classification",
-            "answer": predictor.form.kind,
-            "label_names": list(predictor.label_names),
-            "threshold": predictor.threshold,
-            "max_characters": predictor.max_characters,
-        }
-    for answerer in (worker.answerer for worker in service.workers.values()):
-        found[answerer.name] = {
-            "version": answerer.version,
-            "task": answerer.task,
-            "chat": answerer.is_chat,
-            "columns": list(answerer.columns),
-            "template": answerer.template,
-            "context": answerer.context,
-            "max_tokens": answerer.max_new_tokens,
-        }
-    common = {"object": "model", "created": service.started, "owned_by": "gptailor"}
-    return {name: {"id": name, **common, **own} for name, own in found.items()}
-
-
-async def models(request: Request) -> Response:
-    """The models that answer; where a request names none, the first that fits it does."""
-    return json_response({"object": "list", "data": list(_listed(request.app.state.service).values())})
-
-
-async def one_model(request: Request) -> Response:
-    """One of the models."""
-    name = request.path_params["name"]
-    found = _listed(request.app.state.service)
-    if name not in found:
-        raise Refusal(404, f"There is no model {shortened(name)}.", code="model_not_found", key="model")
-    return json_response(found[name])
 
 
 async def health() -> Response:

@@ -16,7 +16,7 @@ from gptailor.serve.openai import Asked, read_chat, read_completion
 from gptailor.serve.requests import read_body, until_left
 from gptailor.serve.service import Service
 from gptailor.serve.shapes import Json, Teller
-from gptailor.serve.writing import Ticket
+from gptailor.serve.ticket import Ticket
 
 Read = Callable[[bytes, Service], Asked]
 STREAM = {"content-type": "text/event-stream; charset=utf-8", "x-accel-buffering": "no"}

@@ -13,12 +13,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gptailor.models.decode import Event, Request
 from gptailor.serve.batcher import DeadlineExceeded, Draining, Overloaded, RunFailed
+from gptailor.serve.ticket import Ticket
 
 logger = logging.getLogger("gptailor.serve")
 
@@ -60,52 +61,6 @@ class ServableAnswerer(Protocol):
     def feed_messages(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]: ...
     def token_text(self, token_id: int) -> str: ...
     def decoder(self) -> ServableDecoder: ...
-
-
-class Ticket:
-    """An admitted request. The worker puts events in from its thread; one coroutine takes them out."""
-
-    def __init__(self, *, deadline: float, request_id: str, missing: int) -> None:
-        self.deadline, self.request_id = deadline, request_id
-        self.missing = missing  # answers that aren't finished
-        self.begun = self.over = False
-        self._loop = asyncio.get_running_loop()
-        self._events: list[tuple[int, Event]] = []
-        self._error: Exception | None = None
-        self._changed = asyncio.Event()
-
-    async def take(self) -> list[tuple[int, Event]]:
-        """What has come since the last time, at least one event, each with the place of its answer.
-
-        Raises:
-            Exception: what `fail` was told, once all that came before is taken.
-        """
-        await self._changed.wait()
-        events, self._events = self._events, []
-        if not events:
-            assert self._error is not None
-            raise self._error
-        if self._error is None:
-            self._changed.clear()
-        return events
-
-    def put(self, events: Sequence[tuple[int, Event]]) -> None:
-        """From any thread."""
-        self._tell(events, None)
-
-    def fail(self, error: Exception) -> None:
-        """Ends the request. From any thread; only the first error counts."""
-        self.over = True
-        self._tell((), error)
-
-    def _tell(self, events: Sequence[tuple[int, Event]], error: Exception | None) -> None:
-        def tell() -> None:
-            self._events.extend(events)
-            self._error = self._error or error
-            self._changed.set()
-
-        with suppress(RuntimeError):  # the event loop is closed: nobody waits any more
-            self._loop.call_soon_threadsafe(tell)
 
 
 @dataclass(slots=True, eq=False)
