@@ -41,7 +41,10 @@ WITHOUT_DOCSTRING = {
     "report/page.css.jinja": "The page's style.",
     "report/page.html.jinja": "The page's template.",
     "report/page.js": "The page's theme button.",
+    "serve/page.css": "The page's style.",
     "serve/page.html": "The page to try a model in a browser.",
+    "serve/page.js": "What is common to all models, and those that classify.",
+    "serve/writing.js": "Models that write: conversations and prompts.",
 }
 
 

@@ -1,1 +1,1 @@
-"""From a predictor to answers over HTTP: batcher, requests, limits, app, run."""
+"""From models to answers over HTTP: queues, requests, limits, shapes, app, run."""

@@ -267,7 +267,7 @@ def _add_routes(app: FastAPI) -> None:
         )
     for path, route in (
         ("/v1/models", models),
-        ("/v1/models/{name:path}", one_model),
+        ("/v1/models/{name}", one_model),
         ("/health", health),
         ("/ready", ready),
         ("/metrics", metrics),
