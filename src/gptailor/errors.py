@@ -55,6 +55,10 @@ class InputError(GptailorError):
     """What was sent to a predictor or server can't be answered."""
 
 
+class PromptTooLong(InputError):
+    """A prompt leaves no room for an answer, and nothing of it may be left out."""
+
+
 class MissingExtraError(GptailorError):
     """An optional library isn't installed."""
 

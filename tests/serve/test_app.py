@@ -191,6 +191,11 @@ def test_a_server_needs_models_of_different_names_and_a_key_that_is_one() -> Non
         build_app([FakePredictor()], api_key=" ")
 
 
+def test_the_server_itself_loads_no_model_library() -> None:
+    code = "import sys, gptailor.serve.run; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 # Refusals of a body.
 
 

@@ -11,6 +11,7 @@ import pytest
 from browser import Page, served, until
 
 from gptailor.models.decode import Event, Generated, Request
+from gptailor.models.sampling import Sampling
 
 pytestmark = browser.NEEDED
 TAB, ESCAPE = "\ue004", "\ue00c"
@@ -79,6 +80,9 @@ class FakeWriter:
 
     def feed_messages(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
         return self._fed(messages, messages[-1]["content"])
+
+    def request(self, prompt: Sequence[int], sampling: Sampling, *, top: int = 0) -> Request:
+        return Request(tuple(prompt), sampling, top)
 
     def decoder(self) -> FakeDecoder:
         return FakeDecoder(self)

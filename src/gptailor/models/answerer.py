@@ -11,7 +11,7 @@ from typing import Any
 from gptailor.data.clean import repair
 from gptailor.data.feeder import Feeder
 from gptailor.data.segments import build_segment_encoder, counter_of
-from gptailor.errors import InputError, ModelError, did_you_mean
+from gptailor.errors import InputError, ModelError, PromptTooLong, did_you_mean
 from gptailor.models.bundle import PARITY_TOLERANCE, find_model_folder, read_bundle
 from gptailor.models.decode import Decoder, Generated, Request
 from gptailor.models.generate import generate
@@ -23,10 +23,6 @@ from gptailor.tasks.form import ChatForm, CompletionForm, PlainForm, TextForm, r
 from gptailor.types import Bundle, RawExample, RejectedRow, Segment
 
 LANGUAGE_LENGTH = 128  # tokens that a language model writes unless told otherwise
-
-
-class PromptTooLong(InputError):
-    """A prompt leaves no room for an answer, and nothing of it may be left out."""
 
 
 class Answerer:

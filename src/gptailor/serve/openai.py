@@ -8,16 +8,17 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gptailor.errors import InputError, did_you_mean
-from gptailor.models.answerer import PromptTooLong
-from gptailor.models.decode import Request
+from gptailor.errors import InputError, PromptTooLong, did_you_mean
 from gptailor.models.sampling import Sampling
 from gptailor.serve.limits import Refusal
 from gptailor.serve.requests import HALF_A_PAIR, parse_object, shortened
 from gptailor.serve.service import Service
 from gptailor.serve.writing import ServableAnswerer, TextWorker
+
+if TYPE_CHECKING:
+    from gptailor.models.decode import Request
 
 MOST_CHOICES, MOST_STOPS, MOST_TOP = 128, 4, 20
 NUMBERS = {  # key: lowest, highest, whole
@@ -254,7 +255,7 @@ def _asked(
     return Asked(
         worker=worker,
         requests=tuple(
-            Request(prompt, replace(sampling, seed=sampling.seed + place), top)
+            worker.answerer.request(prompt, replace(sampling, seed=sampling.seed + place), top=top)
             for prompt in prompts
             for place in range(n)
         ),

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gptailor.models.decode import Event
 from gptailor.models.sampling import ScoredToken
 from gptailor.serve.openai import Asked
 from gptailor.serve.writing import ServableAnswerer
+
+if TYPE_CHECKING:
+    from gptailor.models.decode import Event
 
 Json = dict[str, Any]
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
-from gptailor.models.decode import Event
+if TYPE_CHECKING:
+    from gptailor.models.decode import Event
 
 
 class Ticket:

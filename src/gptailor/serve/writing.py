@@ -15,11 +15,14 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from gptailor.models.decode import Event, Request
+from gptailor.models.sampling import Sampling
 from gptailor.serve.batcher import DeadlineExceeded, Draining, Overloaded, RunFailed
 from gptailor.serve.ticket import Ticket
+
+if TYPE_CHECKING:
+    from gptailor.models.decode import Event, Request
 
 logger = logging.getLogger("gptailor.serve")
 
@@ -59,6 +62,7 @@ class ServableAnswerer(Protocol):
     def feed_raw(self, text: str) -> tuple[int, ...]: ...
     def feed_values(self, values: Mapping[str, str], *, whole: bool = False) -> tuple[int, ...]: ...
     def feed_messages(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]: ...
+    def request(self, prompt: Sequence[int], sampling: Sampling, *, top: int = 0) -> Request: ...
     def token_text(self, token_id: int) -> str: ...
     def decoder(self) -> ServableDecoder: ...
 
