@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,10 +13,15 @@ import httpx
 import openai
 import pytest
 import texts
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from texts import Served, serving, until
 
+from gptailor import cli
+from gptailor.errors import ModelError
 from gptailor.models.answerer import Answerer, load_answerer
 from gptailor.models.sampling import Sampling
+from gptailor.serve.openai import CHAT, COMPLETION, NEUTRAL
 
 PROMPT = "the race 5"
 TURNS: Any = [{"role": "user", "content": "the race 5"}]
@@ -40,6 +47,12 @@ def served(runs: dict[str, Path]) -> Iterator[Served]:
 @pytest.fixture(scope="module")
 def client(served: Served) -> Iterator[openai.OpenAI]:
     with served.client() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def http(served: Served) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=served.url) as found:
         yield found
 
 
@@ -188,8 +201,8 @@ def test_a_stop_string_ends_the_answer_and_is_no_part_of_it(client: openai.OpenA
     text = client.completions.create(**asked).choices[0].text
     stop = text[len(text) // 2 :][:2]
     expected = text[: text.index(stop)]
-    for given in (stop, ["never in it", stop]):
-        found = client.completions.create(**asked, stop=given).choices[0]
+    for stops in (stop, ["never in it", stop]):
+        found = client.completions.create(**asked, stop=stops).choices[0]
         assert (found.text, found.finish_reason) == (expected, "stop")
     chunks = list(client.completions.create(**asked, stop=stop, stream=True))
     assert "".join(chunk.choices[0].text for chunk in chunks) == expected
@@ -210,8 +223,8 @@ def test_columns_and_raw_prompts(client: openai.OpenAI, answerers: dict[str, Ans
     expected = alone(columns, columns.feed_text(written), max_new_tokens=6).text
     asked: dict[str, Any] = {"temperature": 0, "max_tokens": 6}
     values = {"who": "the bank 3", "what": "its rate 3"}
-    for given in ({"prompt": "", "extra_body": {"values": values}}, {"prompt": written}):
-        assert client.completions.create(model="run-columns", **given, **asked).choices[0].text == expected
+    for asked_by in ({"prompt": "", "extra_body": {"values": values}}, {"prompt": written}):
+        assert client.completions.create(model="run-columns", **asked_by, **asked).choices[0].text == expected
     raw = client.completions.create(
         model="run-columns", prompt=" the  race", extra_body={"raw": True, "top_k": 5}, **asked
     )
@@ -257,7 +270,7 @@ def test_what_cannot_be_answered_is_refused_in_words(
     assert caught.value.param
 
 
-def test_other_refusals_of_the_right_kind(client: openai.OpenAI, served: Served) -> None:
+def test_other_refusals_of_the_right_kind(client: openai.OpenAI, http: httpx.Client) -> None:
     with pytest.raises(openai.NotFoundError, match="'run-plain'") as missing:
         client.completions.create(model="run-plane", prompt=PROMPT)
     assert missing.value.code == "model_not_found"
@@ -271,12 +284,11 @@ def test_other_refusals_of_the_right_kind(client: openai.OpenAI, served: Served)
     with pytest.raises(openai.BadRequestError, match="earliest turns") as long:
         client.chat.completions.create(model="run-chat", messages=turns)
     assert long.value.code == "context_length_exceeded"
-    with httpx.Client(base_url=served.url) as plain:
-        classified = plain.post("/classify", json={"model": "run-chat", "input": "x"})
-        assert (classified.status_code, classified.json()["error"]["code"]) == (422, "wrong_kind_of_model")
-        for body in (b"{", b"[]", b'{"prompt": "\\ud83d"}', b'{"temperature": NaN, "prompt": "x"}'):
-            headers = {"content-type": "application/json"}
-            assert plain.post("/v1/completions", content=body, headers=headers).status_code == 400
+    classified = http.post("/classify", json={"model": "run-chat", "input": "x"})
+    assert (classified.status_code, classified.json()["error"]["code"]) == (422, "wrong_kind_of_model")
+    for body in (b"{", b"[]", b'{"prompt": "\\ud83d"}', b'{"temperature": NaN, "prompt": "x"}'):
+        headers = {"content-type": "application/json"}
+        assert http.post("/v1/completions", content=body, headers=headers).status_code == 400
 
 
 def test_what_says_no_more_than_the_default_is_taken(client: openai.OpenAI) -> None:
@@ -293,6 +305,53 @@ def test_what_says_no_more_than_the_default_is_taken(client: openai.OpenAI) -> N
         store=False,
     )
     assert found.choices
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 30)
+    | st.floats()
+    | st.sampled_from(["the race", "", "\ud800"]),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "include_usage", "prompt", "x"]), inner, max_size=3
+        )
+    ),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(["completions", "chat/completions"]),
+    st.dictionaries(st.sampled_from(sorted({*COMPLETION, *CHAT, *NEUTRAL, "x"})), VALUES, max_size=5),
+)
+def test_no_body_breaks_the_server(http: httpx.Client, route: str, body: dict[str, Any]) -> None:
+    known = {"prompt": PROMPT} if route == "completions" else {"messages": TURNS}
+    content = json.dumps({**known, "max_tokens": 2, **body}).encode()
+    headers = {"content-type": "application/json"}
+    found = http.post(f"/v1/{route}", content=content, headers=headers)
+    assert found.status_code in (200, 400, 404), found.text
+    if found.status_code != 200:
+        assert found.json()["error"]["message"]
+
+
+def test_a_run_that_answers_its_probe_otherwise_is_not_served(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[Any] = []
+    monkeypatch.setattr("gptailor.serve.run.serve", lambda *_, answerers, **__: served.extend(answerers))
+    shutil.copytree(runs["plain"] / "model", tmp_path / "model")
+    cli.serve([tmp_path, runs["chat"]])
+    assert [answerer.is_chat for answerer in served] == [False, True]
+    path = tmp_path / "model" / "gptailor.json"
+    bundle = json.loads(path.read_text(encoding="utf-8"))
+    bundle["probes"][0]["nats"][0] += 0.01
+    path.write_text(json.dumps(bundle), encoding="utf-8")
+    with pytest.raises(ModelError, match="answered differently"):
+        cli.serve([tmp_path])
 
 
 def test_the_key_is_asked_for(runs: dict[str, Path]) -> None:
