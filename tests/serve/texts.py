@@ -17,6 +17,7 @@ import uvicorn
 import gptailor
 import tiny
 from gptailor.models.answerer import Answerer, load_answerer
+from gptailor.models.sampling import Sampling
 from gptailor.serve.app import build_app
 from gptailor.serve.run import Connection, DrainingServer, listen
 
@@ -58,6 +59,11 @@ def fit_runs(folder: Path) -> dict[str, Path]:
         }
         runs[name] = gptailor.fit(data, settings=settings).folder
     return runs
+
+
+def alone(answerer: Answerer, prompt: tuple[int, ...], **sampling: Any) -> Any:
+    [answer] = answerer.answer([prompt], Sampling(**sampling))
+    return answer
 
 
 class Slow:

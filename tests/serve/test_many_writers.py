@@ -1,0 +1,97 @@
+"""Models that write, with many clients at once: the same answers, places that come free, a bound, an end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import texts
+from texts import Served, alone, serving, until
+
+from gptailor.models.answerer import Answerer, load_answerer
+
+PROMPT = "the race 5"
+
+
+@pytest.fixture(scope="module")
+def served(runs: dict[str, Path]) -> Iterator[Served]:
+    with serving([load_answerer(run) for run in runs.values()]) as found:
+        yield found
+
+
+def test_many_clients_at_once_get_what_each_would_get_alone(
+    served: Served, answerers: dict[str, Answerer]
+) -> None:
+    plain, chat = answerers["plain"], answerers["chat"]
+    asked: list[dict[str, Any]] = []
+    expected: list[str] = []
+    for place in range(64):
+        text, length = f"the race {place % 11} " * (1 + place % 4), 5 + place % 30
+        sampling: dict[str, Any] = {"temperature": 1.0, "seed": place, "max_new_tokens": length}
+        common: dict[str, Any] = {"seed": place, "max_tokens": length}
+        if place % 3 == 2:
+            turns = [{"role": "user", "content": f"the race {place}"}]
+            asked.append({"model": "run-chat", "messages": turns, **common})
+            expected.append(alone(chat, chat.feed_messages(turns), **sampling).text)
+        else:
+            asked.append({"model": "run-plain", "prompt": text, "stream": place % 3 == 1, **common})
+            expected.append(alone(plain, plain.feed_text(text), **sampling).text)
+
+    def ask(body: dict[str, Any]) -> str:
+        with served.client() as own:
+            if "messages" in body:
+                return str(own.chat.completions.create(**body).choices[0].message.content)
+            found = own.completions.create(**body)
+            chunks = found if body["stream"] else [found]
+            return "".join(chunk.choices[0].text for chunk in chunks)
+
+    with ThreadPoolExecutor(32) as pool:
+        found = list(pool.map(ask, asked))
+    assert len(set(expected)) > 50
+    assert found == expected
+
+
+def test_a_client_that_leaves_mid_stream_frees_its_place(runs: dict[str, Path]) -> None:
+    with serving([texts.slowly(runs["plain"])]) as slow, slow.client() as client:
+        worker = slow.service.workers["run-plain"]
+        stream = client.completions.create(model="run-plain", prompt=PROMPT, n=3, stream=True, logprobs=0)
+        next(iter(stream))
+        assert worker.items == 3
+        stream.close()
+        until(lambda: worker.items == 0)
+        assert not worker._decoder.busy
+        assert slow.service.accepted == 0
+        assert client.completions.create(model="run-plain", prompt=PROMPT, max_tokens=2).choices
+
+
+def test_more_than_fits_is_refused_with_a_time(runs: dict[str, Path]) -> None:
+    with serving([texts.slowly(runs["plain"])], queue_items=2) as slow, slow.client() as client:
+        stream = client.completions.create(model="run-plain", prompt=PROMPT, n=2, stream=True, logprobs=0)
+        next(iter(stream))
+        with pytest.raises(openai.RateLimitError) as caught:
+            client.completions.create(model="run-plain", prompt=PROMPT)
+        assert int(caught.value.response.headers["retry-after"]) >= 1
+        stream.close()
+        until(lambda: slow.service.workers["run-plain"].items == 0)
+        with pytest.raises(openai.BadRequestError, match="3 answers; 2 are allowed"):
+            client.completions.create(model="run-plain", prompt=PROMPT, n=3)
+
+
+def test_a_stop_lets_streams_finish_and_takes_nothing_new(runs: dict[str, Path]) -> None:
+    with serving([texts.slowly(runs["plain"])]) as slow, slow.client() as client:
+        asked: dict[str, Any] = {"model": "run-plain", "prompt": PROMPT, "seed": 1, "max_tokens": 25}
+        whole = client.completions.create(**asked).choices[0].text
+        stream = iter(client.completions.create(**asked, stream=True))
+        pieces = [next(stream)]
+        slow.server.handle_exit(15, None)
+        with slow.client() as late, pytest.raises((openai.InternalServerError, openai.APIConnectionError)):
+            late.completions.create(**asked)
+        pieces += list(stream)
+        assert "".join(piece.choices[0].text for piece in pieces) == whole
+        assert pieces[-1].choices[0].finish_reason == "length"
+        slow.thread.join(10)
+        assert not slow.thread.is_alive()
