@@ -616,7 +616,7 @@ def _with_sides(data: str, options: Mapping[str, Any], values: dict[str, Any]) -
     """DATA and the settings with `--source` and `--target`: two files, or two columns of DATA."""
     source, target = options.get("source"), options.get("target")
     if not data and not source:
-        raise typer.BadParameter("give a file, a folder or a recipe, or --source FILE --target FILE")
+        raise typer.BadParameter("give a data file, a folder or a recipe, or --source FILE --target FILE")
     sides = {"target": target} if target else {}
     if data and source:
         sides = {"prompt": source, "completion": target, "preset": "translation"}

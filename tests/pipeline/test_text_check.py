@@ -8,8 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import tiny
 
+import tiny
 from gptailor.pipeline.check import check_recipe
 from gptailor.pipeline.trained import STEPPING, steps_within
 from gptailor.recipe import build_recipe
