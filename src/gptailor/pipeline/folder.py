@@ -93,6 +93,7 @@ def open_for_fit(folder: Path, recipe: Recipe) -> bool:
     if differing and not holds_work(folder):
         for name in ("environment.json", "data/summary.json"):
             (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / "data" / "reference", ignore_errors=True)  # another base's likelihoods
         write_atomically(folder / REQUEST, dump_recipe(recipe))
         return False
     if differing:

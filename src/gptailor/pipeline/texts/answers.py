@@ -127,7 +127,9 @@ def prompted(
         found: dict[Part, Written] = {}
         for part, sample in samples.items():
             limit = (
-                len(sample.rows) if whole else min(len(sample.rows), shop.recipe.evaluate.prompted_rows // 6)
+                len(sample.rows)
+                if whole
+                else min(len(sample.rows), shop.recipe.evaluate.prompted_rows // QUICK_SHARE)
             )
             found[part] = _ask(shop, model, replace(sample, rows=sample.rows[:limit]), examples)
         rungs[name] = Rung(found["validation"], found["test"])

@@ -72,14 +72,19 @@ def judge_answers(
     say(f"writing {len(sample.rows):,} answers")
     ours = _write(shop, answerer, sample)
     names = metric_names(shop)
-    scores = text_answer_scores(ours.beside(sample), metrics=names, **settings)
-    rungs = climb(shop, samples, scratch=is_scratch(result.approach), say=say)
+    scores = text_answer_scores(ours.beside(sample), metrics=names, **settings) if sample.rows else {}
+    rungs = (
+        climb(shop, samples, scratch=is_scratch(result.approach), say=say)
+        if all(one.rows for one in samples.values())
+        else {}
+    )
     told = {name: _rung_scores(rung, sample, names, settings) for name, rung in rungs.items()}
     primary = shop.form.metrics[0]
     if rungs and primary in METRICS:
         verdict = _verdict(primary, rungs, ours, samples, settings)
     else:
-        base = None if is_scratch(result.approach) else _base_nats(shop)
+        compares = shop.recipe.evaluate.baselines != "none" and not is_scratch(result.approach)
+        base = _base_nats(shop) if compares else None
         if base is not None:
             told["base"] = as_json(text_scores(base, **settings))
         verdict = _verdict_by_bits(nats, base, settings)
@@ -94,7 +99,21 @@ def judge_answers(
             for row, text, ended in zip(sample.rows, ours.texts, ours.stopped, strict=True)
         ],
         signatures={name: signature(name, sample.references) for name in names if signature(name)},
-        notes=(f"answers were written to {len(sample.rows):,} test questions drawn from the seed, greedily",),
+        notes=_notes(shop, sample),
+    )
+
+
+def _notes(shop: TextShop, sample: Sample) -> tuple[str, ...]:
+    """What the scores of answers stand on."""
+    written = f"answers were written to {len(sample.rows):,} test questions drawn from the seed, greedily"
+    long = sum(row.prompt_ids is None for row in shop.tokens.rows["test"])
+    if not long:
+        return (written,)
+    room = f"{shop.feeder.max_tokens - shop.feeder.reserve:,} tokens"
+    return (
+        written,
+        f"{long:,} test conversations are longer than {room}, so no answer was written to them; "
+        "a larger data.max_tokens or a smaller data.max_new_tokens leaves more room",
     )
 
 

@@ -160,9 +160,9 @@ def log_likelihoods(adapted: Adapted, rows: Sequence[TokenizedRow]) -> FloatArra
 def row_nats(
     adapted: Adapted, rows: Sequence[TokenizedRow], shop: TextShop, *, precision: Precision = "fp32"
 ) -> PieceNats:
-    """What the answers of each row cost: nats, tokens and bytes; a row is a document."""
-    sequences = [one for row in rows for one in row.sequences]
-    owner = np.repeat(np.arange(len(rows)), [len(row.sequences) for row in rows])
+    """What the right answers of each row cost: nats, tokens and bytes; a row is a document."""
+    sequences = [one for row in rows for one in row.right]
+    owner = np.repeat(np.arange(len(rows)), [len(row.right) for row in rows])
     nats, tokens = sequence_nats(adapted, sequences, precision=precision)
     sizes = [len(shop.decode(one.token_ids[one.learn]).encode()) for one in sequences]
     return PieceNats(

@@ -29,7 +29,7 @@ from gptailor.pipeline.texts.judge import Tested, judge_answers, judge_preferenc
 from gptailor.pipeline.texts.objective import row_nats
 from gptailor.pipeline.texts.tokens import TokenizedRow, length_histogram
 from gptailor.recipe import dump_recipe
-from gptailor.tasks.form import ChatForm, PreferenceForm
+from gptailor.tasks.form import ChatForm, CompletionForm, PreferenceForm
 from gptailor.types import Bundle
 
 if TYPE_CHECKING:
@@ -221,12 +221,14 @@ def _told(shop: TextShop) -> list[str]:
         found.append(f"{shop.prepared.repaired:,} texts were repaired")
     windows = [row.row.windowed for rows in shop.tokens.rows.values() for row in rows]
     cut = [holds for holds in windows if holds is not None]
-    if cut:
+    if cut and isinstance(shop.form, CompletionForm) and shop.form.roles.preset == "question_answering":
         without = 1 - sum(cut) / len(cut)
         found.append(
             f"{len(cut):,} contexts were cut to the part the question is most likely about; "
             f"{without:.0%} of these parts don't hold the answer"
         )
+    elif cut:  # a summary doesn't stand in its text
+        found.append(f"{len(cut):,} long texts were cut to what the model can read")
     return found
 
 

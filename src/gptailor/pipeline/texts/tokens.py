@@ -30,6 +30,11 @@ class TokenizedRow:
     prompt_ids: tuple[int, ...] | None  # None: it leaves no room for an answer
 
     @property
+    def right(self) -> tuple[TokenizedExample, ...]:
+        """The sequences whose answers are right: all of them, but of a preference the chosen one alone."""
+        return self.sequences[:1] if self.row.sequences[0].rejected else self.sequences
+
+    @property
     def cut(self) -> int:
         return sum(sequence.cut for sequence in self.sequences)
 
