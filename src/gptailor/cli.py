@@ -615,7 +615,7 @@ def _recipe(data: str, options: Mapping[str, Any]) -> Any:
 def _with_sides(data: str, options: Mapping[str, Any], values: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     """DATA and the settings with `--source` and `--target`: two files, or two columns of DATA."""
     source, target = options.get("source"), options.get("target")
-    if not data and not source:
+    if not data and not (source and target):
         raise typer.BadParameter("give a data file, a folder or a recipe, or --source FILE --target FILE")
     sides = {"target": target} if target else {}
     if data and source:

@@ -11,7 +11,14 @@ from gptailor.errors import DataError, did_you_mean, number_of
 from gptailor.tasks.cells import Mend, is_empty, parse_nested
 from gptailor.tasks.columns import AmbiguousRoleError
 from gptailor.tasks.completion import infer_completion, to_pair
-from gptailor.tasks.conversation import Conversation, Faults, Turn, read_conversation, told
+from gptailor.tasks.conversation import (
+    Conversation,
+    Faults,
+    Turn,
+    asked_turns,
+    read_conversation,
+    told,
+)
 from gptailor.tasks.pattern import Piece
 from gptailor.tasks.recognize import CompletionRoles
 from gptailor.tasks.rendering import TemplateRefusal, render
@@ -129,6 +136,8 @@ def to_conversation(
         if is_empty(cell):
             return RejectedRow(row.source, row.row, "no_text", f"{roles.turns} is empty")
         value = parse_nested(cell)
+        if isinstance(value, str | list) and not needs_answer:
+            value = asked_turns(value)  # a question may also stand there as bare text
     system = row.fields.get(roles.system, "") if roles.system else ""
     if isinstance(value, list):
         value = {**beside, "messages": value}

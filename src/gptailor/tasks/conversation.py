@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,9 @@ UNTRAINED_PARTS = {
     "video": "a video",
     "file": "a file",
 }
+# hh_rlhf's dialogues: a blank line, who speaks, a colon (Bai et al. 2022, https://github.com/anthropics/hh-rlhf).
+SPEAKER = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
+SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 IGNORED = ("refusal", "annotations", "id")  # what an answer of an API carries beside its text
 
 
@@ -103,6 +107,27 @@ def read_conversation(
         return Faults(nothing, "nothing_to_learn")
     remarks = () if any(turn.role == "user" for turn in read) else ("there is no user turn",)
     return Conversation(tuple(read), remarks)
+
+
+def asked_turns(value: Any) -> list[Any]:
+    """What somebody is to answer as turns: an array of them, a written dialogue, or one turn of the user."""
+    if isinstance(value, str):
+        value = spoken_turns(value) or [{"role": "user", "content": value}]
+    if value and value[-1] == {"role": "assistant", "content": ""}:
+        return list(value[:-1])  # hh_rlhf's prompts end with "Assistant:"
+    return list(value)
+
+
+def spoken_turns(text: str) -> list[dict[str, str]]:
+    """`Human: ... Assistant: ...` as turns; none for any other text."""
+    if not SPEAKER.match(text):
+        return []
+    marks = list(SPEAKER.finditer(text))
+    ends = [mark.start() for mark in marks[1:]] + [len(text)]
+    return [
+        {"role": SPEAKERS[mark[1]], "content": text[mark.end() : end].strip()}
+        for mark, end in zip(marks, ends, strict=True)
+    ]
 
 
 def told(faults: Faults) -> str:

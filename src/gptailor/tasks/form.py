@@ -157,14 +157,16 @@ class CompletionForm:
         return found
 
     def is_written(self, text: str) -> bool:
-        """Whether a text stands in the template already: it begins and ends as the template does."""
+        """Whether a text stands in the template already: it begins and ends as the template does. Where that
+        is white space alone, filling it in comes to the same.
+        """
         for pieces in (self.roles.prompt, self.roles.short):
             columns = [place for place, piece in enumerate(pieces) if piece.column]
             if not columns:
                 continue
             first = "".join(piece.literal for piece in pieces[: columns[0] + 1])
             last = "".join(piece.literal for piece in pieces[columns[-1] + 1 :])
-            if (first or last) and text.startswith(first) and text.endswith(last):
+            if (first + last).strip() and text.startswith(first) and text.endswith(last):
                 return True
         return False
 
@@ -237,7 +239,12 @@ class ChatForm:
         return _rendered(conversation.turns, self.template, row)
 
     def ask_text(self, text: str) -> tuple[Segment, ...]:
-        return self.ask_messages([{"role": "user", "content": text}])
+        """The text as the user's turn; where training made that turn of one column, as it made it."""
+        inputs = self.roles.pair.inputs if self.roles.pair else ()
+        found = self.ask(RawExample({inputs[0]: text}, "input", 1)) if len(inputs) == 1 else None
+        if found is None or isinstance(found, RejectedRow):
+            return self.ask_messages([{"role": "user", "content": text}])
+        return found
 
     def ask_messages(self, messages: Sequence[Mapping[str, Any]]) -> tuple[Segment, ...]:
         """What the model is fed for a conversation in OpenAI's layout.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +10,15 @@ from gptailor.errors import DataError, did_you_mean
 from gptailor.tasks.cells import Mend, is_empty, kind_of, parse_nested
 from gptailor.tasks.chat import opening
 from gptailor.tasks.columns import AmbiguousRoleError
-from gptailor.tasks.conversation import Conversation, Faults, Turn, read_conversation, told
+from gptailor.tasks.conversation import (
+    Conversation,
+    Faults,
+    Turn,
+    asked_turns,
+    read_conversation,
+    spoken_turns,
+    told,
+)
 from gptailor.tasks.rendering import TemplateRefusal, render_answer
 from gptailor.tasks.writing import ChatTemplate
 from gptailor.types import Example, RawExample, Reason, RejectedRow, Segment
@@ -24,9 +31,6 @@ NAMES: dict[str, tuple[str, ...]] = {
     "chosen_score": ("chosen_score", "score_chosen", "chosen_rating"),
     "rejected_score": ("rejected_score", "score_rejected", "rejected_rating"),
 }
-# hh_rlhf's dialogues: a blank line, who speaks, a colon (Bai et al. 2022, https://github.com/anthropics/hh-rlhf).
-SPEAKER = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
-SPEAKERS = {"Human": "user", "Assistant": "assistant"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,8 +220,8 @@ def _dialogue(row: RawExample, column: str) -> Any:
     value = parse_nested(cell)
     if value == []:
         return ""
-    if isinstance(value, str) and SPEAKER.match(value):
-        return _spoken(value)
+    if isinstance(value, str) and (turns := spoken_turns(value)):
+        return turns
     if isinstance(value, dict) and ("role" in value or "from" in value):
         return [value]
     if isinstance(value, dict):
@@ -225,22 +229,10 @@ def _dialogue(row: RawExample, column: str) -> Any:
     return value if isinstance(value, list) and value and isinstance(value[0], dict) else cell
 
 
-def _spoken(text: str) -> list[Mapping[str, str]]:
-    """`Human: ... Assistant: ...` as turns. What the last speaker didn't say is left out."""
-    marks = list(SPEAKER.finditer(text))
-    ends = [mark.start() for mark in marks[1:]] + [len(text)]
-    return [
-        {"role": SPEAKERS[mark[1]], "content": text[mark.end() : end].strip()}
-        for mark, end in zip(marks, ends, strict=True)
-    ]
-
-
 def _conversation(
     value: Any, column: str, system: str, mend: Mend | None, *, needs_answer: bool = True
 ) -> Conversation:
-    turns = value if isinstance(value, list) else [{"role": "user", "content": value}]
-    if not needs_answer and turns and turns[-1] == {"role": "assistant", "content": ""}:
-        turns = turns[:-1]  # hh_rlhf's prompts end with "Assistant:"
+    turns = value if needs_answer else asked_turns(value)
     read = read_conversation(turns, system=system, mend=mend, needs_answer=needs_answer)
     if isinstance(read, Faults):
         empty = all("empty content" in fault for fault in read.says)
