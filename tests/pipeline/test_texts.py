@@ -1,0 +1,694 @@
+"""Completion, chat and preference from rows to a finished run: all told, the test honest, resume exact."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import tiny
+import tiny_texts as texts
+from gptailor.data.ledger import LedgerLine, read_ledger
+from gptailor.errors import DataError, GptailorError, RecipeError, RunError
+from gptailor.evaluate.text_metrics import TextAnswers, text_answer_scores
+from gptailor.models.answerer import load_answerer
+from gptailor.pipeline.fit import fit_recipe
+from gptailor.pipeline.run import Run
+from gptailor.pipeline.texts import judge
+from gptailor.recipe import load_recipe
+from gptailor.train import checkpoint
+from gptailor.types import RawExample
+
+PARTS = ("train", "validation", "test")
+# The clock's numbers and the machine's memory; everything else of two runs must be the same.
+UNLIKE = ("seconds", "total_seconds", "tokens_per_second", "peak_memory_bytes", "forecast_seconds", "today")
+LORA = {"kind": "lora", "rank": 2, "dropout": 0.1}
+SCRATCH = {"kind": "scratch", "layers": 1}
+Place = texts.Place
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, tiny_bases: dict[str, Path]) -> Place:
+    return Place(tmp_path_factory.mktemp("texts"), tiny_bases)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    """No waiting for the disk, which is half the time of a tiny fit."""
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def odd_files(place: Place) -> dict[str, Path]:
+    """Sixty good rows and one of every other kind, beside a test file."""
+    held_out = texts.pairs(12, first=500)
+    good = texts.pairs(60)
+    near = held_out[1]["prompt"] + " soon"
+    odd = [
+        good[0],
+        {**good[1], "completion": "another answer"},
+        {"prompt": "", "completion": "nobody asked"},
+        {"prompt": "nobody answered", "completion": " "},
+        {"prompt": held_out[0]["prompt"], "completion": "a leak"},
+        {"prompt": near, "completion": "nearly a leak"},
+    ]
+    train = texts.write_csv(place.folder / "odd.csv", [*good, *odd])
+    return {"train": train, "test": texts.write_csv(place.folder / "held-out.csv", held_out)}
+
+
+@pytest.fixture(scope="module")
+def completion(place: Place, odd_files: dict[str, Path]) -> Run:
+    """All baselines; one epoch of 50 rows is four steps of 16 at most."""
+    return place.fit(place.recipe("completion", data=odd_files, baselines="quick", dropout=0.0))
+
+
+@pytest.fixture(scope="module")
+def squad_file(place: Place) -> Path:
+    path = place.folder / "squad.json"
+    path.write_text(json.dumps(texts.squad(24)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def questions(place: Place, squad_file: Path) -> Run:
+    """Contexts of some thirty tokens where twenty fit."""
+    return place.fit(place.recipe("questions", data={"train": squad_file, "max_tokens": 56}))
+
+
+@pytest.fixture(scope="module")
+def chat_file(place: Place) -> Path:
+    faulty = [
+        {"messages": [{"role": "user", "content": "and then"}]},
+        {"messages": [{"role": "usr", "content": "hm"}, {"role": "assistant", "content": "yes"}]},
+        {"messages": []},
+        {
+            "messages": [
+                {"role": "user", "content": "so"},
+                {"role": "assistant", "content": "no", "weight": 0},
+            ]
+        },
+    ]
+    path = texts.write_jsonl(place.folder / "chats.jsonl", [*texts.chats(40), *faulty])
+    with path.open("a") as file:
+        file.write('{"messages": [\n')
+    return path
+
+
+@pytest.fixture(scope="module")
+def chat(place: Place, chat_file: Path) -> Run:
+    return place.fit(place.recipe("chat", data={"train": chat_file}, baselines="quick"))
+
+
+@pytest.fixture(scope="module")
+def preference_file(place: Place) -> Path:
+    good = texts.preferences(40)
+    swapped = {**good[0], "chosen": good[0]["rejected"], "rejected": good[0]["chosen"]}
+    tie = {"prompt": "which one", "chosen": "this", "rejected": "this "}
+    return texts.write_jsonl(place.folder / "preferences.jsonl", [*good, swapped, good[1], tie])
+
+
+@pytest.fixture(scope="module")
+def preference(place: Place, preference_file: Path) -> Run:
+    """Long enough that the preferred answers get ahead."""
+    data = {"train": preference_file}
+    more: dict[str, Any] = {"length": "20 steps", "save_every": "20 steps", "learning_rate": 3e-3, "dropout": 0.0}
+    return place.fit(place.recipe("preference", data=data, baselines="quick", **more))
+
+
+def ledger_of(run: Run) -> list[LedgerLine]:
+    return list(read_ledger(run.folder / "data" / "ledger.jsonl"))
+
+
+def details_of(run: Run) -> Any:
+    return json.loads((run.folder / "details.json").read_text(encoding="utf-8"))
+
+
+def metrics_of(run: Run) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def steps_of(run: Run) -> list[dict[str, Any]]:
+    return [line for line in metrics_of(run) if line["kind"] == "step"]
+
+
+def predictions_of(run: Run) -> list[dict[str, str]]:
+    with (run.folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def alike(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {key: alike(value) for key, value in values.items() if key not in UNLIKE}
+    return [alike(value) for value in values] if isinstance(values, list) else values
+
+
+def results(run: Run) -> dict[str, Any]:
+    """All that must be equal, bit for bit."""
+    newest, _ = checkpoint.newest_verified(run.folder / "checkpoints")
+    assert newest is not None
+    return {
+        "model": checkpoint.file_hash(run.folder / "model" / "model.safetensors"),
+        "optimizer": checkpoint.file_hash(newest.path / "optimizer.safetensors"),
+        "ledger": (run.folder / "data" / "ledger.jsonl").read_text(encoding="utf-8"),
+        "predictions": (run.folder / "predictions.csv").read_text(encoding="utf-8"),
+        "report": alike(run.report),
+        "metrics": alike(metrics_of(run)),
+        "samples": details_of(run)["samples"],
+    }
+
+
+# What lies in the folder.
+
+
+@pytest.mark.parametrize("name", ["completion", "questions", "chat", "preference"])
+def test_a_run_folder_holds_what_the_contract_says(name: str, request: pytest.FixtureRequest) -> None:
+    run: Run = request.getfixturevalue(name)
+    report = run.report
+    assert {"version", "task", "base", "approach", "seed", "data", "test", "validation"} <= report.keys()
+    assert {"baselines", "verdict", "training", "environment"} <= report.keys()
+    assert report["version"] == 1
+    assert report["task"] == ("completion" if name == "questions" else name), "by the columns"
+    assert {"best_baseline", "difference", "worth_it", "says"} <= report["verdict"].keys()
+    assert {"steps", "best_step", "seconds", "tokens_per_second", "peak_memory_bytes", "stopped"} <= set(
+        report["training"]
+    )
+    assert set(report["data"]["tokens"]) == {"trained", "context", "padding", "cut"}
+    scores = {key: value for key, value in report["test"].items() if isinstance(value, dict)}
+    assert {"bits_per_byte", "perplexity"} <= scores.keys()
+    for score in [*scores.values(), *report["validation"].values()]:
+        if isinstance(score, dict):
+            assert score["low"] <= score["value"] <= score["high"]
+    for file in ("recipe.yaml", "environment.json", "metrics.jsonl", "report.html", "README.md"):
+        assert (run.folder / file).stat().st_size > 0
+    assert "NaN" not in (run.folder / "report.json").read_text()
+    (opening,) = (run.folder / "openings.jsonl").read_text().splitlines()
+    assert json.loads(opening)["command"] == "fit"
+    AutoModelForCausalLM.from_pretrained(run.folder / "model")
+    assert details_of(run)["parity"]["reload"] < 1e-5
+
+
+@pytest.mark.parametrize("name", ["completion", "questions", "chat", "preference"])
+def test_the_ledger_comes_out(name: str, request: pytest.FixtureRequest) -> None:
+    run: Run = request.getfixturevalue(name)
+    data, lines = run.report["data"], ledger_of(run)
+    assert data["read"] == len(lines) == sum(data[part] for part in PARTS) + sum(data["dropped"].values())
+    for part in PARTS:
+        used = [line for line in lines if line.part == part]
+        assert len(used) == data[part] > 0
+        assert all(bool(line.trained) is (part == "train") for line in used)
+    for name_, value in (("trained", "trained"), ("context", "context"), ("cut", "cut")):
+        assert sum(getattr(line, value) for line in lines) == data["tokens"][name_]
+    assert len({(line.source, line.row) for line in lines}) == len(lines)
+
+
+def test_every_learned_token_is_learned_once_an_epoch(completion: Run) -> None:
+    data = completion.report["data"]
+    assert -(-data["train"] // 16) == texts.STEPS, "one epoch"
+    assert sum(step["num_targets"] for step in steps_of(completion)) == data["tokens"]["trained"]
+
+
+# Which rows are used, and where.
+
+
+def test_odd_rows_are_dropped_for_their_reason(completion: Run) -> None:
+    told = {
+        line.row: (line.reason, line.detail) for line in ledger_of(completion) if line.outcome == "dropped"
+    }
+    # The header is line 1, so the first odd row stands in line 62.
+    assert told[62] == ("duplicate", "the same as row 2")
+    assert told[64] == ("no_text", "there is no text in prompt")
+    assert told[65] == ("nothing_to_learn", "there is no answer in completion")
+    assert told[66][0] == "leak_exact"
+    assert "held-out.csv row 2" in told[66][1]
+    assert told[67][0] == "leak_near"
+    assert set(told) == {62, 64, 65, 66, 67}, "another answer to a question is welcome"
+    assert completion.report["data"]["test"] == 12
+
+
+def test_equal_questions_stay_in_one_part_and_share_their_references(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored: list[TextAnswers] = []
+
+    def listening(answers: TextAnswers, **settings: Any) -> Any:
+        scored.append(answers)
+        return text_answer_scores(answers, **settings)
+
+    monkeypatch.setattr(judge, "text_answer_scores", listening)
+    rows = [{**row, "completion": f"{row['completion']} {n}"} for row in texts.pairs(40) for n in range(3)]
+    run = place.fit(
+        place.recipe("several", data={"train": texts.write_csv(place.folder / "several.csv", rows)})
+    )
+    parts: dict[str, set[Any]] = {}
+    for line in ledger_of(run):
+        parts.setdefault(rows[line.row - 2]["prompt"], set()).add(line.part)
+    assert all(len(found) == 1 for found in parts.values())
+    asked = [line["prompt"] for line in predictions_of(run)]
+    assert len(asked) == len(set(asked)) == run.report["test"]["answers"]
+    assert run.report["test"]["rows"] == 3 * len({p for p, found in parts.items() if found == {"test"}})
+    ours, *_ = scored
+    for prompt, references in zip(asked, ours.references, strict=True):
+        assert set(references) == {row["completion"] for row in rows if row["prompt"] + "\n" == prompt}
+
+
+def test_a_named_group_stays_in_one_part(place: Place) -> None:
+    rows = [{**row, "author": f"a{n % 12}"} for n, row in enumerate(texts.pairs(60))]
+    path = texts.write_csv(place.folder / "authors.csv", rows)
+    run = place.fit(place.recipe("authors", data={"train": path, "split": {"group": "author"}}))
+    parts: dict[str, set[Any]] = {}
+    for line in ledger_of(run):
+        parts.setdefault(rows[line.row - 2]["author"], set()).add(line.part)
+    assert all(len(found) == 1 for found in parts.values())
+    assert set.union(*parts.values()) == set(PARTS)
+
+
+def test_the_newest_rows_test_where_a_time_is_named(place: Place) -> None:
+    rows = [
+        {**row, "day": f"2024-01-{59 - n:02d}" if n > 28 else f"2024-02-{29 - n:02d}"}
+        for n, row in enumerate(texts.pairs(58))
+    ]
+    path = texts.write_csv(place.folder / "days.csv", rows)
+    run = place.fit(place.recipe("days", data={"train": path, "split": {"time": "day"}}))
+    days = {part: [rows[x.row - 2]["day"] for x in ledger_of(run) if x.part == part] for part in PARTS}
+    assert max(days["train"]) <= min(days["validation"]) <= max(days["validation"]) <= min(days["test"])
+
+
+def test_questions_about_one_context_stay_together_though_windows_differ(questions: Run) -> None:
+    """Three questions to a context, each of which may be shown another window of it."""
+    lines = ledger_of(questions)
+    parts = [{line.part for line in lines[start : start + 3]} for start in range(0, len(lines), 3)]
+    assert len(lines) == 72
+    assert all(len(found) == 1 for found in parts)
+    notes = " ".join(details_of(questions)["notes"])
+    assert "72 contexts were cut to the part the question is most likely about" in notes
+    assert "don't hold the answer" in notes
+
+
+def test_faulty_conversations_are_left_out_with_all_their_faults(chat: Run) -> None:
+    told = {line.row: line for line in ledger_of(chat) if line.outcome == "dropped"}
+    assert sorted(told) == [41, 42, 43, 44, 45]
+    assert "no assistant turn" in told[41].detail
+    assert "'usr'" in told[42].detail
+    assert (told[43].reason, told[43].detail) == ("no_text", "messages is empty")
+    assert (told[44].reason, "weight 0" in told[44].detail) == ("nothing_to_learn", True)
+    assert told[45].reason == "unreadable"
+
+
+def test_torn_and_tied_preferences_are_left_out(preference: Run) -> None:
+    told = {line.row: (line.reason, line.detail) for line in ledger_of(preference) if line.reason}
+    both = "the same two answers, preferred the other way round elsewhere"
+    assert told[1] == told[41] == ("conflict", both), "nobody knows which of the two is right"
+    assert told[42] == ("duplicate", "the same as row 2")
+    assert told[43][0] == "conflict"
+    assert set(told) == {1, 41, 42, 43}
+
+
+def test_two_files_keep_step_and_so_do_their_test_files(place: Place) -> None:
+    def two(name: str, first: int, count: int) -> tuple[Path, Path]:
+        left = [texts.words(seed, 6) for seed in range(first, first + count)]
+        right = [texts.words(seed + 50, 4) for seed in range(first, first + count)]
+        return (
+            texts.write_lines(place.folder / f"{name}.one", left),
+            texts.write_lines(place.folder / f"{name}.two", right),
+        )
+
+    train, target = two("parallel", 0, 40)
+    test, test_target = two("parallel-test", 700, 10)
+    data = {"train": train, "target": target, "test": test, "test_target": test_target}
+    run = place.fit(place.recipe("parallel", data=data))
+    assert run.report["task"] == "completion"
+    assert list(run.report["test"])[2:4] == ["bleu", "chrf"]
+    assert run.report["data"]["test"] == 10
+    sources, targets = test.read_text().splitlines(), test_target.read_text().splitlines()
+    for line in predictions_of(run):
+        assert sources[int(line["row"]) - 1] in line["prompt"]
+        assert line["reference"] == targets[int(line["row"]) - 1]
+    target.write_text(target.read_text().upper())
+    with pytest.raises(RunError, match="data files changed"):
+        place.fit(place.recipe("parallel", data=data))
+
+
+def test_texts_from_nothing_are_compared_by_their_likelihood(place: Place) -> None:
+    path = texts.write_jsonl(place.folder / "poems.jsonl", [{"text": texts.words(n)} for n in range(40)])
+    data = {"train": path, "preset": "generation"}
+    run = place.fit(place.recipe("poems", data=data, baselines="quick", learning_rate=3e-3))
+    assert set(run.report["baselines"]) == {"base"}
+    verdict, test = run.report["verdict"], run.report["test"]
+    assert (verdict["metric"], verdict["best_baseline"]) == ("bits_per_byte", "base")
+    gained = run.report["baselines"]["base"]["bits_per_byte"]["value"] - test["bits_per_byte"]["value"]
+    assert verdict["difference"]["value"] == pytest.approx(-gained, abs=2e-6)
+    assert verdict["worth_it"] is True
+    assert {line["prompt"] for line in predictions_of(run)} == {""}
+
+
+def test_a_long_summary_source_is_cut_and_said_so_without_talk_of_questions(place: Place) -> None:
+    rows = [{"document": texts.words(n, 70), "summary": texts.words(n, 4)} for n in range(40)]
+    path = texts.write_csv(place.folder / "documents.csv", rows)
+    run = place.fit(place.recipe("documents", data={"train": path}))
+    notes = " ".join(details_of(run)["notes"])
+    assert "40 long texts were cut to what the model can read" in notes
+    assert "question" not in notes.replace("test questions", "")
+
+
+def test_conversations_without_room_for_an_answer_are_scored_by_likelihood_alone(place: Place) -> None:
+    """The longest sequence is 64 tokens, of which eight are kept free."""
+    tokenizer = tiny.build_tokenizer("llama")
+    asked = [texts.words(seed, count) for seed in range(60) for count in range(20, 60)]
+    sizes = [
+        len(tokenizer(f"user:\n{text}</s>assistant:\n", add_special_tokens=False).input_ids) for text in asked
+    ]
+    rows = [texts.chat(text, "yes") for text, size in zip(asked, sizes, strict=True) if size == 58]
+    path = texts.write_jsonl(place.folder / "long-chats.jsonl", rows)
+    run = place.fit(place.recipe("long-chats", data={"train": path}, base="llama", baselines="quick"))
+    report = run.report
+    assert report["test"]["answers"] == 0
+    assert set(report["baselines"]) == {"base"}
+    assert report["verdict"]["metric"] == "bits_per_byte"
+    assert predictions_of(run) == []
+    (note,) = [note for note in details_of(run)["notes"] if "longer than 56 tokens" in note]
+    assert note.startswith(f"{report['data']['test']} test conversations")
+
+
+# What is measured.
+
+
+def test_the_answers_told_are_those_the_saved_model_gives(
+    completion: Run, odd_files: dict[str, Path]
+) -> None:
+    answerer = load_answerer(completion.folder)
+    with odd_files["test"].open(newline="") as file:
+        rows = {n: RawExample(row, "", n) for n, row in enumerate(csv.DictReader(file), start=2)}
+    told = predictions_of(completion)
+    assert len(told) == completion.report["test"]["answers"] == 10
+    prompts = [answerer.feed_row(rows[int(line["row"])]) for line in told]
+    answers = answerer.answer(prompts)  # type: ignore[arg-type]  # none is rejected
+    assert [one.text.strip() for one in answers] == [line["answer"].removeprefix("'") for line in told]
+    for line in told:
+        assert line["reference"] == rows[int(line["row"])].fields["completion"]
+
+
+def test_scores_are_those_of_the_predictions_and_the_verdict_a_difference(completion: Run) -> None:
+    told = predictions_of(completion)
+    answers = TextAnswers(
+        tuple(line["answer"].removeprefix("'") for line in told),
+        tuple((line["reference"],) for line in told),
+        tuple(line["ended"] == "True" for line in told),
+    )
+    found = text_answer_scores(answers, metrics=["chrf", "stop_rate"], resamples=100, seed=0)
+    report = completion.report
+    for name, score in found.items():
+        for side in ("value", "low", "high"):
+            assert report["test"][name][side] == pytest.approx(getattr(score, side), abs=1e-6)
+    assert set(report["baselines"]) == {"copy", "lead", "nearest", "zero_shot", "few_shot"}
+    verdict = report["verdict"]
+    theirs = report["baselines"][verdict["best_baseline"]]["chrf"]["value"]
+    assert verdict["difference"]["value"] == pytest.approx(found["chrf"].value - theirs, abs=2e-6)
+    assert verdict["worth_it"] is (verdict["difference"]["low"] > 0) is False
+    samples = details_of(completion)["samples"]
+    assert [one["after"] for one in samples] == list(answers.predictions)
+    assert {one["baseline_name"] for one in samples} == {"The prompt, copied"}
+
+
+def test_without_baselines_nothing_is_compared(
+    place: Place, odd_files: dict[str, Path], chat_file: Path
+) -> None:
+    for name, data in (("none", odd_files), ("none-chat", {"train": chat_file})):
+        run = place.fit(place.recipe(name, data=data))
+        assert run.report["baselines"] == {}
+        assert run.report["verdict"]["best_baseline"] is None
+        assert run.report["verdict"]["says"] == "No baseline was run."
+
+
+def test_validation_is_logged_and_the_best_step_kept(completion: Run) -> None:
+    validations = [line for line in metrics_of(completion) if line["kind"] == "validation"]
+    best = min(validations, key=lambda line: line["loss"])
+    assert completion.report["training"]["best_step"] == best["step"]
+    assert completion.report["validation"]["loss"]["value"] == pytest.approx(best["loss"], rel=1e-4)
+
+
+def test_preferences_are_learned(preference: Run) -> None:
+    report, steps = preference.report, steps_of(preference)
+    assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-6), "a mean over pairs, none moved yet"
+    assert steps[-1]["loss"] < 0.6
+    assert report["test"]["preference_accuracy"]["value"] == 1
+    assert set(report["baselines"]) == {"longer", "shorter", "base"}
+    shorter = report["baselines"]["shorter"]["preference_accuracy"]["value"]
+    assert shorter == 1 - report["baselines"]["longer"]["preference_accuracy"]["value"] == 1
+    assert report["verdict"]["best_baseline"] == "shorter"
+    assert report["verdict"]["worth_it"] is False, "length alone tells these answers apart"
+    assert all(float(line["margin"]) > 0 for line in predictions_of(preference))
+
+
+def test_likelihoods_of_a_preference_run_are_those_of_the_chosen_answers(preference: Run) -> None:
+    """Rejected answers get unlikelier on purpose; as bits they would look like damage."""
+    path = preference.folder / "data" / "ledger.jsonl"
+    lines = [line for line in read_ledger(path) if line.part == "test"]
+    rows = texts.preferences(40)
+    said = sum(len(rows[line.row - 1]["chosen"]) for line in lines)
+    assert preference.report["test"]["bits_per_byte"]["value"] > 0
+    loss, bits = (preference.report["test"][name]["value"] for name in ("loss", "bits_per_byte"))
+    tokens = bits * said * math.log(2) / loss
+    assert tokens == pytest.approx(round(tokens), abs=1e-3)
+    trained = load_answerer(preference.folder)
+    expected = sum(trained.count_text(rows[line.row - 1]["chosen"]) + 1 for line in lines)
+    assert round(tokens) == expected
+
+
+@pytest.mark.parametrize(
+    ("loss", "first"),
+    [("dpo", math.log(2)), ("ipo", 25.0), ("simpo", None)],
+)
+def test_every_preference_loss(place: Place, preference_file: Path, loss: str, first: float | None) -> None:
+    recipe = place.recipe(
+        f"by-{loss}",
+        data={"train": preference_file},
+        preference={"loss": loss},
+        dropout=0.0,
+        length="2 steps",
+    )
+    run = place.fit(recipe)
+    step = steps_of(run)[0]
+    if first is None:  # margin 1: the chosen isn't yet ahead by that much
+        assert step["loss"] > math.log(2)
+    else:
+        assert step["loss"] == pytest.approx(first, rel=1e-5)
+    reference = run.folder / "data" / "reference"
+    assert reference.exists() is (loss != "simpo")
+    if loss != "simpo":
+        kept = np.load(reference / "train.npy")
+        assert kept.shape == (run.report["data"]["train"], 2)
+        assert (kept < 0).all()
+
+
+def test_the_reference_of_another_base_is_never_reused(place: Place, preference_file: Path) -> None:
+    """A run that never got to a checkpoint may be begun anew with other settings in the same folder."""
+    data = {"train": preference_file}
+    expected = results(place.fit(place.recipe("anew-alone", data=data, base="qwen2")))
+    with pytest.raises(texts.Crash):
+        place.fit(place.recipe("anew", data=data, base="gpt2"), crash_at=1)
+    assert (place.folder / "anew" / "data" / "reference" / "train.npy").exists()
+    assert results(place.fit(place.recipe("anew", data=data, base="qwen2"))) == expected
+
+
+# Which weights move.
+
+
+def test_full_moves_every_weight(completion: Run, place: Place) -> None:
+    before = load_file(place.bases["gpt2"] / "model.safetensors")
+    after = load_file(completion.folder / "model" / "model.safetensors")
+    for name, weight in before.items():
+        assert not torch.equal(weight, after[name][: len(weight)]), name
+
+
+@pytest.mark.parametrize("task", ["chat", "preference"])
+def test_lora_saves_the_adapter_and_merges_it(
+    place: Place, chat_file: Path, preference_file: Path, task: str
+) -> None:
+    data = {"train": chat_file if task == "chat" else preference_file}
+    run = place.fit(place.recipe(f"lora-{task}", data=data, approach=LORA, learning_rate=1e-2))
+    assert run.report["approach"] == "lora"
+    merged: Any = AutoModelForCausalLM.from_pretrained(run.folder / "model")
+    base: Any = AutoModelForCausalLM.from_pretrained(place.bases["gpt2"])
+    base.resize_token_embeddings(merged.config.vocab_size, mean_resizing=False)
+    ids = torch.arange(5, 40)[None]
+    with torch.no_grad():
+        untrained = base(ids).logits[..., :400]
+        apart = PeftModel.from_pretrained(base, run.folder / "adapter")(ids).logits[..., :400]
+        together = merged(ids).logits[..., :400]
+    torch.testing.assert_close(apart, together, rtol=0, atol=1e-5)
+    assert (together - untrained).abs().max() > 1e-4
+
+
+def test_scratch_has_no_base_to_compare_with(place: Place, odd_files: dict[str, Path]) -> None:
+    run = place.fit(place.recipe("scratch", data=odd_files, approach=SCRATCH, baselines="quick"))
+    assert run.report["approach"] == "scratch"
+    assert AutoModelForCausalLM.from_pretrained(run.folder / "model").config.n_layer == 1
+    for name in ("zero_shot", "few_shot"):
+        assert run.report["baselines"][name] == {"skipped": "skipped: trained from scratch"}
+    assert run.report["verdict"]["best_baseline"] in ("copy", "lead", "nearest")
+
+
+# Interrupted, repeated.
+
+
+CASES: dict[str, tuple[str, Any]] = {
+    "completion": ("odd.csv", "full"),
+    "completion-scratch": ("odd.csv", SCRATCH),
+    "chat": ("chats.jsonl", LORA),
+    "preference": ("preferences.jsonl", "full"),
+    "preference-lora": ("preferences.jsonl", LORA),
+}
+
+
+@pytest.fixture
+def case(
+    request: pytest.FixtureRequest,
+    place: Place,
+    odd_files: object,
+    chat_file: object,
+    preference_file: object,
+) -> tuple[str, dict[str, Any]]:
+    file, approach = CASES[request.param]
+    settings = {"data": {"train": place.folder / file}, "approach": approach, "dropout": 0.1}
+    return request.param, settings
+
+
+@pytest.mark.parametrize("case", CASES, indirect=True)
+def test_a_run_that_crashed_ends_as_if_it_had_not_and_its_recipe_repeats_it(
+    place: Place, case: tuple[str, dict[str, Any]]
+) -> None:
+    name, settings = case
+    alone = place.fit(place.recipe(f"{name}-alone", **settings))
+    expected = results(alone)
+    recipe = place.recipe(f"{name}-crashed", **settings)
+    for where in ({"crash_at": 1}, {"crash_at": 3}, {"crash_on": "opening the sealed test"}):
+        with pytest.raises(texts.Crash):
+            place.fit(recipe, **where)  # type: ignore[arg-type]
+    assert "going on after step 2" in place.said
+    assert not (place.folder / f"{name}-crashed" / "report.json").exists()
+    assert results(place.fit(recipe)) == expected
+    assert f"going on after step {texts.STEPS}" in place.said
+
+    again = load_recipe(alone.folder / "recipe.yaml")
+    assert again.task == name.partition("-")[0]
+    assert again.data.max_tokens == 64
+    out = str(place.folder / f"{name}-again")
+    assert results(fit_recipe(again.model_copy(update={"out": out}))) == expected
+
+
+def test_another_seed_ends_differently(place: Place, completion: Run, odd_files: dict[str, Path]) -> None:
+    other = place.fit(place.recipe("seed", data=odd_files, dropout=0.0, seed=1))
+    mine, theirs = results(completion), results(other)
+    assert mine["model"] != theirs["model"]
+    assert mine["ledger"] != theirs["ledger"]
+
+
+def test_a_finished_run_trains_nothing_again_and_other_data_is_refused(place: Place) -> None:
+    path = texts.write_csv(place.folder / "changing.csv", texts.pairs(40))
+    recipe = place.recipe("changing", data={"train": path}, length="1 steps")
+    before = results(place.fit(recipe))
+    assert results(place.fit(recipe)) == before
+    assert any("is finished" in words for words in place.said)
+    texts.write_csv(path, texts.pairs(41))
+    with pytest.raises(RunError, match="data files changed"):
+        place.fit(recipe)
+
+
+# What is refused, in words.
+
+
+def refusal(place: Place, name: str, **settings: Any) -> GptailorError:
+    with pytest.raises(GptailorError) as caught:
+        place.fit(place.recipe(f"refused-{name}", **settings))
+    assert caught.value.exit_code == 1
+    assert caught.value.fix
+    assert not (place.folder / f"refused-{name}" / "checkpoints").exists()
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("data", "says", "fix"),
+    [
+        (
+            {"prompt": "promt", "completion": "completion"},
+            "there is no column 'promt'",
+            "Columns are: prompt",
+        ),
+        ({"prompt": "Say {promt}"}, "names a column 'promt', which isn't there", "prompt, completion"),
+        ({"prompt": "{prompt"}, "has a brace without its partner", "{{ or }}"),
+        ({"preset": "sumarization"}, "there is no preset 'sumarization'", "summarization"),
+        ({"split": {"group": "writer"}}, "there is no column 'writer' to group by", "data.split.group"),
+        ({"split": {"time": "day"}}, "there is no column 'day' to order by", "data.split.time"),
+        ({"too_long": "window"}, "window can't be used where the answer is text", "cut or drop"),
+        ({"max_tokens": 65}, "the base reads at most 64 tokens", "64 or less"),
+        ({"target": "nowhere.txt"}, "there is no such file", "Check the path"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_training(
+    place: Place, odd_files: dict[str, Path], data: dict[str, Any], says: str, fix: str
+) -> None:
+    error = refusal(place, "data", task="completion", data={"train": odd_files["train"], **data})
+    assert says in str(error.what)
+    assert fix in str(error.fix)
+
+
+def test_frozen_is_refused_before_anything_is_read(place: Place, odd_files: dict[str, Path]) -> None:
+    error = refusal(place, "frozen", data=odd_files, task="completion", approach="frozen")
+    assert isinstance(error, RecipeError)
+    assert "frozen has nothing to learn" in error.what
+    assert not any("reading" in words for words in place.said)
+
+
+def test_a_file_of_mostly_faulty_rows_is_refused_with_the_first_faults(place: Place) -> None:
+    bad = [{"messages": [{"role": "user", "content": texts.words(seed)}]} for seed in range(30)]
+    path = texts.write_jsonl(place.folder / "bad.jsonl", [*texts.chats(20), *bad])
+    error = refusal(place, "bad", data={"train": path})
+    assert "30 of 50 rows can't be used" in error.what
+    assert error.what.count("row ") == 5
+    assert "row 21: there is no assistant turn" in error.what
+    assert error.where == str(path)
+
+
+def test_a_test_file_without_the_columns_is_refused(place: Place, odd_files: dict[str, Path]) -> None:
+    rows = [{"question": "a", "reply": "b"}] * 3
+    test = texts.write_csv(place.folder / "other-columns.csv", rows)
+    error = refusal(place, "columns", data={"train": odd_files["train"], "test": test})
+    assert "has no row with a prompt and an answer" in error.what
+    assert error.where == str(test)
+
+
+def test_the_training_file_as_test_file_is_refused(place: Place, odd_files: dict[str, Path]) -> None:
+    with pytest.raises(DataError):
+        place.fit(place.recipe("same", data={"train": odd_files["train"], "test": odd_files["train"]}))
+
+
+def test_answers_that_never_begin_are_refused(place: Place) -> None:
+    rows = [texts.chat(texts.words(seed, 90), "yes") for seed in range(30)]
+    path = texts.write_jsonl(place.folder / "too-long.jsonl", rows)
+    error = refusal(place, "too-long", data={"train": path})
+    assert "no answer begins within 64 tokens" in error.what
+    assert "data.max_tokens" in str(error.fix)
+
+
+def test_a_rejected_answer_alone_is_no_preference(place: Place) -> None:
+    rows = [{"prompt": row["prompt"], "rejected": row["rejected"]} for row in texts.preferences(30)]
+    path = texts.write_jsonl(place.folder / "half.jsonl", rows)
+    error = refusal(place, "half", task="preference", data={"train": path})
+    assert "no column is named for the chosen answer" in error.what
