@@ -128,7 +128,12 @@ def preference_file(place: Place) -> Path:
 def preference(place: Place, preference_file: Path) -> Run:
     """Long enough that the preferred answers get ahead."""
     data = {"train": preference_file}
-    more: dict[str, Any] = {"length": "20 steps", "save_every": "20 steps", "learning_rate": 3e-3, "dropout": 0.0}
+    more: dict[str, Any] = {
+        "length": "20 steps",
+        "save_every": "20 steps",
+        "learning_rate": 3e-3,
+        "dropout": 0.0,
+    }
     return place.fit(place.recipe("preference", data=data, baselines="quick", **more))
 
 
