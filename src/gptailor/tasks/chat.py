@@ -130,7 +130,6 @@ def to_conversation(
         if isinstance(found, RejectedRow):
             return found
         value: Any = found
-        mend = None  # done
     else:
         cell = row.fields.get(roles.turns, "")
         if is_empty(cell):
@@ -139,6 +138,8 @@ def to_conversation(
         if isinstance(value, str | list) and not needs_answer:
             value = asked_turns(value)  # a question may also stand there as bare text
     system = row.fields.get(roles.system, "") if roles.system else ""
+    if roles.pair is not None and mend is not None:
+        system, mend = mend(system), None  # the turns are mended already
     if isinstance(value, list):
         value = {**beside, "messages": value}
     read = read_conversation(value, system=system, mend=mend, needs_answer=needs_answer)
