@@ -1,0 +1,152 @@
+"""Which task a file is for: as named, or plain from its columns; a label column isn't an answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiny_texts as texts
+from gptailor.pipeline.task import first_rows, named_task, settle_task
+from gptailor.recipe import Recipe, build_recipe
+
+LABELS = ["good", "bad"]
+
+
+def recipe_for(path: Path | str, task: str | None = None, **data: Any) -> Recipe:
+    return build_recipe({"task": task, "data": {"train": str(path), **data}})
+
+
+def settled(path: Path | str, **data: Any) -> str | None:
+    return settle_task(recipe_for(path, **data)).task
+
+
+def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    if path.suffix == ".csv":
+        return texts.write_csv(path, rows)
+    return texts.write_jsonl(path, rows)
+
+
+def answered(name: str, answer: str, count: int = 40) -> list[dict[str, str]]:
+    return [{name: texts.words(n), answer: texts.words(n + 500, 4)} for n in range(count)]
+
+
+def labelled(name: str, label: str, count: int = 40) -> list[dict[str, str]]:
+    return [{name: texts.words(n), label: LABELS[n % 2]} for n in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("data", "task"),
+    [
+        ({"label": "x"}, "classification"),
+        ({"chosen": "x"}, "preference"),
+        ({"rejected": "x"}, "preference"),
+        ({"separator": "***"}, "language"),
+        ({"target": "x"}, "completion"),
+        ({"preset": "translation"}, "completion"),
+        ({"prompt": "x"}, "completion"),
+        ({"completion": "x"}, "completion"),
+        ({"label": "x", "prompt": "y"}, "classification"),
+        ({"text": "x"}, None),
+        ({}, None),
+    ],
+)
+def test_a_named_column_names_the_task(data: dict[str, str], task: str | None) -> None:
+    assert named_task(recipe_for("nowhere.csv", **data)) == task
+    if task is not None:
+        assert settled("nowhere.csv", **data) == task, "without looking into the file"
+
+
+def test_a_named_task_wins(tmp_path: Path) -> None:
+    path = write(tmp_path / "f.csv", answered("prompt", "completion"))
+    assert settle_task(recipe_for(path, task="chat")).task == "chat"
+    assert settle_task(recipe_for("nowhere", task="language", label="x")).task == "language"
+
+
+@pytest.mark.parametrize(
+    ("rows", "task"),
+    [
+        (labelled("text", "label"), "classification"),
+        (labelled("headline", "topic"), "classification"),
+        (answered("prompt", "completion"), "completion"),
+        (answered("question", "answer"), "completion"),
+        (answered("document", "summary"), "completion"),
+        (answered("instruction", "output"), "completion"),
+        (answered("source", "target"), "completion"),
+        (answered("mr", "ref"), "completion"),
+        ([{"text": texts.words(n)} for n in range(30)], "classification"),
+        (texts.chats(20), "chat"),
+        ([{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}] * 9, "chat"),
+        (texts.preferences(20), "preference"),
+        ([{**row, "label": "x"} for row in texts.preferences(20)], "preference"),
+        (
+            [{"chosen": texts.chat("a", "b")["messages"], "rejected": texts.chat("a", "c")["messages"]}],
+            "preference",
+        ),
+    ],
+)
+def test_the_task_of_a_layout(tmp_path: Path, rows: list[dict[str, Any]], task: str) -> None:
+    assert settled(write(tmp_path / "f.jsonl", rows)) == task
+
+
+def test_a_squad_file_is_for_completion(tmp_path: Path) -> None:
+    path = tmp_path / "squad.json"
+    path.write_text(json.dumps(texts.squad(3)), encoding="utf-8")
+    assert settled(path) == "completion"
+
+
+@pytest.mark.parametrize("few", [False, True])
+def test_what_comes_again_and_again_is_a_label_and_what_doesnt_is_an_answer(
+    tmp_path: Path, few: bool
+) -> None:
+    """`target` is custom for both; only its values tell. `output` is no label's name."""
+    rows = labelled if few else answered
+    found = settled(write(tmp_path / "target.csv", rows("source", "target")))
+    assert found == ("classification" if few else "completion")
+    assert settled(write(tmp_path / "output.csv", rows("input", "output"))) == "completion"
+
+
+def test_a_label_beside_a_question_and_its_answer_is_what_is_learned(tmp_path: Path) -> None:
+    """Two texts and a label, as in entailment: the label is named for what it is."""
+    rows = [{**row, "label": LABELS[n % 2]} for n, row in enumerate(answered("question", "answer"))]
+    assert settled(write(tmp_path / "pairs.csv", rows)) == "classification"
+    numbered = [{**row, "label": str(n)} for n, row in enumerate(answered("question", "answer"))]
+    assert settled(write(tmp_path / "numbers.csv", numbered)) == "completion"
+
+
+def test_a_named_text_column_is_not_for_completion(tmp_path: Path) -> None:
+    path = write(tmp_path / "f.csv", answered("prompt", "completion"))
+    assert settled(path, text="prompt") == "classification"
+
+
+@pytest.mark.parametrize("name", ["book.txt", "book.md", "BOOK.TXT", "book.txt.gz"])
+def test_prose_is_for_language(tmp_path: Path, name: str) -> None:
+    import gzip
+
+    data = "\n".join(texts.words(n) for n in range(50)).encode()
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(data) if name.endswith(".gz") else data)
+    assert settled(path) == "language"
+    assert settled(path, columns="label,text") == "classification", "somebody says it is a table"
+
+
+@pytest.mark.parametrize("name", ["-", "nowhere.csv", "broken.json"])
+def test_what_cannot_be_looked_at_is_left_to_whoever_reads_it_for_good(tmp_path: Path, name: str) -> None:
+    path = name if name == "-" else str(tmp_path / name)
+    if name == "broken.json":
+        (tmp_path / name).write_text("{]")
+    assert first_rows(path, None) == ([], [])
+    assert settled(path) == "classification"
+
+
+def test_only_the_first_rows_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gptailor.pipeline import task
+
+    monkeypatch.setattr(task, "LOOKED_AT", 5)
+    rows = [{"a": "1"}] * 5 + [{"a": "1", "b": "2"}] * 5
+    columns, found = first_rows(str(write(tmp_path / "f.jsonl", rows)), None)
+    assert columns == ["a"]
+    assert len(found) == 5
