@@ -10,7 +10,7 @@ import numpy as np
 
 from gptailor.data.feeder import Feeder
 from gptailor.data.read import iterate_rows
-from gptailor.errors import DataError
+from gptailor.errors import DataError, InputError
 from gptailor.evaluate.language import PieceNats, text_scores
 from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.text_metrics import METRICS, TextAnswers, text_answer_scores
@@ -37,9 +37,7 @@ def answer_file(
     """
     rows = iterate_rows(location, columns=columns)
     while held := list(itertools.islice(rows, CHUNK)):
-        if text is not None:
-            held = [_taken(row, text) for row in held]
-        asked = [answerer.feed_row(row) if isinstance(row, RawExample) else row for row in held]
+        asked = [_prompt(answerer, row, text) if isinstance(row, RawExample) else row for row in held]
         prompts = [one for one in asked if not isinstance(one, RejectedRow)]
         answers = iter(answerer.answer(prompts, sampling))
         for row, ids in zip(held, asked, strict=True):
@@ -128,8 +126,13 @@ def _nats(answerer: Answerer, rows: list[TextRow]) -> tuple[PieceNats, int]:
     return pieces, len(used)
 
 
-def _taken(row: RawExample | RejectedRow, column: str) -> RawExample | RejectedRow:
-    """The row with the named column in the place of its text."""
-    if isinstance(row, RejectedRow) or column not in row.fields:
-        return row
-    return RawExample({"text": row.fields[column]}, row.source, row.row)
+def _prompt(answerer: Answerer, row: RawExample, column: str | None) -> tuple[int, ...] | RejectedRow:
+    """The token ids for a row, or for its named column as a text that stands alone."""
+    if column is None:
+        return answerer.feed_row(row)
+    if column not in row.fields:
+        return RejectedRow(row.source, row.row, "no_text", f"there is no column {column!r}")
+    try:
+        return answerer.feed_text(row.fields[column])
+    except InputError as error:
+        return RejectedRow(row.source, row.row, "no_text", error.what)
