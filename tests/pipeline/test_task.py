@@ -102,11 +102,10 @@ def test_a_squad_file_is_for_completion(tmp_path: Path) -> None:
 def test_what_comes_again_and_again_is_a_label_and_what_doesnt_is_an_answer(
     tmp_path: Path, few: bool
 ) -> None:
-    """`target` is custom for both; only its values tell. `output` is no label's name."""
-    rows = labelled if few else answered
-    found = settled(write(tmp_path / "target.csv", rows("source", "target")))
-    assert found == ("classification" if few else "completion")
-    assert settled(write(tmp_path / "output.csv", rows("input", "output"))) == "completion"
+    """`target` is custom for both; `output` is no label's name; only their values tell."""
+    rows, task = (labelled, "classification") if few else (answered, "completion")
+    assert settled(write(tmp_path / "target.csv", rows("source", "target"))) == task
+    assert settled(write(tmp_path / "output.csv", rows("input", "output"))) == task
 
 
 def test_a_label_beside_a_question_and_its_answer_is_what_is_learned(tmp_path: Path) -> None:

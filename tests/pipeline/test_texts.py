@@ -23,6 +23,7 @@ from gptailor.data.ledger import LedgerLine, read_ledger
 from gptailor.errors import DataError, GptailorError, RecipeError, RunError
 from gptailor.evaluate.text_metrics import TextAnswers, text_answer_scores
 from gptailor.models.answerer import load_answerer
+from gptailor.pipeline.answers import predict_inputs, predict_to
 from gptailor.pipeline.fit import fit_recipe
 from gptailor.pipeline.run import Run
 from gptailor.pipeline.texts import judge
@@ -697,3 +698,61 @@ def test_a_rejected_answer_alone_is_no_preference(place: Place) -> None:
     path = texts.write_jsonl(place.folder / "half.jsonl", rows)
     error = refusal(place, "half", task="preference", data={"train": path})
     assert "no column is named for the chosen answer" in error.what
+
+
+# What is done with a run.
+
+
+def test_evaluate_gives_the_reports_numbers_on_its_test_file(
+    completion: Run, odd_files: dict[str, Path]
+) -> None:
+    found = Run(completion.folder).evaluate(str(odd_files["test"]))
+    assert (found["read"], found["rows"], found["left_out"], found["answers"]) == (12, 12, 0, 12)
+    for name in ("bits_per_byte", "perplexity", "loss"):
+        assert found["scores"][name]["value"] == completion.report["test"][name]["value"]
+    assert {"chrf", "rouge_l", "exact_match", "stop_rate"} <= found["scores"].keys()
+
+
+def test_evaluate_counts_what_it_leaves_out_and_refuses_a_file_without_answers(
+    chat: Run, place: Place
+) -> None:
+    rows = [*texts.chats(5, first=900), {"messages": []}]
+    path = texts.write_jsonl(place.folder / "new-chats.jsonl", rows)
+    found = Run(chat.folder).evaluate(str(path))
+    assert (found["read"], found["rows"], found["left_out"], found["answers"]) == (6, 5, 1, 5)
+    asked = [texts.chat(texts.words(seed)) for seed in range(5)]
+    with pytest.raises(DataError, match="has no row with a prompt and an answer") as caught:
+        chat.evaluate(str(texts.write_jsonl(place.folder / "unanswered.jsonl", asked)))
+    assert "the last turn is the user's" in caught.value.what or "no assistant turn" in caught.value.what
+
+
+def test_predict_answers_each_row_of_a_file_as_it_answers_it_alone(
+    completion: Run, place: Place, odd_files: dict[str, Path]
+) -> None:
+    """One output row for each input row, in order, also for those that ask nothing."""
+    asked = [row["prompt"] for row in texts.pairs(5, first=900)]
+    asked.insert(2, " ")
+    path = texts.write_csv(place.folder / "asked.csv", [{"prompt": text} for text in asked])
+    out = place.folder / "answers.csv"
+    counts = predict_to(completion.folder, str(path), out=out, text=None, columns=None, to_stdout=False)
+    assert (counts["rows"], counts["answered"], counts["rejected"]) == (6, 5, 1)
+    with out.open(newline="") as file:
+        told = list(csv.DictReader(file))
+    assert [int(line["row"]) for line in told] == [2, 3, 4, 5, 6, 7]
+    assert told[2]["rejected"] == "there is no text in prompt"
+    alone = predict_inputs(completion.folder, [text for text in asked if text.strip()])
+    written = [line["answer"].removeprefix("'") for line in told if not line["rejected"]]
+    assert written == [one["answer"] for one in alone]
+
+
+@pytest.mark.parametrize("name", ["completion", "chat", "preference"])
+def test_predict_takes_the_column_that_is_named(
+    name: str, place: Place, request: pytest.FixtureRequest
+) -> None:
+    run: Run = request.getfixturevalue(name)
+    asked = [texts.words(seed, 6) for seed in range(950, 953)]
+    path = texts.write_csv(place.folder / "named.csv", [{"id": "1", "query": text} for text in asked])
+    found = predict_to(run.folder, str(path), out=None, text="query", columns=None, to_stdout=False)
+    alone = predict_inputs(run.folder, asked)
+    assert [one["answer"] for one in found["answers"]] == [one["answer"] for one in alone]
+    assert [one["rejected"] for one in found["answers"]] == [""] * 3
