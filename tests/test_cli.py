@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -16,10 +17,13 @@ import pytest
 
 import gptailor
 import tiny
+import tiny_texts as texts
 from gptailor import cli
 
 COMMON = ["--task", "--text", "--label", "--columns", "--label-names", "--test", "--test-columns"]
 COMMON += ["--test-label-names", "--validation", "--base", "--approach", "--seed", "--set", "--json"]
+COMMON += ["--prompt", "--completion", "--preset", "--source", "--target", "--test-target"]
+COMMON += ["--validation-target"]
 OPTIONS = {
     "demo": ["--out", "--overwrite", "--json"],
     "check": [*COMMON, "--no-estimate"],
@@ -130,6 +134,21 @@ def write_two_labels(path: Path) -> Path:
     return path
 
 
+def write_two_languages(folder: Path) -> Path:
+    """Two texts that keep step line by line, and one table of both."""
+    english = [texts.words(seed, 6) for seed in range(40)]
+    welsh = [texts.words(seed + 60, 4) for seed in range(40)]
+    texts.write_lines(folder / "english.txt", english)
+    texts.write_lines(folder / "welsh.txt", welsh)
+    rows = [{"english": one, "welsh": other} for one, other in zip(english, welsh, strict=True)]
+    return texts.write_csv(folder / "pairs.csv", rows)
+
+
+def quick_text(name: str) -> list[str]:
+    steps = ["--set", "train.length=1 steps", "--set", "data.max_new_tokens=4"]
+    return ["--base", "base", *steps, "--set", "evaluate.resamples=100", "--baselines", "none", "--out", name]
+
+
 # Help and usage.
 
 
@@ -160,6 +179,8 @@ def test_no_arguments_print_the_help_and_leave_with_2(invoke: Invoke) -> None:
         ["fit", "news.csv", "--nonsense"],
         ["fit", "news.csv", "--seed", "many"],
         ["fit", "news.csv", "--seed", "-1"],
+        ["fit", "--source", "english.txt"],
+        ["check", "--target", "welsh.txt"],
         ["evaluate", "run"],
         ["serve", "run", "--port", "70000"],
     ],
@@ -192,7 +213,24 @@ MISTAKES = {
     "value": (["fit", "news.csv", "--set", "train.length=long"], ["train.length", "'long'", "3 epochs"]),
     "no value": (["fit", "news.csv", "--set", "train.length"], ["train.length", "--set"]),
     "approach": (["fit", "news.csv", "--approach", "lara"], ["'lara'", "Did you mean 'lora'?"]),
-    "task": (["fit", "news.csv", "--task", "chat"], ["no columns are named for a prompt", "--completion"]),
+    "task": (["fit", "news.csv", "--task", "chat"], ["no columns are named for a prompt", "--prompt COLUMN"]),
+    "prompt column": (["fit", "pairs.csv", "--prompt", "englsh"], ["'englsh'", "Did you mean 'english'?"]),
+    "template": (
+        ["fit", "pairs.csv", "--prompt", "Say {englsh}", "--completion", "welsh"],
+        ["{englsh}", "Did you mean 'english'?"],
+    ),
+    "brace": (
+        ["fit", "pairs.csv", "--prompt", "Say {english", "--completion", "welsh"],
+        ["brace without its partner", "{{"],
+    ),
+    "template of nothing": (
+        ["fit", "pairs.csv", "--prompt", "english", "--completion", "{{welsh}}"],
+        ["names no column", "{answer}"],
+    ),
+    "preset": (["check", "pairs.csv", "--preset", "translate"], ["'translate'", "translation"]),
+    "other side": (["fit", "--source", "english.txt", "--target", "short.txt"], ["40 lines", "39"]),
+    "no other side": (["fit", "--source", "english.txt", "--target", "wlsh.txt"], ["wlsh.txt"]),
+    "side column": (["fit", "pairs.csv", "--source", "englsh"], ["'englsh'", "Did you mean 'english'?"]),
     "unknown task": (["check", "news.csv", "--task", "poetry"], ["task", "poetry"]),
     "baselines": (["fit", "news.csv", "--baselines", "some"], ["evaluate.baselines", "some"]),
     "base": (["fit", "news.csv", "--base", "./nowhere"], ["./nowhere", "no such folder"]),
@@ -236,6 +274,8 @@ def mistakes(place: Path) -> Path:
     (place / "noise.csv").write_bytes(bytes(range(256)) * 40)
     (place / "broken.yaml").write_text("data: {train: [\n")
     (place / "blank.yaml").write_text("# nothing\n")
+    (place / "short.txt").write_text("".join(f"{line}\n" for line in range(39)))
+    write_two_languages(place)
     (place / "list.yml").write_text("- data\n")
     rows = [f"village {row} news of the day {row * row},{1 + row % 3}" for row in range(30)]
     (place / "bare.csv").write_text("\n".join(["text,label", *rows]) + "\n")
@@ -452,6 +492,65 @@ def test_bytes_that_are_no_text_are_printed_as_escapes(invoke: Invoke) -> None:
     said = invoke("predict", "run", "--input", "the bank \udcff", "--json")
     assert said.code == 0
     assert said.result["answers"][0]["text"] == "the bank \udcff"
+
+
+# Texts that answer texts.
+
+
+def test_two_files_that_keep_step_are_fitted_and_repeated(place: Path, invoke: Invoke) -> None:
+    write_two_languages(place)
+    sides = ["--source", "english.txt", "--target", "welsh.txt"]
+    said = invoke("fit", *sides, *quick_text("welsh"), "--json")
+    assert said.code == 0
+    assert (said.result["task"], said.result["data"]["read"]) == ("completion", 40)
+    assert "bleu" in said.result["test"]
+    assert "task: completion (another: --task)" in said.words
+    again = invoke("fit", *sides, *quick_text("welsh"), "--json")
+    assert again.result == said.result
+    assert "finished; nothing to do" in again.err
+    repeated = invoke("fit", "welsh/recipe.yaml", "--json")
+    assert repeated.code == 0
+    assert Path("welsh-2/report.json").is_file()
+    assert repeated.result["test"] == said.result["test"]
+    assert invoke("evaluate", "welsh", "english.txt", "--target", "welsh.txt").code == 0
+
+
+def test_source_and_target_may_be_columns(place: Path, invoke: Invoke) -> None:
+    write_two_languages(place)
+    checked = invoke("check", "pairs.csv", "--source", "welsh", "--target", "english", "--base", "base",
+                     "--no-estimate", "--json")  # fmt: skip
+    assert checked.code == 0
+    (taken,) = [note for note in checked.result["notes"] if "translation" in note]
+    assert "source=welsh, target=english" in taken
+
+
+def test_a_template_over_columns_is_what_is_asked(place: Path, invoke: Invoke) -> None:
+    write_two_languages(place)
+    template = ["--prompt", "In {{Welsh}}: {english} =", "--completion", " {welsh}."]
+    assert invoke("fit", "pairs.csv", *template, *quick_text("template")).code == 0
+    lines = Path("english.txt").read_text().splitlines()
+    with Path("template/predictions.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            asked = lines[int(row["row"]) - 2]
+            assert row["prompt"] == f"In {{Welsh}}: {asked} ="
+            assert row["reference"].endswith(".")
+    said = invoke("predict", "template", "--input", lines[0], "--json")
+    whole = invoke("predict", "template", "--input", f"In {{Welsh}}: {lines[0]} =", "--json")
+    assert said.result["answers"][0]["answer"] == whole.result["answers"][0]["answer"]
+
+
+def test_columns_named_for_languages_are_asked_about(place: Path, invoke: Invoke) -> None:
+    rows = [{"en": texts.words(seed, 6), "cy": texts.words(seed + 60, 4)} for seed in range(40)]
+    texts.write_csv(place / "tongues.csv", [{"en": row["en"], "de": row["cy"]} for row in rows])
+    arguments = ["check", "tongues.csv", "--task", "completion", "--base", "base", "--no-estimate", "--json"]
+    refused = invoke(*arguments)
+    assert refused.code == 1
+    assert "2 columns are named for languages" in refused.words
+    assert "--prompt en --completion de" in refused.words
+    said = invoke(*arguments, typed="fr\nde\n")
+    assert said.code == 0
+    assert "It is one of en, de." in said.words
+    assert any("de" in note and "en" in note for note in said.result["notes"])
 
 
 # Questions.
