@@ -5,6 +5,7 @@ Rows go through a run's own road into its bundle and are asked again through wha
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -289,6 +290,19 @@ def test_any_question_gets_the_window_it_would_get_in_training(
     parts = found.trained(read)
     assert parts is not None
     assert found.asked(raw, column) == parts[0]
+
+
+def test_what_does_not_fit_goes_from_the_beginning_of_a_prompt(make: Maker) -> None:
+    """Its end leads to the answer; and as much stays as leaves room for one."""
+    found, column = completion_of(make, "llama2", "translation")
+    feeder = found.answerer.feeder
+    raw = RawExample({"source": sentences(7, 40), column: "yes"}, "any", 1)
+    asked = found.asked(raw, column)
+    assert asked is not None
+    whole = dataclasses.replace(feeder, max_tokens=10_000).feed([found.shop.form.read(raw).prompt])[0]
+    assert len(whole) > len(asked) == feeder.max_tokens - feeder.reserve
+    assert asked[:1] == list(feeder.prefix) == list(whole[:1])
+    assert asked[1:] == list(whole[1 - len(asked) :])
 
 
 def test_a_text_of_several_columns_is_taken_whole_or_refused(make: Maker) -> None:

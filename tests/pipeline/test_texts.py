@@ -6,7 +6,9 @@ import csv
 import json
 import math
 import os
+import shutil
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,9 @@ from gptailor.models.answerer import load_answerer
 from gptailor.pipeline.answers import predict_inputs, predict_to
 from gptailor.pipeline.fit import fit_recipe
 from gptailor.pipeline.run import Run
-from gptailor.pipeline.texts import judge
+from gptailor.pipeline.texts import judge, shop
 from gptailor.recipe import load_recipe
+from gptailor.tasks.rendering import PLAIN
 from gptailor.train import checkpoint
 from gptailor.types import RawExample
 
@@ -597,6 +600,32 @@ def test_a_run_that_crashed_ends_as_if_it_had_not_and_its_recipe_repeats_it(
     assert again.data.max_tokens == 64
     out = str(place.folder / f"{name}-again")
     assert results(fit_recipe(again.model_copy(update={"out": out}))) == expected
+
+
+def test_a_run_that_goes_on_tomorrow_writes_the_day_it_began(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some chat templates write the date into every conversation."""
+    base = place.folder / "dated"
+    shutil.copytree(place.bases["qwen2"], base)
+    (base / "chat_template.jinja").write_text("{{ strftime_now('%d %b %Y') }} " + PLAIN, encoding="utf-8")
+    path = texts.write_jsonl(place.folder / "dated.jsonl", texts.chats(30))
+    recipe = place.recipe("dated-run", data={"train": path}, base=base)
+    with pytest.raises(texts.Crash):
+        place.fit(recipe, crash_at=2)
+    began = json.loads((place.folder / "dated-run" / "environment.json").read_text())["today"]
+
+    class Tomorrow(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return datetime.now(tz) + timedelta(days=1)
+
+    monkeypatch.setattr(shop, "datetime", Tomorrow)
+    run = place.fit(recipe)
+    assert run.report["environment"]["today"] == began
+    answerer = load_answerer(run.folder)
+    day = datetime.fromisoformat(began).strftime("%d %b %Y ")
+    assert answerer.decode(answerer.feed_text("the cup")).startswith(day)
 
 
 def test_another_seed_ends_differently(place: Place, completion: Run, odd_files: dict[str, Path]) -> None:
