@@ -267,7 +267,10 @@ def test_any_text_is_asked_as_it_would_be_trained(
     assert found.asked(raw, column) == before
     if not form.is_written(value):
         assert list(answerer.feed_text(value)) == before
-    if read.windowed is None:
+    head, tail = (piece.literal for piece in form.roles.prompt)
+    if form.is_written(whole := f"{head}{value}{tail}"):
+        assert list(answerer.feed_text(whole)) == before, "also one that is to be repaired or shortened"
+    else:
         assert list(answerer.feed_text(read.asked)) == before
     if not cut:
         assert learned[-1] in answerer.end_ids

@@ -139,9 +139,17 @@ class CompletionForm:
         return pair if isinstance(pair, RejectedRow) else _prompt_of(pair)
 
     def ask_text(self, text: str) -> tuple[Segment, ...]:
-        """The text in place of the template's one column; one that the template wrote already stays."""
-        if self.is_written(text) or not self.roles.inputs:
+        """The text in place of the template's one column, also where the template wrote it already; a whole
+        prompt over several columns stays as it is.
+        """
+        written = self.is_written(text)
+        slots = [piece for piece in self.roles.prompt if piece.column]
+        if (written and len(slots) > 1) or not slots:
             return (Segment(text, learn=False),) if text else ()
+        if written:  # what was filled in is repaired and shortened as in training
+            before = self.roles.prompt[0].literal
+            after = "".join(piece.literal for piece in self.roles.prompt[1:])
+            text = text[len(before) : len(text) - len(after)]
         if len(self.roles.inputs) > 1 and not self.roles.template.optional:
             columns = ", ".join(self.roles.inputs)
             raise InputError(
