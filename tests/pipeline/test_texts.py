@@ -465,6 +465,12 @@ def test_preferences_are_learned(preference: Run) -> None:
     assert all(float(line["margin"]) > 0 for line in predictions_of(preference))
 
 
+def test_new_preferences_are_scored_as_in_the_report(preference: Run, preference_file: Path) -> None:
+    found = Run(preference.folder).evaluate(str(preference_file))
+    assert found["scores"]["preference_accuracy"]["value"] == 1
+    assert found["rows"] + found["left_out"] == found["read"]
+
+
 def test_likelihoods_of_a_preference_run_are_those_of_the_chosen_answers(preference: Run) -> None:
     """Rejected answers get unlikelier on purpose; as bits they would look like damage."""
     path = preference.folder / "data" / "ledger.jsonl"

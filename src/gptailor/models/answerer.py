@@ -60,7 +60,7 @@ class Answerer:
             encoder,
             tuple(int(token) for token in state["prefix"]),
             bundle.max_tokens,
-            reserve(self.form.max_new_tokens, bundle.max_tokens),
+            reserve(self.form.max_new_tokens, bundle.max_tokens, chat=self.is_chat),
             chat=self.is_chat,
         )
 

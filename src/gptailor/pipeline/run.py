@@ -23,7 +23,7 @@ from gptailor.pipeline.kinds import kind_of
 from gptailor.pipeline.labels import read_labels, without_labels
 from gptailor.pipeline.language_new import evaluate_language
 from gptailor.pipeline.prepare import joined
-from gptailor.pipeline.texts.new import answer_file, evaluate_texts
+from gptailor.pipeline.texts.new import answer_file, evaluate_preferences, evaluate_texts
 from gptailor.recipe import load_recipe
 from gptailor.tasks.classification import refuse_unknown_labels
 from gptailor.tasks.labels import label_of, labels_of
@@ -170,6 +170,8 @@ class Run:
                 self.writer, location, text=text, columns=columns, separator=self._separator()
             )
         if self.task != "classification":
+            if self.task == "preference":
+                return evaluate_preferences(self.answerer, location, columns=columns)
             return evaluate_texts(self.answerer, location, target=target, columns=columns)
         file = read_rows(location, columns=columns)
         roles = self._roles(file.columns, file.rows, text=text, label=label)

@@ -307,7 +307,10 @@ class PreferenceForm:
         return ask_messages(messages, self.template, mend=self.mend)
 
     def state(self) -> dict[str, Any]:
-        return chat_state(_prompt_alone(self.roles), self.template, self.max_new_tokens)
+        """As a chat is served, with the columns that a new file of preferences is read by."""
+        roles = {key: value for key, value in dataclasses.asdict(self.roles).items() if key != "says"}
+        chat = chat_state(_prompt_alone(self.roles), self.template, self.max_new_tokens)
+        return {**chat, "preference": roles}
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,9 +344,19 @@ class PlainForm:
         return {"kind": "plain", "max_new_tokens": self.max_new_tokens}
 
 
-def reserve(max_new_tokens: int, max_tokens: int) -> int:
-    """Tokens that are kept free for the answer, whatever its prompt: at most half of the longest sequence."""
-    return min(max_new_tokens, max_tokens // 2)
+def reserve(max_new_tokens: int, max_tokens: int, *, chat: bool = False) -> int:
+    """Tokens that are kept free for the answer, whatever its prompt: at most half of the longest sequence.
+
+    Of a chat at most a quarter: nothing of its prompt can be cut, and answers are mostly much shorter.
+    """
+    return min(max_new_tokens, max_tokens // (4 if chat else 2))
+
+
+def restore_preference_form(state: Mapping[str, Any], chat: ChatForm) -> PreferenceForm:
+    """The form that a preference run's rows were read by, from the bundle's state and its chat."""
+    kept = dict(state["preference"])
+    roles = PreferenceRoles(**{**kept, "scores": tuple(kept["scores"])})
+    return PreferenceForm(roles, chat.template, chat.max_new_tokens, chat.mend)
 
 
 def restore_form(

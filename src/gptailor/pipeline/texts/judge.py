@@ -26,7 +26,7 @@ from gptailor.pipeline.texts.answers import (
     is_scratch,
     metric_names,
 )
-from gptailor.pipeline.texts.objective import log_likelihoods, row_nats
+from gptailor.pipeline.texts.objective import by_token, log_likelihoods, row_nats
 from gptailor.report.facts import inside, metric_of, score_text
 from gptailor.report.words import BASELINES
 from gptailor.types import FloatArray, Part, Score
@@ -126,14 +126,14 @@ def judge_preferences(shop: TextShop, answerer: Answerer, result: TextResult, sa
     for part, ones in rows.items():
         longer = by_length([row.row.references[0] for row in ones], [row.row.references[1] for row in ones])
         margins["longer"][part], margins["shorter"][part] = longer, -longer
-    gained = _by_token(ours, rows["test"])
+    gained = by_token(ours, rows["test"])
     if not is_scratch(result.approach):
         say("baselines: the base as it came")
         base = adapt_full(_base(shop))
         margins["base"] = {}
         for part, ones in rows.items():
             theirs = log_likelihoods(base, ones)
-            margins["base"][part] = _by_token(theirs, ones)
+            margins["base"][part] = by_token(theirs, ones)
             if part == "test" and shop.recipe.preference.loss != "simpo":
                 gained = (ours - theirs)[:, 0] - (ours - theirs)[:, 1]
     if shop.recipe.evaluate.baselines == "none":
@@ -267,14 +267,6 @@ def _samples(sample: Sample, ours: Written, rungs: Mapping[str, Rung], best: str
             zip(sample.rows, sample.references, ours.texts, strict=True)
         )
     ]
-
-
-def _by_token(likelihoods: FloatArray, rows: Any) -> FloatArray:
-    """(N,) how much likelier the chosen answer is, by token."""
-    counts = [[max(1, int(one.learn[1:].sum())) for one in row.sequences] for row in rows]
-    by_token: FloatArray = likelihoods / counts
-    margin: FloatArray = by_token[:, 0] - by_token[:, 1]
-    return margin
 
 
 def _base(shop: TextShop) -> Any:

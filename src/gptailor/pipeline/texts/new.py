@@ -13,15 +13,19 @@ from gptailor.data.read import iterate_rows
 from gptailor.errors import DataError, InputError
 from gptailor.evaluate.language import PieceNats, text_scores
 from gptailor.evaluate.metrics import as_json
+from gptailor.evaluate.preference import right_shares, share_score
 from gptailor.evaluate.text_metrics import METRICS, TextAnswers, text_answer_scores
 from gptailor.models.answerer import Answerer
 from gptailor.models.approach import adapt_full
 from gptailor.models.decode import Generated
+from gptailor.models.load import load_trainable_language_model
+from gptailor.models.names import resolve_base
 from gptailor.models.sampling import Sampling
 from gptailor.pipeline.texts.answers import ALWAYS
-from gptailor.pipeline.texts.objective import sequence_nats
+from gptailor.pipeline.texts.objective import by_token, log_likelihoods, sequence_nats
 from gptailor.pipeline.texts.rows import read_texts
-from gptailor.tasks.form import TextRow
+from gptailor.pipeline.texts.tokens import TokenizedRow, sequences_of
+from gptailor.tasks.form import ChatForm, TextRow, restore_preference_form
 from gptailor.types import RawExample, RejectedRow, TokenizedExample
 
 CHUNK = 256  # rows that are asked together
@@ -69,7 +73,7 @@ def evaluate_texts(
     chosen = _first_of_each(rows)
     prompts = answerer.feeder.feed([row.prompt for row, _ in chosen])
     asked = [(ids, references) for ids, (_, references) in zip(prompts, chosen, strict=True) if ids]
-    if asked and answerer.bundle.task != "preference":
+    if asked:
         made = answerer.answer([ids for ids, _ in asked])
         answers = TextAnswers(
             [one.text.strip() for one in made],
@@ -86,6 +90,55 @@ def evaluate_texts(
         "left_out": read - used,
         "scores": scores,
     }
+
+
+def evaluate_preferences(
+    answerer: Answerer, location: str, *, columns: str | None, resamples: int = 2000
+) -> dict[str, Any]:
+    """How often a preference run ranks the chosen answers of new rows first, as its report measured it.
+
+    Raises:
+        DataError: there is no row with two answers.
+        ModelError: the base the run began with can't be found any more.
+    """
+    state, chat = answerer.bundle.form, answerer.form
+    assert isinstance(chat, ChatForm)
+    form = restore_preference_form(state, chat)
+    file = read_texts(location, None, columns)
+    found = [form.read(row) for row in file.rows]
+    rows = [row for row in found if not isinstance(row, RejectedRow)]
+    pairs = [pair for row in rows if (pair := _pair(answerer, row)) is not None]
+    if not pairs:
+        fix = "Name its columns as in training."
+        raise DataError("has no row with a prompt and two answers that fit.", where=location, fix=fix)
+    ours = log_likelihoods(adapt_full(answerer.model), pairs)
+    margins = by_token(ours, pairs)
+    if state["loss"] != "simpo" and answerer.bundle.approach != "scratch":
+        base = resolve_base(answerer.bundle.base, revision=answerer.bundle.base_revision or None)
+        theirs = adapt_full(load_trainable_language_model(base, answerer.tokenizer))
+        gained = ours - log_likelihoods(theirs, pairs)
+        margins = gained[:, 0] - gained[:, 1]
+    score = share_score(right_shares(margins), resamples=resamples, seed=0)
+    read = len(file.rows) + len(file.rejected)
+    return {
+        "file": location,
+        "read": read,
+        "rows": len(pairs),
+        "answers": 0,
+        "left_out": read - len(pairs),
+        "scores": as_json({"preference_accuracy": score}),
+    }
+
+
+def _pair(answerer: Answerer, row: TextRow) -> TokenizedRow | None:
+    """Both answers behind their prompt; None where one doesn't fit."""
+    learned = list(answerer.feeder.learn(sequences_of(row)))
+    if not all(encoded.learn[1:].any() for encoded, _ in learned):
+        return None
+    sequences = tuple(
+        TokenizedExample(one.token_ids, one.learn, row.source, row.row, cut=cut) for one, cut in learned
+    )
+    return TokenizedRow(row, sequences, None)
 
 
 def _first_of_each(rows: list[TextRow]) -> list[tuple[TextRow, tuple[str, ...]]]:

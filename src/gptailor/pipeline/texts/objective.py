@@ -157,6 +157,14 @@ def log_likelihoods(adapted: Adapted, rows: Sequence[TokenizedRow]) -> FloatArra
     return -nats.reshape(-1, 2)
 
 
+def by_token(likelihoods: FloatArray, rows: Sequence[TokenizedRow]) -> FloatArray:
+    """(N,) how much likelier the chosen answer is, by token."""
+    counts = [[max(1, int(one.learn[1:].sum())) for one in row.sequences] for row in rows]
+    each: FloatArray = likelihoods / np.array(counts)
+    margins: FloatArray = each[:, 0] - each[:, 1]
+    return margins
+
+
 def row_nats(
     adapted: Adapted, rows: Sequence[TokenizedRow], shop: TextShop, *, precision: Precision = "fp32"
 ) -> PieceNats:

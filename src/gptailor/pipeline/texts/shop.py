@@ -118,7 +118,7 @@ def open_text_shop(recipe: Recipe, folder: Path, listener: Listener) -> TextShop
     today = datetime.fromisoformat(environment["today"])
     prepared = prepare_texts(recipe, form_maker(recipe, text, longest, today), listener.say)
     chat = recipe.task != "completion"
-    kept = reserve(prepared.form.max_new_tokens, longest)
+    kept = reserve(prepared.form.max_new_tokens, longest, chat=chat)
     feeder = Feeder(text.encoder, () if chat else text.prefix, longest, kept, chat=chat)
     listener.say("tokenizing")
     tokens = tokenize_texts(prepared, feeder, recipe.data)

@@ -114,6 +114,7 @@ def seal(folder: Path, shop: TextShop, result: TextResult) -> dict[str, float]:
                 **shop.form.state(),
                 "prefix": list(shop.feeder.prefix),
                 "end_ids": sorted(shop.end_ids),
+                **({"loss": shop.recipe.preference.loss} if shop.recipe.task == "preference" else {}),
             },
         )
     )

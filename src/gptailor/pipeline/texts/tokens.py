@@ -84,7 +84,7 @@ def tokenize_texts(prepared: PreparedTexts, feeder: Feeder, settings: DataSettin
     lengths: list[int] = []
     for part in PARTS:
         given = prepared.parts[part]
-        flat = [_sequences(row) for row in given]
+        flat = [sequences_of(row) for row in given]
         learned = iter(feeder.learn([segments for one in flat for segments in one]))
         prompts = feeder.feed([row.prompt for row in given])
         rows[part] = []
@@ -151,7 +151,7 @@ def length_histogram(tokens: TextTokens) -> dict[str, Any]:
     }
 
 
-def _sequences(row: TextRow) -> list[Sequence[Segment]]:
+def sequences_of(row: TextRow) -> list[Sequence[Segment]]:
     """What is learned of a row; of a preference, the prompt with each of its answers."""
     [first, *_] = row.sequences
     if not first.rejected:
