@@ -132,13 +132,13 @@ def test_every_slot_computes_the_same_bits_with_several_threads(models: dict[str
     """Threads share out the rows; what a thread works with must not show."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    cache = SlotCache(models[family], slots=8, capacity=CONTEXT)
+    cache = SlotCache(models[family], capacity=CONTEXT)
+    cache.grow(8)
     try:
-        with torch.inference_mode():
-            for token in random.Random(6).choices(range(1, 400), k=12):
-                rows = cache.step([token] * 8)
-                cache.past += 1
-                assert (rows == rows[0]).all()
+        for token in random.Random(6).choices(range(1, 400), k=12):
+            rows = cache.compute([token] * 8, window=CONTEXT)
+            cache.advance(8)
+            assert (rows == rows[0]).all()
     finally:
         torch.set_num_threads(before)
 

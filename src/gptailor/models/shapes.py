@@ -1,0 +1,93 @@
+"""In which shapes a step of generation may be computed so that every answer keeps its bits.
+
+The last bits of a product can depend on its shape: on the number of rows, on the columns that attention
+adds up (masked ones add zeros). With most processors and libraries they don't, from a few rows on. So it is
+tried on this machine with the model itself, once. Where a shape gives other bits, it is not used.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from gptailor.models.slots import SlotCache
+
+FEWEST_ROWS = 8  # of two rows a product can depend on which row is which; of four or eight it doesn't
+FEWEST_ROWS_LONG = 4  # above LONG tokens: the cache's memory is slots times capacity
+LONG = 1024
+MOST_ROWS = 32  # a row costs as much among 64
+MOST_TOKENS = 8192  # slots times capacity, where that isn't fewer than the fewest rows
+FEWEST_COLUMNS = 64
+
+_found: WeakKeyDictionary[PreTrainedModel, dict[tuple[object, ...], Shapes]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """Numbers of rows and of columns that a step may have, the smallest first."""
+
+    rows: tuple[int, ...]
+    windows: tuple[int, ...]
+
+    def rows_for(self, slots: int) -> int:
+        """The fewest that hold so many slots."""
+        return self.rows[bisect_left(self.rows, slots)]
+
+    def window_for(self, columns: int) -> int:
+        """The smallest that holds so many columns."""
+        return self.windows[bisect_left(self.windows, columns)]
+
+
+def find_shapes(model: PreTrainedModel, *, capacity: int) -> Shapes:
+    """The shapes for slots of a capacity that give the bits which the first of them give."""
+    found = _found.setdefault(model, {})
+    key = (capacity, model.dtype, model.device, torch.get_num_threads())
+    if key not in found:
+        found[key] = _try_shapes(model, capacity)
+    return found[key]
+
+
+def _try_shapes(model: PreTrainedModel, capacity: int) -> Shapes:
+    fewest = FEWEST_ROWS if capacity <= LONG else FEWEST_ROWS_LONG
+    most = max(fewest, min(MOST_ROWS, MOST_TOKENS // capacity))
+    if model.device.type != "cpu":  # a step takes as long for many rows as for few
+        return Shapes((most,), (capacity,))
+    narrow = min(FEWEST_COLUMNS, capacity)
+    trial = _fill_alike(model, most, narrow)
+    (first, *_) = trial.compute([0] * fewest, window=narrow)
+    rows = [n for n in _doubled(fewest, most) if (trial.compute([0] * n, window=narrow) == first).all()]
+    trial = _fill_alike(model, fewest, capacity)
+    windows = []
+    for window in _doubled(narrow, capacity - 1):
+        trial.past[:] = window - 2
+        wide, slim = (trial.compute([0] * fewest, window=size) for size in (capacity, window))
+        if (slim == wide).all():
+            windows.append(window)
+    return Shapes(tuple(rows) or (fewest,), (*windows, capacity))
+
+
+def _doubled(first: int, last: int) -> list[int]:
+    return [first << times for times in range(last.bit_length()) if first << times <= last]
+
+
+def _fill_alike(model: Any, slots: int, capacity: int) -> SlotCache:
+    """Slots that all hold the same random keys and values, so that all rows should come out the same."""
+    with torch.inference_mode():
+        one: Any = DynamicCache()
+        model.base_model(input_ids=torch.zeros(1, 1, dtype=torch.long), past_key_values=one, use_cache=True)
+        generator = torch.Generator().manual_seed(0)
+        for layer in one.layers:
+            shape = (1, layer.keys.shape[1], capacity, layer.keys.shape[3])
+            layer.keys, layer.values = (
+                torch.randn(shape, generator=generator).to(layer.keys.dtype) for _ in range(2)
+            )
+    cache = SlotCache(model, capacity=capacity)
+    cache.grow(slots)
+    for slot in range(slots):
+        cache.load(slot, one, capacity - 2)
+    return cache
