@@ -219,10 +219,12 @@ class Decoder:
             what = f"it holds a token id that the model doesn't know (it knows 0 to {known - 1:,})."
         if what is not None:
             raise InputError(what, where="prompt", fix="Give a prompt that fits the model.")
-        if request.top_log_probabilities < 0:
-            what = f"it is {request.top_log_probabilities}."
+        top: Any = request.top_log_probabilities
+        if isinstance(top, bool) or not isinstance(top, int) or top < 0:
             raise InputError(
-                what, where="top_log_probabilities", fix="Give a whole number, 0 (none) or more."
+                f"it is {top!r}.",
+                where="top_log_probabilities",
+                fix="Give a whole number, 0 (none) or more.",
             )
 
 

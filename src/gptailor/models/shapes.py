@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
 
+from gptailor.models.forward import LENGTHS
 from gptailor.models.slots import SlotCache
 
 FEWEST_ROWS = 8  # of two rows a product can depend on which row is which; of four or eight it doesn't
@@ -58,21 +60,21 @@ def _try_shapes(model: PreTrainedModel, capacity: int) -> Shapes:
     if model.device.type != "cpu":  # a step takes as long for many rows as for few
         return Shapes((most,), (capacity,))
     narrow = min(FEWEST_COLUMNS, capacity)
-    trial = _fill_alike(model, most, narrow)
-    (first, *_) = trial.compute([0] * fewest, window=narrow)
-    rows = [n for n in _doubled(fewest, most) if (trial.compute([0] * n, window=narrow) == first).all()]
-    trial = _fill_alike(model, fewest, capacity)
-    windows = []
-    for window in _doubled(narrow, capacity - 1):
-        trial.past[:] = window - 2
-        wide, slim = (trial.compute([0] * fewest, window=size) for size in (capacity, window))
-        if (slim == wide).all():
-            windows.append(window)
-    return Shapes(tuple(rows) or (fewest,), (*windows, capacity))
-
-
-def _doubled(first: int, last: int) -> list[int]:
-    return [first << times for times in range(last.bit_length()) if first << times <= last]
+    windows = [length for length in LENGTHS if narrow <= length < capacity]
+    cache = _fill_alike(model, most, narrow)
+    sizes = [fewest << times for times in range(most.bit_length()) if fewest << times <= most]
+    computed = [cache.compute([0] * size, window=narrow) for size in sizes]
+    rows = [size for size, logits in zip(sizes, computed, strict=True) if (logits == computed[0][0]).all()]
+    if windows:
+        cache = _fill_alike(model, fewest, capacity)
+        cache.past[:] = np.resize(windows, fewest) - 2  # every row another part of the columns
+        widest = cache.compute([0] * fewest, window=capacity)
+    kept = []
+    for window in windows:
+        inside = cache.past < window - 1
+        if (cache.compute([0] * fewest, window=window) == widest)[inside].all():
+            kept.append(window)
+    return Shapes(tuple(rows) or (fewest,), (*kept, capacity))
 
 
 def _fill_alike(model: Any, slots: int, capacity: int) -> SlotCache:
