@@ -170,9 +170,9 @@ def test_all_seated_make_the_others_wait_and_a_cancelled_one_makes_room(
 
 def test_cancelling_everything_ends_the_work(model: Any) -> None:
     decoder = Decoder(model, decode=spell, end=set())
-    kinds = (Sampling(), Sampling(), Sampling(num_beams=2))
+    kinds = (Sampling(), Sampling(), Sampling(num_beams=2), Sampling(num_beams=2))
     handles = [decoder.add(Request((1,), sampling)) for sampling in kinds]
-    decoder.step()
+    decoder.step()  # one of those with beams is answered in it, the other waits
     for handle in handles:
         decoder.cancel(handle)
     assert not decoder.busy
@@ -254,7 +254,7 @@ def test_beams_stop_at_stop_strings_and_at_the_context(model: Any) -> None:
 
 
 def test_beams_leave_the_models_own_settings_alone(model: Any) -> None:
-    own = GenerationConfig(repetition_penalty=3.0, max_length=3, num_beams=1)
+    own = GenerationConfig(no_repeat_ngram_size=1, suppress_tokens=list(range(12)), length_penalty=-5.0)
     before, model.generation_config = model.generation_config, own
     try:
         made = answer(model, [1, 2], Sampling(num_beams=2, max_new_tokens=6))

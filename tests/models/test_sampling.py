@@ -24,6 +24,7 @@ from gptailor.models.sampling import Chooser, Sampling, draw, penalized, uniform
 from gptailor.types import FloatArray
 
 VOCABULARY = 60
+SEEDS = (-1, 0, 1, 2**63 - 1, -(2**63))
 
 
 def draw_logits(seed: int) -> FloatArray:
@@ -103,6 +104,14 @@ def test_a_draw_depends_on_seed_and_step_alone() -> None:
     assert found == {key: uniform(*key) for key in reversed(found)}
     assert len(set(found.values())) == len(found)
     assert all(0 <= value < 1 for value in found.values())
+
+
+def test_each_token_is_drawn_anew() -> None:
+    logits, sampling = draw_logits(6), Sampling(temperature=5.0, seed=3)
+    chooser = Chooser(sampling, [])
+    drawn = [chooser.choose(logits).token_id for _ in range(12)]
+    assert drawn == [draw(logits, sampling, step=step) for step in range(12)]
+    assert len(set(drawn)) > 6
 
 
 @pytest.mark.parametrize("aim", [0.0, 1 - 2**-53], ids=["lowest", "highest"])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytest
-from transformers import AutoModelForCausalLM, GPT2Config
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, MistralConfig
 
+import tiny
 from gptailor.models import shapes
 from gptailor.models.shapes import Shapes, find_shapes
 from gptailor.models.slots import SlotCache
@@ -67,6 +70,29 @@ def test_memory_bounds_the_rows(model: Any, capacity: int, fewest: int, most: in
     assert found.rows[0] == fewest
     assert found.rows[-1] <= most
     assert found.windows[-1] == capacity
+
+
+SIZE: dict[str, Any] = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 32, "sliding_window": 8}
+SIZE |= {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+
+
+@pytest.mark.parametrize("family", [*tiny.FAMILIES, "mistral"])
+def test_a_smaller_window_sees_the_same(tiny_bases: dict[str, Path], family: str) -> None:
+    """Local and sliding attention too, which count columns."""
+    torch.manual_seed(0)
+    model: Any = (
+        AutoModelForCausalLM.from_pretrained(tiny_bases[family])
+        if family in tiny_bases
+        else AutoModelForCausalLM.from_config(MistralConfig(**SIZE))
+    )
+    cache = SlotCache(model.eval(), capacity=64)
+    cache.grow(8)
+    for token in range(1, 20):
+        wide = cache.compute([token] * 8, window=64)
+        for window in (24, 32, 48):
+            slim = cache.compute([token] * 8, window=window)
+            np.testing.assert_allclose(slim, wide, rtol=0, atol=1e-5)
+        cache.advance(8)
 
 
 def test_a_model_is_tried_once(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

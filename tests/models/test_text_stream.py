@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Sequence
 
 from hypothesis import example, given, settings
@@ -39,7 +40,7 @@ class Pieces:
 def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
     """Bytes cut at some places, inside characters as well; also empty pieces, as special tokens give."""
     borders = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
-    return [data[start:end] for start, end in zip(borders, borders[1:], strict=False)]
+    return [data[start:end] for start, end in itertools.pairwise(borders)]
 
 
 def stream_pieces(pieces: Sequence[bytes], stop: Sequence[str]) -> tuple[TextStream, list[str], list[int]]:

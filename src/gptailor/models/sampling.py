@@ -160,8 +160,7 @@ def penalized(logits: FloatArray, seen: set[int], penalty: float) -> FloatArray:
 def draw(scores: FloatArray, sampling: Sampling, *, step: int) -> int:
     """One token id, drawn by the scores (V,) after temperature and filters."""
     reach = np.cumsum(weigh(scores, sampling))
-    end = float(reach[-1])
-    aim = min(uniform(sampling.seed, step) * end, math.nextafter(end, 0))  # the product can round up to it
+    aim = uniform(sampling.seed, step) * reach[-1]  # below the end, however it rounds
     return int(np.searchsorted(reach, aim, side="right"))
 
 

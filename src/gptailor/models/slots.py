@@ -45,13 +45,15 @@ class SlotCache:
 
     @torch.inference_mode()
     def load(self, slot: int, prefilled: Cache | None, num_tokens: int) -> None:
-        """Puts the first `num_tokens` tokens of a one-row cache into a slot."""
+        """Puts the first `num_tokens` tokens of a one-row cache into a slot.
+
+        What an earlier sequence left in the slot is masked: finite, or its logits had been refused.
+        """
         self.past[slot] = num_tokens
         for place, layer in enumerate(self._layers if prefilled is not None else []):
             source: Any = prefilled.layers[place]  # type: ignore[union-attr]
             layer.make_room(source.keys, source.values)
             for mine, theirs in zip(layer.buffers, (source.keys, source.values), strict=True):
-                mine[slot] = 0  # masked, but a NaN left by another would still spread
                 mine[slot, :, self.newest - num_tokens : self.newest] = theirs[0, :, :num_tokens]
 
     @torch.inference_mode()
