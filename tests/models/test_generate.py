@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from gptailor.models import decode, shapes
 from gptailor.models.decode import Decoder, Event, Generated, Request
 from gptailor.models.generate import continue_tokens, generate
 from gptailor.models.sampling import Sampling
+from gptailor.models.slots import SlotCache
 
 END = 0
 CONTEXT = 32
@@ -71,6 +73,23 @@ def test_the_context_ends_an_answer(model: Any, length: int) -> None:
     made = answer(model, [5] * length, Sampling(max_new_tokens=1000))
     assert len(made.token_ids) == CONTEXT - length
     assert (made.finished, made.reason) == ("length", "context")
+
+
+def test_a_column_is_always_masked(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that are all full have no mask, so with grouped heads their bits would tell that all are."""
+    compute, left = SlotCache.compute, []
+
+    def watched(self: SlotCache, token_ids: Sequence[int], *, window: int) -> Any:
+        left.append(window - 1 - self.past[: len(token_ids)].max())
+        return compute(self, token_ids, window=window)
+
+    monkeypatch.setattr(shapes, "_found", WeakKeyDictionary())
+    monkeypatch.setattr(shapes, "FEWEST_COLUMNS", 8)
+    for _ in range(2):  # the first time shapes are tried
+        left.clear()
+        generate(model, [[1]] * 32, Sampling(max_new_tokens=1000), decode=spell, end=set())
+        monkeypatch.setattr(SlotCache, "compute", watched)
+    assert min(left) == 1
 
 
 def test_a_prompt_and_answer_that_just_fit_are_no_cut(model: Any) -> None:

@@ -2,7 +2,7 @@
 
 A request's answer has the same bits alone and among any others. Its prompt is computed in the length bucket
 that the prompt's length gives; then it takes a slot in the pool whose capacity its own prompt and
-max_new_tokens give, and a pool always computes all of its slots.
+max_new_tokens give. A pool computes its steps in one shape, or in several that give the same bits.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gptailor.models.beams import search_beams
 from gptailor.models.forward import shape_for
 from gptailor.models.names import context_length
 from gptailor.models.sampling import Chooser, Sampling, ScoredToken
-from gptailor.models.shapes import find_shapes
+from gptailor.models.shapes import find_shapes, one_shape
 from gptailor.models.slots import SlotCache
 from gptailor.models.text_stream import TextStream
 
@@ -259,7 +259,8 @@ class _Pool:
     """Slots of one capacity and who sits in them; the others wait, first come, first served."""
 
     def __init__(self, model: PreTrainedModel, capacity: int) -> None:
-        self.shapes = find_shapes(model, capacity=capacity)
+        self._model = model
+        self.shapes = one_shape(model, capacity=capacity)
         self.cache = SlotCache(model, capacity=capacity)
         self.seated: list[_Job] = []  # in the first slots, one after the other
         self.waiting: deque[_Job] = deque()
@@ -281,6 +282,8 @@ class _Pool:
 
     def step(self, prefill: Callable[[Sequence[int]], Cache]) -> list[tuple[_Job, ScoredToken]]:
         """Seats who waits, then one token for everyone seated."""
+        if len(self.seated) + len(self.waiting) > self.shapes.rows[-1]:  # now the trial pays
+            self.shapes = find_shapes(self._model, capacity=self.cache.capacity)
         while self.waiting and len(self.seated) < self.shapes.rows[-1]:
             self._seat(self.waiting.popleft(), prefill)
         if not self.seated:

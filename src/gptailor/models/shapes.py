@@ -45,8 +45,15 @@ class Shapes:
         return self.windows[bisect_left(self.windows, columns)]
 
 
+def one_shape(model: PreTrainedModel, *, capacity: int) -> Shapes:
+    """The shape for slots of a capacity that needs no trial."""
+    fewest = FEWEST_ROWS if capacity <= LONG else FEWEST_ROWS_LONG
+    # On a GPU a step takes as long for many rows as for few.
+    return Shapes((fewest if model.device.type == "cpu" else _most_rows(fewest, capacity),), (capacity,))
+
+
 def find_shapes(model: PreTrainedModel, *, capacity: int) -> Shapes:
-    """The shapes for slots of a capacity that give the bits which the first of them give."""
+    """All shapes for slots of a capacity that give the bits of `one_shape`; some ten steps, once a model."""
     found = _found.setdefault(model, {})
     key = (capacity, model.dtype, model.device, torch.get_num_threads())
     if key not in found:
@@ -55,10 +62,11 @@ def find_shapes(model: PreTrainedModel, *, capacity: int) -> Shapes:
 
 
 def _try_shapes(model: PreTrainedModel, capacity: int) -> Shapes:
-    fewest = FEWEST_ROWS if capacity <= LONG else FEWEST_ROWS_LONG
-    most = max(fewest, min(MOST_ROWS, MOST_TOKENS // capacity))
-    if model.device.type != "cpu":  # a step takes as long for many rows as for few
-        return Shapes((most,), (capacity,))
+    one = one_shape(model, capacity=capacity)
+    if model.device.type != "cpu":
+        return one
+    (fewest,) = one.rows
+    most = _most_rows(fewest, capacity)
     narrow = min(FEWEST_COLUMNS, capacity)
     windows = [length for length in LENGTHS if narrow <= length < capacity]
     cache = _fill_alike(model, most, narrow)
@@ -75,6 +83,10 @@ def _try_shapes(model: PreTrainedModel, capacity: int) -> Shapes:
         if (cache.compute([0] * fewest, window=window) == widest)[inside].all():
             kept.append(window)
     return Shapes(tuple(rows) or (fewest,), (*kept, capacity))
+
+
+def _most_rows(fewest: int, capacity: int) -> int:
+    return max(fewest, min(MOST_ROWS, MOST_TOKENS // capacity))
 
 
 def _fill_alike(model: Any, slots: int, capacity: int) -> SlotCache:
