@@ -75,7 +75,7 @@ _RANGES: tuple[tuple[str, type, float, float, str], ...] = (
     ("min_p", float, 0, 1, "a number from 0 to 1"),
     ("repetition_penalty", float, 0.01, 100, "a number from 0.01 to 100"),
     ("max_new_tokens", int, 1, math.inf, "a whole number, 1 or more"),
-    ("seed", int, -(1 << 63), (1 << 63) - 1, "a whole number of at most 64 bits"),
+    ("seed", int, -(1 << 63), _UNSIGNED, "a whole number of at most 64 bits"),
     ("num_beams", int, 1, 64, "a whole number from 1 to 64"),
 )
 
