@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig, MistralConfig, Qwen2Config
 
 import tiny
-from gptailor.models import decode
+from gptailor.models import decode, shapes
 from gptailor.models.decode import Decoder, Generated, Request
 from gptailor.models.generate import generate
 from gptailor.models.sampling import Sampling
@@ -46,6 +47,13 @@ def models(tiny_bases: dict[str, Path]) -> dict[str, Any]:
     return {
         family: lively(AutoModelForCausalLM.from_pretrained(tiny_bases[family])) for family in tiny.FAMILIES
     }
+
+
+@pytest.fixture(autouse=True)
+def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny contexts, and yet several sizes of the window."""
+    monkeypatch.setattr(shapes, "FEWEST_COLUMNS", 16)
+    monkeypatch.setattr(shapes, "_found", WeakKeyDictionary())
 
 
 def no_text(ids: Sequence[int]) -> str:
@@ -114,6 +122,18 @@ def test_nor_on_those_answered_in_one_call(models: dict[str, Any], family: str) 
         assert generate(model, [prompts[at]], settings[at], decode=no_text, end={END}) == [together[at]]
 
 
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_many_rows_and_few_columns_give_the_bits_of_the_one_shape_that_always_serves(
+    models: dict[str, Any], monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    model, stream = models[family], random.Random(3)
+    prompts = [draw_prompt(stream) for _ in range(40)]
+    settings = [SETTINGS[place % len(SETTINGS)] for place in range(40)]
+    free = generate(model, prompts, settings, decode=no_text, end={END})
+    monkeypatch.setattr(decode, "find_shapes", lambda _, capacity: shapes.Shapes((8,), (capacity,)))
+    assert generate(model, prompts, settings, decode=no_text, end={END}) == free
+
+
 def test_pools_of_different_capacity_do_not_mix(
     models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,13 +152,13 @@ def test_every_slot_computes_the_same_bits_with_several_threads(models: dict[str
     """Threads share out the rows; what a thread works with must not show."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
-    cache = SlotCache(models[family], slots=8, capacity=CONTEXT)
+    cache = SlotCache(models[family], capacity=CONTEXT)
+    cache.grow(8)
     try:
-        with torch.inference_mode():
-            for token in random.Random(6).choices(range(1, 400), k=12):
-                rows = cache.step([token] * 8)
-                cache.past += 1
-                assert (rows == rows[0]).all()
+        for token in random.Random(6).choices(range(1, 400), k=12):
+            rows = cache.compute([token] * 8, window=CONTEXT)
+            cache.advance(8)
+            assert (rows == rows[0]).all()
     finally:
         torch.set_num_threads(before)
 

@@ -44,9 +44,5 @@ def search_beams(
     finally:
         searcher.generation_config = theirs
     rows = logits.float().cpu().numpy()
-    found = []
-    for token, row in zip(made[0, len(prompt) :].tolist(), rows, strict=True):
-        found.append(scored(token, row, log_total(row), top=top))
-        if token in end:  # transformers fills up with padding
-            break
-    return found
+    tokens = made[0, len(prompt) :].tolist()
+    return [scored(token, row, log_total(row), top=top) for token, row in zip(tokens, rows, strict=True)]

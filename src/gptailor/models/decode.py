@@ -2,7 +2,7 @@
 
 A request's answer has the same bits alone and among any others. Its prompt is computed in the length bucket
 that the prompt's length gives; then it takes a slot in the pool whose capacity its own prompt and
-max_new_tokens give, and a pool always computes all of its slots.
+max_new_tokens give. A pool computes its steps in one shape, or in several that give the same bits.
 """
 
 from __future__ import annotations
@@ -20,12 +20,10 @@ from gptailor.models.beams import search_beams
 from gptailor.models.forward import shape_for
 from gptailor.models.names import context_length
 from gptailor.models.sampling import Chooser, Sampling, ScoredToken
+from gptailor.models.shapes import find_shapes, one_shape
 from gptailor.models.slots import SlotCache
 from gptailor.models.text_stream import TextStream
 
-SLOTS = 8  # of a pool; a product of two rows can depend on which row is which, of four or eight it doesn't
-LONG_SLOTS = 4  # of a pool above LONG tokens: the cache's memory is slots times capacity
-LONG = 1024
 SMALLEST_CAPACITY = 256  # tokens
 
 Finished = Literal["stop", "length"]
@@ -221,10 +219,12 @@ class Decoder:
             what = f"it holds a token id that the model doesn't know (it knows 0 to {known - 1:,})."
         if what is not None:
             raise InputError(what, where="prompt", fix="Give a prompt that fits the model.")
-        if request.top_log_probabilities < 0:
-            what = f"it is {request.top_log_probabilities}."
+        top: Any = request.top_log_probabilities
+        if isinstance(top, bool) or not isinstance(top, int) or top < 0:
             raise InputError(
-                what, where="top_log_probabilities", fix="Give a whole number, 0 (none) or more."
+                f"it is {top!r}.",
+                where="top_log_probabilities",
+                fix="Give a whole number, 0 (none) or more.",
             )
 
 
@@ -259,42 +259,52 @@ class _Pool:
     """Slots of one capacity and who sits in them; the others wait, first come, first served."""
 
     def __init__(self, model: PreTrainedModel, capacity: int) -> None:
-        self.cache = SlotCache(model, slots=SLOTS if capacity <= LONG else LONG_SLOTS, capacity=capacity)
-        self.seated: list[_Job | None] = [None] * self.cache.slots
+        self._model = model
+        self.shapes = one_shape(model, capacity=capacity)
+        self.cache = SlotCache(model, capacity=capacity)
+        self.seated: list[_Job] = []  # in the first slots, one after the other
         self.waiting: deque[_Job] = deque()
 
     @property
     def busy(self) -> bool:
-        return bool(self.waiting) or any(self.seated)
+        return bool(self.waiting or self.seated)
 
     def drop(self, handle: int) -> None:
         """Frees the slot or the place in the queue of a request, if it is here."""
         self.waiting = deque(job for job in self.waiting if job.handle != handle)
-        self.seated = [None if job and job.handle == handle else job for job in self.seated]
+        for slot, job in enumerate(self.seated):
+            if job.handle == handle:  # the last one takes its slot
+                last = self.seated.pop()
+                if last is not job:
+                    self.seated[slot] = last
+                    self.cache.move(len(self.seated), slot)
+                return
 
     def step(self, prefill: Callable[[Sequence[int]], Cache]) -> list[tuple[_Job, ScoredToken]]:
         """Seats who waits, then one token for everyone seated."""
-        for slot, job in enumerate(self.seated):
-            if job is None:
-                self._seat(slot, prefill)
-        if not any(self.seated):
+        if len(self.seated) + len(self.waiting) > self.shapes.rows[-1]:  # now the trial pays
+            self.shapes = find_shapes(self._model, capacity=self.cache.capacity)
+        while self.waiting and len(self.seated) < self.shapes.rows[-1]:
+            self._seat(self.waiting.popleft(), prefill)
+        if not self.seated:
             return []
-        # A free slot reads one token at position 0 and forgets it.
-        rows: Any = self.cache.step([job.next_id if job else 0 for job in self.seated])
+        rows = self.shapes.rows_for(len(self.seated))
+        self.cache.grow(rows)
+        self.cache.past[len(self.seated) :] = 0  # an empty slot reads a token at position 0 and forgets it
+        token_ids = [job.next_id for job in self.seated] + [0] * (rows - len(self.seated))
+        window = self.shapes.window_for(int(self.cache.past.max()) + 2)
+        logits: Any = self.cache.compute(token_ids, window=window)
+        self.cache.advance(len(self.seated))
         found = []
-        for slot, job in enumerate(self.seated):
-            if job is not None:
-                token = job.chooser.choose(rows[slot])
-                job.next_id = token.token_id
-                self.cache.past[slot] += 1
-                found.append((job, token))
+        for job, row in zip(self.seated, logits, strict=False):
+            token = job.chooser.choose(row)
+            job.next_id = token.token_id
+            found.append((job, token))
         return found
 
-    def _seat(self, slot: int, prefill: Callable[[Sequence[int]], Cache]) -> None:
-        if not self.waiting:
-            self.cache.past[slot] = 0
-            return
-        job = self.waiting.popleft()
+    def _seat(self, job: _Job, prefill: Callable[[Sequence[int]], Cache]) -> None:
         head = job.request.prompt[:-1]  # the last token is read by the first step, which gives the logits
+        slot = len(self.seated)
+        self.cache.grow(self.shapes.rows_for(slot + 1))
         self.cache.load(slot, prefill(head) if head else None, len(head))
-        self.seated[slot] = job
+        self.seated.append(job)

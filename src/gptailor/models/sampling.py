@@ -7,6 +7,7 @@ what else is being answered. Weights are drawn from in float64.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from gptailor.errors import InputError, NonFiniteError
-from gptailor.types import FloatArray, IntArray
+from gptailor.types import FloatArray
 
-_UNSIGNED = (1 << 64) - 1
+_UNSIGNED = (1 << 64) - 1  # as a mask: of a negative number, its 64 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +55,10 @@ class Sampling:
             value: Any = getattr(self, field)
             if not _is_number(value, kind) or not low <= value <= high:
                 raise _refusal(field, value, says)
-        if self.top_p == 0 or self.repetition_penalty == 0:
-            field = "repetition_penalty" if self.repetition_penalty == 0 else "top_p"
-            raise _refusal(field, 0, "a number above 0")
-        stop: Any = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        if not all(isinstance(text, str) and text for text in stop):
+        stop: Any = (self.stop,) if isinstance(self.stop, str) else self.stop
+        if not isinstance(stop, list | tuple) or not all(isinstance(text, str) and text for text in stop):
             raise _refusal("stop", self.stop, "a text or several, none of them empty")
-        object.__setattr__(self, "stop", stop)
+        object.__setattr__(self, "stop", tuple(stop))
         if self.num_beams > 1 and self.temperature > 0:
             raise InputError(
                 "beam search takes the likeliest answer, so it can't be drawn at a temperature.",
@@ -73,11 +71,11 @@ class Sampling:
 _RANGES: tuple[tuple[str, type, float, float, str], ...] = (
     ("temperature", float, 0, math.inf, "a number, 0 or more"),
     ("top_k", int, 0, math.inf, "a whole number, 0 (off) or more"),
-    ("top_p", float, 0, 1, "a number above 0, at most 1"),
+    ("top_p", float, math.ulp(0), 1, "a number above 0, at most 1"),
     ("min_p", float, 0, 1, "a number from 0 to 1"),
-    ("repetition_penalty", float, 0, math.inf, "a number above 0"),
+    ("repetition_penalty", float, 0.01, 100, "a number from 0.01 to 100"),
     ("max_new_tokens", int, 1, math.inf, "a whole number, 1 or more"),
-    ("seed", int, -math.inf, math.inf, "a whole number"),
+    ("seed", int, -(1 << 63), _UNSIGNED, "a whole number of at most 64 bits"),
     ("num_beams", int, 1, 64, "a whole number from 1 to 64"),
 )
 
@@ -161,33 +159,32 @@ def penalized(logits: FloatArray, seen: set[int], penalty: float) -> FloatArray:
 
 def draw(scores: FloatArray, sampling: Sampling, *, step: int) -> int:
     """One token id, drawn by the scores (V,) after temperature and filters."""
-    ids, weights = candidates(scores, sampling)
-    reach = np.cumsum(weights)
-    place = int(np.searchsorted(reach, uniform(sampling.seed, step) * reach[-1], side="right"))
-    return int(ids[min(place, len(ids) - 1)])
+    reach = np.cumsum(weigh(scores, sampling))
+    aim = uniform(sampling.seed, step) * reach[-1]  # below the end, however it rounds
+    return int(np.searchsorted(reach, aim, side="right"))
 
 
-def candidates(scores: FloatArray, sampling: Sampling) -> tuple[IntArray, FloatArray]:
-    """The tokens that may be drawn and their weights (not normalized), likeliest first.
+def weigh(scores: FloatArray, sampling: Sampling) -> FloatArray:
+    """(V,) weights to draw the tokens by, the likeliest weighs 1; 0 for those that are filtered out.
+
+    Tokens as likely as the last one that a filter keeps are kept too.
 
     Args:
         scores: (V,) logits.
         sampling: Its temperature is above 0.
     """
-    scores = (scores.astype(np.float64) - float(scores.max())) / sampling.temperature
-    ids = np.arange(len(scores))
-    if 0 < sampling.top_k < len(scores):
-        smallest = np.partition(scores, -sampling.top_k)[-sampling.top_k]
-        ids = np.flatnonzero(scores >= smallest)
-    ids = ids[np.argsort(-scores[ids], kind="stable")]
-    weights = np.exp(scores[ids])
-    keep = len(ids)
+    with np.errstate(over="ignore"):  # almost 0 takes the likeliest
+        scores = (scores.astype(np.float64) - float(scores.max())) / sampling.temperature
+    weights: FloatArray = np.exp(scores)
+    smallest = sampling.min_p
+    if 0 < sampling.top_k < len(weights):
+        weights[weights < np.partition(weights, -sampling.top_k)[-sampling.top_k]] = 0
     if sampling.top_p < 1:
-        reach = np.cumsum(weights)
-        keep = int(np.searchsorted(reach, sampling.top_p * reach[-1], side="left")) + 1
-    if sampling.min_p > 0:  # the likeliest weighs 1
-        keep = min(keep, int((weights >= sampling.min_p).sum()))
-    return ids[:keep], weights[:keep]
+        falling = np.sort(weights)[::-1]
+        reach = np.cumsum(falling)
+        smallest = max(smallest, float(falling[np.searchsorted(reach, sampling.top_p * reach[-1])]))
+    weights[weights < smallest] = 0
+    return weights
 
 
 def uniform(seed: int, step: int) -> float:
@@ -199,7 +196,7 @@ def uniform(seed: int, step: int) -> float:
 def _is_number(value: Any, kind: type) -> bool:
     if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
         return False
-    return math.isfinite(value)
+    return kind is int or abs(value) <= sys.float_info.max  # neither infinite nor NaN, nor an int beyond
 
 
 def _refusal(field: str, value: object, says: str) -> InputError:
