@@ -233,7 +233,8 @@ def test_every_label_of_a_set_stands_in_every_part(seed: int) -> None:
     """Above all the rare ones in train, also those that only ever come beside rarer ones."""
     carried = reuters_like(400, seed)
     parts = split(carried, seed=seed)
-    assert sizes(parts) == pytest.approx((280, 60, 60), abs=8)
+    # Twenty labels and the rows without any are rounded, each by half a row at most.
+    assert sizes(parts) == pytest.approx((280, 60, 60), abs=10.5)
     found: dict[str, Counter[Part]] = defaultdict(Counter)
     for labels, part in zip(carried, parts, strict=True):
         for label in labels:

