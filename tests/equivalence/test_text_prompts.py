@@ -32,7 +32,8 @@ from gptailor.pipeline.texts.road import TextResult
 from gptailor.pipeline.texts.shop import TextShop, open_text_shop
 from gptailor.pipeline.texts.story import seal
 from gptailor.recipe import build_recipe
-from gptailor.tasks.form import CompletionForm, TextRow
+from gptailor.tasks.completion_form import CompletionForm
+from gptailor.tasks.form import TextRow
 from gptailor.types import RawExample, RejectedRow, Segment
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tasks"))

@@ -12,21 +12,14 @@ import pytest
 
 from gptailor.errors import InputError
 from gptailor.tasks.chat import infer_chat
+from gptailor.tasks.chat_form import ChatForm, PreferenceForm, spoken
 from gptailor.tasks.completion import infer_completion
+from gptailor.tasks.completion_form import CompletionForm
 from gptailor.tasks.conversation import Turn
-from gptailor.tasks.form import (
-    ChatForm,
-    CompletionForm,
-    PlainForm,
-    PreferenceForm,
-    TextForm,
-    TextRow,
-    reserve,
-    restore_form,
-    spoken,
-)
+from gptailor.tasks.form import PlainForm, TextForm, TextRow, reserve
 from gptailor.tasks.preference import infer_preference
 from gptailor.tasks.rendering import CHATML, choose_template
+from gptailor.tasks.restore import restore_form
 from gptailor.types import RawExample, RejectedRow, Segment
 
 CONTROL = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")

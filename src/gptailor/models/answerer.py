@@ -19,7 +19,10 @@ from gptailor.models.load import load_saved_language_model, load_tokenizer
 from gptailor.models.names import Base, context_length, folder_hash
 from gptailor.models.replay import probe_difference, torch_answers
 from gptailor.models.sampling import Sampling
-from gptailor.tasks.form import ChatForm, CompletionForm, PlainForm, TextForm, reserve, restore_form
+from gptailor.tasks.chat_form import ChatForm
+from gptailor.tasks.completion_form import CompletionForm
+from gptailor.tasks.form import PlainForm, TextForm, reserve
+from gptailor.tasks.restore import restore_form
 from gptailor.types import Bundle, RawExample, RejectedRow, Segment
 
 LANGUAGE_LENGTH = 128  # tokens that a language model writes unless told otherwise

@@ -17,7 +17,7 @@ from gptailor.models.sampling import Sampling
 from gptailor.pipeline.texts.shop import TextShop
 from gptailor.pipeline.texts.tokens import TokenizedRow
 from gptailor.recipe import ScratchApproach
-from gptailor.tasks.form import CompletionForm
+from gptailor.tasks.completion_form import CompletionForm
 from gptailor.types import Part, Segment
 
 VALIDATION_SHARE = 2  # one validation row is answered for so many test rows: it only chooses the baseline

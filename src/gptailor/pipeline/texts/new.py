@@ -25,7 +25,9 @@ from gptailor.pipeline.texts.answers import ALWAYS
 from gptailor.pipeline.texts.objective import by_token, log_likelihoods, sequence_nats
 from gptailor.pipeline.texts.rows import read_texts
 from gptailor.pipeline.texts.tokens import TokenizedRow, sequences_of
-from gptailor.tasks.form import ChatForm, TextRow, restore_preference_form
+from gptailor.tasks.chat_form import ChatForm
+from gptailor.tasks.form import TextRow
+from gptailor.tasks.restore import restore_preference_form
 from gptailor.types import RawExample, RejectedRow, TokenizedExample
 
 CHUNK = 256  # rows that are asked together

@@ -25,8 +25,10 @@ from gptailor.pipeline.texts.tokens import TextTokens, choose_longest, refuse_wi
 from gptailor.recipe import DataSettings, Recipe
 from gptailor.tasks.cells import Mend
 from gptailor.tasks.chat import infer_chat
+from gptailor.tasks.chat_form import CHAT_LENGTH, ChatForm, PreferenceForm
 from gptailor.tasks.completion import infer_completion
-from gptailor.tasks.form import CHAT_LENGTH, ChatForm, CompletionForm, PreferenceForm, TextForm, reserve
+from gptailor.tasks.completion_form import CompletionForm
+from gptailor.tasks.form import TextForm, reserve
 from gptailor.tasks.preference import infer_preference
 from gptailor.tasks.presets import PRESETS
 from gptailor.tasks.rendering import choose_template, find_end

@@ -29,7 +29,8 @@ from gptailor.pipeline.texts.judge import Tested, judge_answers, judge_preferenc
 from gptailor.pipeline.texts.objective import row_nats
 from gptailor.pipeline.texts.tokens import TokenizedRow, length_histogram
 from gptailor.recipe import dump_recipe
-from gptailor.tasks.form import ChatForm, CompletionForm, PreferenceForm
+from gptailor.tasks.chat_form import ChatForm, PreferenceForm
+from gptailor.tasks.completion_form import CompletionForm
 from gptailor.types import Bundle
 
 if TYPE_CHECKING:

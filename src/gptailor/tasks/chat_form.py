@@ -1,0 +1,189 @@
+"""Chat and preference as forms: conversations by a chat template, with one answer or with two."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gptailor.errors import InputError
+from gptailor.tasks.cells import Mend
+from gptailor.tasks.chat import ChatRoles, to_conversation, to_examples
+from gptailor.tasks.completion_form import CompletionForm
+from gptailor.tasks.conversation import Conversation, Faults, Turn, read_conversation, told
+from gptailor.tasks.form import TextRow
+from gptailor.tasks.preference import PreferenceRoles, to_preference
+from gptailor.tasks.preference import to_example as to_preference_example
+from gptailor.tasks.rendering import TemplateRefusal, render_prompt
+from gptailor.tasks.writing import ChatTemplate
+from gptailor.types import RawExample, RejectedRow, Segment
+
+CHAT_METRICS = ("chrf", "rouge_l")
+CHAT_LENGTH = 256  # tokens of an answer, at most
+PREFERENCE_METRICS = ("preference_accuracy",)
+
+
+@dataclass(frozen=True, slots=True)
+class ChatForm:
+    """Conversations by a chat template."""
+
+    roles: ChatRoles
+    template: ChatTemplate
+    max_new_tokens: int = CHAT_LENGTH
+    mend: Mend | None = None
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return CHAT_METRICS
+
+    @property
+    def says(self) -> tuple[str, ...]:
+        return self.roles.says
+
+    def read(self, row: RawExample) -> TextRow | RejectedRow:
+        conversation = to_conversation(row, self.roles, mend=self.mend)
+        if isinstance(conversation, RejectedRow):
+            return conversation
+        examples = to_examples(row, self.roles, self.template, mend=self.mend)
+        if isinstance(examples, RejectedRow):
+            return examples
+        *before, last = conversation.turns
+        prompt = _rendered(before, self.template, row)
+        if isinstance(prompt, RejectedRow):
+            return prompt
+        asked, given = spoken(before), before[-1].text if before else ""
+        return TextRow(examples, prompt, asked, given, (last.text.strip(),), row.source, row.row)
+
+    def ask(self, row: RawExample) -> tuple[Segment, ...] | RejectedRow:
+        conversation = to_conversation(row, self.roles, mend=self.mend, needs_answer=False)
+        if isinstance(conversation, RejectedRow):
+            return conversation
+        return _rendered(conversation.turns, self.template, row)
+
+    def ask_text(self, text: str) -> tuple[Segment, ...]:
+        """The text as the user's turn; where training made that turn of one column, as it made it."""
+        inputs = self.roles.pair.inputs if self.roles.pair else ()
+        found = self.ask(RawExample({inputs[0]: text}, "input", 1)) if len(inputs) == 1 else None
+        if found is None or isinstance(found, RejectedRow):
+            return self.ask_messages([{"role": "user", "content": text}])
+        return found
+
+    def ask_messages(self, messages: Sequence[Mapping[str, Any]]) -> tuple[Segment, ...]:
+        """What the model is fed for a conversation in OpenAI's layout.
+
+        Raises:
+            InputError: the conversation has a fault, or the template can't write it.
+        """
+        return ask_messages(messages, self.template, mend=self.mend)
+
+    def state(self) -> dict[str, Any]:
+        return chat_state(self.roles, self.template, self.max_new_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceForm:
+    """One prompt, two answers, written by a chat template."""
+
+    roles: PreferenceRoles
+    template: ChatTemplate
+    max_new_tokens: int = CHAT_LENGTH
+    mend: Mend | None = None
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        return PREFERENCE_METRICS
+
+    @property
+    def says(self) -> tuple[str, ...]:
+        return self.roles.says
+
+    def read(self, row: RawExample) -> TextRow | RejectedRow:
+        example = to_preference_example(row, self.roles, self.template, mend=self.mend)
+        if isinstance(example, RejectedRow):
+            return example
+        preference = to_preference(row, self.roles, mend=self.mend)
+        assert not isinstance(preference, RejectedRow)  # or the example would have been
+        prompt = _rendered(preference.turns, self.template, row)
+        if isinstance(prompt, RejectedRow):
+            return prompt
+        asked, given = spoken(preference.turns), preference.turns[-1].text
+        answers = (preference.chosen, preference.rejected)
+        return TextRow((example,), prompt, asked, given, answers, row.source, row.row)
+
+    def ask(self, row: RawExample) -> tuple[Segment, ...] | RejectedRow:
+        return ChatForm(_prompt_alone(self.roles), self.template, mend=self.mend).ask(row)
+
+    def ask_text(self, text: str) -> tuple[Segment, ...]:
+        return self.ask_messages([{"role": "user", "content": text}])
+
+    def ask_messages(self, messages: Sequence[Mapping[str, Any]]) -> tuple[Segment, ...]:
+        """As `ChatForm.ask_messages`."""
+        return ask_messages(messages, self.template, mend=self.mend)
+
+    def state(self) -> dict[str, Any]:
+        """As a chat is served, with the columns that a new file of preferences is read by."""
+        roles = {key: value for key, value in dataclasses.asdict(self.roles).items() if key != "says"}
+        chat = chat_state(_prompt_alone(self.roles), self.template, self.max_new_tokens)
+        return {**chat, "preference": roles}
+
+
+def chat_state(roles: ChatRoles, template: ChatTemplate, max_new_tokens: int) -> dict[str, Any]:
+    """What a bundle keeps of a chat."""
+    pair = None
+    if roles.pair is not None:
+        pair = CompletionForm(roles.pair, "", 0, max_new_tokens, lambda _: []).state()
+    return {
+        "kind": "chat",
+        "layout": roles.layout,
+        "turns": roles.turns,
+        "pair": pair,
+        "system": roles.system,
+        "beside": list(roles.beside),
+        "max_new_tokens": max_new_tokens,
+        "template": {
+            "source": template.source,
+            "tokens": dict(template.tokens),
+            "now": template.now.isoformat(),
+        },
+    }
+
+
+def ask_messages(
+    messages: Sequence[Mapping[str, Any]], template: ChatTemplate, *, mend: Mend | None
+) -> tuple[Segment, ...]:
+    """The segments a model is fed before it answers a conversation in OpenAI's layout.
+
+    Raises:
+        InputError: the conversation has a fault, or the template can't write it.
+    """
+    read: Conversation | Faults = read_conversation(list(messages), mend=mend, needs_answer=False)
+    if isinstance(read, Faults):
+        raise InputError(told(read), where="messages", fix="Mend the conversation.")
+    try:
+        return render_prompt(read.turns, template)
+    except TemplateRefusal as error:
+        raise InputError(
+            f"the model's chat template refuses it: {error}", where="messages", fix="Change the turns."
+        ) from None
+
+
+def spoken(turns: Sequence[Turn]) -> str:
+    """Turns as a person reads them; one alone is just its text."""
+    if len(turns) == 1:
+        return turns[0].text
+    return "\n".join(f"{turn.role}: {turn.text}" for turn in turns)
+
+
+def _rendered(
+    turns: Sequence[Turn], template: ChatTemplate, row: RawExample
+) -> tuple[Segment, ...] | RejectedRow:
+    try:
+        return render_prompt(turns, template)
+    except TemplateRefusal as error:
+        return RejectedRow(row.source, row.row, "unreadable", f"the chat template refuses it: {error}")
+
+
+def _prompt_alone(roles: PreferenceRoles) -> ChatRoles:
+    """The column of a preference's prompt, read as a conversation that wants an answer."""
+    return ChatRoles("turns", turns=roles.prompt or "prompt", system=roles.system)
