@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gptailor.errors import ModelError, RecipeError
 from gptailor.models.approach import (
@@ -77,6 +77,13 @@ def adapt_causal(
         )
     else:
         model = load_trainable_language_model(base, tokenizer, dropout=recipe.train.dropout)
+    return choose_weights(recipe, model, settings, device=device)
+
+
+def choose_weights(
+    recipe: Recipe, model: PreTrainedModel, settings: TrainableText, *, device: str
+) -> Adapted:
+    """The model on its device, with all of its weights to be trained, or adapters beside them."""
     model.to(device)  # type: ignore[arg-type]
     if recipe.train.gradient_checkpointing:
         recompute_activations(model)

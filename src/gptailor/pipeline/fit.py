@@ -78,7 +78,7 @@ def fit_classification(recipe: Recipe, folder: Path, listener: Listener, stop: S
     listener.say("opening the sealed test set")
     report, details = open_test(folder, shop, chosen, predictor, ladder)
     report["training"]["total_seconds"] = round(time.perf_counter() - began, 2)
-    details = {**details, **describe(shop, chosen, candidates, bundle=bundle, parity=parity)}
+    details = {**details, **describe(shop, chosen, candidates, parity=parity)}
     tell(folder, report, details, prepared=prepared, tokens=shop.tokens, form=bundle.answer)
 
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import resource
-import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +24,6 @@ from gptailor.evaluate.language import (
 )
 from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.run import overfitting_in_words
-from gptailor.launch import write_atomically
 from gptailor.models.approach import adapt_full
 from gptailor.models.bundle import write_bundle
 from gptailor.models.load import (
@@ -35,11 +31,15 @@ from gptailor.models.load import (
     load_trainable_language_model,
 )
 from gptailor.pipeline.causal import save_causal
+from gptailor.pipeline.outcome import (
+    base_details,
+    openings_of,
+    text_repairs,
+    text_training_numbers,
+    write_outcome,
+)
 from gptailor.pipeline.sealed import note_opening
-from gptailor.pipeline.story import STARTER_LICENSE
 from gptailor.recipe import ScratchApproach, dump_recipe
-from gptailor.report.card import render_card
-from gptailor.report.page import render_page
 from gptailor.types import Bundle, Score
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def finish_language(
             **{name: {"skipped": reason} for name, reason in notes.items()},
         },
         "verdict": judge_language(tested, rungs, tested_rungs, settings),
-        "training": _training_numbers(shop, result, began),
+        "training": text_training_numbers(result.trained, result.validation, shop.environment, began=began),
         "environment": dict(shop.environment),
     }
     tell_language(folder, shop, result, report, tested=tested, parity=parity, prepared=prepared)
@@ -110,7 +110,6 @@ def seal(folder: Path, shop: LanguageShop, result: LanguageResult) -> tuple[Bund
         probe=np.asarray(tokens).tolist(),
         decode=lambda ids: shop.encoder.backend.decode(ids, skip_special_tokens=True),
     )
-    clean = shop.recipe.data.clean
     bundle = Bundle(
         path=folder / "model",
         task="language",
@@ -122,12 +121,7 @@ def seal(folder: Path, shop: LanguageShop, result: LanguageResult) -> tuple[Bund
         too_long="cut",
         temperature=1.0,
         threshold=None,
-        clean={
-            "repair_text": clean.repair_text,
-            "unescape_entities": clean.unescape_entities,
-            "drop_control": clean.drop_control,
-            "squeeze_space": False,
-        },
+        clean=text_repairs(shop.recipe.data.clean),
         scores={"validation_bits_per_byte": result.validation.bits_per_byte},
         probes=probes,
     )
@@ -208,12 +202,7 @@ def tell_language(
         "version": __version__,
         "title": folder.name,
         "command": f"gptailor fit {recipe.data.train} --task language",
-        "base_details": {
-            "name": shop.base.name,
-            "revision": shop.base.revision,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            **({"license": STARTER_LICENSE} if shop.base.kind == "starter" else {}),
-        },
+        "base_details": base_details(shop.base, model),
         "curves": result.trained.curves,
         "candidates": [
             {
@@ -238,15 +227,9 @@ def tell_language(
         "lengths": _length_histogram(shop),
         "notes": [],
         "recipe": dump_recipe(resolved),
-        "openings": [
-            json.loads(line) for line in (folder / "openings.jsonl").read_text(encoding="utf-8").splitlines()
-        ],
+        "openings": openings_of(folder),
     }
-    write_atomically(folder / "recipe.yaml", details["recipe"])
-    write_atomically(folder / "details.json", json.dumps(details, ensure_ascii=False))
-    write_atomically(folder / "report.html", render_page(report, details))
-    write_atomically(folder / "README.md", render_card(report, details))
-    write_atomically(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
+    write_outcome(folder, report, details)
 
 
 def hardest(shop: LanguageShop, tested: PieceNats, prepared: PreparedDocuments) -> list[dict[str, Any]]:
@@ -305,23 +288,6 @@ def _data_counts(folder: Path, shop: LanguageShop) -> dict[str, Any]:
     store = shop.stores["train"]
     summary["tokens"]["padding"] = num_blocks(store, shop.block) * shop.block - max(0, len(store.tokens) - 1)
     return dict(summary)
-
-
-def _training_numbers(shop: LanguageShop, result: LanguageResult, began: float) -> dict[str, Any]:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    trained = result.trained
-    return {
-        "steps": trained.steps,
-        "best_step": trained.best_step,
-        "seconds": round(trained.seconds, 2),
-        "total_seconds": round(time.perf_counter() - began, 2),
-        "tokens_per_second": round(trained.tokens / trained.seconds) if trained.seconds else None,
-        "peak_memory_bytes": peak,
-        "stopped": trained.stopped,
-        "validation_bits_per_byte": round(result.validation.bits_per_byte, 6),
-        "overfitting": overfitting_in_words(trained.curves, best_step=trained.best_step),
-        "bit_exact": bool(shop.environment.get("bit_exact", True)),
-    }
 
 
 def _text(shop: LanguageShop, store: TokenStore, *, last: int | None = None) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import resource
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from gptailor.models.readout import decide
 from gptailor.pipeline.kinds import kind_of
 from gptailor.pipeline.labels import answers_of
 from gptailor.pipeline.ladder import Ladder, judge
+from gptailor.pipeline.outcome import peak_memory_bytes
 from gptailor.pipeline.tokens import TokenizedParts
 from gptailor.pipeline.workshop import Candidate, Workshop
 from gptailor.types import Part
@@ -77,14 +76,13 @@ def open_test(
 
 def training_numbers(chosen: Candidate, shop: Workshop) -> dict[str, Any]:
     """The report's `training` object."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     trained = chosen.trained
     return {
         "steps": trained.steps,
         "best_step": trained.best_step,
         "seconds": round(chosen.seconds, 2),
         "tokens_per_second": round(trained.tokens / trained.seconds) if trained.seconds else None,
-        "peak_memory_bytes": peak,
+        "peak_memory_bytes": peak_memory_bytes(),
         "stopped": trained.stopped,
         shop.kind.validation_key: round(shop.kind.told(chosen.score), 6),
         "overfitting": overfitting_in_words(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,19 +14,16 @@ from gptailor import __version__
 from gptailor.data.clean import repair
 from gptailor.data.ledger import write_csv_safely
 from gptailor.evaluate.run import overfitting_in_words
-from gptailor.launch import write_atomically
 from gptailor.models.readout import as_label, decide, joined, label_text, labels_named, read_answer
 from gptailor.pipeline.kinds import Kind, kind_of
 from gptailor.pipeline.labels import answers_of
+from gptailor.pipeline.outcome import base_details, openings_of, write_outcome
 from gptailor.pipeline.prepare import PARTS, Prepared, names_of
 from gptailor.pipeline.tokens import TokenizedParts, length_histogram
 from gptailor.pipeline.workshop import Candidate, Workshop
 from gptailor.recipe import AutoApproach, FrozenApproach, FullApproach, Recipe, dump_recipe
-from gptailor.report.card import render_card
-from gptailor.report.page import render_page
-from gptailor.types import AnswerForm, Bundle, Example, RawExample, Reason
+from gptailor.types import AnswerForm, Example, RawExample, Reason
 
-STARTER_LICENSE = "CC BY-SA 4.0 (see LICENSE.md of the starter)"
 SHOWN = 12  # examples of each kind on the page
 
 
@@ -54,15 +50,9 @@ def tell(
         "baseline_notes": {
             name: rung.get("skipped") or rung.get("note", "") for name, rung in report["baselines"].items()
         },
-        "openings": [
-            json.loads(line) for line in (folder / "openings.jsonl").read_text(encoding="utf-8").splitlines()
-        ],
+        "openings": openings_of(folder),
     }
-    write_atomically(folder / "recipe.yaml", details["recipe"])
-    write_atomically(folder / "details.json", json.dumps(details, ensure_ascii=False))
-    write_atomically(folder / "report.html", render_page(report, details))
-    write_atomically(folder / "README.md", render_card(report, details))
-    write_atomically(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
+    write_outcome(folder, report, details)
 
 
 def describe(
@@ -70,7 +60,6 @@ def describe(
     chosen: Candidate,
     candidates: list[Candidate],
     *,
-    bundle: Bundle,
     parity: Mapping[str, float],
 ) -> dict[str, Any]:
     """What the page says of the model beside its scores."""
@@ -78,12 +67,7 @@ def describe(
     return {
         "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "version": __version__,
-        "base_details": {
-            "name": shop.base.name,
-            "revision": bundle.base_revision,
-            "parameters": sum(parameter.numel() for parameter in chosen.model.parameters()),
-            **({"license": STARTER_LICENSE} if shop.base.kind == "starter" else {}),
-        },
+        "base_details": base_details(shop.base, chosen.model),
         "curves": chosen.trained.curves,
         "strengths": list(chosen.strengths),
         "candidates": [

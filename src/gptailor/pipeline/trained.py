@@ -10,8 +10,9 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from gptailor.launch import choose_micro_batch, choose_precision, remember
-from gptailor.models.approach import Adapted, adapt_full, adapt_lora, adapter_state, merge_lora
-from gptailor.models.load import build_scratch, load_classifier, recompute_activations
+from gptailor.models.approach import Adapted, adapt_full, adapter_state, merge_lora
+from gptailor.models.load import build_scratch, load_classifier
+from gptailor.pipeline.causal import choose_weights
 from gptailor.pipeline.classify import by_text, classification_objective, classify_rows
 from gptailor.pipeline.measure import measure_plan
 from gptailor.pipeline.objective import Objective
@@ -205,19 +206,7 @@ def adapt(shop: Workshop, settings: Trainable) -> Adapted:
             dropout=dropout,
             kind=shop.kind.form.kind,
         )
-    model.to(shop.environment["device"])
-    if recipe.train.gradient_checkpointing:
-        recompute_activations(model)
-    if isinstance(settings, LoraApproach):
-        return adapt_lora(
-            model,
-            rank=settings.rank,
-            alpha=settings.alpha,
-            dropout=settings.dropout,
-            targets=settings.targets,
-            seed=recipe.seed,
-        )
-    return adapt_full(model)
+    return choose_weights(recipe, model, settings, device=shop.environment["device"])
 
 
 def plan_for(settings: TrainSettings, adapted: Adapted, objective: Objective, approach: str) -> Plan:

@@ -10,7 +10,6 @@ import numpy as np
 
 from gptailor.evaluate.text_baselines import copy, lead, nearest
 from gptailor.evaluate.text_metrics import METRICS, TextAnswers
-from gptailor.models.approach import adapt_full
 from gptailor.models.generate import generate
 from gptailor.models.load import load_language_model
 from gptailor.models.sampling import Sampling
@@ -126,11 +125,7 @@ def prompted(
     for name, examples in (("zero_shot", ()), ("few_shot", tuple(shots))):
         found: dict[Part, Written] = {}
         for part, sample in samples.items():
-            limit = (
-                len(sample.rows)
-                if whole
-                else min(len(sample.rows), shop.recipe.evaluate.prompted_rows // QUICK_SHARE)
-            )
+            limit = len(sample.rows) if whole else shop.recipe.evaluate.prompted_rows // QUICK_SHARE
             found[part] = _ask(shop, model, replace(sample, rows=sample.rows[:limit]), examples)
         rungs[name] = Rung(found["validation"], found["test"])
     return rungs
@@ -152,8 +147,6 @@ def choose_shots(shop: TextShop) -> list[TokenizedRow]:
 
 def _ask(shop: TextShop, model: Any, sample: Sample, shots: Sequence[TokenizedRow]) -> Written:
     """What the base writes. A prompt that has no room left loses examples, not its question."""
-    adapted = adapt_full(model)
-    adapted.plain.eval()
     lines = all("\n" not in row.row.references[0].strip() for row in shop.tokens.rows["train"][:200])
     longest = shop.max_new_tokens
     prompts = []

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import resource
-import sys
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,13 +15,18 @@ from gptailor.data.tokenize import build_encoder
 from gptailor.evaluate.language import PieceNats, text_scores
 from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.run import overfitting_in_words
-from gptailor.launch import write_atomically
 from gptailor.models.answerer import load_answerer
 from gptailor.models.approach import adapt_full
 from gptailor.models.bundle import write_bundle
 from gptailor.pipeline.causal import save_causal
+from gptailor.pipeline.outcome import (
+    base_details,
+    openings_of,
+    text_repairs,
+    text_training_numbers,
+    write_outcome,
+)
 from gptailor.pipeline.sealed import note_opening
-from gptailor.pipeline.story import STARTER_LICENSE
 from gptailor.pipeline.texts.judge import Tested, judge_answers, judge_preferences
 from gptailor.pipeline.texts.objective import row_nats
 from gptailor.pipeline.texts.tokens import TokenizedRow, length_histogram
@@ -70,7 +72,7 @@ def finish_texts(
         "validation": as_json(text_scores(result.validation, **settings)),
         "baselines": tested.baselines,
         "verdict": tested.verdict,
-        "training": _training_numbers(shop, result, began),
+        "training": text_training_numbers(result.trained, result.validation, shop.environment, began=began),
         "environment": dict(shop.environment),
         **({"signatures": tested.signatures} if tested.signatures else {}),
     }
@@ -89,7 +91,6 @@ def seal(folder: Path, shop: TextShop, result: TextResult) -> dict[str, float]:
     probes, parity = save_causal(
         folder, result.adapted, shop.text.tokenizer, probe=probe.tolist(), decode=shop.decode
     )
-    clean = shop.recipe.data.clean
     assert shop.recipe.task is not None
     write_bundle(
         Bundle(
@@ -103,12 +104,7 @@ def seal(folder: Path, shop: TextShop, result: TextResult) -> dict[str, float]:
             too_long="cut",
             temperature=1.0,
             threshold=None,
-            clean={
-                "repair_text": clean.repair_text,
-                "unescape_entities": clean.unescape_entities,
-                "drop_control": clean.drop_control,
-                "squeeze_space": False,
-            },
+            clean=text_repairs(shop.recipe.data.clean),
             scores={"validation_bits_per_byte": result.validation.bits_per_byte},
             probes=probes,
             form={
@@ -150,12 +146,7 @@ def tell_texts(
         "version": __version__,
         "title": folder.name,
         "command": f"gptailor fit {shop.recipe.data.train} --task {shop.recipe.task}",
-        "base_details": {
-            "name": shop.base.name,
-            "revision": shop.base.revision,
-            "parameters": sum(parameter.numel() for parameter in result.adapted.plain.parameters()),
-            **({"license": STARTER_LICENSE} if shop.base.kind == "starter" else {}),
-        },
+        "base_details": base_details(shop.base, result.adapted.plain),
         "curves": result.trained.curves,
         "candidates": [
             {
@@ -172,19 +163,9 @@ def tell_texts(
         "lengths": length_histogram(shop.tokens),
         "notes": [*shop.form.says, *_told(shop), *tested.notes, *shop.prepared.notes],
         "recipe": dump_recipe(resolved(shop, result)),
-        "openings": [
-            json.loads(line) for line in (folder / "openings.jsonl").read_text(encoding="utf-8").splitlines()
-        ],
+        "openings": openings_of(folder),
     }
-    # Imported late: the page needs jinja2, and a run that fails earlier shouldn't wait for it.
-    from gptailor.report.card import render_card
-    from gptailor.report.page import render_page
-
-    write_atomically(folder / "recipe.yaml", details["recipe"])
-    write_atomically(folder / "details.json", json.dumps(details, ensure_ascii=False))
-    write_atomically(folder / "report.html", render_page(report, details))
-    write_atomically(folder / "README.md", render_card(report, details))
-    write_atomically(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
+    write_outcome(folder, report, details)
 
 
 def resolved(shop: TextShop, result: TextResult) -> Any:
@@ -241,20 +222,3 @@ def _data_counts(folder: Path, shop: TextShop) -> dict[str, Any]:
     batches = [batch for batch in np.array_split(lengths, range(16, len(lengths), 16)) if len(batch)]
     summary["tokens"]["padding"] = int(sum(len(batch) * batch.max() - batch.sum() for batch in batches))
     return dict(summary)
-
-
-def _training_numbers(shop: TextShop, result: TextResult, began: float) -> dict[str, Any]:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    trained = result.trained
-    return {
-        "steps": trained.steps,
-        "best_step": trained.best_step,
-        "seconds": round(trained.seconds, 2),
-        "total_seconds": round(time.perf_counter() - began, 2),
-        "tokens_per_second": round(trained.tokens / trained.seconds) if trained.seconds else None,
-        "peak_memory_bytes": peak,
-        "stopped": trained.stopped,
-        "validation_bits_per_byte": round(result.validation.bits_per_byte, 6),
-        "overfitting": overfitting_in_words(trained.curves, best_step=trained.best_step),
-        "bit_exact": bool(shop.environment.get("bit_exact", True)),
-    }

@@ -1,0 +1,82 @@
+"""What every finished run leaves in its folder, whatever its task, and how its training is summed up."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from gptailor.evaluate.language import PieceNats
+from gptailor.evaluate.run import overfitting_in_words
+from gptailor.launch import write_atomically
+from gptailor.models.names import Base
+from gptailor.pipeline.place import Trained
+from gptailor.recipe import CleanSettings
+from gptailor.report.card import render_card
+from gptailor.report.page import render_page
+
+STARTER_LICENSE = "CC BY-SA 4.0 (see LICENSE.md of the starter)"
+
+
+def write_outcome(folder: Path, report: Mapping[str, Any], details: Mapping[str, Any]) -> None:
+    """Writes everything; report.json last, because a folder with it is finished."""
+    write_atomically(folder / "recipe.yaml", details["recipe"])
+    write_atomically(folder / "details.json", json.dumps(details, ensure_ascii=False))
+    write_atomically(folder / "report.html", render_page(report, details))
+    write_atomically(folder / "README.md", render_card(report, details))
+    write_atomically(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
+
+
+def openings_of(folder: Path) -> list[dict[str, Any]]:
+    """Every look at the sealed test set so far."""
+    lines = (folder / "openings.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def base_details(base: Base, model: PreTrainedModel) -> dict[str, Any]:
+    """What the page and the card say of the base."""
+    return {
+        "name": base.name,
+        "revision": base.revision,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        **({"license": STARTER_LICENSE} if base.kind == "starter" else {}),
+    }
+
+
+def peak_memory_bytes() -> int:
+    """The most memory this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def text_training_numbers(
+    trained: Trained, validation: PieceNats, environment: Mapping[str, Any], *, began: float
+) -> dict[str, Any]:
+    """The report's `training` object of a run that predicts text; `began` is a time of `perf_counter`."""
+    return {
+        "steps": trained.steps,
+        "best_step": trained.best_step,
+        "seconds": round(trained.seconds, 2),
+        "total_seconds": round(time.perf_counter() - began, 2),
+        "tokens_per_second": round(trained.tokens / trained.seconds) if trained.seconds else None,
+        "peak_memory_bytes": peak_memory_bytes(),
+        "stopped": trained.stopped,
+        "validation_bits_per_byte": round(validation.bits_per_byte, 6),
+        "overfitting": overfitting_in_words(trained.curves, best_step=trained.best_step),
+        "bit_exact": bool(environment.get("bit_exact", True)),
+    }
+
+
+def text_repairs(settings: CleanSettings) -> dict[str, bool]:
+    """What the bundle of a run that predicts text repairs; white space is the person's."""
+    return {
+        "repair_text": settings.repair_text,
+        "unescape_entities": settings.unescape_entities,
+        "drop_control": settings.drop_control,
+        "squeeze_space": False,
+    }
