@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
 )
+
+from gptailor.data.batch import collate
+from gptailor.types import Batch, TokenizedExample
 
 FAMILIES = ("gpt2", "gpt_neo", "llama", "qwen2")
 WORDS = (
@@ -126,3 +130,8 @@ def write_ratings(path: Path, rows: int = 150) -> Path:
         lines.append(f"town {row} {'the goal ' * times}{'rain ' * (4 - times)},{1.5 * times + row % 3 / 10}")
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def micro_batches(rows: Sequence[TokenizedExample], *, size: int, pad_id: int) -> list[Batch]:
+    """The rows as classification batches of so many, in order."""
+    return [collate(rows[start : start + size], pad_id=pad_id) for start in range(0, len(rows), size)]

@@ -188,13 +188,17 @@ class TrainSettings(Settings):
     micro_batch_size: int | None = Field(None, ge=1, description="rows at once; null: what fits memory")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="AdamW's, on matrices only")
     clip: Annotated[float, Field(ge=0)] = Field(1.0, description="largest gradient norm; 0: no clipping")
-    dropout: Share = Field(0.1, description="dropout on embeddings and residuals (attention: none)")
+    dropout: Share = Field(0.1, description="dropout on embeddings and residuals")
+    attention_dropout: Share = Field(0.0, description="dropout on the attention's weights")
     label_smoothing: Share = Field(0.0, description="share of the target spread over all classes")
     class_weights: Literal["none", "balanced"] | LabelWeights = Field(
         "none", description="none, balanced, or a weight per label"
     )
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="arithmetic of the matrix products"
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="compile GPT-2's blocks where there is a C++ compiler; auto: where it pays"
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, slower")
     validations_per_epoch: int = Field(5, ge=1, description="how often validation looks")

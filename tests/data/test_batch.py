@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -155,12 +156,35 @@ def test_row_without_a_label_is_told_apart() -> None:
 @given(st.integers(1, 40), st.integers(1, 40))
 @settings(deadline=None)
 def test_micro_batches_hold_the_step_in_order(count: int, micro_batch_size: int) -> None:
-    rows = [example([1] * (1 + n % 5), row=n) for n in range(count)]
-    batches = split_step(rows, micro_batch_size=micro_batch_size, pad_id=0)
-    assert [row for batch in batches for row in batch.rows] == [f"r.csv:{n}" for n in range(count)]
-    assert [batch.num_targets for batch in batches[:-1]] == [micro_batch_size] * (len(batches) - 1)
-    assert 1 <= batches[-1].num_targets <= micro_batch_size
-    assert sum(batch.num_targets for batch in batches) == count
+    cuts = split_step([5] * count, micro_batch_size=micro_batch_size)
+    assert [row for cut in cuts for row in range(count)[cut]] == list(range(count))
+    sizes = [cut.stop - cut.start for cut in cuts]
+    assert sizes[:-1] == [micro_batch_size] * (len(cuts) - 1)
+    assert 1 <= sizes[-1] <= micro_batch_size
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=24), st.integers(1, 24), st.integers(1, 4))
+@settings(deadline=None)
+def test_workers_get_even_parts(lengths: list[int], micro_batch_size: int, workers: int) -> None:
+    """Against all ways to cut the rows."""
+    lengths = sorted(lengths, reverse=True)
+    cuts = split_step(lengths, micro_batch_size=micro_batch_size, workers=workers)
+    assert [row for cut in cuts for row in range(len(lengths))[cut]] == list(range(len(lengths)))
+    for start in range(0, len(lengths), micro_batch_size):
+        rows = lengths[start : start + micro_batch_size]
+        own = [cut for cut in cuts if start <= cut.start < start + micro_batch_size]
+        assert 1 <= len(own) <= workers
+        least = min(
+            padded_size(rows, [0, *places, len(rows)])
+            for parts in range(min(workers, len(rows)))
+            for places in itertools.combinations(range(1, len(rows)), parts)
+        )
+        assert padded_size(rows, [cut.start - start for cut in own] + [len(rows)]) == least
+
+
+def padded_size(lengths: list[int], borders: Sequence[int]) -> int:
+    """Of the largest part: rows times the first, which is the longest."""
+    return max((stop - start) * lengths[start] for start, stop in itertools.pairwise(borders))
 
 
 @given(lengths_lists, st.integers(1, 2000))

@@ -16,7 +16,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import tiny
-from gptailor.data.batch import split_step
 from gptailor.models.load import head_name, load_classifier, load_tokenizer
 from gptailor.models.names import resolve_base
 from gptailor.train.loop import accumulate
@@ -73,7 +72,9 @@ def step(
         )
         return total, batch.num_targets
 
-    total = accumulate(split_step(rows, micro_batch_size=micro_batch, pad_id=pad_id), loss)
+    total = accumulate(
+        tiny.micro_batches(rows, size=micro_batch, pad_id=pad_id), loss, weights=list(model.parameters())
+    )
     return total, gradients_of(model)
 
 

@@ -93,7 +93,11 @@ def nats_of(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 def gradients(model: PreTrainedModel, batches: Sequence[Batch]) -> tuple[float, dict[str, Tensor]]:
     model.zero_grad()
-    loss = accumulate(batches, lambda b: (language_loss(model, output_layer(model), b), b.num_targets))
+    loss = accumulate(
+        batches,
+        lambda b: (language_loss(model, output_layer(model), b), b.num_targets),
+        weights=list(model.parameters()),
+    )
     found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     return loss.item(), found

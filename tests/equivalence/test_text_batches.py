@@ -61,7 +61,10 @@ def adapted_to(recipe: Recipe, shop: TextShop) -> Adapted:
 
 def step_of(adapted: Adapted, objective: Objective, rows: list[int], micro_batch: int) -> Step:
     adapted.plain.zero_grad()
-    total = accumulate(objective.batches(rows, micro_batch), objective.loss)
+    batches = [
+        objective.batch(rows[start : start + micro_batch]) for start in range(0, len(rows), micro_batch)
+    ]
+    total = accumulate(batches, objective.loss, weights=list(adapted.plain.parameters()))
     named = adapted.plain.named_parameters()
     return total.item(), {name: p.grad.clone() for name, p in named if p.grad is not None}
 
@@ -95,7 +98,7 @@ def test_packed_is_padded_is_one_by_one(
     found: dict[str, Step] = {}
     for name, least in (("packed", 1.0), ("padded", 0.0)):
         monkeypatch.setattr(objectives, "LEAST_SAVED", least)
-        (batch,) = objective.batches(rows, ROWS)
+        batch = objective.batch(rows)
         assert (batch.positions is not None) is (name == "packed")
         assert (len(batch.input_ids) < ROWS) is (name == "packed")
         found[name] = step_of(adapted, objective, rows, ROWS)
@@ -169,7 +172,7 @@ def test_a_preference_step_is_the_mean_over_its_pairs_however_it_is_cut(
     }[loss]
     assert expected.std() > 1e-4
     assert whole[0] == pytest.approx(expected.mean().item(), rel=1e-5), "the reference is kept in fp32"
-    assert {batch.num_targets for batch in objective.batches(rows, 2)} == {2}, "pairs, not tokens"
+    assert objective.batch(rows[:2]).num_targets == 2, "pairs, not tokens"
 
 
 def test_the_reference_is_the_bases_own_and_made_once(

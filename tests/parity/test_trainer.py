@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 import tiny
-from gptailor.data.batch import Order, StepRows, split_step
+from gptailor.data.batch import Order, StepRows
 from gptailor.models.approach import Adapted, adapt_full
 from gptailor.models.load import load_classifier, load_tokenizer
 from gptailor.models.names import resolve_base
@@ -62,7 +62,7 @@ def our_steps(adapted: Adapted, rows: list[TokenizedExample], *, micro_batch: in
 
     def batches(step: int) -> list[Batch]:
         chosen = [rows[int(row)] for row in order(step)]
-        return split_step(chosen, micro_batch_size=micro_batch, pad_id=pad_id_of(adapted.plain))
+        return tiny.micro_batches(chosen, size=micro_batch, pad_id=pad_id_of(adapted.plain))
 
     def loss(batch: Batch) -> tuple[torch.Tensor, int]:
         assert batch.labels is not None

@@ -86,7 +86,10 @@ def our_steps(
     return training_steps(
         adapted.trained,
         optimizer,
-        batches=lambda step: objective.batches(order[step - 1], micro_batch),
+        batches=lambda step: [
+            objective.batch(order[step - 1][start : start + micro_batch])
+            for start in range(0, BATCH_SIZE, micro_batch)
+        ],
         loss=objective.loss,
         rate=partial(rate_factor, total=STEPS, schedule="constant", warmup=0.0),
         steps=range(1, STEPS + 1),

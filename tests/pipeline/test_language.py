@@ -235,7 +235,7 @@ def test_validation_is_logged_and_the_best_step_kept(full: Run) -> None:
 
 
 def test_the_best_weights_are_kept_and_not_the_last(place: Place) -> None:
-    run = place.fit(place.recipe("wild", learning_rate=1.0, patience=0, schedule="constant"))
+    run = place.fit(place.recipe("wild", learning_rate=3.0, patience=0, schedule="constant"))
     validations = {line["step"]: line["loss"] for line in metrics_of(run) if line["kind"] == "validation"}
     best = min(validations, key=lambda step: validations[step])
     assert best < STEPS

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import tiny
-from gptailor.data.batch import Order, StepRows, split_step
+from gptailor.data.batch import Order, StepRows
 from gptailor.errors import NonFiniteError
 from gptailor.models.approach import Adapted, adapt_full, adapt_lora
 from gptailor.models.load import load_classifier, load_tokenizer
@@ -57,7 +57,7 @@ class Training:
 
     def batches(self, step: int) -> list[Batch]:
         pad_id: Any = self.adapted.plain.config.pad_token_id
-        return split_step([ROWS[int(row)] for row in self.rows_of(step)], micro_batch_size=4, pad_id=pad_id)
+        return tiny.micro_batches([ROWS[int(row)] for row in self.rows_of(step)], size=4, pad_id=pad_id)
 
     def loss(self, batch: Batch) -> tuple[Tensor, int]:
         assert batch.labels is not None
@@ -151,7 +151,7 @@ def test_the_rows_of_the_guilty_step_are_named(tiny_bases: dict[str, Path]) -> N
 
 def test_long_lists_of_rows_are_cut_short(tiny_bases: dict[str, Path]) -> None:
     training = Training(tiny_bases["gpt2"])
-    everything = split_step(ROWS, micro_batch_size=20, pad_id=0)
+    everything = tiny.micro_batches(ROWS, size=20, pad_id=0)
     with pytest.raises(NonFiniteError) as caught:
         list(
             training.steps(

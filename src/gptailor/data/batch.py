@@ -147,12 +147,42 @@ def pack(lengths: IntArray, *, capacity: int) -> list[list[int]]:
     return rows
 
 
-def split_step(examples: Sequence[TokenizedExample], *, micro_batch_size: int, pad_id: int) -> list[Batch]:
-    """The micro-batches of one optimizer step."""
-    return [
-        collate(examples[start : start + micro_batch_size], pad_id=pad_id)
-        for start in range(0, len(examples), micro_batch_size)
-    ]
+def split_step(lengths: Sequence[int], *, micro_batch_size: int, workers: int = 1) -> list[slice]:
+    """How the rows of one optimizer step, longest first, are cut into micro-batches.
+
+    Each `micro_batch_size` rows, all that is computed at a time, are cut once more, into a part for every
+    worker: so that none computes much longer than the others, padding included.
+    """
+    cuts: list[slice] = []
+    for start in range(0, len(lengths), micro_batch_size):
+        end = min(start + micro_batch_size, len(lengths))
+        sizes = _even_parts(lengths[start:end], workers)
+        for size in sizes:
+            cuts.append(slice(start, start + size))
+            start += size
+    return cuts
+
+
+def _even_parts(lengths: Sequence[int], parts: int) -> list[int]:
+    """Sizes of at most so many runs of rows, so that the largest padded size of a run is least."""
+
+    def fill(most: int) -> list[int]:
+        sizes: list[int] = []
+        first = 0
+        while first < len(lengths):  # longest first: a run is as wide as its first row
+            sizes.append(max(1, min(most // lengths[first], len(lengths) - first)))
+            first += sizes[-1]
+        return sizes
+
+    parts = min(parts, len(lengths))
+    low, high = max(lengths), len(lengths) * max(lengths)
+    while low < high:
+        middle = (low + high) // 2
+        if len(fill(middle)) <= parts:
+            high = middle
+        else:
+            low = middle + 1
+    return fill(low)
 
 
 def length_buckets(lengths: IntArray, *, max_tokens_per_batch: int) -> list[IntArray]:

@@ -114,6 +114,7 @@ def load_classifier(
     label_names: Sequence[str],
     seed: int,
     dropout: float = 0.0,
+    attention_dropout: float = 0.0,
     kind: AnswerKind = "single",
 ) -> PreTrainedModel:
     """The base in fp32 with a new head of `len(label_names)` rows, drawn from the seed.
@@ -127,7 +128,14 @@ def load_classifier(
     state = torch.random.get_rng_state()
     torch.manual_seed(seed)
     try:
-        config = _classifier_config(base, tokenizer, label_names=label_names, dropout=dropout, kind=kind)
+        config = _classifier_config(
+            base,
+            tokenizer,
+            label_names=label_names,
+            dropout=dropout,
+            attention_dropout=attention_dropout,
+            kind=kind,
+        )
         model, found = AutoModelForSequenceClassification.from_pretrained(
             base.path,
             config=config,
@@ -159,13 +167,21 @@ def build_scratch(
     label_names: Sequence[str],
     seed: int,
     dropout: float = 0.0,
+    attention_dropout: float = 0.0,
     layers: int | None = None,
     width: int | None = None,
     heads: int | None = None,
     kind: AnswerKind = "single",
 ) -> PreTrainedModel:
     """The base's architecture with random weights drawn from the seed, at the base's size or one given."""
-    config = _classifier_config(base, tokenizer, label_names=label_names, dropout=dropout, kind=kind)
+    config = _classifier_config(
+        base,
+        tokenizer,
+        label_names=label_names,
+        dropout=dropout,
+        attention_dropout=attention_dropout,
+        kind=kind,
+    )
     model = _from_config(
         AutoModelForSequenceClassification, config, seed=seed, layers=layers, width=width, heads=heads
     )
@@ -175,14 +191,14 @@ def build_scratch(
 
 
 def load_trainable_language_model(
-    base: Base, tokenizer: PreTrainedTokenizerBase, *, dropout: float = 0.0
+    base: Base, tokenizer: PreTrainedTokenizerBase, *, dropout: float = 0.0, attention_dropout: float = 0.0
 ) -> PreTrainedModel:
     """The base in fp32 as it is, to go on with predicting text.
 
     Raises:
         ModelError: a weight is missing, its output layer among them, or a token sees what comes after it.
     """
-    config = _language_config(base, tokenizer, dropout=dropout)
+    config = _language_config(base, tokenizer, dropout=dropout, attention_dropout=attention_dropout)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             base.path,
@@ -210,12 +226,13 @@ def build_scratch_language_model(
     *,
     seed: int,
     dropout: float = 0.0,
+    attention_dropout: float = 0.0,
     layers: int | None = None,
     width: int | None = None,
     heads: int | None = None,
 ) -> PreTrainedModel:
     """The base's architecture with random weights and as many tokens as the tokenizer has."""
-    config = _language_config(base, tokenizer, dropout=dropout)
+    config = _language_config(base, tokenizer, dropout=dropout, attention_dropout=attention_dropout)
     config.vocab_size = len(tokenizer)
     config.pad_token_id = tokenizer.pad_token_id
     config.bos_token_id, config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -331,9 +348,10 @@ def _classifier_config(
     *,
     label_names: Sequence[str],
     dropout: float,
+    attention_dropout: float,
     kind: AnswerKind,
 ) -> Any:
-    config = _language_config(base, tokenizer, dropout=dropout)
+    config = _language_config(base, tokenizer, dropout=dropout, attention_dropout=attention_dropout)
     config.num_labels = len(label_names)
     config.id2label = dict(enumerate(label_names))
     config.label2id = {name: place for place, name in enumerate(label_names)}
@@ -341,7 +359,9 @@ def _classifier_config(
     return config
 
 
-def _language_config(base: Base, tokenizer: PreTrainedTokenizerBase, *, dropout: float) -> Any:
+def _language_config(
+    base: Base, tokenizer: PreTrainedTokenizerBase, *, dropout: float, attention_dropout: float
+) -> Any:
     config = load_config(base)
     # A pad token that was just added is set once the embedding has room for it (_fit_vocabulary).
     pad_id: Any = tokenizer.pad_token_id
@@ -350,9 +370,11 @@ def _language_config(base: Base, tokenizer: PreTrainedTokenizerBase, *, dropout:
     for key in DROPOUT_KEYS:
         if hasattr(config, key):
             setattr(config, key, dropout)
-    for key in (*ATTENTION_DROPOUT_KEYS, "classifier_dropout"):
+    for key in ATTENTION_DROPOUT_KEYS:
         if hasattr(config, key):
-            setattr(config, key, 0.0)
+            setattr(config, key, attention_dropout)
+    if hasattr(config, "classifier_dropout"):
+        config.classifier_dropout = 0.0
     return config
 
 

@@ -65,18 +65,19 @@ def adapt_causal(
     recipe: Recipe, base: Base, tokenizer: PreTrainedTokenizerBase, settings: TrainableText, *, device: str
 ) -> Adapted:
     """Loads or builds the language model and chooses the weights that may change."""
+    dropouts = {"dropout": recipe.train.dropout, "attention_dropout": recipe.train.attention_dropout}
     if isinstance(settings, ScratchApproach):
         model = build_scratch_language_model(
             base,
             tokenizer,
             seed=recipe.seed,
-            dropout=recipe.train.dropout,
+            **dropouts,
             layers=settings.layers,
             width=settings.width,
             heads=settings.heads,
         )
     else:
-        model = load_trainable_language_model(base, tokenizer, dropout=recipe.train.dropout)
+        model = load_trainable_language_model(base, tokenizer, **dropouts)
     return choose_weights(recipe, model, settings, device=device)
 
 

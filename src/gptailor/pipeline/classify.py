@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptailor.data.batch import collate, length_buckets, split_step, to_device
+from gptailor.data.batch import collate, length_buckets, to_device
 from gptailor.launch import Precision, precision_context
 from gptailor.models.approach import Adapted
 from gptailor.pipeline.kinds import Kind
@@ -64,10 +64,8 @@ def classification_objective(
     device = adapted.plain.device
     row_loss = kind.loss(settings, answers_of(rows), label_names)
 
-    def batches(chosen: Sequence[int], micro_batch_size: int) -> list[Batch]:
-        examples = [rows[row] for row in chosen]
-        made = split_step(examples, micro_batch_size=micro_batch_size, pad_id=pad_id)
-        return [to_device(batch, device) for batch in made]
+    def batch(chosen: Sequence[int]) -> Batch:
+        return to_device(collate([rows[row] for row in chosen], pad_id=pad_id), device)
 
     def loss(batch: Batch) -> tuple[Tensor, int]:
         assert batch.labels is not None
@@ -81,4 +79,5 @@ def classification_objective(
         return Validation(kind.mean_loss(by_texts, answers), score, {kind.metric: kind.told(score)})
 
     lengths = np.array([len(row.token_ids) for row in rows])
-    return Objective(lengths, batches, loss, validate)
+    used = np.unique(np.concatenate([row.token_ids for row in rows])).astype(np.int64)
+    return Objective(lengths, batch, loss, validate, used=used)

@@ -228,19 +228,8 @@ def language_objective(shop: LanguageShop, adapted: Adapted) -> Objective:
     device = adapted.plain.device
     store, block = shop.stores["train"], shop.block
 
-    def batches(chosen: Sequence[int], micro_batch_size: int) -> list[Batch]:
-        return [
-            to_device(
-                collate_blocks(
-                    store,
-                    chosen[start : start + micro_batch_size],
-                    length=block,
-                    where=shop.recipe.data.train,
-                ),
-                device,
-            )
-            for start in range(0, len(chosen), micro_batch_size)
-        ]
+    def batch(chosen: Sequence[int]) -> Batch:
+        return to_device(collate_blocks(store, chosen, length=block, where=shop.recipe.data.train), device)
 
     def loss(batch: Batch) -> tuple[Any, int]:
         return language_loss(adapted.plain, adapted.head, batch), batch.num_targets
@@ -254,7 +243,7 @@ def language_objective(shop: LanguageShop, adapted: Adapted) -> Objective:
         pieces = nats_on(shop, adapted, "validation", blocks=looked_at, precision=precision)
         return Validation(pieces.loss, -pieces.loss, {"bits_per_byte": pieces.bits_per_byte})
 
-    return Objective(block_lengths(store, block), batches, loss, validate, new_head=False)
+    return Objective(block_lengths(store, block), batch, loss, validate, new_head=False)
 
 
 def nats_on(

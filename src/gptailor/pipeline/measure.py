@@ -12,9 +12,36 @@ import torch
 from gptailor.errors import ModelError
 from gptailor.launch import precision_context
 from gptailor.models.approach import Adapted
+from gptailor.models.lean import can_compile, is_lean
 from gptailor.pipeline.objective import Objective
-from gptailor.pipeline.training import Plan
+from gptailor.pipeline.training import Plan, engine, micro_batches
 from gptailor.train.loop import accumulate
+
+COMPILE_PAYS_FROM = 300  # seconds of training; compiling takes a minute or so, on a busy machine more
+COMPILED_GAIN = 1.1  # times as fast it must be, or it isn't worth its trouble
+
+
+def choose_compiled(
+    adapted: Adapted, objective: Objective, plan: Plan, seconds: float, *, wanted: str
+) -> tuple[Plan, float]:
+    """The plan with compiled blocks where that pays, and the seconds its training will take at most.
+
+    Raises:
+        ModelError: it is wanted, and can't be had.
+    """
+    possible = is_lean(adapted.plain) and can_compile()
+    if wanted == "on" and not possible:
+        raise ModelError(
+            "can't be compiled: that takes a GPT-2 on a processor and a C++ compiler (g++ or clang++).",
+            where="train.compile",
+            fix="Install a compiler, or leave train.compile at auto.",
+        )
+    if wanted == "off" or not possible or (wanted == "auto" and seconds < COMPILE_PAYS_FROM):
+        return plan, seconds
+    compiled = dataclasses.replace(plan, compiled=True)
+    faster = measure_plan(adapted, objective, compiled)[1]
+    keep = wanted == "on" or faster * COMPILED_GAIN < seconds
+    return (compiled, faster) if keep else (plan, seconds)
 
 
 def measure_plan(adapted: Adapted, objective: Objective, plan: Plan) -> tuple[Plan, float]:
@@ -46,17 +73,22 @@ def measure_plan(adapted: Adapted, objective: Objective, plan: Plan) -> tuple[Pl
 def measure_step(adapted: Adapted, objective: Objective, plan: Plan) -> tuple[float, int]:
     """Seconds of one forward and backward over the longest batch (the second try), and its tokens."""
     longest = np.argsort(-objective.lengths, kind="stable")[: plan.batch_size]
-    batches = objective.batches(longest.tolist(), plan.micro_batch_size)
+    batches = micro_batches(objective, longest, plan)
+    adapted.trained.train()
     seconds = 0.0
-    for _ in range(2):
-        began = time.perf_counter()
-        accumulate(
-            batches,
-            objective.loss,
-            precision=partial(precision_context, plan.precision, adapted.plain.device.type),
-        )
-        seconds = time.perf_counter() - began
-        adapted.trained.zero_grad(set_to_none=True)
+    with engine(adapted, plan) as (workers, lean):
+        for _ in range(2):
+            began = time.perf_counter()
+            accumulate(
+                batches,
+                objective.loss,
+                weights=[weight for weight in adapted.trained.parameters() if weight.requires_grad],
+                precision=partial(precision_context, plan.precision, adapted.plain.device.type),
+                workers=workers,
+                lean=lean,
+            )
+            seconds = time.perf_counter() - began
+            adapted.trained.zero_grad(set_to_none=True)
     return seconds, sum(batch.num_tokens for batch in batches)
 
 

@@ -24,7 +24,8 @@ class Objective:
     """Everything the trainer needs to know about a task."""
 
     lengths: IntArray  # (N,) tokens of each training row
-    batches: Callable[[Sequence[int], int], list[Batch]]  # of row numbers, so many rows at a time
+    batch: Callable[[Sequence[int]], Batch]  # of row numbers; one forward and backward
     loss: LossFunction
     validate: Callable[[Precision], Validation]
+    used: IntArray | None = None  # ids of all tokens in its rows, where only these have gradients
     new_head: bool = True  # whether the head is untrained and has a rate of its own

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from transformers import PreTrainedModel
 
 from gptailor.launch import choose_micro_batch, choose_precision, remember
@@ -14,13 +15,14 @@ from gptailor.models.approach import Adapted, adapt_full, adapter_state, merge_l
 from gptailor.models.load import build_scratch, load_classifier
 from gptailor.pipeline.causal import choose_weights
 from gptailor.pipeline.classify import by_text, classification_objective, classify_rows
-from gptailor.pipeline.measure import measure_plan
+from gptailor.pipeline.measure import choose_compiled, measure_plan
 from gptailor.pipeline.objective import Objective
 from gptailor.pipeline.place import TrainingPlace
 from gptailor.pipeline.training import Plan, resolve_plan, train
 from gptailor.pipeline.workshop import FOLDS, Candidate, Workshop, few_rows, folds_of
 from gptailor.recipe import FullApproach, LoraApproach, ScratchApproach, TrainSettings
 from gptailor.report.terminal import duration_text
+from gptailor.train.workers import choose_workers
 from gptailor.types import FloatArray, TokenizedExample
 
 STEPPING = 0.85  # share of the time that steps take; validation and checkpoints take the rest
@@ -154,10 +156,13 @@ def settle_plan(
     plan = plan_for(settings, adapted, objective, approach)
     if "micro_batch_size" not in environment:
         plan, seconds = measure_plan(adapted, objective, plan)
+        plan, seconds = choose_compiled(adapted, objective, plan, seconds, wanted=settings.compile)
         steps = steps_within(settings.minutes, plan, seconds)
         choices = {
             "micro_batch_size": plan.micro_batch_size,
             "precision": plan.precision,
+            "workers": plan.workers,
+            "compiled": plan.compiled,
             **({"steps": steps} if settings.minutes else {}),
             "forecast_seconds": round(seconds * steps / plan.steps, 1),
         }
@@ -171,6 +176,8 @@ def settle_plan(
         save_every=min(plan.save_every, validate_every) if steps < plan.steps else plan.save_every,
         micro_batch_size=min(environment["micro_batch_size"], plan.batch_size),
         precision=environment["precision"],
+        workers=environment["workers"],
+        compiled=environment["compiled"],
     )
 
 
@@ -184,14 +191,14 @@ def steps_within(minutes: float | None, plan: Plan, seconds: float) -> int:
 def adapt(shop: Workshop, settings: Trainable) -> Adapted:
     """Loads or builds the model and chooses the weights that may change."""
     recipe = shop.recipe
-    dropout = recipe.train.dropout
+    dropouts = {"dropout": recipe.train.dropout, "attention_dropout": recipe.train.attention_dropout}
     if isinstance(settings, ScratchApproach):
         model = build_scratch(
             shop.base,
             shop.tokenizer,
             label_names=shop.label_names,
             seed=recipe.seed,
-            dropout=dropout,
+            **dropouts,
             layers=settings.layers,
             width=settings.width,
             heads=settings.heads,
@@ -203,7 +210,7 @@ def adapt(shop: Workshop, settings: Trainable) -> Adapted:
             shop.tokenizer,
             label_names=shop.label_names,
             seed=recipe.seed,
-            dropout=dropout,
+            **dropouts,
             kind=shop.kind.form.kind,
         )
     return choose_weights(recipe, model, settings, device=shop.environment["device"])
@@ -227,4 +234,5 @@ def plan_for(settings: TrainSettings, adapted: Adapted, objective: Objective, ap
         num_rows=len(objective.lengths),
         micro_batch_size=int(micro),
         precision=choose_precision(settings.precision, num_weights=weights),
+        workers=choose_workers(torch.get_num_threads(), adapted.plain.device.type),
     )

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-from gptailor.data.batch import Order, StepRows
+from gptailor.data.batch import Order, StepRows, split_step
 from gptailor.errors import Interrupted, NonFiniteError
-from gptailor.launch import Precision, precision_context
+from gptailor.launch import Precision, keep_freed_memory, precision_context
 from gptailor.models.approach import Adapted
+from gptailor.models.dropout import use_streams
+from gptailor.models.lean import LeanBody, is_lean, lean_training
+from gptailor.models.rows import used_rows_only
 from gptailor.pipeline.objective import Objective, Validation
 from gptailor.pipeline.place import Progress, Trained, TrainingPlace
 from gptailor.recipe import TrainSettings, duration
@@ -25,7 +31,8 @@ from gptailor.train.checkpoint import (
 )
 from gptailor.train.loop import training_steps
 from gptailor.train.optimize import build_optimizer, rate_factor
-from gptailor.types import StepResult
+from gptailor.train.workers import Workers
+from gptailor.types import Batch, IntArray, StepResult
 
 DEFAULT_EPOCHS = {"scratch": 15}
 SHORTEST, LONGEST = 200, 20_000  # steps, where the recipe leaves the length open
@@ -44,6 +51,8 @@ class Plan:
     learning_rate: float
     head_learning_rate: float
     precision: Precision
+    workers: int = 1  # micro-batches at a time
+    compiled: bool = False
 
 
 def resolve_plan(
@@ -54,6 +63,7 @@ def resolve_plan(
     num_rows: int,
     micro_batch_size: int,
     precision: Precision,
+    workers: int = 1,
 ) -> Plan:
     """Turns lengths into steps and fills in the rates (docs/decisions/0010-default-settings.md)."""
     batch_size = min(settings.batch_size, num_rows)
@@ -83,6 +93,7 @@ def resolve_plan(
         learning_rate=rate,
         head_learning_rate=settings.head_learning_rate or max(1e-3, rate),
         precision=precision,
+        workers=workers,
     )
 
 
@@ -104,58 +115,91 @@ def train(
         NonFiniteError: loss or gradient is not a number; the last checkpoint is whole.
         CheckpointError: the disk is full or failing.
     """
-    optimizer = build_optimizer(
-        adapted.trained,
-        learning_rate=plan.learning_rate,
-        head_learning_rate=plan.head_learning_rate,
-        weight_decay=settings.weight_decay,
-        head=_head_name_in(adapted) if objective.new_head else "",
-    )
-    first, progress = place.resume(adapted.trained, optimizer)
-    if first == 0:
-        refuse_too_little_space(place.folder, adapted.trained)
-    rows_of = StepRows(Order(objective.lengths, batch_size=plan.batch_size, seed=place.seed))
-    steps = training_steps(
-        adapted.trained,
-        optimizer,
-        batches=lambda step: objective.batches(rows_of(step).tolist(), plan.micro_batch_size),
-        loss=objective.loss,
-        rate=partial(
-            rate_factor,
-            total=plan.steps,
-            schedule=settings.schedule,
-            warmup=settings.warmup,
-            decay=settings.decay,
-        ),
-        steps=range(first + 1, (end_at or plan.steps) + 1) if not progress.stopped else range(0),
-        clip=settings.clip,
-        seed=place.seed,
-        precision=partial(precision_context, plan.precision, adapted.plain.device.type),
-    )
-    place.show({"kind": "plan", "steps": end_at or plan.steps, "first": first})
-    for result in steps:
-        place.log_step(result)
-        last = result.step == (end_at or plan.steps)
-        if end_at is None and (last or result.step % plan.validate_every == 0):
-            validation = objective.validate(plan.precision)
-            progress = _judge(progress, validation, result, plan=plan, settings=settings, place=place)
-            commit = True
-        else:
-            commit = last or result.step % plan.save_every == 0
-        if end_at is not None and last:
-            progress = dataclasses.replace(progress, best_step=end_at, stopped="length")
-        if commit or place.stop.name is not None:
-            place.save(adapted.trained, optimizer, step=result.step, progress=progress)
-        if progress.stopped:
-            break
-        if place.stop.name is not None:
-            raise Interrupted(
-                f"stopped by {place.stop.name} at step {result.step} of {plan.steps}; the state is saved.",
-                fix="Run the same command again to go on.",
+    with used_rows_only(adapted.plain, objective.used):
+        optimizer = build_optimizer(
+            adapted.trained,
+            learning_rate=plan.learning_rate,
+            head_learning_rate=plan.head_learning_rate,
+            weight_decay=settings.weight_decay,
+            head=_head_name_in(adapted) if objective.new_head else "",
+        )
+        first, progress = place.resume(adapted.trained, optimizer)
+        if first == 0:
+            refuse_too_little_space(place.folder, adapted.trained)
+        last = end_at or plan.steps
+        place.show({"kind": "plan", "steps": last, "first": first})
+        with engine(adapted, plan) as (workers, lean):
+            steps = training_steps(
+                adapted.trained,
+                optimizer,
+                batches=step_batches(objective, plan, seed=place.seed),
+                loss=objective.loss,
+                rate=partial(
+                    rate_factor,
+                    total=plan.steps,
+                    schedule=settings.schedule,
+                    warmup=settings.warmup,
+                    decay=settings.decay,
+                ),
+                steps=range(first + 1, last + 1) if not progress.stopped else range(0),
+                clip=settings.clip,
+                seed=place.seed,
+                precision=partial(precision_context, plan.precision, adapted.plain.device.type),
+                workers=workers,
+                lean=lean,
             )
-    load_weights(checkpoint_path(place.folder, progress.best_step), adapted.trained)
+            for result in steps:
+                place.log_step(result)
+                at_end = result.step == last
+                validates = end_at is None and (at_end or result.step % plan.validate_every == 0)
+                if validates:
+                    validation = objective.validate(plan.precision)
+                    progress = _judge(progress, validation, result, plan=plan, settings=settings, place=place)
+                elif at_end:
+                    progress = dataclasses.replace(progress, best_step=last, stopped="length")
+                if validates or at_end or result.step % plan.save_every == 0 or place.stop.name is not None:
+                    place.save(adapted.trained, optimizer, step=result.step, progress=progress)
+                if progress.stopped:
+                    break
+                if place.stop.name is not None:
+                    raise Interrupted(
+                        f"stopped by {place.stop.name} at step {result.step} of {plan.steps}; "
+                        "the state is saved.",
+                        fix="Run the same command again to go on.",
+                    )
+        load_weights(checkpoint_path(place.folder, progress.best_step), adapted.trained)
     adapted.trained.eval()
     return place.summary(progress)
+
+
+@contextmanager
+def engine(adapted: Adapted, plan: Plan) -> Iterator[tuple[Workers, LeanBody | None]]:
+    """What computes a step: workers side by side, and the lean body where the base is a GPT-2."""
+    model: Any = adapted.plain.base_model
+    # torch draws dropout again where it recomputes, and knows only the process's own stream.
+    alone = model.is_activation_checkpointing and not is_lean(adapted.plain)
+    if not alone:
+        use_streams(adapted.trained)
+    keep_freed_memory()
+    with (
+        Workers(1 if alone else plan.workers) as workers,
+        lean_training(adapted.plain, precision=plan.precision, compiled=plan.compiled) as lean,
+    ):
+        yield workers, lean
+
+
+def step_batches(objective: Objective, plan: Plan, *, seed: int) -> Callable[[int], list[Batch]]:
+    """From a step's number to its micro-batches."""
+    rows_of = StepRows(Order(objective.lengths, batch_size=plan.batch_size, seed=seed))
+    return lambda step: micro_batches(objective, rows_of(step), plan)
+
+
+def micro_batches(objective: Objective, rows: IntArray, plan: Plan) -> list[Batch]:
+    """The rows of a step, longest first, as micro-batches."""
+    cuts = split_step(
+        objective.lengths[rows].tolist(), micro_batch_size=plan.micro_batch_size, workers=plan.workers
+    )
+    return [objective.batch(rows[cut].tolist()) for cut in cuts]
 
 
 def _judge(

@@ -10,14 +10,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gptailor.errors import NonFiniteError
+from gptailor.models.dropout import stream
+from gptailor.models.lean import LeanBody
 from gptailor.train.loss import LossFunction
-from gptailor.train.optimize import set_rates
+from gptailor.train.optimize import clip_gradients, set_rates
+from gptailor.train.workers import Workers
 from gptailor.types import Batch, StepResult
 
 Precision = AbstractContextManager[object]
+ALONE = Workers(1)
 
 
 def training_steps(
@@ -31,6 +35,8 @@ def training_steps(
     clip: float = 1.0,
     seed: int = 0,
     precision: Callable[[], Precision] = nullcontext,
+    workers: Workers = ALONE,
+    lean: LeanBody | None = None,
 ) -> Iterator[StepResult]:
     """Trains one optimizer step at a time and yields what happened.
 
@@ -44,6 +50,8 @@ def training_steps(
         clip: Largest gradient norm; 0 for none.
         seed: Dropout's stream at a step is a function of (seed, step), so nothing need be saved of it.
         precision: Context of the forward pass.
+        workers: Compute micro-batches side by side.
+        lean: The body's copies of the weights, where it keeps any.
 
     Raises:
         NonFiniteError: loss or gradient is NaN or infinite; the weights of this step did not move.
@@ -54,14 +62,23 @@ def training_steps(
         began = time.perf_counter()
         torch.manual_seed(step_seed(seed, step))
         micro_batches = batches(step)
-        total = accumulate(micro_batches, loss, precision=precision)
+        total = accumulate(
+            micro_batches,
+            loss,
+            weights=parameters,
+            precision=precision,
+            seed=step_seed(seed, step),
+            workers=workers,
+            lean=lean,
+        )
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         refuse_non_finite(total, norm, step, micro_batches)
-        if clip > 0:
-            nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+        clip_gradients(optimizer, parameters, norm, clip)
         learning_rate = set_rates(optimizer, rate(step))
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if lean is not None:
+            lean.refresh()
         yield StepResult(
             step=step,
             loss=total.item(),
@@ -74,21 +91,51 @@ def training_steps(
 
 
 def accumulate(
-    micro_batches: Sequence[Batch], loss: LossFunction, *, precision: Callable[[], Precision] = nullcontext
-) -> torch.Tensor:
-    """Backward over a step's micro-batches; returns the mean loss over all its targets.
+    micro_batches: Sequence[Batch],
+    loss: LossFunction,
+    *,
+    weights: Sequence[nn.Parameter],
+    precision: Callable[[], Precision] = nullcontext,
+    seed: int = 0,
+    workers: Workers = ALONE,
+    lean: LeanBody | None = None,
+) -> Tensor:
+    """The gradients of a step's micro-batches into `weights`; returns the mean loss over all its targets.
 
-    Every micro-batch is divided by the count of the whole step, so 1 x 8 equals 8 x 1.
+    Every micro-batch is divided by the count of the whole step, so 1 x 8 equals 8 x 1. Sums are made in a
+    fixed order, whichever worker ends first.
     """
     count = sum(batch.num_targets for batch in micro_batches)
-    total = torch.zeros(())
-    for batch in micro_batches:
-        with precision():
-            sum_of_losses, _ = loss(batch)
-        share = sum_of_losses / count
-        share.backward()  # type: ignore[no-untyped-call]
-        total = total + share.detach()
+    leaves = [(weight, weight) for weight in weights] + (lean.leaves() if lean is not None else [])
+
+    def compute(share: Sequence[tuple[int, Batch]]) -> tuple[list[Tensor | None], Tensor]:
+        sums: list[Tensor | None] = [None] * len(leaves)
+        total = torch.zeros(())
+        for place, batch in share:
+            with stream(seed * 10_007 % 2**63 + place), precision():
+                value = loss(batch)[0] / count
+            found = torch.autograd.grad(value, [leaf for _, leaf in leaves], allow_unused=True)
+            sums = [_add(one, more) for one, more in zip(sums, found, strict=True)]
+            total = total + value.detach().cpu()
+        return sums, total
+
+    new = lean is not None and lean.is_new(micro_batches)
+    results = workers.run(compute, list(enumerate(micro_batches)), one_by_one=new)
+    for place, (weight, _) in enumerate(leaves):
+        for sums, _ in results:
+            weight.grad = _add(weight.grad, sums[place], like=weight)
+            sums[place] = None  # not both in memory longer than needed
+    total: Tensor = sum((total for _, total in results), torch.zeros(()))
     return total
+
+
+def _add(total: Tensor | None, more: Tensor | None, *, like: Tensor | None = None) -> Tensor | None:
+    """The sum, in at least fp32 as soon as there is one."""
+    if more is None:
+        return total
+    if total is None:
+        return more if like is None else more.to(like.dtype)
+    return total.to(torch.promote_types(total.dtype, torch.float32)).add_(more)
 
 
 def refuse_non_finite(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -42,6 +43,23 @@ def build_optimizer(
         eps=1e-8,
         fused=True,
     )
+
+
+def clip_gradients(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[nn.Parameter], norm: torch.Tensor, largest: float
+) -> None:
+    """Scales the gradients down to a norm of `largest`, now or while the optimizer reads them; 0 for never.
+
+    torch's fused AdamW divides by `grad_scale` on its way, which spares a pass over all gradients.
+    """
+    optimizer.grad_scale = optimizer.found_inf = None  # type: ignore[attr-defined]
+    if largest <= 0 or norm <= largest:
+        return
+    if optimizer.defaults.get("fused") and norm.dtype == torch.float32:
+        optimizer.grad_scale = norm / largest  # type: ignore[attr-defined]
+        optimizer.found_inf = torch.zeros((), device=norm.device)  # type: ignore[attr-defined]
+    else:
+        nn.utils.clip_grads_with_norm_(parameters, largest, norm)
 
 
 def rate_factor(step: int, total: int, *, schedule: Schedule, warmup: float, decay: float = 0.2) -> float:

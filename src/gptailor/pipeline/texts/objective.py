@@ -34,14 +34,8 @@ def answer_objective(shop: TextShop, adapted: Adapted) -> Objective:
     sequences = [one for row in shop.tokens.rows["train"] for one in row.sequences]
     looked_at = spread(shop.tokens.rows["validation"], VALIDATED)
 
-    def batches(chosen: Sequence[int], micro_batch_size: int) -> list[Batch]:
-        return [
-            to_device(
-                collate_texts(packed([sequences[row] for row in chosen[start : start + micro_batch_size]])),
-                device,
-            )
-            for start in range(0, len(chosen), micro_batch_size)
-        ]
+    def batch(chosen: Sequence[int]) -> Batch:
+        return to_device(collate_texts(packed([sequences[row] for row in chosen])), device)
 
     def loss(batch: Batch) -> tuple[Tensor, int]:
         return language_loss(adapted.plain, adapted.head, batch), batch.num_targets
@@ -50,7 +44,7 @@ def answer_objective(shop: TextShop, adapted: Adapted) -> Objective:
         found = row_nats(adapted, looked_at, shop, precision=precision)
         return Validation(found.loss, -found.loss, {"bits_per_byte": found.bits_per_byte})
 
-    return Objective(lengths_of(sequences), batches, loss, validate, new_head=False)
+    return Objective(lengths_of(sequences), batch, loss, validate, new_head=False)
 
 
 def preference_objective(shop: TextShop, adapted: Adapted, folder: Path) -> Objective:
@@ -69,17 +63,9 @@ def preference_objective(shop: TextShop, adapted: Adapted, folder: Path) -> Obje
             batch = replace(batch, reference=torch.from_numpy(reference.T.reshape(-1)).float())
         return to_device(batch, device)
 
-    def batches(chosen: Sequence[int], micro_batch_size: int) -> list[Batch]:
-        pieces = [
-            chosen[start : start + micro_batch_size] for start in range(0, len(chosen), micro_batch_size)
-        ]
-        return [
-            collated(
-                [rows[row] for row in piece],
-                None if train_reference is None else train_reference[list(piece)],
-            )
-            for piece in pieces
-        ]
+    def batch(chosen: Sequence[int]) -> Batch:
+        known = None if train_reference is None else train_reference[list(chosen)]
+        return collated([rows[row] for row in chosen], known)
 
     def loss(batch: Batch) -> tuple[Tensor, int]:
         chosen, rejected = preference_scores(adapted, batch, settings)
@@ -101,7 +87,7 @@ def preference_objective(shop: TextShop, adapted: Adapted, folder: Path) -> Obje
         return Validation(mean, -mean, {"preference_accuracy": ahead / len(looked_at)})
 
     lengths = np.array([max(len(one.token_ids) for one in row.sequences) for row in rows], np.int64)
-    return Objective(lengths, batches, loss, validate, new_head=False)
+    return Objective(lengths, batch, loss, validate, new_head=False)
 
 
 def resolve_preference(settings: PreferenceSettings) -> PreferenceSettings:

@@ -1,0 +1,241 @@
+"""The lean body is GPT-2's: hidden states and gradients are transformers' own, however it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import GPT2Config, GPT2ForSequenceClassification
+
+from gptailor.launch import Precision, precision_context
+from gptailor.models.approach import adapt_lora
+from gptailor.models.dropout import hashed, stream
+from gptailor.models.lean import can_compile, is_lean, lean_training
+from gptailor.models.load import recompute_activations
+
+VOCABULARY = 120
+
+
+def build(*, dropout: float = 0.0, attention_dropout: float = 0.0, **changes: Any) -> Any:
+    """A classifier whose attention and norms have an opinion."""
+    torch.manual_seed(0)
+    settings = {"n_layer": 2, "n_embd": 32, "n_head": 4, "n_positions": 400, "vocab_size": VOCABULARY}
+    model = GPT2ForSequenceClassification(
+        GPT2Config(
+            **(settings | changes),
+            resid_pdrop=dropout,
+            embd_pdrop=dropout,
+            attn_pdrop=attention_dropout,
+            pad_token_id=0,
+        )
+    )
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    return model.train()
+
+
+def packed_positions() -> Tensor:
+    """Three texts in a row, then two."""
+    return torch.tensor([[*range(5), *range(8), *range(7)], [*range(12), *range(8)]])
+
+
+INPUTS: dict[str, Callable[[], dict[str, Tensor]]] = {
+    "short": lambda: {"input_ids": torch.randint(1, VOCABULARY, (3, 20))},
+    "one row": lambda: {"input_ids": torch.randint(1, VOCABULARY, (1, 9))},
+    "long": lambda: {"input_ids": torch.randint(1, VOCABULARY, (2, 300))},
+    "packed": lambda: {
+        "input_ids": torch.randint(1, VOCABULARY, (2, 20)),
+        "position_ids": packed_positions(),
+    },
+}
+
+
+def step_of(model: Any, inputs: dict[str, Tensor], leaves: list[Tensor]) -> list[Tensor]:
+    """Hidden states, then the gradients of a sum over them that no symmetry makes zero."""
+    hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
+    slope = torch.sin(torch.arange(hidden.numel(), dtype=torch.float64)).view_as(hidden).to(hidden.dtype)
+    return [hidden, *torch.autograd.grad((hidden * slope).sum(), leaves)]
+
+
+def assert_near(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
+    """Relative to each tensor's largest value; one that is all rounding is measured against 1e-3."""
+    for one, other in zip(found, expected, strict=True):
+        scale = max(other.abs().max().item(), 1e-3)
+        assert (one.to(other.dtype) - other).abs().max().item() <= tolerance * scale
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+@pytest.mark.parametrize(("dtype", "bar"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_hidden_states_and_gradients_are_transformers(kind: str, dtype: torch.dtype, bar: float) -> None:
+    model = build().to(dtype)
+    inputs = INPUTS[kind]()
+    leaves = list(model.base_model.parameters())
+    expected = step_of(model, inputs, leaves)
+    with lean_training(model, precision="fp32") as lean:
+        assert lean is not None
+        found = step_of(model, inputs, leaves)
+    assert_near(found, expected, bar)
+    assert torch.equal(step_of(model, inputs, leaves)[0], expected[0]), "transformers' own code is back"
+
+
+@pytest.mark.parametrize("kind", ["short", "packed"])
+def test_adapters_are_pefts(kind: str) -> None:
+    model = build().double()
+    adapted = adapt_lora(model, rank=3, alpha=5, dropout=0.0, targets=(), seed=0)
+    leaves = [w for name, w in adapted.trained.named_parameters() if "lora" in name]
+    with torch.no_grad():
+        for weight in leaves:
+            weight.normal_()
+    inputs = INPUTS[kind]()
+    expected = step_of(model, inputs, leaves)
+    with lean_training(model, precision="fp32") as lean:
+        assert lean is not None
+        found = step_of(model, inputs, leaves)
+    assert_near(found, expected, 1e-10)
+
+
+def test_bf16_is_as_near_to_the_truth_as_autocast_is() -> None:
+    model = build()
+    inputs = INPUTS["short"]()
+    leaves = list(model.base_model.parameters())
+    truth = step_of(model, inputs, leaves)
+    with precision_context("bf16", "cpu"):
+        autocast = step_of(model, inputs, leaves)
+    with lean_training(model, precision="bf16") as lean:
+        assert lean is not None
+        copies = dict(lean.leaves())
+        found = step_of(model, inputs, [copies.get(leaf, leaf) for leaf in leaves])
+    assert {copy.dtype for copy in copies.values()} == {torch.bfloat16}
+    assert len(copies) == 8 * 2, "the matrices and their biases, in every layer"
+
+    def error(step: list[Tensor]) -> float:
+        return sum(
+            ((one.float() - true).norm() / true.norm()).item() for one, true in zip(step, truth, strict=True)
+        )
+
+    assert 0 < error(found) < 1.3 * error(autocast)
+
+
+def test_copies_follow_the_weights() -> None:
+    model = build()
+    with lean_training(model, precision="bf16") as lean:
+        assert lean is not None
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.mul_(1.5)
+        lean.refresh()
+        for weight, copy in lean.leaves():
+            assert torch.equal(copy, weight.bfloat16())
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_evaluation_runs_transformers_own_code(precision: Precision) -> None:
+    model = build()
+    inputs = INPUTS["short"]()
+    with torch.inference_mode():
+        expected = model.eval().base_model(**inputs).last_hidden_state
+    with lean_training(model, precision=precision), torch.inference_mode():
+        for training in (False, True):
+            found = model.train(training).base_model(**inputs).last_hidden_state
+            assert torch.equal(found, expected)
+
+
+def test_dropout_is_a_function_of_the_stream() -> None:
+    model = build(dropout=0.2, attention_dropout=0.3)
+    inputs = INPUTS["short"]()
+
+    def hidden(seed: int) -> Tensor:
+        with stream(seed):
+            found: Tensor = model.base_model(**inputs).last_hidden_state
+            return found
+
+    with lean_training(model, precision="fp32"):
+        torch.manual_seed(1)
+        first = hidden(7)
+        torch.manual_seed(2)
+        assert torch.equal(hidden(7), first)
+        assert not torch.equal(hidden(8), first)
+
+
+@pytest.mark.parametrize("which", ["dropout", "attention_dropout"])
+def test_dropout_leaves_the_mean_as_it_is(which: str) -> None:
+    """Over many streams, the first layer's output is what it is without; its spread is transformers'."""
+    model = build(**{which: 0.3}, n_layer=1, n_embd=16, n_head=2)
+    inputs = {"input_ids": torch.randint(1, VOCABULARY, (1, 12)).expand(64, -1)}
+
+    def seen() -> Tensor:
+        states = []
+        for seed in range(12):
+            torch.manual_seed(seed)
+            with stream(seed):
+                states.append(model.base_model(**inputs).last_hidden_state.detach())
+        return torch.cat(states)
+
+    theirs = seen()
+    with lean_training(model, precision="fp32"):
+        ours = seen()
+    spread = theirs.std(0)
+    assert ((ours.mean(0) - theirs.mean(0)).abs() <= 6 * spread / len(theirs) ** 0.5 + 1e-3).all()
+    assert (ours.std(0) / spread).mean().item() == pytest.approx(1, abs=0.05)
+
+
+def test_hashed_numbers_look_random() -> None:
+    """Even bits, and neither neighbors nor streams that know of each other."""
+    seeds = torch.tensor([1, 2, 123_456_789, -5], dtype=torch.int32)
+    streams = torch.stack([hashed(torch.Size((300, 400)), seed).flatten() for seed in seeds]).double() / 2**31
+    size = streams.shape[1]
+    assert (streams.mean(1).abs() < 5 * 3**-0.5 / size**0.5).all()
+    assert (streams.var(1) - 1 / 3).abs().max() < 0.01
+    for lag in (1, 2, 400):
+        together = (streams[:, :-lag] * streams[:, lag:]).mean(1) * 3
+        assert (together.abs() < 5 / size**0.5).all()
+    assert (torch.corrcoef(streams) - torch.eye(4)).abs().max() < 5 / size**0.5
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"activation_function": "relu"},
+        {"scale_attn_by_inverse_layer_idx": True},
+        {"reorder_and_upcast_attn": True},
+        {"scale_attn_weights": False},
+    ],
+    ids=str,
+)
+def test_other_kinds_of_gpt2_are_left_alone(changes: dict[str, Any]) -> None:
+    model = build(**changes)
+    assert not is_lean(model)
+    with lean_training(model, precision="fp32") as lean:
+        assert lean is None
+
+
+@pytest.mark.skipif(not can_compile(), reason="no C++ compiler here")
+@pytest.mark.filterwarnings("default")  # torch's compiler warns of what it does itself
+def test_compiled_is_what_it_was() -> None:
+    """Values and gradients; the dropout of compiled code is another, and as random."""
+    model = build(n_layer=1)
+    inputs = INPUTS["short"]()
+    leaves = list(model.base_model.parameters())
+    expected = step_of(model, inputs, leaves)
+    with lean_training(model, precision="fp32", compiled=True):
+        found = step_of(model, inputs, leaves)
+    assert_near(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_recomputed_activations_change_no_gradient(dropout: float) -> None:
+    model = build(dropout=dropout, attention_dropout=dropout)
+    inputs = INPUTS["short"]()
+    leaves = list(model.base_model.parameters())
+
+    def step() -> list[Tensor]:
+        with lean_training(model, precision="fp32"), stream(5):
+            return step_of(model, inputs, leaves)
+
+    expected = step()
+    recompute_activations(model)
+    assert_near(step(), expected, 1e-6)
