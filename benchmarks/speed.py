@@ -397,11 +397,7 @@ def main() -> None:
     lines, checks, versions = collect(bench, wanted)
     if not lines:
         raise SystemExit("nothing is measured yet.")
-    bars = [
-        {**judge(bar, lines, dropout=dropout, checks=checks), "dropout": dropout}
-        for bar in BARS
-        if (dropout := DECIDING_DROPOUT[bar.work]) is not None
-    ]
+    bars = [judge(bar, lines, dropout=DECIDING_DROPOUT[bar.work], checks=checks) for bar in BARS]
     found = {
         "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "quick": wanted.quick,

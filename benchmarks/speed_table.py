@@ -163,7 +163,8 @@ def judge(
     keys = (bar.work, bar.against, dropout)
     line = next((one for one in lines if (one.work, one.against, one.dropout) == keys), None)
     found: Spread | None = getattr(line, bar.measure) if line else None
-    told = {"work": bar.work, "against": bar.against, "measure": bar.measure, "bar": bar.says}
+    told = {"work": bar.work, "against": bar.against, "dropout": dropout}
+    told |= {"measure": bar.measure, "bar": bar.says}
     if line is None or found is None:
         return {**told, "value": None, "reached": None, "settled": False, "why": "not measured"}
     names = [

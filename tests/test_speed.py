@@ -139,7 +139,7 @@ def test_every_bar_has_its_work_and_its_peer() -> None:
 def test_the_page_shows_each_bar_beside_its_ratio() -> None:
     bar = Bar("w", "usual", "speed", 5, 6)
     found = line(5.5, ours={"tokens_per_second": 550, "compile_seconds": 30, "startup_seconds": 9})
-    bars = [{**judge(bar, [found], dropout=0.1, checks={}), "dropout": 0.1}]
+    bars = [judge(bar, [found], dropout=0.1, checks={})]
     [_, _, row] = speed_table.table([found], bars).split("\n")
     assert row.startswith("| w | 0.1 | usual | 5.50 (1.00 to 9.00) | 5 x / 6 x | must | 5 | 550 / – |")
     other = Line("w", 0.0, "usual", 5, speed=Spread(7, 7, 7))
