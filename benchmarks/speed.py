@@ -55,9 +55,8 @@ from gptailor.recipe import dump_recipe
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parent.parent / "shared" / "data"
-OTHERS = ("speed_serving.py", "speed_reading.py")  # benchmarks of their own, with tables of their own
 QUICK = ("classification full", "classification frozen", "share of the machine")
-STEPS, QUICK_STEPS = 20, 8  # an epoch; where a quick run stops
+STEPS, QUICK_STEPS = 20, 6  # an epoch; where a quick run stops
 FEWEST_STEPS = 13  # under 200 rows the product trains by folds
 CHECKED_STEPS = 3
 ROUND_VERSION = 1  # raise it when rounds mean something else
@@ -275,7 +274,7 @@ def measure_all(bench: Bench, wanted: argparse.Namespace) -> None:
             tell(work, "check", lambda work=work: bench.check(work))
     for number in range(1, wanted.pairs + 1):
         for work in works:
-            for dropout in (value for value in work.dropouts if value in wanted.dropouts or not work.peers):
+            for dropout in (value for value in work.dropouts if value in wanted.dropouts):
                 if bench.again or bench.find(work, dropout, number) is None:
                     what = f"dropout {dropout:g}, round {number}"
                     tell(work, what, lambda w=work, d=dropout, n=number: bench.measure(w, d, n))
@@ -327,17 +326,24 @@ def collect(bench: Bench, wanted: argparse.Namespace) -> tuple[list[Line], dict[
     return lines, checks, versions
 
 
-def run_others(*, quick: bool) -> None:
+def run_others(data: Path, peer_python: Path) -> None:
     """Serving and reading: each prints its table and writes its results itself."""
-    for name in OTHERS:
+    given = ["--data", str(data)]
+    commands = {
+        "speed_serving.py": [*given, "--peer-python", str(peer_python)],
+        "speed_reading.py": [*given, "--peer", str(peer_python), "--memory"],
+    }
+    for name, arguments in commands.items():
         if (HERE / name).exists():
-            subprocess.run([sys.executable, str(HERE / name), *(["--quick"] if quick else [])], check=False)
+            subprocess.run([sys.executable, str(HERE / name), *arguments], check=False)
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     names = [work.name for work in WORKS]
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--quick", action="store_true", help="one pair of three works, a few steps each")
+    parser.add_argument(
+        "--quick", action="store_true", help="one pair of three works, a few steps each, training alone"
+    )
     parser.add_argument("--pairs", type=int, default=5, help="rounds of every work")
     parser.add_argument("--works", nargs="+", choices=names, default=names, metavar="WORK")
     parser.add_argument("--dropouts", nargs="+", type=float, choices=(0.1, 0.0), default=[0.1, 0.0])
@@ -358,7 +364,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     wanted = parser.parse_args(arguments)
     if wanted.quick:
         wanted.works = [name for name in QUICK if name in wanted.works]
-        wanted.pairs, wanted.dropouts = 1, [0.1, 0.0]
+        wanted.pairs, wanted.dropouts = 1, [0.1]
         wanted.stop_after = wanted.stop_after or QUICK_STEPS
         wanted.steps = FEWEST_STEPS
     if wanted.steps < FEWEST_STEPS:
@@ -417,8 +423,8 @@ def main() -> None:
     shown = (table(lines, bars), memory_table(lines, bars), share_text(lines, bars), checks_text(checks))
     print("\n\n".join(part for part in shown if part))
     print(f"\nwritten to {path.name} and {path.with_suffix('.json').name}", file=sys.stderr)
-    if not wanted.only_training:
-        run_others(quick=wanted.quick)
+    if not (wanted.only_training or wanted.quick):
+        run_others(bench.data, bench.peer_python)
 
 
 if __name__ == "__main__":
