@@ -294,9 +294,21 @@ def both(line: Line, key: str, form: str) -> str:
     return " / ".join(form.format(side[key]) if key in side else "–" for side in (line.ours, line.theirs))
 
 
+def tables(found: Mapping[str, Any], lines: Sequence[Line]) -> str:
+    """What is printed, and stands on the page."""
+    bars = found["bars"]
+    parts = [
+        table(lines, bars),
+        memory_table(lines, bars),
+        share_text(lines, bars),
+        checks_text(found["checks"]),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
 def results_text(found: Mapping[str, Any], lines: Sequence[Line]) -> str:
     """The Markdown page."""
-    host, bars = found["machine"], found["bars"]
+    host = found["machine"]
     sides = {"ours": host["versions"], "the peers'": found["peer_versions"]}
     packages = "; ".join(
         f"{side} {', '.join(f'{package} {version}' for package, version in versions.items())}"
@@ -313,10 +325,7 @@ def results_text(found: Mapping[str, Any], lines: Sequence[Line]) -> str:
     ]
     parts = [
         f"# Speed, {found['when'][:10]}",
-        table(lines, bars),
-        memory_table(lines, bars),
-        share_text(lines, bars),
-        checks_text(found["checks"]),
+        tables(found, lines),
         *notes,
         f"{host['cores']} cores of {host['processor']}, {host['memory_gb']} GB, {found['device']}, "
         f"{host['threads']} threads; load before the start {host['load_before']}. Python {host['python']}. "

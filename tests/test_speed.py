@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import speed_matmul
 import speed_setup
 import speed_table
 import speed_works
+from speed_bench import Bench, refuse_other_tokens
 from speed_table import BARS, Bar, Line, Spread, judge, make_line, make_share_line, rate
 
 import tiny
@@ -130,7 +132,7 @@ def test_a_bar_wants_its_own_dropout() -> None:
 def test_every_bar_has_its_work_and_its_peer() -> None:
     peers = {work.name: set(work.peers) or {"machine"} for work in speed_works.WORKS}
     assert all(bar.against in peers[bar.work] for bar in BARS)
-    assert all(set(bar.values) and speed.DECIDING_DROPOUT[bar.work] == 0.1 for bar in BARS)
+    assert all(set(bar.values) and speed_works.DECIDING_DROPOUT[bar.work] == 0.1 for bar in BARS)
 
 
 # Texts.
@@ -172,3 +174,32 @@ def test_peers_get_our_tokens_in_our_order(tmp_path: Path, monkeypatch: pytest.M
 
 def news_lines(folder: Path) -> list[str]:
     return tiny.write_news(folder / "news.csv", 300).read_text(encoding="utf-8").splitlines()[1:]
+
+
+# The command.
+
+
+def test_a_quick_run_is_one_pair_of_a_few_works() -> None:
+    wanted = speed.parse_arguments(["--quick"])
+    assert (wanted.pairs, wanted.dropouts, wanted.works) == (1, [0.1], list(speed.QUICK))
+    assert speed.parse_arguments([]).works == [work.name for work in speed_works.WORKS]
+
+
+def test_a_round_that_was_measured_is_found_again(tmp_path: Path) -> None:
+    work = speed_works.WORKS[0]
+    bench = Bench(tmp_path, tmp_path, tmp_path, "tiny", Path("python"), 13, 0, "cpu")
+    assert bench.find(work, 0.1, 1) is None
+    bench.keep(work, 0.1, 1, {"ours": run([1])})
+    found = bench.find(work, 0.1, 1)
+    assert found is not None
+    assert found["ours"] == run([1])
+    assert bench.find(work, 0.0, 1) is None
+    assert replace(bench, steps=20).find(work, 0.1, 1) is None  # other settings, other rounds
+
+
+def test_sides_that_saw_other_tokens_are_refused() -> None:
+    work = speed_works.WORKS[0]
+    ours, theirs = run([1, 1], loss=1.0), run([1, 1], tokens=99, loss=1.0)
+    with pytest.raises(RuntimeError, match="different tokens"):
+        refuse_other_tokens(work, {"ours": ours, "usual": theirs})
+    refuse_other_tokens(work, {"ours": ours, "usual": ours})
