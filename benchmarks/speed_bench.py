@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from speed_setup import HELD_OUT, LEARNING_RATE, Rows, make_rows, recipe_for
-from speed_works import LORA, LORA_TARGETS, Peer, Work
+from speed_setup import HELD_OUT, Rows, make_rows, recipe_for
+from speed_works import LORA, LORA_TARGETS, RATES, Peer, Work
 
 import gptailor
 from gptailor.launch import write_atomically
@@ -57,7 +57,7 @@ class Bench:
         """The file of a round, named by a hash of everything that it depends on but the machine."""
         stop_after = CHECKED_STEPS if number == "check" else self.stop_after
         about = [ROUND_VERSION, dataclasses.asdict(work), self.shape, self.steps, stop_after]
-        about += [self.device, sources_digest(), peers_text()]
+        about += [self.device, sources_digest(), peers_text(), RATES]
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
         return self.work / "rounds" / f"{work.name.replace(' ', '-')}-{dropout:g}-{number}-{digest}.json"
 
@@ -136,7 +136,7 @@ class Bench:
             "lora": {**LORA, "target_modules": LORA_TARGETS},
             "dropout": dropout,
             "batch_size": work.batch_size,
-            "learning_rate": LEARNING_RATE,
+            "learning_rate": RATES[work.approach],
             "stop_after": stop,
             "pad_all": peer.pad_all,
             "arguments": dict(peer.arguments),

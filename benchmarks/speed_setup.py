@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from speed_works import SHAPES, Work
+from speed_works import RATES, SHAPES, Work
 
 from gptailor.data.batch import Order, StepRows
 from gptailor.models.load import load_classifier, load_tokenizer
@@ -28,7 +28,6 @@ from gptailor.recipe import Recipe, build_recipe
 
 SEED = 0
 HELD_OUT = {"validation": 32, "test": 40}  # rows; none of the test is ever read
-LEARNING_RATE = 5e-5
 LONG = "20000 steps"  # so that the product prepares for a long run; it is stopped after one epoch
 COLUMNS = {"classification": ("text", "label"), "completion": ("prompt", "completion")}
 Row = tuple[str, str]
@@ -121,8 +120,8 @@ def recipe_for(work: Work, rows: Rows, *, dropout: float, out: Path, precision: 
             "train": {
                 "length": LONG,
                 "batch_size": work.batch_size,
-                "learning_rate": LEARNING_RATE,
-                "head_learning_rate": LEARNING_RATE,
+                "learning_rate": RATES[work.approach],
+                "head_learning_rate": RATES[work.approach],
                 "schedule": "constant",
                 "warmup": 0,
                 "weight_decay": 0,
