@@ -1,5 +1,6 @@
 # Every target sets up what it needs in .venv and works from a clean clone.
 PYTHON ?= python3
+BENCH ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -22,8 +23,9 @@ check: $(STAMP)  ## Lint, types, formatting.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(STAMP)  ## Times of this machine, as benchmarks/results/ has them.
-	$(BIN)/python benchmarks/times.py
+bench: $(STAMP)  ## Times of this machine and speed beside the peers; BENCH=--quick takes minutes.
+	$(BIN)/python benchmarks/times.py $(BENCH)
+	$(BIN)/python benchmarks/speed.py $(BENCH)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

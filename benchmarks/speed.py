@@ -1,0 +1,226 @@
+"""How fast training is: the product beside transformers' Trainer, peft and TRL on this machine.
+
+    python benchmarks/speed.py [--quick] [--pairs 5] [--works "classification full"]
+
+Every work is run by us and by the peer in turn, each in a process of its own: the same rows in the same
+number of steps, GPT-2 small's shape with random weights, the peer's dropout on both sides and none. The
+peer's packages go into an environment of their own, made once from benchmarks/peers.txt (or --peer-python).
+The data are not part of this project: see --data.
+
+A round (ours, the peer's usual setting, its best) is kept in the work folder under a key of the settings, the
+versions and the product's sources; the benchmark goes on where it stopped. Prints the tables and writes
+benchmarks/results/speed-DATE.md and .json. Then speed_serving.py and speed_reading.py have their turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import datetime
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from speed_bench import Bench, peer_environment
+from speed_setup import make_base
+from speed_table import (
+    BARS,
+    Line,
+    first_steps_differ,
+    judge,
+    make_line,
+    make_share_line,
+    rate,
+    results_text,
+    tables,
+)
+from speed_works import CANDIDATES, DECIDING_DROPOUT, SHAPES, WORKS, Work
+from times import machine
+
+from gptailor.launch import write_atomically
+
+HERE = Path(__file__).resolve().parent
+DATA = HERE.parent.parent / "shared" / "data"
+QUICK = ("classification full", "classification frozen", "share of the machine")
+STEPS, QUICK_STEPS = 20, 6  # an epoch; where a quick run stops
+FEWEST_STEPS = 13  # under 200 rows the product trains by folds
+
+
+def measure_all(bench: Bench, wanted: argparse.Namespace) -> None:
+    """Checks first, then round after round over all works, so that every stop leaves a table."""
+    works = [work for work in WORKS if work.name in wanted.works]
+    for work in works:
+        compared = work.peers and work.approach != "frozen"
+        if compared and not wanted.quick and (bench.again or bench.find(work, 0.0, "check") is None):
+            tell(work, "check", lambda work=work: bench.check(work))
+    for number in range(1, wanted.pairs + 1):
+        for work in works:
+            for dropout in (value for value in work.dropouts if value in wanted.dropouts):
+                if bench.again or bench.find(work, dropout, number) is None:
+                    what = f"dropout {dropout:g}, round {number}"
+                    tell(work, what, lambda w=work, d=dropout, n=number: bench.measure(w, d, n))
+
+
+def try_candidates(bench: Bench, wanted: argparse.Namespace) -> None:
+    """What could be a peer's best, each run once at the deciding dropout."""
+    for work in (work for work in WORKS if work.name in wanted.works):
+        rows = bench.rows(work)
+        for name, peer in CANDIDATES.get(work.name, {}).items():
+            try:
+                found = bench.peer(work, rows, peer, DECIDING_DROPOUT[work.name])
+            except RuntimeError as error:
+                print(f"{work.name}, {name}: {error}", flush=True)
+                continue
+            told = f"{rate(found):,.0f} tokens/s, {found['peak_memory_bytes'] / 1e9:.1f} GB"
+            print(f"{work.name}, {name}: {told}, {found['compile_seconds']:.0f} s compiling", flush=True)
+
+
+def tell(work: Work, what: str, measure: Any) -> None:
+    """Runs, and says how long it took; what fails is told and left out."""
+    began = time.perf_counter()
+    try:
+        measure()
+    except RuntimeError as error:
+        print(f"{work.name}, {what}: {error}", file=sys.stderr, flush=True)
+        return
+    print(f"{work.name}, {what}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+
+
+def collect(bench: Bench, wanted: argparse.Namespace) -> tuple[list[Line], dict[str, float], dict[str, str]]:
+    """Lines, checks and the peers' versions of what the work folder holds by now."""
+    config = json.loads((bench.base / "config.json").read_text(encoding="utf-8"))
+    lines, checks, versions = [], {}, {}
+    for work in (work for work in WORKS if work.name in wanted.works):
+        if (check := bench.find(work, 0.0, "check")) is not None:
+            checks[work.name] = first_steps_differ(check["ours"], check["peer"])
+        for dropout in work.dropouts:
+            numbers = range(1, wanted.pairs + 1)
+            rounds = [one for n in numbers if (one := bench.find(work, dropout, n)) is not None]
+            if not rounds:
+                continue
+            for against, peer in work.peers.items():
+                lines.append(make_line(work.name, dropout, against, rounds, epochs=peer.epochs))
+                versions.update(rounds[-1][against]["versions"])
+            if not work.peers:
+                shape = {"layers": config["n_layer"], "width": config["n_embd"]}
+                lines.append(make_share_line(work.name, dropout, rounds, **shape))
+    return lines, checks, versions
+
+
+def run_others(data: Path, peer_python: Path) -> None:
+    """Serving and reading: each prints its table and writes its results itself."""
+    given = ["--data", str(data)]
+    commands = {
+        "speed_serving.py": [*given, "--peer-python", str(peer_python)],
+        "speed_reading.py": [*given, "--peer", str(peer_python), "--memory"],
+    }
+    for name, arguments in commands.items():
+        if (HERE / name).exists():
+            subprocess.run([sys.executable, str(HERE / name), *arguments], check=False)
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    names = [work.name for work in WORKS]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument(
+        "--quick", action="store_true", help="one pair of three works, a few steps each, training alone"
+    )
+    parser.add_argument("--pairs", type=int, default=5, help="rounds of every work")
+    parser.add_argument("--works", nargs="+", choices=names, default=names, metavar="WORK")
+    parser.add_argument("--dropouts", nargs="+", type=float, choices=(0.1, 0.0), default=[0.1, 0.0])
+    parser.add_argument("--steps", type=int, default=STEPS, help=f"of an epoch, {FEWEST_STEPS} or more")
+    parser.add_argument("--stop-after", type=int, default=0, help="steps; losses are then not compared")
+    parser.add_argument("--shape", choices=SHAPES, default="gpt2", help="tiny tries the benchmark itself")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--data", type=Path, default=DATA, help="folder of the data sets")
+    parser.add_argument("--peer-python", type=Path, help="Python of an environment that has the peers")
+    parser.add_argument(
+        "--work", type=Path, default=HERE / "work" / "speed", help="folder of rounds and runs"
+    )
+    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the two files")
+    parser.add_argument("--again", action="store_true", help="measure rounds that are there once more")
+    told = "run what could be a peer's best once each, print its speed, and stop"
+    parser.add_argument("--candidates", action="store_true", help=told)
+    parser.add_argument("--only-training", action="store_true", help="leave serving and reading out")
+    wanted = parser.parse_args(arguments)
+    if wanted.quick:
+        wanted.works = [name for name in QUICK if name in wanted.works]
+        wanted.pairs, wanted.dropouts = 1, [0.1]
+        wanted.stop_after = wanted.stop_after or QUICK_STEPS
+        wanted.steps = FEWEST_STEPS
+    if wanted.steps < FEWEST_STEPS:
+        parser.error(f"--steps must be {FEWEST_STEPS} or more")
+    return wanted
+
+
+def open_bench(wanted: argparse.Namespace, device: str) -> Bench:
+    absent = [name for name in ("gpt2_bpe", "ag_news", "e2e_nlg") if not (wanted.data / name).is_dir()]
+    if absent:
+        raise SystemExit(f"{', '.join(absent)}: not in {wanted.data}. Say where the data are with --data.")
+    return Bench(
+        work=wanted.work,
+        data=wanted.data,
+        base=make_base(wanted.work / "bases" / wanted.shape, wanted.shape, wanted.data),
+        shape=wanted.shape,
+        peer_python=wanted.peer_python or peer_environment(wanted.work / "peers"),
+        steps=wanted.steps,
+        stop_after=wanted.stop_after,
+        device=device,
+        again=wanted.again,
+    )
+
+
+def summarize(
+    bench: Bench, wanted: argparse.Namespace, host: dict[str, Any]
+) -> tuple[dict[str, Any], list[Line]]:
+    """Everything that stands in the two files, and its lines.
+
+    Raises:
+        SystemExit: nothing is measured yet.
+    """
+    lines, checks, versions = collect(bench, wanted)
+    if not lines:
+        raise SystemExit("nothing is measured yet.")
+    found = {
+        "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "quick": wanted.quick,
+        "shape": bench.shape,
+        "steps": bench.steps,
+        "device": bench.device,
+        "machine": host,
+        "peer_versions": versions,
+        "checks": checks,
+        "lines": [dataclasses.asdict(line) for line in lines],
+        "bars": [judge(bar, lines, dropout=DECIDING_DROPOUT[bar.work], checks=checks) for bar in BARS],
+    }
+    return found, lines
+
+
+def main() -> None:
+    """Measures what is missing, prints the tables, and writes them."""
+    wanted = parse_arguments()
+    host = machine()
+    bench = open_bench(wanted, host["device"] if wanted.device == "auto" else wanted.device)
+    if wanted.candidates:
+        try_candidates(bench, wanted)
+        return
+    with contextlib.suppress(KeyboardInterrupt):  # what was measured so far is told
+        measure_all(bench, wanted)
+    found, lines = summarize(bench, wanted, host)
+    wanted.results.mkdir(parents=True, exist_ok=True)
+    path = wanted.results / f"speed-{found['when'][:10]}{'-quick' if wanted.quick else ''}.md"
+    write_atomically(path, results_text(found, lines) + "\n")
+    write_atomically(path.with_suffix(".json"), json.dumps(found, indent=1) + "\n")
+    print(tables(found, lines))
+    print(f"\nwritten to {path.name} and {path.with_suffix('.json').name}", file=sys.stderr)
+    if not (wanted.only_training or wanted.quick):
+        run_others(bench.data, bench.peer_python)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""One run of the product for speed.py, in a process of its own, with the peers' meter on it.
+
+    python benchmarks/speed_ours.py JOB.json
+
+Fits the recipe as `gptailor fit` does and leaves after the last step that is wanted: saving the model and the
+sealed test are no part of the comparison, on neither side.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent / "speed_peers"))
+
+from meter import Meter
+
+import gptailor.models.load
+import gptailor.pipeline.frozen
+from gptailor.pipeline.fit import fit_recipe
+from gptailor.pipeline.place import Listener
+from gptailor.recipe import load_recipe
+
+
+class Enough(Exception):
+    """Everything wanted is measured."""
+
+
+def drop_attention_too() -> None:
+    """The peers drop attention weights as well; the product leaves them alone unless it is made to."""
+    load: Any = gptailor.models.load
+    load.DROPOUT_KEYS = (*load.DROPOUT_KEYS, *load.ATTENTION_DROPOUT_KEYS)
+    load.ATTENTION_DROPOUT_KEYS = ()
+
+
+def watch(meter: Meter, *, steps: int, validate: bool) -> Listener:
+    """Hears the lines of metrics.jsonl as they are written."""
+
+    def show(line: Mapping[str, Any]) -> None:
+        if line["kind"] == "plan":
+            meter.begin()
+        elif line["kind"] == "step":
+            meter.step(tokens=line["num_tokens"], loss=line["loss"])
+            if line["step"] == steps:
+                meter.end()
+                if not validate:
+                    raise Enough
+        elif line["kind"] == "validation":
+            meter.validation_loss = line["loss"]
+            raise Enough
+
+    return Listener(show=show)
+
+
+def watch_frozen(meter: Meter) -> None:
+    """Times features, the choice of the strength, and the head; loading the model comes before."""
+    module: Any = gptailor.pipeline.frozen
+    fit = module.fit_frozen
+
+    def timed(shop: Any, *arguments: Any) -> None:
+        meter.begin()
+        began = time.perf_counter()
+        fit(shop, *arguments)
+        rows = [*shop.tokens.rows["train"], *shop.tokens.rows["validation"]]
+        meter.step(tokens=sum(len(row.token_ids) for row in rows), loss=0.0)
+        meter.end()
+        meter.extra["seconds"] = time.perf_counter() - began
+        raise Enough
+
+    module.fit_frozen = timed
+
+
+def main() -> None:
+    """Runs until there is enough, and writes what the meter saw."""
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    recipe, meter = load_recipe(Path(job["recipe"])), Meter()
+    if recipe.train.dropout:
+        drop_attention_too()
+    watch_frozen(meter)
+    try:
+        fit_recipe(recipe, listener=watch(meter, steps=job["steps"], validate=job["validate"]))
+    except Enough:
+        meter.write(Path(job["result"]))
+
+
+if __name__ == "__main__":
+    main()
