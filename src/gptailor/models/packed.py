@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import GPT2Model, PreTrainedModel
 
+from gptailor.launch import Precision
 from gptailor.models.cores import cores, on_cores
 from gptailor.types import FloatArray
 
-Precision = Literal["fp32", "bf16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 # Rows of a pass. Many steps, so that little is filled up; oneDNN prepares itself once for each.

@@ -17,11 +17,12 @@ from transformers import AutoTokenizer
 from gptailor.data.clean import repair
 from gptailor.data.tokenize import Encoder, TooLong, build_encoder, encode_texts, fit_length
 from gptailor.errors import InputError, ModelError
+from gptailor.launch import Precision
 from gptailor.models.bundle import find_model_folder, read_bundle
 from gptailor.models.forward import FixedShapes, tokens_per_pass
 from gptailor.models.load import head_name, load_saved_classifier
 from gptailor.models.names import folder_hash
-from gptailor.models.packed import DTYPES, PackedGPT2, Precision, packed_gpt2
+from gptailor.models.packed import DTYPES, PackedGPT2, packed_gpt2
 from gptailor.models.readout import Answer as Answer
 from gptailor.models.readout import probabilities_of, read_answer
 from gptailor.types import FloatArray
