@@ -1,7 +1,7 @@
 """Batch prediction and serving against transformers' pipeline, on this machine.
 
-GPT-2 small's shape with random weights, a head of four labels, GPT-2's own tokenizer, AG News. Ours and the
-peer's run in processes of their own, in turn, A B A B; the labels and probabilities of both are compared first.
+GPT-2 small's shape with random weights, a head of four labels, GPT-2's own tokenizer, AG News. Both
+sides run in processes of their own, in turn, A B A B; their labels and probabilities are compared first.
 The peer in its usual setting answers texts one by one; at its best it gets the fastest of the settings tried.
 
     python benchmarks/speed_serving.py --data FOLDER [--quick] [--peer-python PATH] [--out FILE]
@@ -49,9 +49,8 @@ class Plan:
     peer_python: str = sys.executable
 
 
-FULL = Plan(
-    texts=512, pairs=5, seconds=10, batch_sizes=(4, 8, 16, 32), compile=shutil.which("c++") is not None
-)
+COMPILER = shutil.which("c++") is not None
+FULL = Plan(texts=512, pairs=5, seconds=10, batch_sizes=(4, 8, 16, 32), compile=COMPILER)
 QUICK = Plan(texts=64, pairs=2, seconds=4, batch_sizes=(8, 16), compile=False)
 
 
@@ -137,6 +136,11 @@ class Worker:
 
 def spread(values: Sequence[float]) -> Json:
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+
+
+def between(pairs: Sequence[tuple[Json, Json]], key: str) -> list[float]:
+    """Ours and theirs: the median over all pairs."""
+    return [statistics.median(side[key] for side in sides) for sides in zip(*pairs, strict=True)]
 
 
 def largest_difference(ones: Sequence[Json], others: Sequence[Json]) -> float:
@@ -263,10 +267,9 @@ def start_peer(plan: Plan, model: Path, setting: Json) -> Server:
     return Server(command, port)
 
 
-async def ask(
-    port: int, texts: Sequence[str], *, seed: int, end: float, found: list[tuple[float, float]]
-) -> None:
-    """One client: asks, waits for the answer, asks again. Notes when each answer came and after how long."""
+async def ask(port: int, texts: Sequence[str], *, seed: int, end: float) -> list[tuple[float, float]]:
+    """One client: asks, waits for the answer, asks again. Gives when each answer came and after how long."""
+    found = []
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     draw = random.Random(seed)
     while time.perf_counter() < end:
@@ -285,18 +288,16 @@ async def ask(
         now = time.perf_counter()
         found.append((now, now - began))
     writer.close()
+    return found
 
 
 def load(server: Server, texts: Sequence[str], seconds: float) -> Json:
     """What 32 clients get in so many seconds, after a warm-up of a quarter of them."""
 
     async def main() -> list[tuple[float, float]]:
-        found: list[tuple[float, float]] = []
         begin = time.perf_counter() + seconds / 4
-        clients = [
-            ask(server.port, texts, seed=seed, end=begin + seconds, found=found) for seed in range(CLIENTS)
-        ]
-        await asyncio.gather(*clients)
+        clients = [ask(server.port, texts, seed=seed, end=begin + seconds) for seed in range(CLIENTS)]
+        found = [pair for pairs in await asyncio.gather(*clients) for pair in pairs]
         return [(when, took) for when, took in found if begin <= when < begin + seconds]
 
     took = sorted(duration for _, duration in asyncio.run(main()))
@@ -348,14 +349,7 @@ def served_rows(plan: Plan, model: Path, titles: Sequence[str]) -> list[Json]:
                         "ours": spread([a["per_second"] for a, _ in pairs]),
                         "theirs": spread([b["per_second"] for _, b in pairs]),
                         "unit": "requests/s",
-                        "p50": [
-                            statistics.median(side["p50"] for side in sides)
-                            for sides in zip(*pairs, strict=True)
-                        ],
-                        "p99": [
-                            statistics.median(side["p99"] for side in sides)
-                            for sides in zip(*pairs, strict=True)
-                        ],
+                        **{key: between(pairs, key) for key in ("p50", "p99")},
                     }
                 )
                 print_row(rows[-1])

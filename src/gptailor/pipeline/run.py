@@ -263,8 +263,8 @@ def load(folder: str | Path, *, precision: Precision = "fp32") -> Run:
 
     Args:
         folder: The run's or the model's.
-        precision: What a classifier computes in. `bf16` is faster; `run.predictor.verify_probes()` tells how far
-            its probabilities are off.
+        precision: What a classifier computes in. `bf16` is faster; how far its probabilities are
+            off, `run.predictor.verify_probes()` tells.
 
     Raises:
         ModelError: there is no finished model in it, or it writes and another precision is asked for.
