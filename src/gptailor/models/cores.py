@@ -39,6 +39,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
             together = threading.Barrier(threads)  # so that no thread takes the setting up of two
 
             def begin(_: int) -> None:
+                torch.get_num_threads()  # a thread that was never asked takes the common number later
                 torch.set_num_threads(1)
                 together.wait()
 
