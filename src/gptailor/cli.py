@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 
@@ -91,6 +91,10 @@ SetOption = Annotated[
 ]
 BaselinesOption = Annotated[str | None, typer.Option("--baselines", help="quick, all or none")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="move an old run aside and begin anew")]
+PrecisionOption = Annotated[
+    Literal["fp32", "bf16"],
+    typer.Option("--precision", help="classifiers: bf16 is faster and rounds the probabilities a little"),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="the result as one JSON object on standard output")]
 
 
@@ -265,6 +269,7 @@ def predict(
     ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="runs that write: longest answer")] = None,
     seed: Annotated[int | None, typer.Option(help="runs that write: of what is drawn")] = None,
+    precision: PrecisionOption = "fp32",
     as_json: JsonOption = False,
 ) -> None:
     """Labels with probabilities, or written answers, for a file, standard input or --input texts."""
@@ -275,7 +280,7 @@ def predict(
 
         narrator.say(f"loading {run}")
         if given:
-            answers = predict_inputs(run, given, sampling=sampling)
+            answers = predict_inputs(run, given, sampling=sampling, precision=precision)
             if not as_json:
                 for line in answers:
                     if "continuation" in line:
@@ -299,6 +304,7 @@ def predict(
                     columns=columns,
                     to_stdout=not as_json,
                     sampling=sampling,
+                    precision=precision,
                     **{"text": text, **chosen},
                 ),
                 console,
@@ -324,19 +330,22 @@ def serve(
             help="guards what answers; the page, /health and /ready stay open",
         ),
     ] = None,
+    precision: PrecisionOption = "fp32",
 ) -> None:
     """An HTTP server with a page to try the model in a browser."""
     with _talking() as (_, narrator):
         from gptailor.models.answerer import load_answerer
         from gptailor.models.bundle import find_model_folder, read_bundle
         from gptailor.models.predictor import load_predictor
+        from gptailor.pipeline.run import refuse_precision
         from gptailor.serve.run import serve as serve_models
 
         predictors, answerers = [], []
         for run in runs:
             narrator.say(f"loading {run}")
+            refuse_precision(run, precision)
             if read_bundle(find_model_folder(run)).task == "classification":
-                predictors.append(load_predictor(run))
+                predictors.append(load_predictor(run, precision=precision))
             else:
                 answerers.append(load_answerer(run))
                 answerers[-1].verify_probes()

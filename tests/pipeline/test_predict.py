@@ -20,7 +20,8 @@ import pytest
 import gptailor
 import tiny
 from gptailor.data.ledger import read_ledger
-from gptailor.errors import DataError, RunError
+from gptailor.errors import DataError, ModelError, RunError
+from gptailor.models import predictor as predictor_module
 from gptailor.pipeline import run as run_module
 from gptailor.pipeline.answers import predict_inputs, predict_to
 from gptailor.pipeline.run import Run
@@ -396,3 +397,33 @@ def test_window_and_cut_answer_short_texts_alike_but_long_ones_by_their_whole(pl
     start = "the bank " * 20
     assert run.predict([start + "the flu " * 40]) == run.predict([start + "the goal " * 40])
     assert window.predict([start + "the flu " * 40]) != window.predict([start + "the goal " * 40])
+
+
+def test_bf16_is_chosen_by_name_is_near_and_has_a_version_of_its_own(run: Run, tmp_path: Path) -> None:
+    faster = gptailor.load(run.folder, precision="bf16")
+    text = "the bank and the flu in town 7"
+    exact, near = (one.predict([text])[0].probabilities for one in (run, faster))
+    off = max(abs(exact[label] - near[label]) for label in LABELS)
+    assert 0 < off < 0.05
+    assert 0 < faster.predictor.verify_probes() < 0.05
+    assert run.predictor.verify_probes() == 0
+    assert faster.predictor.version == f"{run.predictor.version}-bf16"
+    (told,) = predict_inputs(run.folder, [text], precision="bf16")
+    assert told["probabilities"] == near
+
+
+def test_bf16_that_is_far_off_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictor_module, "BF16_TOLERANCE", 1e-9)
+    with pytest.raises(ModelError, match="in bf16 a stored probe's answer is off by"):
+        _ = gptailor.load(run.folder, precision="bf16").predictor
+    assert gptailor.load(run.folder).predictor.precision == "fp32"
+
+
+def test_a_model_that_writes_has_one_precision(run: Run, tmp_path: Path) -> None:
+    shutil.copytree(run.folder / "model", tmp_path / "model")
+    path = tmp_path / "model" / "gptailor.json"
+    path.write_text(path.read_text().replace('"task": "classification"', '"task": "completion"'))
+    with pytest.raises(ModelError, match="can't be computed in 'bf16'"):
+        gptailor.load(tmp_path, precision="bf16")
+    with pytest.raises(ModelError, match="Precisions are fp32 and bf16"):
+        gptailor.load(run.folder, precision="fp16")  # type: ignore[arg-type]

@@ -44,6 +44,7 @@ class FakeEncoded:
     num_tokens: int
     truncated: bool
     shape: tuple[int, int]
+    rows: int = 1
 
 
 class FakePredictor:
@@ -679,7 +680,7 @@ class Slow:
     form = AnswerForm()
     name, version, label_names, threshold, max_characters = "slow", "1", ("a", "b"), None, 100
     def encode(self, text):
-        return SimpleNamespace(text=text, num_tokens=1, truncated=False, shape=(4, 8))
+        return SimpleNamespace(text=text, num_tokens=1, truncated=False, shape=(4, 8), rows=1)
     def run(self, batch):
         time.sleep(float(sys.argv[1]))
         return np.array([[int(item.text) / 1000, 1 - int(item.text) / 1000] for item in batch])

@@ -28,6 +28,7 @@ class FakeEncoded:
     num_tokens: int = 3
     truncated: bool = False
     shape: tuple[int, int] = SHORT
+    rows: int = 1
 
 
 class FakePredictor:
@@ -130,6 +131,26 @@ def test_a_list_is_answered_in_its_order_across_batches() -> None:
             return await send(batcher, *[k / 10 for k in range(10)])
 
     assert in_loop(main)[:, 0].tolist() == [k / 10 for k in range(10)]
+
+
+def test_a_batch_is_full_when_its_rows_are_taken() -> None:
+    predictor = FakePredictor()
+
+    async def main() -> None:
+        with running(predictor) as batcher:
+            predictor.gate.clear()
+            first = send(batcher, 0.5)
+            await asyncio.to_thread(predictor.entered.acquire)
+            sizes = {0.1: 2, 0.2: 2, 0.3: 9, 0.4: 3, 0.6: 2}
+            items = [FakeEncoded(value, rows=rows) for value, rows in sizes.items()]
+            waiting = asyncio.ensure_future(batcher.submit(items, deadline_seconds=10))
+            await asyncio.sleep(0)
+            predictor.gate.set()
+            await asyncio.gather(first, waiting)
+
+    in_loop(main)
+    batches = [[item.value for item in batch] for batch in predictor.batches]
+    assert batches == [[0.5], [0.1, 0.2], [0.3], [0.4], [0.6]]
 
 
 def test_the_shape_that_waits_longest_runs_first() -> None:

@@ -24,6 +24,7 @@ from gptailor import cli
 from gptailor.data.read import read_rows
 from gptailor.errors import ModelError
 from gptailor.models import forward
+from gptailor.models.packed import PackedGPT2
 from gptailor.models.predictor import Answer, load_predictor
 from gptailor.pipeline import fit as fitting
 from gptailor.pipeline.answers import predict_to
@@ -83,7 +84,13 @@ def seen(patch: pytest.MonkeyPatch) -> Sequences:
         sequences.extend(tuple(sequence) for sequence in given)
         return original(model, given, *rest, **named)
 
+    def watched_packed(model: PackedGPT2, given: Sequence[Sequence[int]]) -> Any:
+        sequences.extend(tuple(sequence) for sequence in given)
+        return packed_logits(model, given)
+
+    packed_logits = PackedGPT2.logits
     patch.setattr(forward, "hidden_at_end", watched)
+    patch.setattr(PackedGPT2, "logits", watched_packed)
     return sequences
 
 

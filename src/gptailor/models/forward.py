@@ -8,6 +8,7 @@ file, in any batch and over HTTP.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -144,6 +145,28 @@ def compute_logits(
         hidden = hidden_at_end(model, [sequences[row] for row in rows], shape, pad_id=pad_id)
         logits[rows] = head_logits(head, hidden, shape[0]).float().cpu().numpy()
     return logits
+
+
+@dataclass(frozen=True, slots=True)
+class FixedShapes:
+    """A classifier of any causal architecture that gives (N, C) logits in the table's shapes."""
+
+    model: PreTrainedModel
+    head: torch.nn.Module
+    max_tokens: int
+    pad_id: int
+    per_pass: int
+
+    def logits(self, sequences: Sequence[Sequence[int]]) -> FloatArray:
+        """(N, C) logits of every sequence, in order."""
+        return compute_logits(
+            self.model, self.head, sequences, max_tokens=self.max_tokens, pad_id=self.pad_id
+        )
+
+    def place(self, lengths: Sequence[int]) -> tuple[int, tuple[int, int]]:
+        """How many rows sequences of these lengths take, and of what shape: that of the first."""
+        shape = shape_for(lengths[0], max_tokens=self.max_tokens, per_pass=self.per_pass)
+        return len(lengths), shape
 
 
 def learned_states(model: PreTrainedModel, batch: Batch) -> Tensor:

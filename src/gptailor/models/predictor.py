@@ -12,22 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import AutoTokenizer
 
 from gptailor.data.clean import repair
 from gptailor.data.tokenize import Encoder, TooLong, build_encoder, encode_texts, fit_length
 from gptailor.errors import InputError, ModelError
+from gptailor.launch import Precision
 from gptailor.models.bundle import find_model_folder, read_bundle
-from gptailor.models.forward import compute_logits, shape_for, tokens_per_pass
+from gptailor.models.forward import FixedShapes, tokens_per_pass
 from gptailor.models.load import head_name, load_saved_classifier
 from gptailor.models.names import folder_hash
+from gptailor.models.packed import DTYPES, PackedGPT2, packed_gpt2
 from gptailor.models.readout import Answer as Answer
 from gptailor.models.readout import probabilities_of, read_answer
 from gptailor.types import FloatArray
 
 CHUNK = 2048  # texts in memory at once when a file is predicted
-PROBE_TOLERANCE = 1e-3
+PROBE_TOLERANCE = 1e-3  # of logits in fp32
+BF16_TOLERANCE = 0.1  # of probabilities in bf16; of the deviation where the answer is a number
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,26 +39,32 @@ class EncodedText:
     sequences: tuple[tuple[int, ...], ...]
     num_tokens: int
     truncated: bool
-    shape: tuple[int, int]
+    shape: tuple[int, int]  # texts of one shape may be computed together, shape[0] rows at a time
+    rows: int = 1
 
 
 class Predictor:
-    """A loaded bundle. Immutable after loading; used from one thread at a time."""
+    """A loaded bundle. Immutable after loading; used from one thread at a time.
+
+    Args:
+        folder: A model folder.
+        precision: `bf16` is faster, and its probabilities are off by a measured little (`verify_probes`).
+    """
 
     max_characters = 100_000
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, precision: Precision = "fp32") -> None:
         self.bundle = read_bundle(folder)
         self.name = folder.parent.name if folder.name == "model" else folder.name
-        self.version = folder_hash(folder)
+        self.precision = precision
+        # Another precision gives other answers, so it has a version of its own.
+        self.version = folder_hash(folder) + ("" if precision == "fp32" else f"-{precision}")
         self.label_names = tuple(self.bundle.label_names)
         self.form = self.bundle.answer
         self.threshold = self.bundle.threshold
-        self.model: Any = load_saved_classifier(folder)
-        self._tokens_per_pass = tokens_per_pass(self.model)
-        self.head: torch.nn.Module = getattr(self.model, head_name(self.model))
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         self.encoder: Encoder = build_encoder(tokenizer.backend_tokenizer, pad_id=tokenizer.pad_token_id)
+        self._model = self._load(folder)
 
     def encode(self, text: str) -> EncodedText:
         """Repairs and encodes one text.
@@ -82,13 +90,7 @@ class Predictor:
     def logits(self, batch: Sequence[EncodedText]) -> FloatArray:
         """(n, C) logits before the temperature; a long text's windows are averaged."""
         sequences = [sequence for encoded in batch for sequence in encoded.sequences]
-        flat = compute_logits(
-            self.model,
-            self.head,
-            sequences,
-            max_tokens=self.bundle.max_tokens,
-            pad_id=self.encoder.pad_id,
-        )
+        flat = self._model.logits(sequences)
         counts = [len(encoded.sequences) for encoded in batch]
         if len(flat) == len(batch):
             return flat
@@ -114,12 +116,13 @@ class Predictor:
             probabilities, self.label_names, self.form, threshold=self.threshold, truncated=truncated
         )
 
-    def verify_probes(self) -> None:
-        """Replays the stored probes.
+    def verify_probes(self) -> float:
+        """Replays the stored probes; returns the largest difference of their probabilities.
 
         Raises:
             ModelError: this machine doesn't give the answers that were stored.
         """
+        off = 0.0
         for probe in self.bundle.probes:
             encoded = self.encode(probe["text"])
             if [list(sequence) for sequence in encoded.sequences] != probe["token_ids"]:
@@ -128,13 +131,22 @@ class Predictor:
                     where=str(self.bundle.path),
                     fix="The tokenizer was changed; fit again.",
                 )
-            difference = float(np.abs(self.logits([encoded])[0] - np.array(probe["logits"])).max())
-            if not difference <= PROBE_TOLERANCE:
+            found, stored = self.logits([encoded]), np.array([probe["logits"]])
+            difference = float(np.abs(found - stored).max())
+            off = max(off, float(np.abs(self.probabilities(found) - self.probabilities(stored)).max()))
+            if self.precision == "fp32" and not difference <= PROBE_TOLERANCE:
                 raise ModelError(
                     f"a stored probe is answered differently (logits differ by {difference:.2g}).",
                     where=str(self.bundle.path),
                     fix="The weights or the libraries changed; fit again.",
                 )
+            if not off <= BF16_TOLERANCE * (self.form.deviation if self.form.kind == "score" else 1):
+                raise ModelError(
+                    f"in {self.precision} a stored probe's answer is off by {off:.2g}.",
+                    where=str(self.bundle.path),
+                    fix="Use fp32, which is the default.",
+                )
+        return off
 
     def _predict_chunk(self, texts: Sequence[str]) -> Iterator[Answer | None]:
         encoded = self.encode_many(texts)
@@ -148,17 +160,33 @@ class Predictor:
         too_long: TooLong = "window" if self.bundle.too_long == "window" else "cut"
         fitted = fit_length(self.encoder, ids, max_tokens=self.bundle.max_tokens, too_long=too_long)
         sequences = tuple(tuple(tokens) for tokens, _ in fitted)
+        rows, shape = self._model.place([len(sequence) for sequence in sequences])
         return EncodedText(
             sequences=sequences,
             num_tokens=sum(map(len, sequences)),
             truncated=any(cut for _, cut in fitted),
-            shape=shape_for(
-                len(sequences[0]), max_tokens=self.bundle.max_tokens, per_pass=self._tokens_per_pass
-            ),
+            shape=shape,
+            rows=rows,
+        )
+
+    def _load(self, folder: Path) -> PackedGPT2 | FixedShapes:
+        """The model in the form that computes: GPT-2 packed where that keeps every bit, else as it is."""
+        model: Any = load_saved_classifier(folder)
+        head = getattr(model, head_name(model))
+        packed = packed_gpt2(model, head, precision=self.precision)
+        if packed is not None:
+            return packed
+        model.to(DTYPES[self.precision])
+        return FixedShapes(
+            model,
+            head,
+            max_tokens=self.bundle.max_tokens,
+            pad_id=self.encoder.pad_id,
+            per_pass=tokens_per_pass(model),
         )
 
 
-def load_predictor(run: Path) -> Predictor:
+def load_predictor(run: Path, *, precision: Precision = "fp32") -> Predictor:
     """Loads a run folder or a model folder and replays its probes.
 
     Raises:
@@ -171,6 +199,6 @@ def load_predictor(run: Path) -> Predictor:
             where=str(run),
             fix='Use `gptailor predict RUN --input "..."` to see how it goes on with a text.',
         )
-    predictor = Predictor(folder)
+    predictor = Predictor(folder, precision=precision)
     predictor.verify_probes()
     return predictor

@@ -13,6 +13,7 @@ from typing import Any
 
 from gptailor.data.ledger import defuse, write_csv_safely
 from gptailor.errors import InputError, RunError
+from gptailor.launch import Precision
 from gptailor.models.decode import Generated
 from gptailor.models.predictor import Answer
 from gptailor.models.sampling import Sampling
@@ -23,14 +24,18 @@ WRITTEN = ["source", "row", "prompt", "answer", "ended", "tokens", "rejected"]  
 
 
 def predict_inputs(
-    run: Path, texts: Sequence[str], *, sampling: Mapping[str, Any] | None = None
+    run: Path,
+    texts: Sequence[str],
+    *,
+    sampling: Mapping[str, Any] | None = None,
+    precision: Precision = "fp32",
 ) -> list[dict[str, Any]]:
     """Answers to texts given one by one.
 
     Raises:
         InputError: a text is empty.
     """
-    opened = load(run)
+    opened = load(run, precision=precision)
     if opened.task == "language":
         return [{"text": text, "continuation": opened.write(text, **(sampling or {}))} for text in texts]
     if opened.task != "classification":
@@ -57,6 +62,7 @@ def predict_to(
     columns: str | None,
     to_stdout: bool,
     sampling: Mapping[str, Any] | None = None,
+    precision: Precision = "fp32",
 ) -> dict[str, Any]:
     """Predicts a file of any size into a CSV or JSONL file, or onto standard output as CSV.
 
@@ -67,7 +73,7 @@ def predict_to(
     """
     if out is not None:
         _refuse_unwritable(out, location)
-    opened = load(run)
+    opened = load(run, precision=precision)
     writes = opened.task != "classification"
     labelled = not writes and opened.predictor.form.kind != "score"
     names: Sequence[str] = opened.predictor.label_names if labelled else ()

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from gptailor.data.read import Roles, infer_roles, iterate_rows, read_rows
-from gptailor.errors import DataError, RunError
+from gptailor.errors import DataError, ModelError, RunError
 from gptailor.evaluate.metrics import as_json
+from gptailor.launch import Precision
 from gptailor.models.answerer import Answerer, load_answerer
 from gptailor.models.bundle import find_model_folder, read_bundle
 from gptailor.models.decode import Generated
@@ -33,8 +34,8 @@ from gptailor.types import RawExample, RejectedRow, Task
 class Run:
     """A run folder made by `fit`. The model is loaded when it is first needed."""
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, *, precision: Precision = "fp32") -> None:
+        self.folder, self.precision = Path(folder), precision
         self._predictor: Predictor | None = None
         self._writer: Writer | None = None
         self._answerer: Answerer | None = None
@@ -65,7 +66,7 @@ class Run:
     def predictor(self) -> Predictor:
         """The model in memory."""
         if self._predictor is None:
-            self._predictor = load_predictor(self.folder)
+            self._predictor = load_predictor(self.folder, precision=self.precision)
         return self._predictor
 
     @property
@@ -257,15 +258,28 @@ class Run:
             return None
 
 
-def load(folder: str | Path) -> Run:
+def load(folder: str | Path, *, precision: Precision = "fp32") -> Run:
     """Opens a run folder (or a model folder of one).
 
+    Args:
+        folder: The run's or the model's.
+        precision: What a classifier computes in. `bf16` is faster; how far its probabilities are
+            off, `run.predictor.verify_probes()` tells.
+
     Raises:
-        ModelError: there is no finished model in it.
+        ModelError: there is no finished model in it, or it writes and another precision is asked for.
     """
-    run = Run(folder)
-    read_bundle(find_model_folder(run.folder))
+    run = Run(folder, precision=precision)
+    refuse_precision(run.folder, precision)
     return run
+
+
+def refuse_precision(folder: Path, precision: str) -> None:
+    """Raises ModelError where there is no finished model, or one that doesn't compute in this precision."""
+    task = read_bundle(find_model_folder(folder)).task
+    if precision not in ("fp32", *(["bf16"] if task == "classification" else [])):
+        fix = "Leave --precision out." if precision == "bf16" else "Precisions are fp32 and bf16."
+        raise ModelError(f"can't be computed in {precision!r}.", where=str(folder), fix=fix)
 
 
 def _has(columns: Sequence[str], text: str) -> bool:

@@ -1,6 +1,6 @@
 """Batches what waits: one worker thread, one queue per shape, a bound, deadlines, a drain.
 
-The worker takes the shape whose oldest text waits longest and as many of that shape as fit, and never
+The worker takes the shape whose oldest text waits longest and as many texts of it as fit, and never
 waits for more to come: a batch is what gathered while the last one ran. Texts of one shape run together,
 so an answer doesn't depend on its neighbors.
 """
@@ -40,6 +40,10 @@ class Encoded(Protocol):
     @property
     def shape(self) -> Shape:
         """Texts of equal shape may share a batch of at most `shape[0]` rows."""
+
+    @property
+    def rows(self) -> int:
+        """How many rows of a batch this text takes; one that takes more than there are is alone."""
 
 
 class ServablePredictor(Protocol):
@@ -262,7 +266,8 @@ class Batcher:
         known = self._seconds_per_run
         usual = sum(known.values()) / len(known) if known else 0.0
         return sum(
-            -(-len(waiting) // shape[0]) * known.get(shape, usual) for shape, waiting in self._buckets.items()
+            -(-sum(item.encoded.rows for item in waiting) // shape[0]) * known.get(shape, usual)
+            for shape, waiting in self._buckets.items()
         )
 
     def _retry_after_seconds(self) -> float:
@@ -322,15 +327,18 @@ class Batcher:
             shape = self._oldest()
             if shape is None:
                 return []
-            now, batch = time.monotonic(), self._running
-            while self._buckets[shape] and len(batch) < shape[0]:
-                request = self._buckets[shape][0].request
+            now, batch, room = time.monotonic(), self._running, shape[0]
+            while waiting := self._buckets[shape]:
+                request = waiting[0].request
                 if now > request.deadline:
                     self._remove(request)
                     request.settle(_too_late())
-                else:
-                    batch.append(self._buckets[shape].popleft())
-                    self._forget(batch[-1:])
+                    continue
+                room -= waiting[0].encoded.rows
+                if batch and room < 0:
+                    break
+                batch.append(waiting.popleft())
+                self._forget(batch[-1:])
             if not self._buckets[shape]:
                 del self._buckets[shape]
             return list(batch)
