@@ -5,9 +5,10 @@
 AG News as 10,000 rows that people labelled with mistakes (noisyag_val10000.csv): the column `label` is ranked
 by `gptailor suspects`, and the truth, `gt`, only scores the ranking. Then the most suspect 1,000 rows are
 corrected with the truth, as a person would with `--fix`, and the fit says what that did on the test file.
---injected ranks other sets, too, whose labels are changed at random: any class for any other (even), the classes
-that are confused anyway (confused), or one way only for half of the classes (one-way). The data are not part of
-this project: see --data. Prints the tables and which bars hold, and writes benchmarks/results/label-errors-DATE.
+--injected ranks other sets, too, whose labels are changed at random: any class for any other (even), the
+classes that are confused anyway (confused), or one way only for half of the classes (one-way). The data are
+not part of this project: see --data. Prints the tables and which bars hold, and writes the files
+label-errors-DATE of benchmarks/results.
 """
 
 from __future__ import annotations
