@@ -63,6 +63,9 @@ ValidationTargetOption = Annotated[
 ]
 TextOption = Annotated[str | None, typer.Option("--text", help="column of the text; a+b joins two")]
 LabelOption = Annotated[str | None, typer.Option("--label", help="column of the label")]
+FixOption = Annotated[
+    str | None, typer.Option("--fix", help="suspects.csv with its column `correction` filled in")
+]
 ColumnsOption = Annotated[
     str | None, typer.Option("--columns", help="names for a headerless file: label,text+text")
 ]
@@ -164,11 +167,51 @@ def check(
 
 
 @app.command()
+def suspects(
+    data: Data,
+    text: TextOption = None,
+    label: LabelOption = None,
+    columns: ColumnsOption = None,
+    label_names: NamesOption = None,
+    base: BaseOption = None,
+    top: Annotated[
+        int | None,
+        typer.Option("--top", min=1, help="how many rows to rank (default: as many as seem wrong)"),
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="file to write")] = Path("suspects.csv"),
+    seed: SeedOption = None,
+    settings: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Rank the labels of a file, the most likely wrong first, for `fit --fix`."""
+    recipe = _recipe(data, {name: value for name, value in locals().items() if name != "out"})
+    with _talking() as (console, narrator):
+        from gptailor.pipeline.out_of_fold import rank_suspects
+        from gptailor.report.terminal import print_table
+
+        found = _asking(
+            lambda chosen: rank_suspects(_with_columns(recipe, chosen), top=top, out=out, say=narrator.say),
+            console,
+        )
+        if not as_json:
+            rows = [(f"{s.label} → {s.suggestion or '?'}", s.text[:70]) for s in found[:10]]
+            print_table(console, f"{len(found):,} labels to look at, the most suspect first", rows)
+            _point(console, f"\nWritten: {out}")
+            _point(
+                console,
+                "Next:    fill the column `correction` with a label or drop (empty: leave it), then "
+                f"gptailor fit {data} --fix {out}",
+            )
+    _emit({"out": str(out), "suspects": len(found)}, as_json)
+
+
+@app.command()
 def fit(
     data: DataOrRecipe = "",
     task: TaskOption = None,
     text: TextOption = None,
     label: LabelOption = None,
+    fix: FixOption = None,
     prompt: PromptOption = None,
     completion: CompletionOption = None,
     preset: PresetOption = None,
@@ -547,7 +590,7 @@ def _point(console: Any, line: str) -> None:
 
 # Options that are settings of the same name under `data`.
 DATA_OPTIONS = (
-    *("text", "label", "prompt", "completion", "preset", "columns"),
+    *("text", "label", "fix", "prompt", "completion", "preset", "columns"),
     *("test", "test_target", "test_columns", "validation", "validation_target"),
 )
 

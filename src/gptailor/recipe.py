@@ -71,6 +71,9 @@ class DataSettings(Settings):
     test: str | None = Field(None, description="file that tests, instead of a share of train")
     text: str | None = Field(None, description="column of the text; a+b joins two with a space")
     label: str | None = Field(None, description="column of the label")
+    fix: str | None = Field(
+        None, description="suspects.csv with its column `correction` filled in (classification)"
+    )
     label_separator: str | None = Field(
         None,
         min_length=1,

@@ -38,6 +38,7 @@ Reason = Literal[
     "leak_near",
     "too_long",  # only with too_long: drop
     "nothing_to_learn",  # not one token that the loss could see
+    "reviewed",  # a person's corrections say drop
 ]
 
 

@@ -152,23 +152,29 @@ def fit_tfidf(
 
 
 def tfidf_probabilities(
-    texts: Sequence[str], labels: IntArray, *, num_labels: int, strength: float = 10.0, seed: int = 0
+    texts: Sequence[str], labels: IntArray, *, num_labels: int, strength: float = 1.0, seed: int = 0
 ) -> FloatArray:
     """Out-of-fold probabilities (N, C): each row is judged by a model that was fitted without it.
 
-    What a search for wrong labels needs. A class that a fold's model hasn't seen gets 0.
+    What a search for wrong labels needs; a stronger fit believes more of them (docs/log.md). A class that a
+    fold's model hasn't seen gets 0.
     """
     probabilities = np.zeros((len(labels), num_labels))
+    counters = _usable_counters(texts)
+    counts = [csr_matrix(counter.fit_transform(texts)) for counter in counters]
     folds = _stratified_folds(labels, seed=seed)
     for fold in range(folds.max(initial=0) + 1):
         inside, outside = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
         if not len(inside) or not len(outside):
             raise DataError("out-of-fold probabilities need at least 2 rows.", fix="Give more labelled rows.")
-        pipeline = fit_tfidf(
-            [texts[row] for row in outside.tolist()], labels[outside], strength=strength, seed=seed
-        ).pipeline
-        found = pipeline.predict_proba(_inputs(pipeline, [texts[row] for row in inside.tolist()]))
-        probabilities[np.ix_(inside, pipeline.classes_)] = found
+        if counts:
+            matrix, unseen = _fold_features(counts, outside, inside)
+        else:  # no text holds a character
+            matrix, unseen = csr_matrix((len(outside), 1)), csr_matrix((len(inside), 1))
+        fitted = CLASSES.fit(
+            matrix, labels[outside], strength=strength, tolerance=SEARCH_TOLERANCE, seed=seed
+        )
+        probabilities[np.ix_(inside, fitted.classes_)] = fitted.predict_proba(unseen)
     return probabilities
 
 

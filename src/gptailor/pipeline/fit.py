@@ -13,6 +13,7 @@ from gptailor.data.tokenize import build_encoder
 from gptailor.launch import StopRequest, catch_signals, one_writer, resolve_environment, write_atomically
 from gptailor.models.load import load_config, load_tokenizer
 from gptailor.models.names import context_length, resolve_base
+from gptailor.pipeline.fix_effect import effect_of_fixes
 from gptailor.pipeline.folder import base_revision_of, claim_folder, open_for_fit, refuse_other_data
 from gptailor.pipeline.frozen import run_frozen
 from gptailor.pipeline.keep import find_suspects, keep
@@ -24,9 +25,7 @@ from gptailor.pipeline.prepare import Prepared, prepare
 from gptailor.pipeline.run import Run
 from gptailor.pipeline.sealed import open_test
 from gptailor.pipeline.story import describe, tell
-from gptailor.pipeline.suspects import (
-    write_suspects,
-)
+from gptailor.pipeline.suspects import write_suspects
 from gptailor.pipeline.task import settle_task
 from gptailor.pipeline.texts.road import fit_texts
 from gptailor.pipeline.tokens import TokenizedParts, ledger_lines, tokenize_parts
@@ -72,11 +71,20 @@ def fit_classification(recipe: Recipe, folder: Path, listener: Listener, stop: S
     candidates = run_candidates(shop, folder, listener, stop)
     chosen = max(candidates, key=lambda candidate: candidate.score)  # ties: the first, frozen
     bundle, predictor, parity = keep(folder, shop, chosen)
-    write_suspects(folder / "data" / "suspects.csv", find_suspects(shop, prepared, chosen, bundle))
     frozen = next((c for c in candidates if c.approach == "frozen"), None)
+    if frozen is None and (recipe.evaluate.baselines != "none" or recipe.data.fix is not None):
+        listener.say("frozen features, to compare with")
+        frozen = run_frozen(shop, FrozenApproach())
+    write_suspects(
+        folder / "data" / "suspects.csv", find_suspects(shop, prepared, chosen, bundle, frozen=frozen)
+    )
     ladder = climb(shop, chosen, frozen, say=listener.say)
     listener.say("opening the sealed test set")
     report, details = open_test(folder, shop, chosen, predictor, ladder)
+    if frozen is not None and (effect := effect_of_fixes(shop, prepared, frozen.model)) is not None:
+        report["fixes"] = effect
+        prepared.notes.append(effect["says"])
+        listener.say(effect["says"])
     report["training"]["total_seconds"] = round(time.perf_counter() - began, 2)
     details = {**details, **describe(shop, chosen, candidates, parity=parity)}
     tell(folder, report, details, prepared=prepared, tokens=shop.tokens, form=bundle.answer)
@@ -111,6 +119,14 @@ def write_data(folder: Path, prepared: Prepared, tokens: TokenizedParts) -> None
     summary["data_hash"] = prepared.data_hash
     summary["roles"] = {"text": prepared.roles.text, "label": prepared.roles.label}
     summary["rare_labels"] = prepared.cleaned.rare_labels
+    if prepared.fixes.corrections:
+        fixes = prepared.fixes
+        summary["fixes"] = {
+            "file": fixes.file,
+            "relabelled": len(fixes.relabelled),
+            "dropped": len(fixes.dropped),
+            "unchanged": len(fixes.unchanged),
+        }
     write_atomically(folder / "data" / "summary.json", json.dumps(summary, indent=1))
 
 

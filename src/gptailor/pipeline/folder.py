@@ -140,6 +140,7 @@ def hash_files(recipe: Recipe) -> str | None:
     """The data hash that `prepare` would find, without reading a row; None where there is more than files."""
     data = recipe.data
     places = [data.train, data.target, data.validation, data.validation_target, data.test, data.test_target]
+    places.append(data.fix)
     hashes = []
     for path in (Path(place) for place in places if place is not None):
         if path.is_dir():

@@ -81,7 +81,7 @@ def fit_frozen(shop: Workshop, model: PreTrainedModel, settings: FrozenApproach)
     for strength in sorted(settings.strengths):
         logits = np.empty((len(labels), len(shop.label_names)))
         for inside, outside in splits:
-            weights = _quietly_fit(shop, features[inside], labels[inside], strength)
+            weights = quietly_fit(shop, features[inside], labels[inside], strength)
             logits[outside] = features[outside] @ weights.T
         text_logits, answers = by_text(logits[held_out], held_rows)
         score, loss = kind.score(text_logits, answers), kind.mean_loss(text_logits, answers)
@@ -93,7 +93,7 @@ def fit_frozen(shop: Workshop, model: PreTrainedModel, settings: FrozenApproach)
     assert best is not None
     _, _, strength, text_logits, answers = best
     chosen = slice(None) if shop.recipe.data.validation is None else slice(0, count)
-    weights = _quietly_fit(shop, features[chosen], labels[chosen], strength)
+    weights = quietly_fit(shop, features[chosen], labels[chosen], strength)
     return FrozenFit(weights, strength, searched, text_logits, answers)
 
 
@@ -118,7 +118,8 @@ def features_of(shop: Workshop, model: PreTrainedModel, rows: Sequence[Tokenized
     return stored.astype(np.float64)
 
 
-def _quietly_fit(shop: Workshop, features: FloatArray, labels: Any, strength: float) -> FloatArray:
+def quietly_fit(shop: Workshop, features: FloatArray, labels: Any, strength: float) -> FloatArray:
+    """(C, H) weights of a head on (N, H) features, as the kind of answer fits it."""
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():

@@ -11,8 +11,15 @@ from gptailor.models.predictor import Predictor
 from gptailor.models.readout import probabilities_of
 from gptailor.pipeline.classify import classify_rows
 from gptailor.pipeline.kinds import kind_of
+from gptailor.pipeline.out_of_fold import run_probabilities
 from gptailor.pipeline.prepare import Prepared
-from gptailor.pipeline.suspects import Suspect, suspects_by_model, suspects_in_data
+from gptailor.pipeline.suspects import (
+    Suspect,
+    merge_suspects,
+    suspects_by_model,
+    suspects_in_data,
+    suspects_out_of_fold,
+)
 from gptailor.pipeline.tokens import sequences_of
 from gptailor.pipeline.workshop import Candidate, Workshop, few_rows
 from gptailor.recipe import Recipe
@@ -67,15 +74,23 @@ def keep(folder: Path, shop: Workshop, chosen: Candidate) -> tuple[Bundle, Predi
     return bundle, predictor, parity
 
 
-def find_suspects(shop: Workshop, prepared: Prepared, chosen: Candidate, bundle: Bundle) -> list[Suspect]:
-    """Rows to look at again: from the data, and from validation answers that are sure of another label."""
+def find_suspects(
+    shop: Workshop, prepared: Prepared, chosen: Candidate, bundle: Bundle, *, frozen: Candidate | None
+) -> list[Suspect]:
+    """Rows to look at again, each once: from the data, then those that models doubt, most suspect first.
+
+    With one label a row and a frozen candidate, training and validation rows are ranked by models that
+    were fitted without them. Else validation rows come whose label the chosen model contradicts and is sure.
+    """
+    form, in_data = bundle.answer, suspects_in_data(prepared)
+    if frozen is not None and form.kind == "single":
+        ranked, doubted = run_probabilities(shop, frozen.model)
+        return merge_suspects([*in_data, *suspects_out_of_fold(ranked, doubted, prepared)])
     examples = list(shop.tokens.examples["validation"])
     if few_rows(shop):  # then the answers are out of fold, over both parts
         examples = [*shop.tokens.examples["train"], *examples]
-    logits, form = chosen.validation_logits, bundle.answer
-    probabilities = probabilities_of(logits, form, temperature=bundle.temperature)
-    found = suspects_by_model(examples, probabilities, prepared, kind_of(form))
-    return [*suspects_in_data(prepared), *found]
+    probabilities = probabilities_of(chosen.validation_logits, form, temperature=bundle.temperature)
+    return merge_suspects([*in_data, *suspects_by_model(examples, probabilities, prepared, kind_of(form))])
 
 
 def _repair_settings(recipe: Recipe) -> dict[str, bool]:

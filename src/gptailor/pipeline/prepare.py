@@ -16,6 +16,7 @@ from gptailor.data.read import ReadResult, Roles, infer_roles, read_rows
 from gptailor.data.split import join_groups, split_rows, value_groups
 from gptailor.errors import DataError, did_you_mean
 from gptailor.models.readout import label_text, labels_named
+from gptailor.pipeline.fixes import Fixes, apply_fixes, read_fixes, refuse_strays
 from gptailor.pipeline.labels import classes_of, hint_of_numbers, notes_on, read_labels, strata_of
 from gptailor.recipe import DataSettings, Recipe, SplitSettings
 from gptailor.tasks.classification import refuse_unknown_labels, to_example
@@ -50,6 +51,7 @@ class Prepared:
     near_groups: list[list[Example]]  # near-duplicates that were kept, in one part each
     notes: list[str] = field(default_factory=list)
     form: AnswerForm = field(default_factory=AnswerForm)
+    fixes: Fixes = field(default_factory=Fixes)  # a person's corrections
 
 
 def prepare(recipe: Recipe, say: Callable[[str], None] = lambda _: None) -> Prepared:
@@ -70,13 +72,16 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda _: None) -> Prep
     hint = "" if asked else hint_of_numbers(taken, form)
     if hint:  # before anything is refused for it
         say(hint)
+    fixes = read_fixes(settings.fix)
+    rows, reviewed = apply_fixes(rows, fixes, form, keep_before=True)
     say("cleaning")
     cleaned = clean_rows(rows, settings=settings.clean, kind=form.kind)
     held_out = {
-        part: _read_held_out(location, roles, settings, cleaned, form, is_test=part == "test")
+        part: _read_held_out(location, roles, settings, cleaned, form, fixes, is_test=part == "test")
         for part, location in (("validation", settings.validation), ("test", settings.test))
         if location is not None
     }
+    refuse_strays(fixes)
     kept, leaks = remove_leaks(cleaned.rows, [row for _, result in held_out.values() for row in result.rows])
     label_names = classes_of(kept, form, roles.label or "")
     for location, part, flag in (
@@ -98,6 +103,7 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda _: None) -> Prep
     rejected = [
         *(row for file in files for row in file.rejected),
         *unlabelled,
+        *reviewed,
         *cleaned.rejected,
         *(row for _, result in held_out.values() for row in result.rejected),
         *(RejectedRow(leak.train.source, leak.train.row, leak.kind, _says(leak)) for leak in leaks),
@@ -110,12 +116,13 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda _: None) -> Prep
         rejected=rejected,
         rejected_rows=[row for row in taken if (row.source, row.row) in dropped],
         read=sum(len(file.rows) + len(file.rejected) for file in files),
-        data_hash=content_key(*(file.sha256 for file in files)),
+        data_hash=content_key(*(file.sha256 for file in files), *([fixes.sha256] if fixes.sha256 else [])),
         cleaned=cleaned,
         leaks=leaks,
         near_groups=near_groups,
         notes=[*(note for file in files for note in file.notes), *([hint] if hint else []), *says],
         form=with_scale(form, parts["train"]),
+        fixes=fixes,
     )
 
 
@@ -221,6 +228,7 @@ def _read_held_out(
     settings: DataSettings,
     train: CleanResult,
     form: AnswerForm,
+    fixes: Fixes,
     *,
     is_test: bool,
 ) -> tuple[ReadResult, CleanResult]:
@@ -241,6 +249,9 @@ def _read_held_out(
     names = settings.test_label_names if is_test else settings.label_names
     flag = "--test-label-names" if is_test else "--label-names"
     rows, unlabelled = read_labels(take_roles(file, roles, ungrouped), form, names, flag=flag)
+    if not is_test:  # a test file is never touched
+        rows, reviewed = apply_fixes(rows, fixes, form)
+        unlabelled = [*unlabelled, *reviewed]
     result = clean_rows(rows, settings=settings.clean, protected=True, known=train, kind=form.kind)
     result.rejected.extend(unlabelled)
     if not result.rows:

@@ -95,7 +95,7 @@ def resolved_recipe(shop: Workshop, chosen: Candidate) -> Recipe:
         approach = FrozenApproach() if chosen.approach == "frozen" else FullApproach()
     located: dict[str, Any] = {
         key: str(Path(value).resolve())
-        for key in ("train", "validation", "test")
+        for key in ("train", "validation", "test", "fix")
         if (value := getattr(recipe.data, key)) is not None and Path(value).exists()
     }
     form, data = shop.kind.form, recipe.data

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gptailor.data.ledger import write_csv_safely
+from gptailor.evaluate.label_errors import doubt_labels
 from gptailor.models.readout import as_label, decide, label_text
 from gptailor.pipeline.labels import answers_of
 from gptailor.pipeline.prepare import Prepared, answer_of, names_of
@@ -18,11 +21,12 @@ if TYPE_CHECKING:  # it knows the trainer's losses, and `check` runs without the
     from gptailor.pipeline.kinds import Kind
 
 SURE = 0.9  # a wrong answer this sure is worth a second look at the label
+HEADER = ("source", "row", "score", "label", "suggestion", "correction", "reason", "text")
 
 
 @dataclass(frozen=True, slots=True)
 class Suspect:
-    """One row to look at. `suggestion` is empty where we have none."""
+    """One row to look at. `suggestion` is empty where we have none, `score` None where none was measured."""
 
     source: str
     row: int
@@ -30,6 +34,7 @@ class Suspect:
     label: str
     suggestion: str
     reason: str
+    score: float | None = None
 
 
 def suspects_in_data(prepared: Prepared) -> list[Suspect]:
@@ -73,19 +78,74 @@ def suspects_by_model(
             prepared,
             reason=f"the model is {sureness[place]:.0%} sure of {kind.doubt}",
             suggestion=label_text(as_label(guesses[place]), prepared.label_names, kind.form),
+            score=round(float(sureness[place]), 4),
         )
         for place in places[np.argsort(-sureness[places], kind="stable")].tolist()
     ]
 
 
-def write_suspects(path: Path, suspects: list[Suspect]) -> None:
-    """Writes data/suspects.csv."""
-    header = ["source", "row", "text", "label", "suggestion", "reason"]
+def suspects_out_of_fold(
+    examples: Sequence[Example], probabilities: FloatArray, prepared: Prepared, *, top: int | None = None
+) -> list[Suspect]:
+    """The rows that models fitted without them doubt most, by their (N, C) probabilities; one label a row.
+
+    `top` says how many; None lists as many as there seem to be wrong labels. The score ranks: where people
+    make the same mistake again and again, the models learn it, and then it is far too low.
+    """
+    labels = answers_of(examples)
+    doubts = doubt_labels(probabilities, labels)
+    wanted = round(float(doubts.wrong.sum())) if top is None else top
+    found = []
+    for place in np.argsort(-doubts.wrong, kind="stable")[:wanted].tolist():
+        other = int(doubts.likeliest[place])
+        suggestion = prepared.label_names[other]
+        told = f"{suggestion} {probabilities[place, other]:.0%}"
+        own = f"the label {probabilities[place, labels[place]]:.0%}"
+        found.append(
+            _suspect(
+                examples[place],
+                prepared,
+                reason=f"fitted without this row, models give {told}, {own}",
+                suggestion=suggestion,
+                score=round(float(doubts.wrong[place]), 4),
+            )
+        )
+    return found
+
+
+def merge_suspects(found: Iterable[Suspect]) -> list[Suspect]:
+    """Each row once, where it came first, with all its reasons and the first score and suggestion known."""
+    merged: dict[tuple[str, int], Suspect] = {}
+    for suspect in found:
+        key = (suspect.source, suspect.row)
+        before = merged.get(key)
+        if before is None:
+            merged[key] = suspect
+            continue
+        reasons = dict.fromkeys([before.reason, suspect.reason])
+        merged[key] = dataclasses.replace(
+            before,
+            reason="; ".join(reasons),
+            suggestion=before.suggestion or suspect.suggestion,
+            score=suspect.score if before.score is None else before.score,
+        )
+    return list(merged.values())
+
+
+def write_suspects(path: Path, suspects: Iterable[Suspect]) -> None:
+    """Writes suspects.csv; the column `correction` is left to a person (see fixes.py)."""
     write_csv_safely(
-        path, header, ([s.source, s.row, s.text, s.label, s.suggestion, s.reason] for s in suspects)
+        path,
+        HEADER,
+        (
+            [s.source, s.row, "" if s.score is None else s.score, s.label, s.suggestion, "", s.reason, s.text]
+            for s in suspects
+        ),
     )
 
 
-def _suspect(example: Example, prepared: Prepared, *, reason: str, suggestion: str = "") -> Suspect:
+def _suspect(
+    example: Example, prepared: Prepared, *, reason: str, suggestion: str = "", score: float | None = None
+) -> Suspect:
     label = answer_of(prepared, example)
-    return Suspect(example.source, example.row, example.text, label, suggestion, reason)
+    return Suspect(example.source, example.row, example.text, label, suggestion, reason, score)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gptailor.data.read import iterate_rows
 from gptailor.data.roles import LABEL_NAMES, infer_roles
-from gptailor.errors import GptailorError
+from gptailor.errors import GptailorError, RecipeError
 from gptailor.recipe import Recipe
 from gptailor.tasks.chat import infer_chat
 from gptailor.tasks.completion import infer_completion
@@ -20,6 +20,10 @@ PROSE = (".txt", ".text", ".md")
 
 def settle_task(recipe: Recipe) -> Recipe:
     """The recipe with its task. What can't be told is classification, whose errors say what is missing."""
+    if recipe.task not in (None, "classification") and recipe.data.fix is not None:
+        raise RecipeError(
+            f"corrects labels, and the task is {recipe.task}.", where="data.fix", fix="Leave --fix out."
+        )
     if recipe.task is not None:
         return recipe
     return recipe.model_copy(update={"task": named_task(recipe) or task_of_columns(recipe)})
@@ -28,7 +32,12 @@ def settle_task(recipe: Recipe) -> Recipe:
 def named_task(recipe: Recipe) -> Task | None:
     """The task that the named columns belong to."""
     data = recipe.data
-    if data.label is not None or data.label_separator is not None or recipe.task_answer != "auto":
+    if (
+        data.label is not None
+        or data.fix is not None
+        or data.label_separator is not None
+        or recipe.task_answer != "auto"
+    ):
         return "classification"
     if data.chosen is not None or data.rejected is not None:
         return "preference"

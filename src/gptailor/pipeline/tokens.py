@@ -118,7 +118,7 @@ def ledger_lines(prepared: Prepared, tokens: TokenizedParts) -> list[LedgerLine]
                     outcome="used",
                     part=part,
                     reason=None,
-                    detail="",
+                    detail=prepared.fixes.detail(*key),
                     trained=learned,
                     context=total[key] - learned,
                     cut=cut[key],

@@ -145,6 +145,7 @@ REASONS: dict[str, str] = {
     "leak_near": "nearly stands in the test or validation file",
     "too_long": "too long",
     "nothing_to_learn": "no token to learn from",
+    "reviewed": "dropped by your corrections",
 }
 
 HEADLINES: dict[Tone, str] = {
