@@ -60,6 +60,9 @@ HOMES = {
     "pyarrow": ("data/",),
     "rensa": ("data/duplicates.py",),
     "ftfy": ("data/clean.py",),
+    "mlflow": ("pipeline/trackers.py",),
+    "trackio": ("pipeline/trackers.py",),
+    "wandb": ("pipeline/trackers.py",),
     "sacrebleu": ("evaluate/text_metrics.py",),
 }
 HEAVY = ("torch", "transformers")
