@@ -384,6 +384,28 @@ def report(run: RunFolder, as_json: JsonOption = False) -> None:
 
 
 @app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="finished run folders")],
+    page: Annotated[Path | None, typer.Option("--page", help="also write a page (.html) here")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A leaderboard of runs, with paired tests against the best and the settings that differ."""
+    with _talking() as (console, narrator):
+        from gptailor.launch import write_atomically
+        from gptailor.pipeline.compare import compare_runs
+        from gptailor.report.comparison import print_comparison, render_comparison
+
+        found = compare_runs(runs)
+        if not as_json:
+            print_comparison(console, found)
+        if page is not None:
+            page.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(page, render_comparison(found))
+            narrator.say(f"written to {page}")
+    _emit(found, as_json)
+
+
+@app.command()
 def doctor(
     clear_cache: Annotated[bool, typer.Option("--clear-cache", help="empty the cache")] = False,
     as_json: JsonOption = False,
