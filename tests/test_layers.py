@@ -49,6 +49,7 @@ HOMES = {
     "starlette": ("serve/",),
     "sklearn": (
         "evaluate/baselines.py",
+        "evaluate/choice.py",
         "evaluate/targets.py",
         "evaluate/text_baselines.py",
         "models/approach.py",

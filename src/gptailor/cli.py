@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import errno
 import io
 import json
@@ -17,6 +18,13 @@ import typer
 from gptailor.errors import GptailorError, Interrupted
 
 Result = TypeVar("Result")
+
+
+class Rank(enum.StrEnum):
+    """By what `predict` orders rows."""
+
+    uncertain = "uncertain"
+
 
 app = typer.Typer(
     name="gptailor",
@@ -265,6 +273,9 @@ def predict(
     ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="runs that write: longest answer")] = None,
     seed: Annotated[int | None, typer.Option(help="runs that write: of what is drawn")] = None,
+    rank: Annotated[
+        Rank | None, typer.Option("--rank", help="rows of a file worth labelling first come first")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Labels with probabilities, or written answers, for a file, standard input or --input texts."""
@@ -273,6 +284,8 @@ def predict(
     with _talking() as (console, narrator):
         from gptailor.pipeline.answers import predict_inputs, predict_to
 
+        if given and rank is not None:
+            raise typer.BadParameter("--rank orders the rows of a file; it has no use for --input")
         narrator.say(f"loading {run}")
         if given:
             answers = predict_inputs(run, given, sampling=sampling)
@@ -299,6 +312,7 @@ def predict(
                     columns=columns,
                     to_stdout=not as_json,
                     sampling=sampling,
+                    rank=rank is not None,
                     **{"text": text, **chosen},
                 ),
                 console,
@@ -309,6 +323,43 @@ def predict(
                 f"an answer (the reason stands in their row){written}"
             )
     _emit(result, as_json)
+
+
+@app.command()
+def label(
+    data: Data,
+    labels: Annotated[str | None, typer.Option("--labels", help="names to choose from: a,b,c")] = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", help="a run: its labels, and its doubts decide the order")
+    ] = None,
+    text: TextOption = None,
+    columns: ColumnsOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="write here (default: <file stem>.labels.csv)")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one")] = 0,
+) -> None:
+    """A local page to label rows by keyboard or touch; goes on where it stopped."""
+    with _talking() as (console, narrator):
+        from gptailor.serve.label import label_file, serve_label_page
+
+        names = [name for name in (labels or "").split(",") if name.strip()]
+        file = _asking(
+            lambda chosen: label_file(
+                data,
+                labels=names,
+                run=run,
+                columns=columns,
+                out=out,
+                say=narrator.say,
+                **{"text": text, **chosen},
+            ),
+            console,
+        )
+        if file.answers:
+            narrator.say(f"going on: {len(file.answers):,} rows stand in {file.out}")
+        serve_label_page(file, port=port, announce=narrator.say)
+        narrator.say(f"{len(file.answers):,} of {len(file.rows):,} rows are labelled, in {file.out}")
 
 
 @app.command()
