@@ -37,12 +37,14 @@ def rank_file(
     """
     refuse_without_labels(run)
     found = list(run.predict_file(location, text=text, columns=columns))
-    asked = [place for place, (_, _, answer) in enumerate(found) if answer is not None]
-    texts = [found[place][1] for place in asked]
-    answers = [answer for _, _, answer in found if answer is not None]
-    doubt, order = rank_texts(run.predictor, texts, answers)
-    ranked = [RankedRow(*found[asked[place]], float(doubt[place])) for place in order.tolist()]
-    return ranked + [RankedRow(*item, None) for item in found if item[2] is None]
+    asked = [(row, given, answer) for row, given, answer in found if answer is not None]
+    doubt, order = rank_texts(run.predictor, [given for _, given, _ in asked], [one for _, _, one in asked])
+    ranked = []
+    for place in order.tolist():
+        row, given, answer = asked[place]
+        ranked.append(RankedRow(row, given, answer, float(doubt[place])))
+    left = [RankedRow(row, given, None, None) for row, given, answer in found if answer is None]
+    return [*ranked, *left]
 
 
 def rank_texts(

@@ -18,8 +18,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gptailor.data.read import infer_roles, read_rows
 from gptailor.errors import GptailorError, InputError
 from gptailor.pipeline.prepare import joined
-from gptailor.pipeline.rank import rank_file
-from gptailor.pipeline.run import Run, load
 from gptailor.serve.label_file import LabelFile, LabelRow, Stale
 from gptailor.serve.limits import SAFE_HEADERS, json_response
 from gptailor.serve.own_page import load_page
@@ -45,18 +43,11 @@ def label_file(
     Raises:
         GptailorError: the file can't be read or changed, or there are no labels to choose from.
     """
-    opened = None if run is None else load(run)
-    if opened is None:
+    if run is None:
         rows = _rows_in_order(location, text=text, columns=columns)
     else:
-        _refuse_label_sets(opened)
-        say("ordering the rows: the most telling first")
-        rows = [
-            LabelRow(one.row.source, one.row.row, one.text)
-            for one in rank_file(opened, location, text=text, columns=columns)
-            if one.answer is not None
-        ]
-        labels = [*labels, *opened.predictor.label_names]
+        rows, names = _most_telling_first(run, location, text=text, columns=columns, say=say)
+        labels = [*labels, *names]
     chosen = [name for label in labels if (name := label.strip())]
     target = out or Path(location).with_name(f"{_stem(location)}.labels.csv")
     file = LabelFile(rows, target, chosen)
@@ -199,13 +190,26 @@ def _rows_in_order(location: str, *, text: str | None, columns: str | None) -> l
     return [row for row in rows if row.text.strip()]
 
 
-def _refuse_label_sets(run: Run) -> None:
+def _most_telling_first(
+    folder: Path, location: str, *, text: str | None, columns: str | None, say: Say
+) -> tuple[list[LabelRow], Sequence[str]]:
+    """The file's rows in the order in which they teach the run most, and the run's labels."""
+    # With these comes torch, which a page without a run can do without.
+    from gptailor.pipeline.rank import rank_file
+    from gptailor.pipeline.run import load
+
+    say(f"loading {folder}")
+    run = load(folder)
     if run.task == "classification" and run.predictor.form.kind == "multiple":
         raise InputError(
             "gives a text several labels; the page asks for one.",
-            where=str(run.folder),
+            where=str(folder),
             fix="Use `gptailor predict --rank uncertain` and label in a spreadsheet.",
         )
+    say("ordering the rows: the most telling first")
+    ranked = rank_file(run, location, text=text, columns=columns)
+    rows = [LabelRow(one.row.source, one.row.row, one.text) for one in ranked if one.answer is not None]
+    return rows, run.predictor.label_names
 
 
 def _stem(location: str) -> str:
