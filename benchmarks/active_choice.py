@@ -40,7 +40,8 @@ from gptailor.types import AnswerForm, FloatArray, IntArray
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parent.parent / "shared" / "data"
 POOL, TEST, TOKENS = 3500, 1500, 128
-SIZES = {
+FEW, MORE = (100, 200), (400, 400)  # rows labelled before, rows added
+SIZES = {"sst2": (FEW, MORE), "ag_news": (FEW, MORE), "emotion": (FEW, MORE), "banking77": (MORE,)}
     "sst2": (100, 200),
     "ag_news": (100, 200),
     "emotion": (100, 200),
@@ -171,10 +172,11 @@ def main() -> None:
     cells: dict[str, list[dict[str, float]]] = {}
     for name in given.datasets:
         rows = read_dataset(name, given.data, base, given.work)
-        had, added = SIZES[name]
-        cells[name] = [measure(rows, had=had, added=added, seed=seed) for seed in range(given.seeds)]
-        lines.append(line_of(name, cells[name], had, added))
-        print(lines[-1], flush=True)
+        for had, added in SIZES[name]:
+            found = [measure(rows, had=had, added=added, seed=seed) for seed in range(given.seeds)]
+            cells[f"{name} {had}+{added}"] = found
+            lines.append(line_of(name, found, had, added))
+            print(lines[-1], flush=True)
     stem = given.results / f"{datetime.date.today().isoformat()}-active-choice"
     given.results.mkdir(parents=True, exist_ok=True)
     about = (
