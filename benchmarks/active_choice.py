@@ -42,11 +42,6 @@ DATA = HERE.parent.parent / "shared" / "data"
 POOL, TEST, TOKENS = 3500, 1500, 128
 FEW, MORE = (100, 200), (400, 400)  # rows labelled before, rows added
 SIZES = {"sst2": (FEW, MORE), "ag_news": (FEW, MORE), "emotion": (FEW, MORE), "banking77": (MORE,)}
-    "sst2": (100, 200),
-    "ag_news": (100, 200),
-    "emotion": (100, 200),
-    "banking77": (400, 400),
-}  # had, added
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)
 WAYS = ("random", "doubt", "chosen")
 
