@@ -29,7 +29,7 @@ CLEAR = 0.05  # a corrected p-value under this is a clear difference
 SAME_VALUE = 1e-4  # how far a score from the rows may be off the report's, in parts of it
 ON_THE_TEST_SET = (
     "These are test scores. Choosing the best of several by them makes its own score a little too good; "
-    "a file that no run has seen, with `gptailor evaluate`, says how good it is."
+    "a file that no run has seen says how good it is (gptailor evaluate)."
 )
 
 

@@ -143,9 +143,9 @@ def _tests(runs: Sequence[Mapping[str, Any]], *, higher_is_better: bool) -> list
         test, name = mapping(run["against_best"]), run["run"]
         drawn = None
         if name in turned:
-            tone = "worse" if test.get("clear") else "unclear"
-            drawn = plots.difference(*turned[name], tone=tone, label=str(test["says"]), reach=reach)
-        found.append({"title": name, "says": test.get("says", ""), "drawing": drawn})
+            drawn = plots.difference(*turned[name], tone="tone", label=str(test["says"]), reach=reach)
+        tone = "worse" if test.get("clear") else "unclear"
+        found.append({"title": name, "says": test.get("says", ""), "drawing": drawn, "tone": tone})
     return found
 
 
