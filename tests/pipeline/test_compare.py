@@ -58,8 +58,8 @@ def write_run(
     (folder / "recipe.yaml").write_text(dump_recipe(recipe))
     bundle = {
         "version": 1, "task": task, "base": "starter", "base_revision": "1", "approach": "frozen",
-        "label_names": LABELS, "max_tokens": 64, "too_long": "cut", "temperature": 1.0, "threshold": None, "clean": {}, "scores": {},
-        "probes": [], "form": {}, "answer": form,
+        "label_names": LABELS, "max_tokens": 64, "too_long": "cut", "temperature": 1.0, "threshold": None,
+        "clean": {}, "scores": {}, "probes": [], "form": {}, "answer": form,
     }  # fmt: skip
     (folder / "model" / "config.json").write_text("{}")
     (folder / "model" / "gptailor.json").write_text(json.dumps(bundle))

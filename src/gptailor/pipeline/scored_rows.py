@@ -34,7 +34,7 @@ class ScoredRows:
     """N test rows: what they are, and their lines in the run's file. `form` is that of a classifier."""
 
     keys: list[Hashable]
-    lines: list[Line]
+    lines: Sequence[Line]
     form: AnswerForm
 
     def in_order_of(self, keys: Sequence[Hashable]) -> list[Line]:
