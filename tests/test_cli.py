@@ -29,10 +29,12 @@ OPTIONS = {
     "check": [*COMMON, "--no-estimate"],
     "fit": [*COMMON, "--out", "--baselines", "--overwrite"],
     "evaluate": ["--text", "--label", "--columns", "--label-names", "--json"],
-    "predict": ["--input", "--out", "-o", "--text", "--columns", "--json"],
+    "predict": ["--input", "--out", "-o", "--text", "--columns", "--rank", "--json"],
+    "label": ["--labels", "--run", "--text", "--columns", "--out", "-o", "--port"],
     "serve": ["--host", "--port", "--api-key"],
     "export": ["--to", "--out", "--precision", "--json"],
     "report": ["--json"],
+    "compare": ["--page", "--json"],
     "bases": ["--json"],
     "doctor": ["--clear-cache", "--json"],
 }
@@ -183,6 +185,10 @@ def test_no_arguments_print_the_help_and_leave_with_2(invoke: Invoke) -> None:
         ["check", "--target", "welsh.txt"],
         ["evaluate", "run"],
         ["serve", "run", "--port", "70000"],
+        ["label", "news.csv", "--port", "70000"],
+        ["predict", "run", "--rank", "certain"],
+        ["predict", "run", "--rank", "uncertain", "--input", "x"],
+        ["compare"],
     ],
 )
 def test_wrong_usage_leaves_with_2(arguments: list[str], invoke: Invoke) -> None:
@@ -249,6 +255,13 @@ MISTAKES = {
     "run": (["predict", "rnu", "--input", "x"], ["rnu", "no such folder"]),
     "unfinished run": (["predict", "hollow", "--input", "x"], ["hollow", "no finished model"]),
     "report of nothing": (["report", "rnu"], ["rnu", "no such folder"]),
+    "compare with nothing": (["compare", "run", "rnu"], ["rnu", "no such folder"]),
+    "compare with itself": (["compare", "run", "./run"], ["named twice"]),
+    "label without labels": (["label", "news.csv", "--text", "text"], ["no labels", "--labels"]),
+    "labels into another file": (
+        ["label", "news.csv", "--labels", "a,b", "--text", "text", "-o", "two.csv"],
+        ["two.csv", "isn't a file of labels"],
+    ),
     "report of no run": (["report", "hollow"], ["hollow", "not finished"]),
     "empty input": (["predict", "run", "--input", "x", "--input", " "], ["--input 2", "empty"]),
     "output ending": (["predict", "run", "news.csv", "-o", "answers.txt"], ["answers.txt", ".jsonl"]),
@@ -639,3 +652,22 @@ def test_whoever_closes_the_pipe_early_is_no_error(unbuffered: str) -> None:
     assert process.wait(60) == 0
     assert process.stderr.read() == b""
     process.stderr.close()
+
+
+def test_compare_prints_one_object_and_writes_a_page(invoke: Invoke, tmp_path: Path) -> None:
+    page = tmp_path / "pages" / "compared.html"
+    said = invoke("compare", "run", "--page", str(page), "--json")
+    assert said.code == 0
+    assert [run["run"] for run in said.result["runs"]] == ["run"]
+    assert page.read_text().rstrip().endswith("</html>")
+    said = invoke("compare", "run")
+    assert (said.code, said.out) == (0, "")
+    assert "macro-F1" in said.words
+
+
+def test_predict_orders_rows_by_what_labelling_them_teaches(invoke: Invoke) -> None:
+    said = invoke("predict", "run", "news.csv", "--rank", "uncertain", "--json")
+    assert said.code == 0
+    answers = said.result["answers"]
+    assert len({(one["source"], one["row"]) for one in answers}) == len(answers)
+    assert answers[0]["doubt"] >= answers[-1]["doubt"]

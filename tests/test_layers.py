@@ -49,6 +49,7 @@ HOMES = {
     "starlette": ("serve/",),
     "sklearn": (
         "evaluate/baselines.py",
+        "evaluate/choice.py",
         "evaluate/targets.py",
         "evaluate/text_baselines.py",
         "models/approach.py",
@@ -60,6 +61,9 @@ HOMES = {
     "pyarrow": ("data/",),
     "rensa": ("data/duplicates.py",),
     "ftfy": ("data/clean.py",),
+    "mlflow": ("pipeline/trackers.py",),
+    "trackio": ("pipeline/trackers.py",),
+    "wandb": ("pipeline/trackers.py",),
     "sacrebleu": ("evaluate/text_metrics.py",),
 }
 HEAVY = ("torch", "transformers")

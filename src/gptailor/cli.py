@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import errno
 import io
 import json
@@ -17,6 +18,13 @@ import typer
 from gptailor.errors import GptailorError, Interrupted
 
 Result = TypeVar("Result")
+
+
+class Rank(enum.StrEnum):
+    """By what `predict` orders rows."""
+
+    uncertain = "uncertain"
+
 
 app = typer.Typer(
     name="gptailor",
@@ -313,6 +321,9 @@ def predict(
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="runs that write: longest answer")] = None,
     seed: Annotated[int | None, typer.Option(help="runs that write: of what is drawn")] = None,
     precision: PrecisionOption = "fp32",
+    rank: Annotated[
+        Rank | None, typer.Option("--rank", help="rows of a file worth labelling first come first")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Labels with probabilities, or written answers, for a file, standard input or --input texts."""
@@ -321,6 +332,8 @@ def predict(
     with _talking() as (console, narrator):
         from gptailor.pipeline.answers import predict_inputs, predict_to
 
+        if given and rank is not None:
+            raise typer.BadParameter("--rank orders the rows of a file; it has no use for --input")
         narrator.say(f"loading {run}")
         if given:
             answers = predict_inputs(run, given, sampling=sampling, precision=precision)
@@ -348,6 +361,7 @@ def predict(
                     to_stdout=not as_json,
                     sampling=sampling,
                     precision=precision,
+                    rank=rank is not None,
                     **{"text": text, **chosen},
                 ),
                 console,
@@ -358,6 +372,43 @@ def predict(
                 f"an answer (the reason stands in their row){written}"
             )
     _emit(result, as_json)
+
+
+@app.command()
+def label(
+    data: Data,
+    labels: Annotated[str | None, typer.Option("--labels", help="names to choose from: a,b,c")] = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", help="a run: its labels, and its doubts decide the order")
+    ] = None,
+    text: TextOption = None,
+    columns: ColumnsOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="write here (default: <file stem>.labels.csv)")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one")] = 0,
+) -> None:
+    """A local page to label rows by keyboard or touch; goes on where it stopped."""
+    with _talking() as (console, narrator):
+        from gptailor.serve.label import label_file, serve_label_page
+
+        names = [name for name in (labels or "").split(",") if name.strip()]
+        file = _asking(
+            lambda chosen: label_file(
+                data,
+                labels=names,
+                run=run,
+                columns=columns,
+                out=out,
+                say=narrator.say,
+                **{"text": text, **chosen},
+            ),
+            console,
+        )
+        if file.answers:
+            narrator.say(f"going on: {len(file.answers):,} rows stand in {file.out}")
+        serve_label_page(file, port=port, announce=narrator.say)
+        narrator.say(f"{len(file.answers):,} of {len(file.rows):,} rows are labelled, in {file.out}")
 
 
 @app.command()
@@ -433,6 +484,28 @@ def report(run: RunFolder, as_json: JsonOption = False) -> None:
             print_summary(console, result, folder=str(run))
             _point(console, f"\nReport:  {run}/report.html")
     _emit(result, as_json)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="finished run folders")],
+    page: Annotated[Path | None, typer.Option("--page", help="also write a page (.html) here")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """A leaderboard of runs, with paired tests against the best and the settings that differ."""
+    with _talking() as (console, narrator):
+        from gptailor.launch import write_atomically
+        from gptailor.pipeline.compare import compare_runs
+        from gptailor.report.comparison import print_comparison, render_comparison
+
+        found = compare_runs(runs)
+        if not as_json:
+            print_comparison(console, found)
+        if page is not None:
+            page.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(page, render_comparison(found))
+            narrator.say(f"written to {page}")
+    _emit(found, as_json)
 
 
 @app.command()

@@ -21,6 +21,7 @@ from gptailor.types import Task
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+Tracker = Literal["tensorboard", "mlflow", "wandb", "trackio"]
 
 
 def _with_text_keys(value: Any) -> Any:
@@ -256,6 +257,12 @@ class Recipe(Settings):
     evaluate: EvaluateSettings = Field(EvaluateSettings(), description="baselines and intervals")
     seed: int = Field(0, ge=0, lt=2**32, description="of the split, the order, dropout and new weights")
     out: str | None = Field(None, description="run folder; null: runs/<file stem>")
+    trackers: list[Tracker] = Field(
+        [], description="who else gets the log: tensorboard, mlflow, wandb, trackio (docs/compare.md)"
+    )
+
+
+BESIDE = {"out", "trackers"}  # settings that a run's numbers don't depend on
 
 
 def build_recipe(values: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
@@ -337,8 +344,8 @@ def with_changes(values: Mapping[str, Any], changes: Sequence[str]) -> dict[str,
 
 
 def differences(one: Recipe, other: Recipe) -> list[str]:
-    """The settings in which two recipes differ, as `key: this, that`; the run folder doesn't count."""
-    left, right = (dict(_leaves(r.model_dump(mode="json", exclude={"out"}))) for r in (one, other))
+    """The settings in which two recipes differ, as `key: this, that`, but for those beside the numbers."""
+    left, right = (dict(leaves(r.model_dump(mode="json", exclude=BESIDE))) for r in (one, other))
     return [
         f"{key}: {left.get(key)!r}, now {right.get(key)!r}"
         for key in dict.fromkeys([*left, *right])
@@ -398,9 +405,10 @@ def _known_keys(path: Sequence[str], location: Sequence[Any]) -> Iterator[str]:
     yield from (branch.model_fields if branch else ())
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as (dotted key, value)."""
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 import math
@@ -28,6 +29,7 @@ from gptailor.models import generate
 from gptailor.models.predictor import load_predictor
 from gptailor.pipeline import language
 from gptailor.pipeline.answers import predict_inputs
+from gptailor.pipeline.compare import compare_runs
 from gptailor.pipeline.fit import fit_recipe
 from gptailor.pipeline.place import Listener
 from gptailor.pipeline.run import Run
@@ -810,3 +812,13 @@ def test_standard_input_is_refused_because_it_is_read_twice(place: Place, invoke
     code, _, err = invoke("fit", "-", "--task", "language", "--base", place.bases["gpt2"], "--out", run)
     assert code == 1
     assert "standard input" in err
+
+
+def test_what_each_test_row_cost_adds_up_to_the_score(full: Run) -> None:
+    """`compare` reads it."""
+    with (full.folder / "test_bits.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    nats, size = (sum(float(line[name]) for line in lines) for name in ("nats", "bytes"))
+    assert nats / size / math.log(2) == pytest.approx(full.report["test"]["bits_per_byte"]["value"], abs=1e-5)
+    best = compare_runs([full.folder])
+    assert best["runs"][0]["scores"]["bits_per_byte"] == full.report["test"]["bits_per_byte"]

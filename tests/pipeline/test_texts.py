@@ -26,6 +26,7 @@ from gptailor.errors import DataError, GptailorError, RecipeError, RunError
 from gptailor.evaluate.text_metrics import TextAnswers, text_answer_scores
 from gptailor.models.answerer import load_answerer
 from gptailor.pipeline.answers import predict_inputs, predict_to
+from gptailor.pipeline.compare import compare_runs
 from gptailor.pipeline.fit import fit_recipe
 from gptailor.pipeline.run import Run
 from gptailor.pipeline.texts import judge, shop
@@ -793,3 +794,15 @@ def test_predict_takes_the_column_that_is_named(
     alone = predict_inputs(run.folder, asked)
     assert [one["answer"] for one in found["answers"]] == [one["answer"] for one in alone]
     assert [one["rejected"] for one in found["answers"]] == [""] * 3
+
+
+def test_what_each_test_row_cost_adds_up_to_the_score(completion: Run) -> None:
+    """`compare` reads it."""
+    with (completion.folder / "test_bits.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    nats, size = (sum(float(line[name]) for line in lines) for name in ("nats", "bytes"))
+    assert nats / size / math.log(2) == pytest.approx(
+        completion.report["test"]["bits_per_byte"]["value"], abs=1e-5
+    )
+    best = compare_runs([completion.folder])
+    assert best["runs"][0]["scores"]["bits_per_byte"] == completion.report["test"]["bits_per_byte"]

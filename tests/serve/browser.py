@@ -37,8 +37,13 @@ OPTIONS = [
 
 @contextmanager
 def served(*predictors: Any, **options: Any) -> Iterator[str]:
+    with served_app(build_app(predictors, **options)) as address:
+        yield address
+
+
+@contextmanager
+def served_app(app: Any) -> Iterator[str]:
     listener = listen("127.0.0.1", 0)
-    app = build_app(predictors, **options)
     server = uvicorn.Server(uvicorn.Config(app, http="h11", ws="none", log_config=None, access_log=False))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

@@ -15,7 +15,8 @@ import numpy as np
 
 from gptailor.errors import DataError, RecipeError, did_you_mean
 from gptailor.evaluate import text_rows
-from gptailor.evaluate.metrics import interval, resampled_rows
+from gptailor.evaluate.metrics import interval
+from gptailor.evaluate.paired import resampled_sums
 from gptailor.evaluate.text_rows import TextAnswers
 from gptailor.types import FloatArray, Score
 
@@ -77,7 +78,7 @@ def text_answer_scores(
     _check(answers)
     rows = {name: metric.rows(answers) for name, metric in chosen.items()}
     scores = {}
-    for name, sums in _sums(rows, resamples=resamples, seed=seed).items():
+    for name, sums in resampled_sums(rows, resamples=resamples, seed=seed).items():
         values = chosen[name].score(sums)
         scores[name] = interval(float(values[0]), values[1:])
     return scores
@@ -108,7 +109,7 @@ def paired_text_difference(
     for system in (answers, others):
         _check(system)
     rows = {"ours": chosen.rows(answers), "theirs": chosen.rows(others)}
-    sums = _sums(rows, resamples=resamples, seed=seed)
+    sums = resampled_sums(rows, resamples=resamples, seed=seed)
     ours, theirs = (chosen.score(sums[name]) for name in rows)
     return interval(float(ours[0] - theirs[0]), ours[1:] - theirs[1:])
 
@@ -151,23 +152,6 @@ def _check(answers: TextAnswers) -> None:
     bare = [row for row, references in enumerate(answers.references) if not references]
     if bare:
         raise ValueError(f"row {bare[0]} has no reference")
-
-
-def _sums(rows: dict[str, FloatArray], *, resamples: int, seed: int) -> dict[str, FloatArray]:
-    """Sums over the rows as they are, then over each resample: (1 + R, K) of each (N, K)."""
-    if not rows:
-        return {}
-    columns = np.hstack(list(rows.values()))
-    found = [columns.sum(axis=0, keepdims=True)]
-    num_rows = len(columns)
-    for drawn in resampled_rows(np.random.default_rng(seed), num_rows, resamples=resamples):
-        # How often each row was drawn, (R', N): a product of matrices then does what indexing would
-        # need K times the memory for.
-        offsets = np.arange(len(drawn))[:, None] * num_rows
-        times = np.bincount((drawn + offsets).ravel(), minlength=drawn.size).reshape(drawn.shape)
-        found.append(times.astype(np.float64) @ columns)
-    ends = np.cumsum([block.shape[1] for block in rows.values()])[:-1]
-    return dict(zip(rows, np.split(np.concatenate(found), ends, axis=1), strict=True))
 
 
 def _bleu_scorer() -> SacreMetric:

@@ -17,6 +17,7 @@ from gptailor.launch import Precision
 from gptailor.models.decode import Generated
 from gptailor.models.predictor import Answer
 from gptailor.models.sampling import Sampling
+from gptailor.pipeline.rank import rank_file, refuse_without_labels
 from gptailor.pipeline.run import Run, load
 from gptailor.types import RawExample, RejectedRow
 
@@ -63,13 +64,16 @@ def predict_to(
     to_stdout: bool,
     sampling: Mapping[str, Any] | None = None,
     precision: Precision = "fp32",
+    rank: bool = False,
 ) -> dict[str, Any]:
     """Predicts a file of any size into a CSV or JSONL file, or onto standard output as CSV.
 
-    Returns the counts, and the rows themselves when they go nowhere else.
+    With `rank` the rows are held in memory and come in the order in which labelling them would teach most,
+    each with its doubt. Returns the counts, and the rows themselves when they go nowhere else.
 
     Raises:
         RunError: `out` has another ending, is the input file, or can't be written.
+        InputError: `rank` was asked of a run without labels.
     """
     if out is not None:
         _refuse_unwritable(out, location)
@@ -77,7 +81,9 @@ def predict_to(
     writes = opened.task != "classification"
     labelled = not writes and opened.predictor.form.kind != "score"
     names: Sequence[str] = opened.predictor.label_names if labelled else ()
-    header = WRITTEN if writes else header_for(names)
+    if rank:
+        refuse_without_labels(opened)
+    header = WRITTEN if writes else header_for(names) + ["doubt"] * rank
     counts = {"rows": 0, "answered": 0, "rejected": 0}
 
     def described() -> Iterator[tuple[dict[str, Any], bool]]:
@@ -87,6 +93,10 @@ def predict_to(
                 location, text=text, columns=columns, sampling=chosen
             ):
                 yield describe_written(row, given, written), written is not None
+        elif rank:
+            for one in rank_file(opened, location, text=text, columns=columns):
+                described = describe_row(one.row, one.text, one.answer)
+                yield {**described, "doubt": one.doubt}, one.answer is not None
         else:
             for row, given, answer in opened.predict_file(location, text=text, columns=columns):
                 yield describe_row(row, given, answer), answer is not None
@@ -98,7 +108,10 @@ def predict_to(
             yield row
 
     def cells(row: dict[str, Any]) -> list[object]:
-        return [row[name] for name in WRITTEN] if writes else csv_cells(row, names)
+        if writes:
+            return [row[name] for name in WRITTEN]
+        doubt = [] if "doubt" not in row else ["" if row["doubt"] is None else repr(row["doubt"])]
+        return csv_cells(row, names) + doubt
 
     if out is not None:
         if out.suffix == ".jsonl":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from gptailor.pipeline.suspects import write_suspects
 from gptailor.pipeline.task import settle_task
 from gptailor.pipeline.texts.road import fit_texts
 from gptailor.pipeline.tokens import TokenizedParts, ledger_lines, tokenize_parts
+from gptailor.pipeline.trackers import refuse_missing_trackers, tracked
 from gptailor.pipeline.trained import run_trained
 from gptailor.pipeline.workshop import Candidate, Workshop
 from gptailor.recipe import (
@@ -50,6 +52,7 @@ def fit_recipe(recipe: Recipe, *, overwrite: bool = False, listener: Listener | 
     listener = listener or Listener()
     asked, recipe = recipe.task, settle_task(recipe)
     assert recipe.task is not None  # settled
+    refuse_missing_trackers(recipe.trackers)
     folder = claim_folder(recipe, overwrite=overwrite)
     with one_writer(folder), catch_signals() as stop:
         if open_for_fit(folder, recipe):
@@ -57,7 +60,8 @@ def fit_recipe(recipe: Recipe, *, overwrite: bool = False, listener: Listener | 
             return Run(folder)
         if asked is None and recipe.task != "classification":
             listener.say(f"task: {recipe.task} (another: --task)")
-        TASKS[recipe.task](recipe, folder, listener, stop)
+        with tracked(recipe, folder, listener.say) as track:
+            TASKS[recipe.task](recipe, folder, dataclasses.replace(listener, track=track), stop)
     return Run(folder)
 
 
@@ -141,6 +145,7 @@ def run_candidates(shop: Workshop, folder: Path, listener: Listener, stop: StopR
         stop=stop,
         show=listener.show,
         say=listener.say,
+        track=listener.track,
     )
     if isinstance(approach, FrozenApproach):
         listener.say("computing features, fitting the head")

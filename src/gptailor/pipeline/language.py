@@ -123,6 +123,7 @@ def fit_language(recipe: Recipe, folder: Path, listener: Listener, stop: StopReq
         stop=stop,
         show=listener.show,
         say=listener.say,
+        track=listener.track,
     )
     with stop.deferred():
         result = train_language(shop, samples, place)

@@ -32,10 +32,12 @@ from gptailor.models.load import (
 )
 from gptailor.pipeline.causal import save_causal
 from gptailor.pipeline.outcome import (
+    BITS,
     base_details,
     openings_of,
     text_repairs,
     text_training_numbers,
+    write_bits,
     write_outcome,
 )
 from gptailor.pipeline.sealed import note_opening
@@ -97,7 +99,15 @@ def finish_language(
         "training": text_training_numbers(result.trained, result.validation, shop.environment, began=began),
         "environment": dict(shop.environment),
     }
+    places = [place_of(key, prepared) for key in tested.documents.tolist()]
+    write_bits(folder / BITS, places, tested)
     tell_language(folder, shop, result, report, tested=tested, parity=parity, prepared=prepared)
+
+
+def place_of(key: int, prepared: PreparedDocuments) -> tuple[str, int]:
+    """Source and row of a document by its number in the stores."""
+    source, row = prepared.files[key % len(prepared.files)].documents.place(key // len(prepared.files))
+    return source, row
 
 
 def seal(folder: Path, shop: LanguageShop, result: LanguageResult) -> tuple[Bundle, dict[str, float]]:
@@ -241,9 +251,7 @@ def hardest(shop: LanguageShop, tested: PieceNats, prepared: PreparedDocuments) 
     pieces = np.flatnonzero(targets_by_piece(store))  # those in `tested`: cleaning may leave nothing of one
     found = []
     for place in order[:HARDEST]:
-        key = int(tested.documents[place])
-        file = prepared.files[key % len(prepared.files)].documents
-        source, row = file.place(key // len(prepared.files))
+        source, row = place_of(int(tested.documents[place]), prepared)
         piece = pieces[place]
         ids = np.asarray(store.tokens[store.piece_starts[piece] : ends[piece]]).tolist()
         text = shop.encoder.backend.decode(ids, skip_special_tokens=True)

@@ -6,12 +6,13 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
+from gptailor.data.ledger import write_csv_safely
 from gptailor.evaluate.language import PieceNats
 from gptailor.evaluate.run import overfitting_in_words
 from gptailor.launch import write_atomically
@@ -21,6 +22,8 @@ from gptailor.recipe import CleanSettings
 from gptailor.report.card import render_card
 from gptailor.report.page import render_page
 
+BITS = "test_bits.csv"
+BITS_HEADER = ("source", "row", "bytes", "tokens", "nats")
 STARTER_LICENSE = "CC BY-SA 4.0 (see LICENSE.md of the starter)"
 
 
@@ -31,6 +34,16 @@ def write_outcome(folder: Path, report: Mapping[str, Any], details: Mapping[str,
     write_atomically(folder / "report.html", render_page(report, details))
     write_atomically(folder / "README.md", render_card(report, details))
     write_atomically(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False))
+
+
+def write_bits(path: Path, places: Iterable[tuple[str, int]], pieces: PieceNats) -> None:
+    """What each piece of the test text cost, so that two runs can be compared on the same pieces.
+
+    `places` are the sources and rows of the pieces, in their order.
+    """
+    columns = (pieces.bytes.tolist(), pieces.tokens.tolist(), map(repr, pieces.nats.tolist()))
+    lines = ((*place, *cells) for place, *cells in zip(places, *columns, strict=True))
+    write_csv_safely(path, BITS_HEADER, lines)
 
 
 def openings_of(folder: Path) -> list[dict[str, Any]]:

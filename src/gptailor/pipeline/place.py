@@ -29,10 +29,13 @@ from gptailor.types import StepResult
 
 @dataclass(frozen=True, slots=True)
 class Listener:
-    """Who hears how a run goes. `say` takes a line of words, `show` a line of metrics.jsonl."""
+    """Who hears how a run goes. `say` takes a line of words, `show` a line of metrics.jsonl or of a fold's,
+    `track` exactly the lines of metrics.jsonl.
+    """
 
     say: Callable[[str], None] = lambda _: None
     show: Callable[[Mapping[str, Any]], None] = lambda _: None
+    track: Callable[[Mapping[str, Any]], None] = lambda _: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,7 @@ class TrainingPlace:
     stop: StopRequest
     show: Callable[[Mapping[str, Any]], None] = lambda _: None
     say: Callable[[str], None] = lambda _: None
+    track: Callable[[Mapping[str, Any]], None] = lambda _: None
 
     def resume(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, Progress]:
         """The last committed step (0: none) and its progress; the log is cut back to that commit."""
@@ -99,7 +103,7 @@ class TrainingPlace:
     def inside(self, name: str) -> TrainingPlace:
         """A place of its own under this one, for one fold; its log lies with its checkpoints."""
         folder = self.folder / name
-        return dataclasses.replace(self, folder=folder, log=folder / "metrics.jsonl")
+        return dataclasses.replace(self, folder=folder, log=folder / "metrics.jsonl", track=lambda _: None)
 
     def log_step(self, result: StepResult) -> None:
         self.write({"kind": "step", **dataclasses.asdict(result)})
@@ -110,6 +114,7 @@ class TrainingPlace:
         with clear_errors(self.log, needed=len(text)), self.log.open("a", encoding="utf-8") as log:
             log.write(text)
         self.show(line)
+        self.track(line)
 
     def save(
         self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, *, step: int, progress: Progress

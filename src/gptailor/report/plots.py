@@ -89,9 +89,9 @@ def strip(parts: Sequence[tuple[str, float, str]], *, label: str) -> Markup:
     return element("svg", *pieces, class_="strip", width="100%", height=22, role="img", aria_label=label)
 
 
-def difference(value: float, low: float, high: float, *, tone: str, label: str) -> Markup:
-    """A dot with its interval beside a line at zero."""
-    reach = 1.15 * max(abs(low), abs(high), abs(value), 1e-9)
+def difference(value: float, low: float, high: float, *, tone: str, label: str, reach: float = 0.0) -> Markup:
+    """A dot with its interval beside a line at zero; `reach` is the least that both sides hold."""
+    reach = 1.15 * max(abs(low), abs(high), abs(value), reach, 1e-9)
     scale = Scale(-reach, reach, 2, 98)
 
     def at(v: float) -> str:

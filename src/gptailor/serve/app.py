@@ -7,10 +7,6 @@ and 429 and 503 say when to come back.
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import importlib.resources
-import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -31,6 +27,7 @@ from gptailor.serve.batcher import Draining, Encoded, ServablePredictor
 from gptailor.serve.limits import Gate, json_response, refusal_for
 from gptailor.serve.listing import models, one_model
 from gptailor.serve.openai import CHAT, COMPLETION, schema
+from gptailor.serve.own_page import load_page
 from gptailor.serve.requests import ClassifyRequest, read_body, read_request, shortened, unless_left
 from gptailor.serve.service import Limits, Service
 from gptailor.serve.texts import chat_completions, completions
@@ -164,27 +161,6 @@ async def page(request: Request) -> Response:
     return Response(html, headers={"content-security-policy": policy}, media_type="text/html")
 
 
-def _load_page() -> tuple[str, str]:
-    """The page, and a policy that lets exactly its own scripts and style run and nothing be loaded."""
-    folder = importlib.resources.files("gptailor.serve")
-    digests: dict[str, list[str]] = {"script": [], "style": []}
-
-    def inline(found: re.Match[str]) -> str:
-        tag, text = found[1], "\n" + folder.joinpath(found[2]).read_text("utf-8")
-        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        digests[tag].append(f"'sha256-{digest}'")
-        return f"<{tag}>{text}</{tag}>"
-
-    html = folder.joinpath("page.html").read_text("utf-8")
-    html = re.sub(r"<(script|style)>([a-z.]+)</\1>", inline, html)
-    policy = (
-        f"default-src 'none'; script-src {' '.join(digests['script'])}; "
-        f"style-src {' '.join(digests['style'])}; "
-        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-    return html, policy
-
-
 async def _refuse_route(request: Request, error: Exception) -> Response:
     """Starlette's own refusals (no such route, wrong method) in our shape."""
     refusal = refusal_for(error, request_id=request.state.request_id)
@@ -238,7 +214,7 @@ def build_app(
     app = FastAPI(
         title="Gptailor", docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=lifespan
     )  # the usual documentation pages load scripts from elsewhere
-    app.state.service, app.state.page = service, _load_page()
+    app.state.service, app.state.page = service, load_page("page.html")
     app.add_middleware(Gate, service=service, api_key=api_key, allowed_hosts=allowed_hosts)
     app.add_exception_handler(HTTPException, _refuse_route)
     _add_routes(app)

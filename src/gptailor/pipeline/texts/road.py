@@ -58,6 +58,7 @@ def fit_texts(recipe: Recipe, folder: Path, listener: Listener, stop: StopReques
         stop=stop,
         show=listener.show,
         say=listener.say,
+        track=listener.track,
     )
     with stop.deferred():
         result = train_texts(shop, place)

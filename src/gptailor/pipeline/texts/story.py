@@ -20,10 +20,12 @@ from gptailor.models.approach import adapt_full
 from gptailor.models.bundle import write_bundle
 from gptailor.pipeline.causal import save_causal
 from gptailor.pipeline.outcome import (
+    BITS,
     base_details,
     openings_of,
     text_repairs,
     text_training_numbers,
+    write_bits,
     write_outcome,
 )
 from gptailor.pipeline.sealed import note_opening
@@ -77,6 +79,8 @@ def finish_texts(
         **({"signatures": tested.signatures} if tested.signatures else {}),
     }
     tested.write_predictions(folder / "predictions.csv")
+    places = [(row.row.source, row.row.row) for row in shop.tokens.rows["test"]]
+    write_bits(folder / BITS, places, nats)
     tell_texts(folder, shop, result, report, tested=tested, nats=nats, parity=parity)
 
 

@@ -1,0 +1,68 @@
+"""Several systems on the same rows: one set of resamples for all, paired tests, and a correction for many.
+
+A score is a function of sums over rows, so a resample costs a product of matrices, and because every system
+sees the same resamples, what makes a row easy or hard for all of them cancels (Koehn 2004).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from gptailor.evaluate.metrics import interval, resampled_rows
+from gptailor.types import FloatArray, Score
+
+FromSums = Callable[[FloatArray], FloatArray]  # (R, K) sums over rows to (R,) scores
+
+
+def resampled_sums(rows: Mapping[str, FloatArray], *, resamples: int, seed: int) -> dict[str, FloatArray]:
+    """Sums over the rows as they are, then over each resample: (1 + R, K) of each (N, K)."""
+    if not rows:
+        return {}
+    columns = np.hstack(list(rows.values()))
+    found = [columns.sum(axis=0, keepdims=True)]
+    num_rows = len(columns)
+    for drawn in resampled_rows(np.random.default_rng(seed), num_rows, resamples=resamples):
+        # How often each row was drawn, (R', N): a product of matrices then does what indexing would
+        # need K times the memory for.
+        offsets = np.arange(len(drawn))[:, None] * num_rows
+        times = np.bincount((drawn + offsets).ravel(), minlength=drawn.size).reshape(drawn.shape)
+        found.append(times.astype(np.float64) @ columns)
+    ends = np.cumsum([block.shape[1] for block in rows.values()])[:-1]
+    return dict(zip(rows, np.split(np.concatenate(found), ends, axis=1), strict=True))
+
+
+def resampled_scores(
+    rows: Mapping[str, FloatArray], score: FromSums, *, resamples: int = 2000, seed: int = 0
+) -> dict[str, FloatArray]:
+    """(1 + R,) scores of each system from its (N, K) rows: as they are, then of each resample.
+
+    One system at a time, each with the same resamples: with many classes the sums of all would be large.
+    """
+    return {
+        name: score(resampled_sums({name: own}, resamples=resamples, seed=seed)[name])
+        for name, own in rows.items()
+    }
+
+
+def difference_of(ours: FloatArray, theirs: FloatArray) -> tuple[Score, float]:
+    """Ours minus theirs with its interval and its two-sided bootstrap p-value, from (1 + R,) scores.
+
+    The p-value is twice the share of resamples on the other side of zero, each share counted with one
+    more so that it is never 0 (Davison & Hinkley 1997, equation 4.11); ties count for both sides.
+    """
+    gaps = ours - theirs
+    drawn = gaps[1:]
+    sides = ((drawn <= 0).sum(), (drawn >= 0).sum())
+    return interval(float(gaps[0]), drawn), min(1.0, 2 * (1 + int(min(sides))) / (1 + len(drawn)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values corrected for their number (Holm 1979): they hold for all the tests together."""
+    corrected = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, place in enumerate(sorted(range(len(p_values)), key=lambda place: p_values[place])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = largest
+    return corrected

@@ -1,0 +1,202 @@
+"""The labels a person gives: what is asked next, and the CSV file that holds every answer at once.
+
+The file is all that is kept. It holds one line per answer, in the order of the answers, and is written whole
+after each one, so it is never half an answer. What was labelled before is known again by source and row, and
+only if the text there is still the same.
+"""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptailor.data.ledger import defuse, write_csv_safely
+from gptailor.errors import GptailorError, InputError, RunError
+
+HEADER = ("source", "row", "text", "label")
+KEYS = "1234567890abcdefghijklmnopqrtvwxyz"  # s skips and u takes back
+SHOWN = 120  # characters of the last answer's text
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRow:
+    """A row to label."""
+
+    source: str
+    row: int
+    text: str
+
+
+class Stale(GptailorError):
+    """The page answered a row that isn't the one that is asked: it stands open twice."""
+
+
+class LabelFile:
+    """The queue and the answers. Used from one thread."""
+
+    def __init__(self, rows: Sequence[LabelRow], out: Path, labels: Sequence[str]) -> None:
+        """Takes up what `out` holds.
+
+        Args:
+            rows: In the order in which they are asked; a text that stands there again is left out.
+            out: The CSV file; it is made with the first answer.
+            labels: Names to choose from; those in `out` come on top.
+
+        Raises:
+            InputError: the rows of `out` aren't those of the file any more, or there is no label.
+        """
+        first: dict[str, LabelRow] = {}
+        for row in rows:
+            first.setdefault(row.text, row)
+        self.rows = list(first.values())
+        self.repeated = len(rows) - len(self.rows)
+        self.out = out
+        self.answers: dict[int, str] = {}  # by place in rows, in the order of the answers
+        self._stamp: tuple[int, int] | None = None
+        self._read()
+        self.labels = list(dict.fromkeys([*labels, *self.answers.values()]))
+        if not self.labels:
+            raise InputError(
+                "there are no labels to choose from.",
+                where=str(out),
+                fix="Name them with --labels a,b,c, or give a run with --run.",
+            )
+        self._queue = deque(place for place in range(len(self.rows)) if place not in self.answers)
+        self._done: list[tuple[str, int]] = [("label", place) for place in self.answers]
+
+    @property
+    def current(self) -> int | None:
+        """The place of the row that is asked; None when all are labelled."""
+        return self._queue[0] if self._queue else None
+
+    def label(self, place: int, label: str) -> None:
+        """Takes an answer and writes the file.
+
+        Raises:
+            Stale: another row is asked.
+            InputError: there is no such label.
+            RunError: the file can't be written, or another program changed it.
+        """
+        self._refuse_stale(place)
+        if label not in self.labels:
+            raise InputError(f"there is no label {label!r}.", fix="Choose one of those on the page.")
+        self.answers[place] = label
+        try:
+            self._write()
+        except GptailorError:
+            del self.answers[place]
+            raise
+        self._queue.popleft()
+        self._done.append(("label", place))
+
+    def skip(self, place: int) -> None:
+        """Puts the row at the end of the queue; nothing is written of it."""
+        self._refuse_stale(place)
+        self._queue.rotate(-1)
+        self._done.append(("skip", place))
+
+    def undo(self) -> None:
+        """Takes the last answer or skip back, also one of an earlier day, and asks that row again."""
+        if not self._done:
+            return
+        what, place = self._done[-1]
+        if what == "label":
+            label = self.answers.pop(place)
+            try:
+                self._write()
+            except GptailorError:
+                self.answers[place] = label
+                raise
+        else:
+            self._queue.remove(place)
+        self._queue.appendleft(place)
+        self._done.pop()
+
+    def state(self) -> dict[str, Any]:
+        """All that the page shows."""
+        place = self.current
+        row = None if place is None else self.rows[place]
+        what, last = self._done[-1] if self._done else ("", 0)
+        counts = Counter(self.answers.values())
+        return {
+            "out": str(self.out),
+            "labels": [
+                {"name": name, "key": KEYS[number] if number < len(KEYS) else "", "count": counts[name]}
+                for number, name in enumerate(self.labels)
+            ],
+            "row": row and {"place": place, "source": row.source, "row": row.row, "text": row.text},
+            "done": len(self.answers),
+            "total": len(self.rows),
+            "last": what
+            and {"what": what, "label": self.answers.get(last, ""), "text": self.rows[last].text[:SHOWN]},
+        }
+
+    def _refuse_stale(self, place: int) -> None:
+        if place != self.current:
+            raise Stale("This row isn't asked any more: the page may be open twice.")
+
+    def _write(self) -> None:
+        """Writes all answers, unless somebody else wrote the file since."""
+        if self._stamp != _stamp_of(self.out):
+            raise RunError(
+                "was changed by another program; nothing was written over it.",
+                where=str(self.out),
+                fix="Start `gptailor label` again: it goes on from what stands there now.",
+            )
+        lines = ((*self._key(place), self.rows[place].text, label) for place, label in self.answers.items())
+        write_csv_safely(self.out, HEADER, lines)
+        self._stamp = _stamp_of(self.out)
+
+    def _key(self, place: int) -> tuple[str, int]:
+        return self.rows[place].source, self.rows[place].row
+
+    def _read(self) -> None:
+        self._stamp = _stamp_of(self.out)
+        if self._stamp is None:
+            return
+        csv.field_size_limit(sys.maxsize)
+        try:
+            with self.out.open(encoding="utf-8", newline="") as file:
+                reader = csv.DictReader(file)
+                lines = list(reader)
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise InputError(
+                f"can't be read: {error}.", where=str(self.out), fix="Write to another file with --out."
+            ) from None
+        if reader.fieldnames is not None and not set(HEADER) <= set(reader.fieldnames):
+            raise InputError(
+                f"isn't a file of labels (its columns are {', '.join(reader.fieldnames)}).",
+                where=str(self.out),
+                fix="Write to another file with --out.",
+            )
+        places = {(_as_written(row.source), str(row.row)): place for place, row in enumerate(self.rows)}
+        for number, line in enumerate(lines, 2):
+            place = places.get((line["source"], line["row"]))
+            if place is None or _as_written(self.rows[place].text) != line["text"]:
+                raise InputError(
+                    f"row {line['row']} of {line['source']} isn't what it was when it was labelled: the file "
+                    "changed since.",
+                    where=f"{self.out}:{number}",
+                    fix="Put the old file back, or label the new one into another file with --out.",
+                )
+            if line["label"]:
+                self.answers[place] = line["label"]
+
+
+def _as_written(cell: str) -> str:
+    """A cell as `write_csv_safely` writes it."""
+    return defuse(cell).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _stamp_of(path: Path) -> tuple[int, int] | None:
+    """What tells a changed file; None where there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_mtime_ns, found.st_size
