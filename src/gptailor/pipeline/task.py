@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gptailor.data.read import iterate_rows
 from gptailor.data.roles import LABEL_NAMES, infer_roles
-from gptailor.errors import GptailorError
+from gptailor.errors import GptailorError, RecipeError
 from gptailor.recipe import Recipe
 from gptailor.tasks.chat import infer_chat
 from gptailor.tasks.completion import infer_completion
@@ -20,9 +20,12 @@ PROSE = (".txt", ".text", ".md")
 
 def settle_task(recipe: Recipe) -> Recipe:
     """The recipe with its task. What can't be told is classification, whose errors say what is missing."""
-    if recipe.task is not None:
-        return recipe
-    return recipe.model_copy(update={"task": named_task(recipe) or task_of_columns(recipe)})
+    task = recipe.task or named_task(recipe) or task_of_columns(recipe)
+    if task != "classification" and recipe.evaluate.slices:
+        raise RecipeError(
+            f"is for classification; this is {task}.", where="evaluate.slices", fix="Leave --slice out."
+        )
+    return recipe.model_copy(update={"task": task})
 
 
 def named_task(recipe: Recipe) -> Task | None:
