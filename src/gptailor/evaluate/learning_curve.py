@@ -17,7 +17,7 @@ from gptailor.types import FloatArray, IntArray, Score
 
 DRAWS = 1000
 STEP = 2**0.5  # between the sizes of neighboring subsets
-LARGEST_SHARE_LEFT_OUT = 16  # the smallest subset holds this part of the rows
+STEPS = 9  # sizes: the smallest subset holds a sixteenth of the rows
 ROUNDING = 0.0005  # of a score; keeps a point without spread from deciding alone
 TOP_SHARE = 0.25  # of the draw's variance: how far the one score on all rows may lie from the curve
 # How far families and exponents are believed before anything is measured. Power laws and 1/log fit most
@@ -51,12 +51,8 @@ class Curve:
 
 def subset_sizes(num_rows: int, *, smallest: int) -> list[int]:
     """Sizes of nested subsets, rising to all rows by a factor of the root of two."""
-    sizes: list[int] = []
-    size = float(num_rows)
-    while size >= max(smallest, num_rows / LARGEST_SHARE_LEFT_OUT) or not sizes:
-        sizes.append(round(size))
-        size /= STEP
-    return sizes[::-1]
+    sizes = [round(num_rows / STEP**step) for step in range(STEPS)]
+    return sorted({num_rows, *(size for size in sizes if size >= smallest)})
 
 
 def nested_order(strata: IntArray, rng: np.random.Generator) -> IntArray:
