@@ -25,6 +25,7 @@ MOST_TEXTS = 10_000  # the curve needs no more, and the fits would take long
 WORK = 400_000  # rows times classes of one fit, times the subsets drawn of each size
 FURTHEST = 10  # times the rows: no forecast reaches beyond
 SMALLEST_SUBSET = 20
+PATIENCE = 3  # strengths without gain before the search ends
 STRENGTHS = (1 / 3, 1.0, 3.0)  # tried at each size, times the best one for all rows
 LITTLE = 0.01  # a gain of less than a point is hardly worth labelling for
 
@@ -143,12 +144,16 @@ def best_strength(
     """The strength with the best score after fits on all rows, and the scores (S, 1) of the splits."""
     largest = min(len(inside) for inside, _ in splits.parts)
     whole = [[inside[:largest]] for inside, _ in splits.parts]
-    tried = {
-        strength: _scores(shop, splits, features, whole, strength)
-        for strength in strengths or FrozenApproach().strengths
-    }
-    best = max(tried, key=lambda strength: float(tried[strength].mean()))
-    return best, tried[best]
+    best, best_scores, worse = 0.0, np.full((len(whole), 1), -1.0), 0
+    for strength in sorted(strengths or FrozenApproach().strengths):
+        scores = _scores(shop, splits, features, whole, strength)
+        if scores.mean() > best_scores.mean():
+            best, best_scores, worse = strength, scores, 0
+        else:
+            worse += 1
+        if worse == PATIENCE:  # weaker and weaker regularization: fits that take long and won't win
+            break
+    return best, best_scores
 
 
 def subsets_drawn(work: int, num_splits: int, quick: bool) -> int:

@@ -125,7 +125,7 @@ def task_name(report: Mapping[str, Any]) -> str:
 
 def worst_slice_text(slices: Mapping[str, Any]) -> str:
     """The slice with the worst score of those large enough to judge; empty where there is none."""
-    worst, metric = mapping(slices.get("worst")), metric_of(slices.get("score"))
+    worst, metric = mapping(slices.get("worst")), metric_of(str(slices.get("score")))
     score, rest = measured(worst.get(str(slices.get("score")))), finite(worst.get("rest"))
     if score is None or rest is None:
         return ""

@@ -208,7 +208,7 @@ def _score_table(report: Mapping[str, Any]) -> Table:
 def print_curve(console: Console, curve: Mapping[str, Any]) -> None:
     """The measured points, the forecasts with their intervals, and what they say."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for head in ("training rows", inside(metric_of(curve.get("metric")).title), "95 % interval"):
+    for head in ("training rows", inside(metric_of(str(curve.get("metric"))).title), "95 % interval"):
         table.add_column(head)
     for point in map(mapping, rows_of(curve.get("points"))):
         table.add_row(count_text(point.get("rows")), number_text(point.get("score")), Text("measured", "dim"))

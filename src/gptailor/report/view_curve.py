@@ -62,7 +62,7 @@ def slices_section(report: Values) -> dict[str, Any] | None:
 def curve_section(report: Values) -> dict[str, Any] | None:
     """The measured points, the forecast with its band, and what it says."""
     curve = mapping(report.get("curve"))
-    metric = metric_of(curve.get("metric"))
+    metric = metric_of(str(curve.get("metric")))
     points = [
         (rows, score)
         for one in map(mapping, rows_of(curve.get("points")))
