@@ -139,7 +139,7 @@ def test_the_words_weigh_the_interval() -> None:
         return in_words(told, now=0.85, metric="accuracy", approach=approach)
 
     assert says(0.855, 0.861, 0.88).startswith(
-        "With 2,000 more rows about 86.1 % accuracy (85.5 to 88.0), with the 2,000 of now 85.0 %."
+        "With 2,000 more rows about 86.1 % accuracy (85.5 to 88.0); now, with 2,000, it is 85.0 %."
     )
     assert "would help" in says(0.855, 0.861, 0.88)
     assert "may help" in says(0.84, 0.861, 0.88)

@@ -70,6 +70,9 @@ def learning_curve(
     splits = _splits_of(shop)
     points = measure(shop, splits, features_of(shop, model, splits.rows), strength=strength)
     now, rows = float(points[-1].scores.mean()), points[-1].rows
+    if rows == MOST_TEXTS < len(shop.tokens.examples["train"]):  # the rest of the rows is forecast, too
+        rows = len(shop.tokens.examples["train"])
+        now = forecast(points, [rows], seed=shop.recipe.seed)[0].value
     wanted = [rows + extra for extra in more or (_round(rows), _round(4 * rows))]
     if max(wanted) > FURTHEST * rows or min(wanted) <= rows:
         raise InputError(
@@ -175,7 +178,7 @@ def in_words(told: Sequence[Mapping[str, Any]], *, now: float, metric: str, appr
         advice = "More rows may help; the interval holds no gain, too."
     return (
         f"With {first['more']:,} more rows about {100 * value:.1f} % {score} ({100 * low:.1f} to "
-        f"{100 * high:.1f}), with the {first['rows'] - first['more']:,} of now {100 * now:.1f} %. {advice}"
+        f"{100 * high:.1f}); now, with {first['rows'] - first['more']:,}, it is {100 * now:.1f} %. {advice}"
         + ("" if approach == "frozen" else " Measured with frozen features; the model itself may differ.")
     )
 

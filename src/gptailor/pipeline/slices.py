@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from gptailor.data.tokenize import Encoder, token_lengths
 from gptailor.errors import number_of
 from gptailor.evaluate.metrics import as_json
@@ -94,7 +92,8 @@ def score_slices(
 def in_words(one: Slice, *, are_numbers: bool, test: str) -> str:
     """One sentence on a slice that is much worse than the rest."""
     name, rows = f"{one.column} {one.value!r}", number_of(len(one.rows), "row")
-    sure = f"(p = {np.format_float_positional(one.p or 0.0, 2, fractional=False)}, {test}, Holm's correction)"
+    p = one.p or 0.0
+    sure = f"({'p < 0.0001' if p < 1e-4 else f'p = {p:.2g}'}, {test}, Holm's correction)"
     low, high, value = one.score.low, one.score.high, one.score.value
     if are_numbers:
         return (
