@@ -78,6 +78,7 @@ def fit_classification(recipe: Recipe, folder: Path, listener: Listener, stop: S
     ladder = climb(shop, chosen, frozen, say=listener.say)
     listener.say("opening the sealed test set")
     report, details = open_test(folder, shop, chosen, predictor, ladder)
+    report["curve"] = None
     if frozen is not None and has_curve(shop):
         listener.say("learning curve: how many more labels?")
         report["curve"] = learning_curve(
