@@ -101,6 +101,9 @@ SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="any setting: key.path=value; may be repeated")
 ]
 BaselinesOption = Annotated[str | None, typer.Option("--baselines", help="quick, all or none")]
+SliceOption = Annotated[
+    list[str] | None, typer.Option("--slice", help="column to score the test by; may be repeated")
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="move an old run aside and begin anew")]
 PrecisionOption = Annotated[
     Literal["fp32", "bf16"],
@@ -239,6 +242,7 @@ def fit(
     seed: SeedOption = None,
     minutes: MinutesOption = None,
     settings: SetOption = None,
+    slices: SliceOption = None,
     baselines: BaselinesOption = None,
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
@@ -271,12 +275,13 @@ def evaluate(
     columns: ColumnsOption = None,
     label_names: NamesOption = None,
     target: TargetOption = None,
+    slices: SliceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score a run on a new file with known answers."""
     with _talking() as (console, narrator):
         from gptailor.pipeline.run import load
-        from gptailor.report.terminal import print_table, score_text
+        from gptailor.report.terminal import print_slices, print_table, score_text
 
         narrator.say(f"loading {run}")
         opened, names = load(run), _pairs(label_names, "--label-names")
@@ -286,6 +291,7 @@ def evaluate(
                 columns=columns,
                 label_names=names,
                 target=target,
+                slices=slices or (),
                 **{"text": text, "label": label, **chosen},
             ),
             console,
@@ -304,6 +310,50 @@ def evaluate(
             rows = [(name.replace("_", " "), score_text(result["scores"][name])) for name in shown]
             left_out = f" ({result['left_out']} without usable text or label)" if result["left_out"] else ""
             print_table(console, f"{result['rows']:,} of {result['read']:,} rows{left_out}", rows)
+            print_slices(console, result)
+    _emit(result, as_json)
+
+
+@app.command()
+def curve(
+    data: Annotated[
+        str, typer.Argument(help="a data file or folder, a RECIPE.yaml, or a run folder", show_default=False)
+    ],
+    text: TextOption = None,
+    label: LabelOption = None,
+    columns: ColumnsOption = None,
+    label_names: NamesOption = None,
+    test: TestOption = None,
+    test_columns: TestColumnsOption = None,
+    test_label_names: TestNamesOption = None,
+    validation: ValidationOption = None,
+    base: BaseOption = None,
+    seed: SeedOption = None,
+    settings: SetOption = None,
+    more: Annotated[
+        list[int] | None, typer.Option("--more", min=1, help="so many more rows; may be repeated")
+    ] = None,
+    page: Annotated[Path | None, typer.Option("--page", help="write a page with the plot here")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """How many more labels? The score over the number of rows, measured and carried on."""
+    is_run = (Path(data) / "recipe.yaml").is_file()
+    place = Path(data) if is_run else _recipe(data, locals())
+    with _talking() as (console, narrator):
+        from gptailor.pipeline.curve_new import curve_of, curve_page
+        from gptailor.report.terminal import print_curve
+
+        result = _asking(
+            lambda chosen: curve_of(
+                place if is_run else _with_columns(place, chosen), more=more or (), say=narrator.say
+            ),
+            console,
+        )
+        if page is not None:
+            page.write_text(curve_page(result, title=data), encoding="utf-8")
+            _point(console, f"Page:    {page}")
+        if not as_json:
+            print_curve(console, result)
     _emit(result, as_json)
 
 
@@ -768,8 +818,9 @@ def _values(options: Mapping[str, Any]) -> dict[str, Any]:
             values[key] = options[key]
     if options.get("minutes") is not None:
         values["train"] = {"minutes": options["minutes"]}
-    if options.get("baselines"):
-        values["evaluate"] = {"baselines": options["baselines"]}
+    evaluate = {key: options[key] for key in ("baselines", "slices") if options.get(key)}
+    if evaluate:
+        values["evaluate"] = evaluate
     return values
 
 

@@ -224,6 +224,9 @@ class EvaluateSettings(Settings):
         "quick", description="which rungs of the ladder to run"
     )
     resamples: int = Field(2000, ge=100, description="bootstrap resamples of every interval")
+    slices: list[str] = Field(
+        [], description="columns of the tested file to score by, such as language (classification)"
+    )
     prompted_rows: int = Field(300, ge=10, description="test rows for zero- and few-shot (quick)")
     generated_rows: int = Field(
         200, ge=10, description="test rows whose answers are written out (text tasks)"

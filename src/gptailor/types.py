@@ -99,6 +99,7 @@ class Example:
     rejected: tuple[Segment, ...] = ()  # preference: the answer that was not chosen
     group: str = ""
     time: str = ""
+    slices: tuple[tuple[str, str], ...] = ()  # columns that the test is scored by, with its values
 
     @property
     def text(self) -> str:

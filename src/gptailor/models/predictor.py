@@ -19,7 +19,7 @@ from gptailor.data.tokenize import Encoder, TooLong, build_encoder, encode_texts
 from gptailor.errors import InputError, ModelError
 from gptailor.launch import Precision
 from gptailor.models.bundle import find_model_folder, read_bundle
-from gptailor.models.forward import FixedShapes, tokens_per_pass
+from gptailor.models.forward import FixedShapes, compute_features, tokens_per_pass
 from gptailor.models.load import head_name, load_saved_classifier
 from gptailor.models.names import folder_hash
 from gptailor.models.packed import DTYPES, PackedGPT2, packed_gpt2
@@ -64,6 +64,7 @@ class Predictor:
         self.threshold = self.bundle.threshold
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         self.encoder: Encoder = build_encoder(tokenizer.backend_tokenizer, pad_id=tokenizer.pad_token_id)
+        self._folder = folder
         self._model = self._load(folder)
 
     def encode(self, text: str) -> EncodedText:
@@ -168,6 +169,12 @@ class Predictor:
             shape=shape,
             rows=rows,
         )
+
+    def features(self, texts: Sequence[str]) -> FloatArray:
+        """(N, H) hidden states that the head reads, of texts that can be read; of a long one its head's."""
+        encoded = self.encode_many(texts)
+        sequences = [item.sequences[0] for item in encoded if item is not None]
+        return compute_features(load_saved_classifier(self._folder), sequences, pad_id=self.encoder.pad_id)
 
     def _load(self, folder: Path) -> PackedGPT2 | FixedShapes:
         """The model in the form that computes: GPT-2 packed where that keeps every bit, else as it is."""

@@ -14,9 +14,10 @@ from gptailor.data.tokenize import build_encoder
 from gptailor.launch import StopRequest, catch_signals, one_writer, resolve_environment, write_atomically
 from gptailor.models.load import load_config, load_tokenizer
 from gptailor.models.names import context_length, resolve_base
+from gptailor.pipeline.curve import has_curve, learning_curve
 from gptailor.pipeline.fix_effect import effect_of_fixes
 from gptailor.pipeline.folder import base_revision_of, claim_folder, open_for_fit, refuse_other_data
-from gptailor.pipeline.frozen import run_frozen
+from gptailor.pipeline.frozen import best_strength_of, run_frozen
 from gptailor.pipeline.keep import find_suspects, keep
 from gptailor.pipeline.kinds import kind_of
 from gptailor.pipeline.ladder import climb
@@ -89,6 +90,12 @@ def fit_classification(recipe: Recipe, folder: Path, listener: Listener, stop: S
         report["fixes"] = effect
         prepared.notes.append(effect["says"])
         listener.say(effect["says"])
+    report["curve"] = None
+    if frozen is not None and has_curve(shop):
+        listener.say("learning curve: how many more labels?")
+        report["curve"] = learning_curve(
+            shop, frozen.model, approach=chosen.approach, strength=best_strength_of(frozen, shop.kind)
+        )
     report["training"]["total_seconds"] = round(time.perf_counter() - began, 2)
     details = {**details, **describe(shop, chosen, candidates, parity=parity)}
     tell(folder, report, details, prepared=prepared, tokens=shop.tokens, form=bundle.answer)

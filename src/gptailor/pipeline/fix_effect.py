@@ -16,7 +16,7 @@ from gptailor.evaluate.metrics import as_json
 from gptailor.models.readout import decide, probabilities_of
 from gptailor.pipeline.classify import by_text
 from gptailor.pipeline.fixes import Place
-from gptailor.pipeline.frozen import features_of, quietly_fit
+from gptailor.pipeline.frozen import features_of, fit_head
 from gptailor.pipeline.labels import answers_of
 from gptailor.pipeline.prepare import Prepared, remove_leaks
 from gptailor.pipeline.workshop import Workshop
@@ -108,12 +108,12 @@ def _fit_best(
     labels, held_rows = answers_of(rows), [row for row, is_held in zip(rows, held, strict=True) if is_held]
 
     def score(strength: float) -> float:
-        weights = quietly_fit(shop, features[~held], labels[~held], strength)
+        weights = fit_head(shop, features[~held], labels[~held], strength)
         return shop.kind.score(*by_text(features[held] @ weights.T, held_rows))
 
     best = max(sorted(FrozenApproach().strengths), key=score)
     chosen = slice(None) if shop.recipe.data.validation is None else ~held
-    return quietly_fit(shop, features[chosen], labels[chosen], best)
+    return fit_head(shop, features[chosen], labels[chosen], best)
 
 
 def _counts(shop: Workshop, prepared: Prepared) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from gptailor.models.approach import set_head
 from gptailor.models.forward import compute_features
 from gptailor.models.load import load_classifier
 from gptailor.pipeline.classify import by_text
+from gptailor.pipeline.kinds import Kind
 from gptailor.pipeline.labels import answers_of
 from gptailor.pipeline.tokens import sequences_of
 from gptailor.pipeline.workshop import Candidate, Workshop, few_rows, folds_of
@@ -81,7 +82,7 @@ def fit_frozen(shop: Workshop, model: PreTrainedModel, settings: FrozenApproach)
     for strength in sorted(settings.strengths):
         logits = np.empty((len(labels), len(shop.label_names)))
         for inside, outside in splits:
-            weights = quietly_fit(shop, features[inside], labels[inside], strength)
+            weights = fit_head(shop, features[inside], labels[inside], strength)
             logits[outside] = features[outside] @ weights.T
         text_logits, answers = by_text(logits[held_out], held_rows)
         score, loss = kind.score(text_logits, answers), kind.mean_loss(text_logits, answers)
@@ -93,8 +94,17 @@ def fit_frozen(shop: Workshop, model: PreTrainedModel, settings: FrozenApproach)
     assert best is not None
     _, _, strength, text_logits, answers = best
     chosen = slice(None) if shop.recipe.data.validation is None else slice(0, count)
-    weights = quietly_fit(shop, features[chosen], labels[chosen], strength)
+    weights = fit_head(shop, features[chosen], labels[chosen], strength)
     return FrozenFit(weights, strength, searched, text_logits, answers)
+
+
+def best_strength_of(candidate: Candidate, kind: Kind) -> float:
+    """The strength that the search of a frozen candidate chose."""
+    sign = 1 if kind.higher_is_better else -1
+    chosen = max(
+        candidate.strengths, key=lambda one: (sign * one[kind.validation_key], -one["validation_loss"])
+    )
+    return float(chosen["strength"])
 
 
 def features_of(shop: Workshop, model: PreTrainedModel, rows: Sequence[TokenizedExample]) -> FloatArray:
@@ -118,8 +128,8 @@ def features_of(shop: Workshop, model: PreTrainedModel, rows: Sequence[Tokenized
     return stored.astype(np.float64)
 
 
-def quietly_fit(shop: Workshop, features: FloatArray, labels: Any, strength: float) -> FloatArray:
-    """(C, H) weights of a head on (N, H) features, as the kind of answer fits it."""
+def fit_head(shop: Workshop, features: FloatArray, labels: Any, strength: float) -> FloatArray:
+    """(C, H) weights of the kind's head on (N, H) features and their answers, as the recipe weighs them."""
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():

@@ -19,7 +19,12 @@ from gptailor.models.readout import label_text, labels_named
 from gptailor.pipeline.fixes import Fixes, apply_fixes, read_fixes, refuse_strays
 from gptailor.pipeline.labels import classes_of, hint_of_numbers, notes_on, read_labels, strata_of
 from gptailor.recipe import DataSettings, Recipe, SplitSettings
-from gptailor.tasks.classification import refuse_unknown_labels, to_example
+from gptailor.tasks.classification import (
+    refuse_unknown_labels,
+    refuse_unknown_slices,
+    slice_fields,
+    to_example,
+)
 from gptailor.tasks.labels import infer_form, label_of, labels_of, refuse_separator_without_sets
 from gptailor.types import AnswerForm, Example, Part, RawExample, Reason, RejectedRow
 
@@ -65,7 +70,9 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda _: None) -> Prep
     say(f"reading {settings.train}")
     train_file = read_rows(settings.train, columns=settings.columns)
     roles = infer_roles(train_file.columns, train_file.rows, text=settings.text, label=settings.label)
-    taken = take_roles(train_file, roles, settings)
+    tested_here = recipe.evaluate.slices if settings.test is None else ()
+    refuse_unknown_slices(tested_here, train_file.columns, file=settings.train)
+    taken = take_roles(train_file, roles, settings, slices=tested_here)
     form = _form_of(taken, recipe)
     rows, unlabelled = read_labels(taken, form, settings.label_names)
     asked = recipe.task_answer != "auto"
@@ -77,7 +84,7 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda _: None) -> Prep
     say("cleaning")
     cleaned = clean_rows(rows, settings=settings.clean, kind=form.kind)
     held_out = {
-        part: _read_held_out(location, roles, settings, cleaned, form, fixes, is_test=part == "test")
+        part: _read_held_out(location, roles, recipe, cleaned, form, fixes, is_test=part == "test")
         for part, location in (("validation", settings.validation), ("test", settings.test))
         if location is not None
     }
@@ -153,8 +160,10 @@ def _form_of(rows: Sequence[RawExample], recipe: Recipe) -> AnswerForm:
     return infer_form([row.fields["label"] for row in rows], kind=kind, separator=separator)
 
 
-def take_roles(file: ReadResult, roles: Roles, settings: DataSettings) -> list[RawExample]:
-    """Renames a file's columns to what they mean: text, label, group, time."""
+def take_roles(
+    file: ReadResult, roles: Roles, settings: DataSettings, *, slices: Sequence[str] = ()
+) -> list[RawExample]:
+    """Renames a file's columns to what they mean: text, label, group, time; carries the slice columns."""
     wanted = {"group": settings.split.group, "time": settings.split.time}
     for role, column in wanted.items():
         if column is not None and column not in file.columns:
@@ -171,6 +180,7 @@ def take_roles(file: ReadResult, roles: Roles, settings: DataSettings) -> list[R
                 "text": joined(row, roles.text),
                 **({"label": row.fields.get(roles.label, "")} if roles.label else {}),
                 **{role: row.fields.get(column, "") for role, column in columns.items()},
+                **slice_fields(row, slices),
             },
             row.source,
             row.row,
@@ -225,7 +235,7 @@ def refuse_same_file(settings: DataSettings) -> None:
 def _read_held_out(
     location: str,
     roles: Roles,
-    settings: DataSettings,
+    recipe: Recipe,
     train: CleanResult,
     form: AnswerForm,
     fixes: Fixes,
@@ -233,8 +243,10 @@ def _read_held_out(
     is_test: bool,
 ) -> tuple[ReadResult, CleanResult]:
     """A given validation or test file: repaired like the rest; loses no row that has text and label."""
+    settings, slices = recipe.data, recipe.evaluate.slices if is_test else ()
     file = read_rows(location, columns=settings.test_columns if is_test else settings.columns)
     own = set(file.columns)
+    refuse_unknown_slices(slices, file.columns, file=location)
     text = roles.text if roles.text in own or own.issuperset(roles.text.split("+")) else None
     label = roles.label if roles.label in own else None
     if text is None or label is None:  # a file of another make: its own names, or what is plain
@@ -248,7 +260,7 @@ def _read_held_out(
     ungrouped = settings.model_copy(update={"split": SplitSettings()})
     names = settings.test_label_names if is_test else settings.label_names
     flag = "--test-label-names" if is_test else "--label-names"
-    rows, unlabelled = read_labels(take_roles(file, roles, ungrouped), form, names, flag=flag)
+    rows, unlabelled = read_labels(take_roles(file, roles, ungrouped, slices=slices), form, names, flag=flag)
     if not is_test:  # a test file is never touched
         rows, reviewed = apply_fixes(rows, fixes, form)
         unlabelled = [*unlabelled, *reviewed]

@@ -10,7 +10,6 @@ import numpy as np
 from gptailor.data.duplicates import near_duplicate_groups
 from gptailor.errors import InputError
 from gptailor.evaluate.choice import doubts, most_telling_first
-from gptailor.models.forward import compute_features
 from gptailor.models.predictor import Answer, Predictor
 from gptailor.pipeline.run import Run
 from gptailor.types import FloatArray, IntArray, RawExample, RejectedRow
@@ -56,9 +55,7 @@ def rank_texts(
     doubt = doubts(probabilities.reshape(len(texts), len(names)), predictor.form)
 
     def features_of(rows: IntArray) -> FloatArray:
-        encoded = predictor.encode_many([texts[row] for row in rows.tolist()])
-        sequences = [item.sequences[0] for item in encoded if item is not None]
-        return compute_features(predictor.model, sequences, pad_id=predictor.encoder.pad_id)
+        return predictor.features([texts[row] for row in rows.tolist()])
 
     def duplicates_of(rows: IntArray) -> IntArray:
         return near_duplicate_groups([texts[row] for row in rows.tolist()])

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gptailor.data.read import Roles, infer_roles, iterate_rows, read_rows
-from gptailor.errors import DataError, ModelError, RunError
+from gptailor.errors import DataError, InputError, ModelError, RunError
 from gptailor.evaluate.metrics import as_json
 from gptailor.launch import Precision
 from gptailor.models.answerer import Answerer, load_answerer
@@ -24,9 +24,15 @@ from gptailor.pipeline.kinds import kind_of
 from gptailor.pipeline.labels import read_labels, without_labels
 from gptailor.pipeline.language_new import evaluate_language
 from gptailor.pipeline.prepare import joined
+from gptailor.pipeline.slices import score_slices, slice_columns
 from gptailor.pipeline.texts.new import answer_file, evaluate_preferences, evaluate_texts
 from gptailor.recipe import load_recipe
-from gptailor.tasks.classification import refuse_unknown_labels
+from gptailor.tasks.classification import (
+    refuse_unknown_labels,
+    refuse_unknown_slices,
+    slice_fields,
+    to_example,
+)
 from gptailor.tasks.labels import label_of, labels_of
 from gptailor.types import RawExample, RejectedRow, Task
 
@@ -160,12 +166,17 @@ class Run:
         columns: str | None = None,
         label_names: dict[str, str] | None = None,
         target: str | None = None,
+        slices: Sequence[str] = (),
     ) -> dict[str, Any]:
-        """Scores the run on a new file; the same numbers as in the report's `test`.
+        """Scores the run on a new file; the same numbers as in the report's `test` and `slices`.
 
         Raises:
-            DataError: the file has labels the run doesn't know, or no usable row.
+            DataError: the file has labels the run doesn't know, no usable row, or lacks a column of `slices`.
         """
+        if slices and self.task != "classification":
+            raise InputError(
+                "slices are for classification; this run writes or continues text.", fix="Leave --slice out."
+            )
         if self.task == "language":
             return evaluate_language(
                 self.writer, location, text=text, columns=columns, separator=self._separator()
@@ -176,9 +187,14 @@ class Run:
             return evaluate_texts(self.answerer, location, target=target, columns=columns)
         file = read_rows(location, columns=columns)
         roles = self._roles(file.columns, file.rows, text=text, label=label)
+        refuse_unknown_slices(slices, file.columns, file=location)
         rows = [
             RawExample(
-                {"text": joined(row, roles.text), "label": row.fields.get(roles.label or "", "")},
+                {
+                    "text": joined(row, roles.text),
+                    "label": row.fields.get(roles.label or "", ""),
+                    **slice_fields(row, slices),
+                },
                 row.source,
                 row.row,
             )
@@ -198,21 +214,26 @@ class Run:
         label_ids = {name: place for place, name in enumerate(names)}
         answers = np.array([label_of(row.fields["label"], label_ids, form) for row, _ in kept])
         logits = self.predictor.logits([item for _, item in kept])
-        report = kind_of(form).evaluate(
-            logits,
-            answers,
-            label_names=names,
-            split="new",
-            temperature=self.predictor.bundle.temperature,
-            resamples=2000,
-            seed=0,
-        )
+        settings: dict[str, Any] = {"label_names": names, "resamples": 2000, "seed": 0}
+        temperature = self.predictor.bundle.temperature
+        report = kind_of(form).evaluate(logits, answers, split="new", temperature=temperature, **settings)
+        assert report.predictions is not None
+        examples = [to_example(row, None) for row, _ in kept]
         return {
             "file": location,
             "read": len(file.rows) + len(file.rejected),
             "rows": report.size,
             "left_out": len(file.rows) + len(file.rejected) - report.size,
             "scores": as_json(report.scores),
+            "slices": score_slices(
+                kind_of(form),
+                report.predictions.probabilities,
+                answers,
+                texts=[example.text for example in examples],
+                encoder=self.predictor.encoder,
+                columns=slice_columns(examples),
+                **settings,
+            ),
         }
 
     def _roles(

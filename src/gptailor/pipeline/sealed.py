@@ -18,6 +18,7 @@ from gptailor.pipeline.kinds import kind_of
 from gptailor.pipeline.labels import answers_of
 from gptailor.pipeline.ladder import Ladder, judge
 from gptailor.pipeline.outcome import peak_memory_bytes
+from gptailor.pipeline.slices import score_slices, slice_columns
 from gptailor.pipeline.tokens import TokenizedParts
 from gptailor.pipeline.workshop import Candidate, Workshop
 from gptailor.types import Part
@@ -64,6 +65,17 @@ def open_test(
         "validation": {"rows": validated.size, **as_json(validated.scores)},
         "baselines": baselines,
         "verdict": verdict,
+        "slices": score_slices(
+            kind,
+            tested.predictions.probabilities,
+            answers,
+            texts=[example.text for example in examples],
+            encoder=predictor.encoder,
+            columns=slice_columns(examples),
+            label_names=shop.label_names,
+            resamples=recipe.evaluate.resamples,
+            seed=recipe.seed,
+        ),
         "training": training_numbers(chosen, shop),
         "environment": dict(shop.environment),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,25 +109,30 @@ def resolved_recipe(shop: Workshop, chosen: Candidate) -> Recipe:
 
 def write_predictions(
     path: Path,
-    examples: Iterable[Example],
+    examples: Sequence[Example],
     probabilities: Any,
     label_names: list[str],
     form: AnswerForm,
 ) -> None:
-    """The test rows with answer, prediction and probabilities (a number has none); formulas defused."""
+    """The test rows with answer, prediction, probabilities (a number has none) and what they are sliced by.
+
+    Formulas are defused.
+    """
     header = ["source", "row", "text", "answer", "prediction"]
     if form.kind != "score":
         header += ["probability", *(f"p({n})" for n in label_names)]
+    header += [f"slice({name})" for name, _ in examples[0].slices]
 
     def cells(example: Example, row: Any) -> Iterator[object]:
         yield from (example.source, example.row, example.text)
         if form.kind == "score":
             yield from (repr(example.label), repr(float(row[0])))
-            return
-        answer = read_answer(row, label_names, form, threshold=None, truncated=False)
-        labels = () if example.label is None else labels_named(example.label, label_names)
-        yield joined(labels, form) if form.kind == "multiple" else "".join(labels)
-        yield from (answer.label, repr(answer.probability), *map(repr, answer.probabilities.values()))
+        else:
+            answer = read_answer(row, label_names, form, threshold=None, truncated=False)
+            labels = () if example.label is None else labels_named(example.label, label_names)
+            yield joined(labels, form) if form.kind == "multiple" else "".join(labels)
+            yield from (answer.label, repr(answer.probability), *map(repr, answer.probabilities.values()))
+        yield from (value for _, value in example.slices)
 
     write_csv_safely(path, header, (list(cells(*pair)) for pair in zip(examples, probabilities, strict=True)))
 

@@ -20,13 +20,16 @@ PROSE = (".txt", ".text", ".md")
 
 def settle_task(recipe: Recipe) -> Recipe:
     """The recipe with its task. What can't be told is classification, whose errors say what is missing."""
-    if recipe.task not in (None, "classification") and recipe.data.fix is not None:
+    task = recipe.task or named_task(recipe) or task_of_columns(recipe)
+    if task != "classification" and recipe.data.fix is not None:
         raise RecipeError(
-            f"corrects labels, and the task is {recipe.task}.", where="data.fix", fix="Leave --fix out."
+            f"corrects labels, and the task is {task}.", where="data.fix", fix="Leave --fix out."
         )
-    if recipe.task is not None:
-        return recipe
-    return recipe.model_copy(update={"task": named_task(recipe) or task_of_columns(recipe)})
+    if task != "classification" and recipe.evaluate.slices:
+        raise RecipeError(
+            f"is for classification; this is {task}.", where="evaluate.slices", fix="Leave --slice out."
+        )
+    return recipe.model_copy(update={"task": task})
 
 
 def named_task(recipe: Recipe) -> Task | None:

@@ -123,6 +123,21 @@ def task_name(report: Mapping[str, Any]) -> str:
     return f"{task}, {answer}" if answer else task
 
 
+def worst_slice_text(slices: Mapping[str, Any]) -> str:
+    """The slice with the worst score of those large enough to judge; empty where there is none."""
+    worst, metric = mapping(slices.get("worst")), metric_of(str(slices.get("score")))
+    score, rest = measured(worst.get(str(slices.get("score")))), finite(worst.get("rest"))
+    if score is None or rest is None:
+        return ""
+    between = f" ({interval_text(score)})" if interval_text(score) else ""
+    rows = counted(worst.get("rows"), "row", "rows")
+    named = visible(clip(f"{worst.get('by')} {str(worst.get('slice'))!r}", 80))
+    return (
+        f"Worst slice: {named}, {inside(metric.title)} {score_text(score.value)}{between} on {rows}; "
+        f"the rest {score_text(rest)}."
+    )
+
+
 def primary_metric(report: Mapping[str, Any]) -> str:
     """The metric that decides: the one the verdict names, else the task's first that was measured."""
     named, usual = mapping(report.get("verdict")).get("metric"), task_of(report).metrics

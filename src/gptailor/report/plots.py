@@ -117,19 +117,27 @@ def line_chart(
     log_x: bool = False,
     x_range: tuple[float, float] | None = None,
     y_range: tuple[float, float] | None = None,
+    band: Sequence[tuple[float, float, float]] = (),
 ) -> Markup:
-    """Lines over a shared axis. `mark` is a labelled upright line; the ranges fix an axis."""
+    """Lines over a shared axis. `mark` is a labelled upright line; the ranges fix an axis.
+
+    `band` is an area of (x, low, high) behind the lines.
+    """
     series = [Series(s.name, _finite_points(s.points, log_x), s.tone, s.dots) for s in series]
     points = [p for s in series for p in s.points]
     if not points:
         return Markup("")
-    low, high = y_range or (min(y for _, y in points), max(y for _, y in points))
+    held = [y for _, y in points] + [y for _, *edges in band for y in edges]
+    low, high = y_range or (min(held), max(held))
     left, right = x_range or (min(x for x, _ in points), max(x for x, _ in points))
     ticks = nice_ticks(low, high)
     bottom = height - BELOW
     y = Scale(min(low, ticks[0]), max(high, ticks[-1]), bottom, TOP)
     x = Scale(left, right, LEFT, RIGHT, log_x)
     drawn = [*y_axis(y, ticks, y_title), *x_axis(x, bottom, x_title), *mark_line(mark, x, bottom)]
+    if band:
+        around = [(x(at), y(top)) for at, _, top in band] + [(x(at), y(under)) for at, under, _ in band[::-1]]
+        drawn.append(element("path", d=f"{path(around)}Z", class_="band"))
     for one in series:
         drawn += _line(one, x, y, x_title)
     return drawing(drawn, height, label)

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from gptailor.report.facts import bytes_text as bytes_text
 from gptailor.report.facts import (
+    count_text,
     counted,
     finite,
     inside,
@@ -21,8 +22,11 @@ from gptailor.report.facts import (
     measured,
     metric_of,
     primary_metric,
+    rows_of,
     task_name,
     task_of,
+    visible,
+    worst_slice_text,
 )
 from gptailor.report.facts import score_text as number_text
 from gptailor.report.words import BASELINES, METRICS, Baseline, Task
@@ -141,10 +145,22 @@ def print_summary(console: Console, report: Mapping[str, Any], *, folder: str) -
     if threshold is not None and covered and right:
         answers = f"Answers that are at least {threshold:.0%} sure: {covered.value:.0%} of the rows"
         console.print(Text(f"{answers}, {right.value:.0%} of them right.", style="dim"))
+    print_slices(console, report)
+    if says := mapping(report.get("curve")).get("says"):
+        console.print(Text(str(says), style="dim"))
     verdict = mapping(report.get("verdict"))
     if verdict.get("says"):
         good = verdict.get("worth_it") is True
         console.print(Text(str(verdict["says"]), style="bold green" if good else "bold yellow"))
+
+
+def print_slices(console: Console, report: Mapping[str, Any]) -> None:
+    """The worst slice, and a warning for each that is much worse than the rest."""
+    slices = mapping(report.get("slices"))
+    if told := worst_slice_text(slices):
+        console.print(Text(told, style="dim"), soft_wrap=True)
+    for warning in rows_of(slices.get("warnings")):
+        console.print(Text("Warning: ", style="bold yellow") + Text(visible(str(warning))), soft_wrap=True)
 
 
 def _data_lines(data: Mapping[str, Any], task: Task) -> Iterator[str]:
@@ -187,6 +203,30 @@ def _score_table(report: Mapping[str, Any]) -> Table:
     title = Text(f"this model ({report.get('approach')})", style="bold")
     table.add_row(title, *(Text(score_text(test.get(key)), style="bold") for key in keys))
     return table
+
+
+def print_curve(console: Console, curve: Mapping[str, Any]) -> None:
+    """The measured points, the forecasts with their intervals, and what they say."""
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for head in ("training rows", inside(metric_of(str(curve.get("metric"))).title), "95 % interval"):
+        table.add_column(head)
+    for point in map(mapping, rows_of(curve.get("points"))):
+        table.add_row(count_text(point.get("rows")), number_text(point.get("score")), Text("measured", "dim"))
+    for one in map(mapping, rows_of(curve.get("forecasts"))):
+        score = measured(one.get("score"))
+        table.add_row(
+            *(
+                Text(cell, "bold")
+                for cell in (
+                    count_text(one.get("rows")),
+                    number_text(score.value if score else None),
+                    interval_text(score),
+                )
+            )
+        )
+    console.print(table)
+    console.print(Text(f"on {counted(curve.get('held_out'), 'held-out row', 'held-out rows')}", style="dim"))
+    console.print(Text(str(curve.get("says", "")), style="bold"))
 
 
 def print_table(console: Console, title: str, rows: Sequence[tuple[str, object]]) -> None:

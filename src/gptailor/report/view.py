@@ -32,6 +32,7 @@ from gptailor.report.facts import (
 )
 from gptailor.report.svg import axis_text, nice_ticks
 from gptailor.report.tables import table
+from gptailor.report.view_curve import curve_section, slices_section
 from gptailor.report.view_data import data_section
 from gptailor.report.view_labels import label_sections
 from gptailor.report.view_run import openings_section, run_section, training_section
@@ -50,6 +51,8 @@ _CONTENTS = {
     "numbers": ("numbers", "Numbers"),
     "mistakes": ("mistakes", "Mistakes"),
     "probabilities": ("probabilities", "Probabilities"),
+    "slices": ("slices", "Slices"),
+    "curve": ("curve", "More labels"),
     "training": ("training", "Training"),
     "data": ("data", "Data"),
     "openings": ("sealed", "Test set"),
@@ -64,6 +67,8 @@ def view(report: Values, details: Values) -> dict[str, Any]:
         "samples": samples_section(report, details),
         "hardest": hardest_section(report, details),
         **label_sections(report, details),
+        "slices": slices_section(report),
+        "curve": curve_section(report),
         "training": training_section(report, details),
         "data": data_section(report, details),
         "openings": openings_section(details),

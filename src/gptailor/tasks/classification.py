@@ -9,6 +9,7 @@ from gptailor.types import Example, Label, RawExample, Segment
 
 MINIMUM_ROWS = 20
 MINIMUM_CLASSES = 2
+SLICE = "slice:"  # before the column's name in a row's fields, where scores are wanted by its values
 
 
 def to_example(row: RawExample, label: Label | None) -> Example:
@@ -20,7 +21,27 @@ def to_example(row: RawExample, label: Label | None) -> Example:
         label=label,
         group=row.fields.get("group", ""),
         time=row.fields.get("time", ""),
+        slices=tuple(
+            (name.removeprefix(SLICE), value) for name, value in row.fields.items() if name.startswith(SLICE)
+        ),
     )
+
+
+def slice_fields(row: RawExample, columns: Sequence[str]) -> dict[str, str]:
+    """A row's values of the columns to score by, under names that can't be a role's."""
+    return {f"{SLICE}{column}": row.fields.get(column, "") for column in columns}
+
+
+def refuse_unknown_slices(wanted: Sequence[str], columns: Sequence[str], *, file: str) -> None:
+    """Raises DataError where the tested file lacks a column to score by."""
+    for column in wanted:
+        if column not in columns:
+            raise DataError(
+                f"there is no column {column!r} to slice by; it has {', '.join(columns)}."
+                f"{did_you_mean(column, columns)}",
+                where=file,
+                fix="Name one of its columns with --slice COLUMN.",
+            )
 
 
 def collect_labels(carried: Sequence[Sequence[str]]) -> list[str]:

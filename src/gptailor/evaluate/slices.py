@@ -1,0 +1,171 @@
+"""Scores by slice: the rows of one language, one source, one length; and which slice is truly worse."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from gptailor.evaluate.metrics import bootstrap_mean
+from gptailor.types import FloatArray, IntArray, Score
+
+FEWEST_ROWS = 20  # a smaller slice is shown, not judged
+MOST_SLICES = 20  # of a column; rarer values are taken together
+MUCH_WORSE = 0.05  # this much less of the slice is right than of the other rows
+MUCH_FURTHER_OFF = 0.2  # for numbers: its mean absolute error is this share larger
+LEVEL = 0.05  # of the family of tests
+BANDS = ("short", "middle", "long")
+EMPTY, OTHER = "(empty)", "(other values)"
+SHARES_TEST = "Fisher's exact test"
+NUMBERS_TEST = "Mann-Whitney U test of the absolute errors"
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """The rows that share a value of a column, beside all others."""
+
+    column: str
+    value: str
+    rows: IntArray  # their places
+    score: Score  # the share that is right; for numbers the mean absolute error
+    rest: float  # the same of all other rows; NaN where there are none
+    p: float | None  # that it is no worse than the rest, corrected; None: too few rows to judge
+    much_worse: bool
+
+
+def length_bands(lengths: IntArray) -> list[str]:
+    """Short, middle or long for each of (N,) token counts: thirds of the rows, as far as ties allow."""
+    place = _thirds(lengths)
+    names = {1: ("all",), 2: (BANDS[0], BANDS[2]), 3: BANDS}[int(place.max()) + 1]
+    said = [
+        f"{name} ({lengths[place == i].min():,} to {lengths[place == i].max():,} tokens)"
+        for i, name in enumerate(names)
+    ]
+    return [said[i] for i in place.tolist()]
+
+
+def group_values(values: Sequence[str]) -> list[str]:
+    """A column's values as slices: many different numbers become thirds, rare values one slice."""
+    cells = [value.strip() or EMPTY for value in values]
+    counts = Counter(cells)
+    if len(counts) <= MOST_SLICES:
+        return cells
+    numbers = [_number(cell) for cell in cells if cell != EMPTY]
+    known = np.array([number for number in numbers if number is not None])
+    if len(known) == len(numbers):
+        place = _thirds(known)
+        said = {i: f"{known[place == i].min():g} to {known[place == i].max():g}" for i in place.tolist()}
+        named = iter(said[i] for i in place.tolist())
+        return [cell if cell == EMPTY else next(named) for cell in cells]
+    kept = {value for value, _ in counts.most_common(MOST_SLICES - 1)}
+    return [cell if cell in kept else OTHER for cell in cells]
+
+
+def slice_rows(
+    columns: Mapping[str, Sequence[str]],
+    errors: FloatArray,
+    *,
+    are_numbers: bool = False,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> list[Slice]:
+    """Every slice of every column with its score, and whether it is worse than the other rows.
+
+    A share's interval is Wilson's (1927), because a bootstrap gives a slice of ten right rows no width at
+    all. A slice of at least `FEWEST_ROWS` is tested against all other rows, one-sided: shares by Fisher's
+    exact test, absolute errors by Mann and Whitney's. Many slices make a bad one by chance, so the p values
+    are corrected over all of them by Holm's step-down method (1979).
+
+    Args:
+        columns: The value of every row, by column, N each.
+        errors: (N,) how wrong each answer is, 0 where it is right; of numbers the absolute error.
+        are_numbers: The answers are numbers.
+        resamples: Of the bootstrap of a mean absolute error.
+        seed: Of the bootstrap.
+    """
+    found: list[tuple[str, str, IntArray, Score, float, float | None]] = []
+    for column, values in columns.items():
+        cells = np.array(list(values), dtype=object)
+        for value in sorted(set(values), key=lambda v: _order(column, v, cells)):
+            inside = cells == value
+            ours, others = errors[inside], errors[~inside]
+            if are_numbers:
+                score = bootstrap_mean(ours, resamples=resamples, seed=seed)
+            else:
+                score = share_right(int((ours == 0).sum()), len(ours))
+            rest = _mean_score(others, are_numbers)
+            p = _p_value(ours, others, are_numbers) if min(len(ours), len(others)) >= FEWEST_ROWS else None
+            found.append((column, value, np.flatnonzero(inside), score, rest, p))
+    corrected = iter(holm([p for *_, p in found if p is not None]))
+    slices = []
+    for column, value, rows, score, rest, p in found:
+        p = None if p is None else next(corrected)
+        gap = score.value > rest * (1 + MUCH_FURTHER_OFF) if are_numbers else rest - score.value >= MUCH_WORSE
+        slices.append(Slice(column, value, rows, score, rest, p, bool(p is not None and p < LEVEL and gap)))
+    return slices
+
+
+def worst_slice(slices: Sequence[Slice], *, are_numbers: bool = False) -> Slice | None:
+    """The slice with the lowest score (numbers: the largest error) among those large enough to judge."""
+    judged = [one for one in slices if one.p is not None]
+    sign = -1 if are_numbers else 1
+    return min(judged, key=lambda one: (sign * one.score.value, one.p), default=None)
+
+
+def share_right(right: int, rows: int) -> Score:
+    """A share of rows with Wilson's 95 % interval."""
+    between = stats.binomtest(right, rows).proportion_ci(0.95, method="wilson")
+    value = right / rows
+    return Score(value, min(float(between.low), value), max(float(between.high), value))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P values corrected for their number: the k-th smallest of m times m + 1 - k, never falling."""
+    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
+    corrected, highest = [0.0] * len(p_values), 0.0
+    for rank, place in enumerate(order):
+        highest = max(highest, min(1.0, p_values[place] * (len(p_values) - rank)))
+        corrected[place] = highest
+    return corrected
+
+
+def _p_value(ours: FloatArray, others: FloatArray, are_numbers: bool) -> float:
+    if are_numbers:
+        return float(stats.mannwhitneyu(ours, others, alternative="greater").pvalue)
+    wrong = [int((part > 0).sum()) for part in (ours, others)]
+    table = [[wrong[0], len(ours) - wrong[0]], [wrong[1], len(others) - wrong[1]]]
+    return float(stats.fisher_exact(table, alternative="greater").pvalue)
+
+
+def _mean_score(errors: FloatArray, are_numbers: bool) -> float:
+    if not len(errors):
+        return math.nan
+    return float(errors.mean() if are_numbers else (errors == 0).mean())
+
+
+def _order(column: str, value: str, cells: Any) -> tuple[Any, ...]:
+    """Length bands in their order; other values by their rows, the most first."""
+    band = next((place for place, name in enumerate(BANDS) if value.startswith(f"{name} (")), None)
+    if column == "length" and band is not None:
+        return (band,)
+    return (len(BANDS), -int((cells == value).sum()), value)
+
+
+def _number(cell: str) -> float | None:
+    try:
+        number = float(cell)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _thirds(values: Any) -> IntArray:
+    """(N,) 0, 1 or 2 for each value, rising; equal values stay together, so there may be fewer thirds."""
+    edges = np.unique(np.quantile(values, [1 / 3, 2 / 3], method="lower"))
+    places: IntArray = np.searchsorted(edges, values)
+    return places

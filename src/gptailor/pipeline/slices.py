@@ -1,0 +1,111 @@
+"""The report's `slices`: scores by column and length, the worst slice, a warning where one is much worse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gptailor.data.tokenize import Encoder, token_lengths
+from gptailor.errors import number_of
+from gptailor.evaluate.metrics import as_json
+from gptailor.evaluate.slices import (
+    NUMBERS_TEST,
+    SHARES_TEST,
+    Slice,
+    group_values,
+    length_bands,
+    slice_rows,
+    worst_slice,
+)
+from gptailor.models.readout import decide
+from gptailor.pipeline.kinds import Kind
+from gptailor.types import Example, FloatArray
+
+# What a slice is judged by: it must be a mean over rows, so that no slice suffers for the classes it lacks.
+ROW_SCORES = {"single": "accuracy", "multiple": "subset_accuracy", "score": "mae"}
+
+
+def slice_columns(examples: Sequence[Example]) -> dict[str, list[str]]:
+    """The values of tested examples by slice column; all carry the same columns."""
+    carried = [dict(example.slices) for example in examples]
+    return {name: [values[name] for values in carried] for name in carried[0]}
+
+
+def score_slices(
+    kind: Kind,
+    probabilities: FloatArray,
+    answers: Any,
+    *,
+    texts: Sequence[str],
+    encoder: Encoder,
+    columns: Mapping[str, Sequence[str]],
+    label_names: Sequence[str],
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Plain values for the report: every slice with rows, scores and intervals, the worst, and warnings.
+
+    Args:
+        kind: The kind of answer.
+        probabilities: (N, C) of the rows, or (N, 1) numbers.
+        answers: Their true answers.
+        texts: (N,) texts; their lengths in tokens are always a column of their own.
+        encoder: Counts the tokens.
+        columns: The rows' values by the person's column.
+        label_names: The classes.
+        resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+    """
+    are_numbers, score = kind.form.kind == "score", ROW_SCORES[kind.form.kind]
+    guesses = decide(probabilities, kind.form)
+    by = {"length": length_bands(token_lengths(encoder, texts))}
+    by |= {_free_name(name, by): group_values(values) for name, values in columns.items()}
+    settings: dict[str, Any] = {"resamples": resamples, "seed": seed}
+    slices = slice_rows(by, kind.errors(probabilities, answers), are_numbers=are_numbers, **settings)
+
+    def told(one: Slice) -> dict[str, Any]:
+        rows = one.rows
+        measured = kind.measure(answers[rows], guesses[rows], label_names=label_names, **settings)
+        return {
+            "slice": one.value,
+            "rows": len(rows),
+            score: as_json(one.score),
+            kind.metric: as_json(measured[kind.metric]),
+            "rest": as_json(one.rest),
+            "p": as_json(one.p),
+            "much_worse": one.much_worse,
+        }
+
+    worst = worst_slice(slices, are_numbers=are_numbers)
+    judged = sum(one.p is not None for one in slices)
+    test = NUMBERS_TEST if are_numbers else SHARES_TEST
+    return {
+        "score": score,
+        "test": f"{test} against the other rows, one-sided; Holm's correction over "
+        f"{number_of(judged, 'slice')} of 20 rows or more",
+        "by": {column: [told(one) for one in slices if one.column == column] for column in by},
+        "worst": None if worst is None else {"by": worst.column, **told(worst)},
+        "warnings": [in_words(one, are_numbers=are_numbers, test=test) for one in slices if one.much_worse],
+    }
+
+
+def in_words(one: Slice, *, are_numbers: bool, test: str) -> str:
+    """One sentence on a slice that is much worse than the rest."""
+    name, rows = f"{one.column} {one.value!r}", number_of(len(one.rows), "row")
+    p = one.p or 0.0
+    sure = f"({'p < 0.0001' if p < 1e-4 else f'p = {p:.2g}'}, {test}, Holm's correction)"
+    low, high, value = one.score.low, one.score.high, one.score.value
+    if are_numbers:
+        return (
+            f"{name} is much worse than the rest: off by {value:.3g} ({low:.3g} to {high:.3g}) on average "
+            f"over {rows}, all others by {one.rest:.3g} {sure}."
+        )
+    return (
+        f"{name} is much worse than the rest: {value:.1%} of {rows} are right ({low:.1%} to {high:.1%}), "
+        f"of all others {one.rest:.1%} {sure}."
+    )
+
+
+def _free_name(column: str, taken: Mapping[str, Any]) -> str:
+    """A person's own column `length` stands beside ours."""
+    return f"{column} (column)" if column in taken else column

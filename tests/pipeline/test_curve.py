@@ -1,0 +1,178 @@
+"""How many more labels: measured without the test set, told in words, in the report and by the verb."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import tiny
+from gptailor.cli import app
+from gptailor.errors import InputError, RecipeError, RunError
+from gptailor.pipeline import curve as curves
+from gptailor.pipeline.curve import in_words
+from gptailor.pipeline.curve_new import curve_of
+from gptailor.pipeline.fit import fit_recipe
+from gptailor.pipeline.run import Run
+from gptailor.recipe import Recipe, build_recipe
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("curve")
+    tiny.build_base(folder / "base")
+    tiny.write_news(folder / "news.csv", rows=240)
+    return folder
+
+
+def recipe_of(place: Path, **changes: Any) -> Recipe:
+    return build_recipe(
+        {
+            "data": {"train": str(place / "news.csv")},
+            "base": str(place / "base"),
+            "approach": {"kind": "frozen", "strengths": [1, 100]},
+            "evaluate": {"resamples": 200, "baselines": "none"},
+            **changes,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def run(place: Path) -> Run:
+    return fit_recipe(recipe_of(place, out=str(place / "run")))
+
+
+@pytest.fixture(autouse=True)
+def few_strengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thirteen strengths at every size would only take longer."""
+    monkeypatch.setattr(curves, "STRENGTHS", (1.0,))
+    monkeypatch.setattr(curves, "WORK", 1)
+
+
+def test_the_report_tells_the_curve(run: Run) -> None:
+    curve = run.report["curve"]
+    data = run.report["data"]
+    assert curve["metric"] == "accuracy"
+    assert curve["held_out"] == data["train"] + data["validation"], "few rows: each is judged out of fold"
+    assert [point["rows"] for point in curve["points"]] == sorted(point["rows"] for point in curve["points"])
+    assert curve["points"][-1]["score"] == curve["now"]
+    assert [one["more"] for one in curve["forecasts"]] == [200, 700]
+    for one in curve["forecasts"]:
+        score, fresh = one["score"], one["on_new_rows"]
+        assert 0 <= fresh["low"] <= score["low"] <= score["value"] <= score["high"] <= fresh["high"] <= 1
+    assert curve["says"].startswith("With 200 more rows about ")
+    page = (run.folder / "report.html").read_text(encoding="utf-8")
+    assert "How many more labels?" in page
+    assert 'class="band"' in page
+
+
+def test_the_curve_never_sees_the_test_rows(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[set[tuple[str, int]]] = []
+    features_of = curves.features_of
+
+    def spy(shop: Any, model: Any, rows: Any) -> Any:
+        seen.append({(row.source, row.row) for row in rows})
+        test = {(row.source, row.row) for row in shop.tokens.rows["test"]}
+        assert not seen[-1] & test
+        return features_of(shop, model, rows)
+
+    monkeypatch.setattr(curves, "features_of", spy)
+    curve_of(recipe_of(place), more=[50])
+    assert len(seen) == 1
+
+
+def test_a_run_has_the_curve_of_its_own_data(run: Run, place: Path, tmp_path: Path) -> None:
+    of_run = curve_of(run.folder, more=[100])
+    of_data = curve_of(recipe_of(place), more=[100])
+    assert of_run["points"] == of_data["points"]
+    assert of_run["forecasts"] == of_data["forecasts"]
+    assert of_run["forecasts"][0]["rows"] == of_run["rows"] + 100
+    assert not list(tmp_path.iterdir())
+
+
+def test_validation_rows_that_are_given_judge(place: Path, tmp_path: Path) -> None:
+    lines = (place / "news.csv").read_text(encoding="utf-8").splitlines()
+    (tmp_path / "train.csv").write_text("\n".join(lines[:201]), encoding="utf-8")
+    (tmp_path / "held.csv").write_text("\n".join([lines[0], *lines[201:]]), encoding="utf-8")
+    files = {"train": str(tmp_path / "train.csv"), "validation": str(tmp_path / "held.csv")}
+    assert curve_of(recipe_of(place, data=files))["held_out"] == 40
+
+
+def test_what_has_no_curve_is_refused(place: Path, tmp_path: Path, run: Run) -> None:
+    few = tiny.write_news(tmp_path / "few.csv", rows=60)
+    with pytest.raises(InputError, match="a curve needs 100"):
+        curve_of(recipe_of(place, data={"train": str(few)}))
+    with pytest.raises(RecipeError, match="this is language"):
+        curve_of(recipe_of(place, task="language", approach="full"))
+    with pytest.raises(RunError, match="no recipe"):
+        curve_of(tmp_path)
+    with pytest.raises(InputError, match="can't be forecast"):
+        curve_of(recipe_of(place), more=[10**6])
+    text = (place / "news.csv").read_text(encoding="utf-8")
+    try:
+        (place / "news.csv").write_text(text + "one more row,sports\n", encoding="utf-8")
+        with pytest.raises(RunError, match="changed"):
+            curve_of(run.folder)
+    finally:
+        (place / "news.csv").write_text(text, encoding="utf-8")
+
+
+def test_numbers_have_no_curve_and_sets_have_micro_f1(place: Path, tmp_path: Path) -> None:
+    numbers = recipe_of(
+        place, data={"train": str(tiny.write_ratings(tmp_path / "r.csv", rows=180))}, task_answer="score"
+    )
+    with pytest.raises(InputError, match="these are numbers"):
+        curve_of(numbers)
+    topics = recipe_of(place, data={"train": str(tiny.write_topics(tmp_path / "t.jsonl", rows=180))})
+    found = curve_of(topics)
+    assert found["metric"] == "micro_f1"
+    assert "micro-F1" in found["says"]
+
+
+def test_the_words_weigh_the_interval() -> None:
+    def says(low: float, value: float, high: float, approach: str = "frozen") -> str:
+        told = [{"more": 2000, "rows": 4000, "score": {"low": low, "value": value, "high": high}}]
+        return in_words(told, now=0.85, metric="accuracy", approach=approach)
+
+    assert says(0.855, 0.861, 0.88).startswith(
+        "With 2,000 more rows about 86.1 % accuracy (85.5 to 88.0); now, with 2,000, it is 85.0 %."
+    )
+    assert "would help" in says(0.855, 0.861, 0.88)
+    assert "may help" in says(0.84, 0.861, 0.88)
+    assert "hardly help" in says(0.84, 0.851, 0.855)
+    assert "frozen features" in says(0.855, 0.861, 0.88, approach="full")
+
+
+def test_windows_of_a_text_stay_together(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    windows = recipe_of(
+        place, data={"train": str(place / "news.csv"), "too_long": "window", "max_tokens": 16}
+    )
+    whole = curves._splits_of
+    seen = []
+
+    def spy(shop: Any) -> Any:
+        splits = whole(shop)
+        seen.append(splits)
+        return splits
+
+    monkeypatch.setattr(curves, "_splits_of", spy)
+    found = curve_of(windows)
+    (splits,) = seen
+    assert len(splits.rows) > len(splits.answers), "some texts have several windows"
+    assert len(splits.answers) == splits.held_out == found["held_out"]
+    for inside, outside in splits.parts:
+        assert not set(inside.tolist()) & set(outside.tolist())
+    assert np.concatenate([outside for _, outside in splits.parts]).size == splits.held_out
+
+
+def test_the_verb_prints_and_writes(place: Path, tmp_path: Path) -> None:
+    arguments = ["curve", str(place / "news.csv"), "--base", str(place / "base"), "--more", "100"]
+    result = CliRunner().invoke(app, [*arguments, "--json", "--page", str(tmp_path / "curve.html")])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert [one["more"] for one in found["forecasts"]] == [100]
+    assert "How many more labels?" in (tmp_path / "curve.html").read_text(encoding="utf-8")
