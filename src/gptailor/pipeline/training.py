@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+
+import torch
 
 from gptailor.data.batch import Order, StepRows
 from gptailor.errors import Interrupted, NonFiniteError
@@ -71,9 +74,8 @@ def resolve_plan(
     if settings.save_every:
         amount, unit = duration(settings.save_every)
         save_every = max(1, round(amount * per_epoch if unit == "epochs" else amount))
-    small = num_weights <= 50_000_000
-    rates = {"full": 3e-4 if small else 5e-5, "lora": 1e-3 if small else 2e-4, "scratch": 1e-3}
-    rate = settings.learning_rate or rates[approach]
+    asked = settings.learning_rate
+    rate = usual_rates(num_weights)[approach] if asked is None or asked == "find" else asked
     return Plan(
         steps=steps,
         validate_every=validate_every,
@@ -84,6 +86,12 @@ def resolve_plan(
         head_learning_rate=settings.head_learning_rate or max(1e-3, rate),
         precision=precision,
     )
+
+
+def usual_rates(num_weights: int) -> dict[str, float]:
+    """Peak learning rates by approach, where the recipe leaves them open."""
+    small = num_weights <= 50_000_000
+    return {"full": 3e-4 if small else 5e-5, "lora": 1e-3 if small else 2e-4, "scratch": 1e-3}
 
 
 def train(
@@ -104,33 +112,18 @@ def train(
         NonFiniteError: loss or gradient is not a number; the last checkpoint is whole.
         CheckpointError: the disk is full or failing.
     """
-    optimizer = build_optimizer(
-        adapted.trained,
-        learning_rate=plan.learning_rate,
-        head_learning_rate=plan.head_learning_rate,
-        weight_decay=settings.weight_decay,
-        head=_head_name_in(adapted) if objective.new_head else "",
-    )
+    optimizer = optimizer_of(adapted, objective, plan=plan, settings=settings)
     first, progress = place.resume(adapted.trained, optimizer)
     if first == 0:
         refuse_too_little_space(place.folder, adapted.trained)
-    rows_of = StepRows(Order(objective.lengths, batch_size=plan.batch_size, seed=place.seed))
-    steps = training_steps(
-        adapted.trained,
+    steps = steps_of(
+        adapted,
+        objective,
         optimizer,
-        batches=lambda step: objective.batches(rows_of(step).tolist(), plan.micro_batch_size),
-        loss=objective.loss,
-        rate=partial(
-            rate_factor,
-            total=plan.steps,
-            schedule=settings.schedule,
-            warmup=settings.warmup,
-            decay=settings.decay,
-        ),
-        steps=range(first + 1, (end_at or plan.steps) + 1) if not progress.stopped else range(0),
-        clip=settings.clip,
+        plan=plan,
+        settings=settings,
         seed=place.seed,
-        precision=partial(precision_context, plan.precision, adapted.plain.device.type),
+        steps=range(first + 1, (end_at or plan.steps) + 1) if not progress.stopped else range(0),
     )
     place.show({"kind": "plan", "steps": end_at or plan.steps, "first": first})
     for result in steps:
@@ -138,7 +131,9 @@ def train(
         last = result.step == (end_at or plan.steps)
         if end_at is None and (last or result.step % plan.validate_every == 0):
             validation = objective.validate(plan.precision)
-            progress = _judge(progress, validation, result, plan=plan, settings=settings, place=place)
+            progress = judge(progress, validation, result.step, plan=plan, settings=settings)
+            line = {"kind": "validation", "step": result.step, "loss": validation.loss}
+            place.write({**line, **validation.shown})
             commit = True
         else:
             commit = last or result.step % plan.save_every == 0
@@ -158,34 +153,75 @@ def train(
     return place.summary(progress)
 
 
-def _judge(
-    progress: Progress,
-    validation: Validation,
-    result: StepResult,
+def optimizer_of(
+    adapted: Adapted, objective: Objective, *, plan: Plan, settings: TrainSettings
+) -> torch.optim.AdamW:
+    """The optimizer of a plan: a new head has a rate of its own."""
+    return build_optimizer(
+        adapted.trained,
+        learning_rate=plan.learning_rate,
+        head_learning_rate=plan.head_learning_rate,
+        weight_decay=settings.weight_decay,
+        head=_head_name_in(adapted) if objective.new_head else "",
+    )
+
+
+def steps_of(
+    adapted: Adapted,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
     *,
     plan: Plan,
     settings: TrainSettings,
-    place: TrainingPlace,
+    seed: int,
+    steps: range,
+) -> Iterator[StepResult]:
+    """The steps of a plan, one by one; whoever consumes them decides what is kept and when it ends."""
+    rows_of = StepRows(Order(objective.lengths, batch_size=plan.batch_size, seed=seed))
+    return training_steps(
+        adapted.trained,
+        optimizer,
+        batches=lambda step: objective.batches(rows_of(step).tolist(), plan.micro_batch_size),
+        loss=objective.loss,
+        rate=partial(
+            rate_factor,
+            total=plan.steps,
+            schedule=settings.schedule,
+            warmup=settings.warmup,
+            decay=settings.decay,
+        ),
+        steps=steps,
+        clip=settings.clip,
+        seed=seed,
+        precision=partial(precision_context, plan.precision, adapted.plain.device.type),
+    )
+
+
+def judge(
+    progress: Progress, validation: Validation, step: int, *, plan: Plan, settings: TrainSettings
 ) -> Progress:
-    """Logs a validation and decides what it means: a new best, one more without gain, or the end."""
+    """Decides what a validation means: a new best, one more without gain, or the end.
+
+    Raises:
+        NonFiniteError: the validation loss is not a number.
+    """
     loss, score = validation.loss, validation.score
     if not math.isfinite(loss):
         raise NonFiniteError(
-            f"the validation loss became {loss} at step {result.step}.",
+            f"the validation loss became {loss} at step {step}.",
             fix="Lower train.learning_rate, or use train.precision=fp32; the last checkpoint is whole.",
         )
-    place.write({"kind": "validation", "step": result.step, "loss": loss, **validation.shown})
     better = score > progress.score or (score == progress.score and loss < progress.best_loss)
     gained = better or loss < progress.best_loss
     stale = 0 if gained else progress.stale + 1
     stopped = "early" if settings.patience and stale >= settings.patience else ""
     return dataclasses.replace(
         progress,
-        best_step=result.step if better else progress.best_step,
+        best_step=step if better else progress.best_step,
         score=max(score, progress.score),
         best_loss=min(loss, progress.best_loss),
         stale=stale,
-        stopped="length" if result.step == plan.steps else stopped,
+        stopped="length" if step == plan.steps else stopped,
     )
 
 
