@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from gptailor.data.tokenize import build_encoder
 from gptailor.launch import StopRequest, catch_signals, one_writer, resolve_environment, write_atomically
 from gptailor.models.load import load_config, load_tokenizer
 from gptailor.models.names import context_length, resolve_base
+from gptailor.models.predictor import Predictor
 from gptailor.pipeline.folder import base_revision_of, claim_folder, open_for_fit, refuse_other_data
 from gptailor.pipeline.frozen import run_frozen
 from gptailor.pipeline.keep import find_suspects, keep
@@ -38,12 +40,35 @@ from gptailor.recipe import (
     FullApproach,
     Recipe,
 )
+from gptailor.types import Bundle
 
 LONGEST_AUTO_SECONDS = 30 * 60
 
 
-def fit_recipe(recipe: Recipe, *, overwrite: bool = False, listener: Listener | None = None) -> Run:
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A classifier that is trained, saved and proven; the test rows are still sealed."""
+
+    folder: Path
+    prepared: Prepared
+    shop: Workshop
+    candidates: list[Candidate]
+    chosen: Candidate
+    bundle: Bundle
+    predictor: Predictor
+    parity: dict[str, float]
+
+
+def fit_recipe(
+    recipe: Recipe,
+    *,
+    overwrite: bool = False,
+    listener: Listener | None = None,
+    rival: Predictor | None = None,
+) -> Run:
     """Reads, cleans, splits, tokenizes, trains, compares, tests and reports; resumes what was begun.
+
+    A rival is another classifier of the same split, which answers the test rows when they are opened.
 
     Raises:
         GptailorError: something the person can mend; the message says what.
@@ -58,13 +83,40 @@ def fit_recipe(recipe: Recipe, *, overwrite: bool = False, listener: Listener | 
             return Run(folder)
         if asked is None and recipe.task != "classification":
             listener.say(f"task: {recipe.task} (another: --task)")
-        TASKS[recipe.task](recipe, folder, listener, stop)
+        if rival is not None:
+            fit_classification(recipe, folder, listener, stop, rival)
+        else:
+            TASKS[recipe.task](recipe, folder, listener, stop)
     return Run(folder)
 
 
-def fit_classification(recipe: Recipe, folder: Path, listener: Listener, stop: StopRequest) -> None:
+def fit_sealed(recipe: Recipe, listener: Listener | None = None) -> Predictor:
+    """Fits a classifier in the recipe's folder and leaves the test rows sealed; resumes what was begun."""
+    listener = listener or Listener()
+    folder = claim_folder(recipe)
+    with one_writer(folder), catch_signals() as stop:
+        open_for_fit(folder, recipe)
+        return seal_classifier(recipe, folder, listener, stop).predictor
+
+
+def fit_classification(
+    recipe: Recipe, folder: Path, listener: Listener, stop: StopRequest, rival: Predictor | None = None
+) -> None:
     """Classification, from rows to a finished run folder."""
     began = time.perf_counter()
+    sealed = seal_classifier(recipe, folder, listener, stop)
+    shop, chosen = sealed.shop, sealed.chosen
+    frozen = next((c for c in sealed.candidates if c.approach == "frozen"), None)
+    ladder = climb(shop, chosen, frozen, say=listener.say)
+    listener.say("opening the sealed test set")
+    report, details = open_test(folder, shop, chosen, sealed.predictor, ladder, rival)
+    report["training"]["total_seconds"] = round(time.perf_counter() - began, 2)
+    details = {**details, **describe(shop, chosen, sealed.candidates, parity=sealed.parity)}
+    tell(folder, report, details, prepared=sealed.prepared, tokens=shop.tokens, form=sealed.bundle.answer)
+
+
+def seal_classifier(recipe: Recipe, folder: Path, listener: Listener, stop: StopRequest) -> Sealed:
+    """From rows to a saved classifier, whose test rows nobody has looked at."""
     prepared = prepare(recipe, listener.say)
     refuse_other_data(folder, prepared.data_hash)
     shop = open_workshop(recipe, prepared, folder, listener)
@@ -73,13 +125,7 @@ def fit_classification(recipe: Recipe, folder: Path, listener: Listener, stop: S
     chosen = max(candidates, key=lambda candidate: candidate.score)  # ties: the first, frozen
     bundle, predictor, parity = keep(folder, shop, chosen)
     write_suspects(folder / "data" / "suspects.csv", find_suspects(shop, prepared, chosen, bundle))
-    frozen = next((c for c in candidates if c.approach == "frozen"), None)
-    ladder = climb(shop, chosen, frozen, say=listener.say)
-    listener.say("opening the sealed test set")
-    report, details = open_test(folder, shop, chosen, predictor, ladder)
-    report["training"]["total_seconds"] = round(time.perf_counter() - began, 2)
-    details = {**details, **describe(shop, chosen, candidates, parity=parity)}
-    tell(folder, report, details, prepared=prepared, tokens=shop.tokens, form=bundle.answer)
+    return Sealed(folder, prepared, shop, candidates, chosen, bundle, predictor, parity)
 
 
 def open_workshop(recipe: Recipe, prepared: Prepared, folder: Path, listener: Listener) -> Workshop:

@@ -90,11 +90,11 @@ def rehearse_trial(shop: Workshop) -> Iterator[Look]:
 
     Under 200 training rows they are those of five folds, one after the other; a score is the folds' mean.
     """
-    approach, floor = shop.recipe.approach, -math.inf
+    approach, fallback = shop.recipe.approach, -math.inf
     if isinstance(approach, AutoApproach | FrozenApproach):
         settings = approach if isinstance(approach, FrozenApproach) else FrozenApproach()
-        floor = run_frozen(shop, settings).score
-        yield Look(0, floor)
+        fallback = run_frozen(shop, settings).score
+        yield Look(0, -math.inf, fallback=fallback)
     if isinstance(approach, FrozenApproach):
         return
     trainable: Trainable = FullApproach() if isinstance(approach, AutoApproach) else approach
@@ -111,7 +111,7 @@ def rehearse_trial(shop: Workshop) -> Iterator[Look]:
             number += 1
             score = look.score
             mean = float(np.mean([*finished, score]))
-            yield Look(number, max(floor, mean), look.forecast * len(splits))
+            yield Look(number, mean, look.forecast * len(splits), fallback)
         finished.append(score)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +21,14 @@ class Look:
     """How a rehearsal does at one of its validations. Who has seen enough stops asking for the next."""
 
     number: int  # of the validation, from 1; 0: there was nothing to train
-    score: float  # the best so far; higher is better
+    score: float  # the best so far of what is trained; higher is better
     forecast: float = 0.0  # seconds that the whole rehearsal takes at most
+    fallback: float = -math.inf  # the score of what was reached without training, if anything
+
+    @property
+    def result(self) -> float:
+        """What the recipe has reached so far, one way or the other."""
+        return max(self.score, self.fallback)
 
 
 @dataclass(frozen=True, slots=True)

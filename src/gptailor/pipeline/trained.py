@@ -18,7 +18,7 @@ from gptailor.pipeline.measure import measure_plan
 from gptailor.pipeline.objective import Objective
 from gptailor.pipeline.place import TrainingPlace
 from gptailor.pipeline.range_test import curve_in_words, propose_rate, range_test
-from gptailor.pipeline.training import Plan, resolve_plan, train
+from gptailor.pipeline.training import VALIDATIONS, Plan, resolve_plan, train
 from gptailor.pipeline.workshop import FOLDS, Candidate, Workshop, few_rows, folds_of
 from gptailor.recipe import FullApproach, LoraApproach, ScratchApproach, TrainSettings
 from gptailor.report.terminal import duration_text
@@ -185,9 +185,9 @@ def rehearsed_plan(
     plan, seconds = measure_plan(adapted, objective, plan_for(settings, adapted, objective, approach))
     plan = found_plan(settings, adapted, objective, plan, seed=seed)
     steps = steps_within(settings.minutes, plan, seconds)
-    return dataclasses.replace(
-        plan, steps=steps, validate_every=min(plan.validate_every, steps)
-    ), seconds * steps / plan.steps
+    # A fit of so many epochs may look more often; of a trial it would be the larger part of the cost.
+    every = min(steps, max(plan.validate_every, -(-steps // VALIDATIONS)))
+    return dataclasses.replace(plan, steps=steps, validate_every=every), seconds * steps / plan.steps
 
 
 def found_plan(

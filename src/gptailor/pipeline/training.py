@@ -132,8 +132,8 @@ def train(
         if end_at is None and (last or result.step % plan.validate_every == 0):
             validation = objective.validate(plan.precision)
             progress = judge(progress, validation, result.step, plan=plan, settings=settings)
-            line = {"kind": "validation", "step": result.step, "loss": validation.loss}
-            place.write({**line, **validation.shown})
+            where = {"step": result.step, "loss": validation.loss}
+            place.write({"kind": "validation", **where, **validation.shown})
             commit = True
         else:
             commit = last or result.step % plan.save_every == 0

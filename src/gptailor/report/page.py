@@ -23,6 +23,11 @@ def render_page(report: Mapping[str, Any], details: Mapping[str, Any]) -> str:
     came from a person is escaped, and characters that could hide or turn text around are spelled
     out. The page's policy allows its own style and script by their hashes and nothing else.
     """
+    return render("page.html.jinja", view(report, details))
+
+
+def render(template: str, values: Mapping[str, Any]) -> str:
+    """One of our pages from its template and what it shows, with the style, script and policy of all."""
     environment = _environment()
     style = environment.get_template("page.css.jinja").render()
     script = environment.get_template("page.js").render()
@@ -32,7 +37,7 @@ def render_page(report: Mapping[str, Any], details: Mapping[str, Any]) -> str:
     )
     # Our own files, so they stand as they are; a person's text never gets this mark.
     own = {"style": Markup(style), "script": Markup(script), "policy": Markup(policy)}
-    return environment.get_template("page.html.jinja").render(**view(report, details), **own) + "\n"
+    return environment.get_template(template).render(**values, **own) + "\n"
 
 
 @cache
