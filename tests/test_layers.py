@@ -60,6 +60,7 @@ HOMES = {
     "pyarrow": ("data/",),
     "rensa": ("data/duplicates.py",),
     "ftfy": ("data/clean.py",),
+    "optuna": ("search/study.py",),
     "sacrebleu": ("evaluate/text_metrics.py",),
 }
 HEAVY = ("torch", "transformers")
