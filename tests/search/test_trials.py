@@ -30,7 +30,7 @@ def score_of(recipe: Recipe) -> float:
 
 
 def search_in(folder: Path, *, said: list[str] | None = None, rehearsal: Any = None, **tune: Any) -> Search:
-    recipe = recipe_with(tune={"space": DROPOUT, "trials": 12, **tune})
+    recipe = recipe_with(tune={"space": DROPOUT, "trials": 9, **tune})
     rehearsal = rehearsal or rehearsal_of(score_of)
     settings = recipe.tune
     study = Study(f"sqlite:///{folder / 'trials.sqlite3'}", name="test", pruner=settings.pruner, seed=0)
@@ -40,23 +40,23 @@ def search_in(folder: Path, *, said: list[str] | None = None, rehearsal: Any = N
 
 def test_trial_0_is_the_recipes_own_and_better_ones_are_found(tmp_path: Path) -> None:
     ran: list[Recipe] = []
-    search = search_in(tmp_path, rehearsal=rehearsal_of(score_of, ran=ran), trials=20, pruner="none")
+    search = search_in(tmp_path, rehearsal=rehearsal_of(score_of, ran=ran), trials=14, pruner="none")
     trials = run_trials(search)
     assert ran[0] == search.recipe
-    assert [one.own for one in trials] == [True] + [False] * 19
+    assert [one.own for one in trials] == [True] + [False] * 13
     assert trials[0].score == pytest.approx(0.5)
-    assert max(one.score or 0 for one in trials) > 0.9
+    assert max(one.score or 0 for one in trials) > 0.8
     assert all(search.recipe_of(one) == recipe for one, recipe in zip(trials, ran, strict=True))
 
 
 @pytest.mark.parametrize("pruner", ["median", "hyperband", "halving"])
 def test_laggards_are_given_up_and_the_recipes_own_is_not(tmp_path: Path, pruner: str) -> None:
     trials = run_trials(
-        search_in(tmp_path, rehearsal=rehearsal_of(score_of, looks=20), pruner=pruner, trials=16)
+        search_in(tmp_path, rehearsal=rehearsal_of(score_of, looks=12), pruner=pruner, trials=13)
     )
     pruned = [one for one in trials if one.state == "pruned"]
     assert pruned
-    assert all(0 < len(one.looks) < 20 for one in pruned)
+    assert all(0 < len(one.looks) < 12 for one in pruned)
     assert trials[0].state == "complete"
 
 
@@ -147,7 +147,7 @@ def test_several_processes_share_a_study(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     trials = search_in(tmp_path).study.trials()
-    assert 12 <= len(counted(trials)) <= 13  # the last two may begin at the same moment
+    assert 9 <= len(counted(trials)) <= 10  # the last two may begin at the same moment
     assert [one.number for one in trials if one.own] == [0]
 
 
@@ -177,7 +177,7 @@ def finished_in(database: Path) -> int:
 def test_killed_twice_no_finished_trial_is_lost(tmp_path: Path) -> None:
     code = KILLED.format(tests=str(Path(__file__).parents[1]), folder=str(tmp_path))
     known: dict[int, Any] = {}
-    for kill in (3, 6):
+    for kill in (2, 5):
         process = subprocess.Popen([sys.executable, "-c", code])
         deadline = time.monotonic() + 120
         while finished_in(tmp_path / "trials.sqlite3") < kill and time.monotonic() < deadline:
@@ -192,7 +192,7 @@ def test_killed_twice_no_finished_trial_is_lost(tmp_path: Path) -> None:
     said: list[str] = []
     trials = run_trials(search_in(tmp_path, said=said))
     assert known.items() <= {one.number: one.score for one in trials}.items()
-    assert len(counted(trials)) == 12
+    assert len(counted(trials)) == 9
     left = [one for one in trials if one.state == "failed"]
     assert len(left) <= 2
     assert [line for line in said if "left undone" in line] or not left

@@ -33,7 +33,8 @@ def claim_folder(recipe: Recipe, *, overwrite: bool = False) -> Path:
     if folder.exists() and not folder.is_dir():
         raise RunError("is a file, not a run folder.", where=str(folder), fix="Choose another with --out.")
     try:
-        if overwrite and (folder / REQUEST).exists():  # a folder that holds no run stays where it is
+        begun = (folder / REQUEST).exists() or (folder / SEARCH).exists()
+        if overwrite and begun:  # a folder that holds no run stays where it is
             stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S-%f")
             with one_writer(folder):
                 folder.rename(folder.with_name(f"{folder.name}.old-{stamp}"))

@@ -21,7 +21,7 @@ from gptailor.pipeline.rehearse import Gap, Rehearsal, Repeat
 from gptailor.recipe import Recipe
 from gptailor.search.study import Tried
 
-HOPELESS = -1.0  # standard errors behind the recipe's own after two repeats: not worth a third
+HOPELESS = -1.0  # standard errors ahead of the recipe's own, under which another repeat isn't worth its time
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def compare_finalists(
             finalist = dataclasses.replace(
                 finalist, gap=gap, scores=[rehearsal.told(repeat.score) for repeat in mine]
             )
-            if number == 0 or gap.value > HOPELESS * gap.error:
+            if gap.value > HOPELESS * gap.error:
                 still.append(finalist)
             finalists = [finalist if f.trial.number == finalist.trial.number else f for f in finalists]
         running = still

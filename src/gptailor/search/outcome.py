@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from gptailor.data.ledger import write_csv_safely
 from gptailor.errors import RunError
 from gptailor.launch import write_atomically
+from gptailor.pipeline.rehearse import Gap
 from gptailor.report.facts import inside, metric_of
 from gptailor.report.tune_page import render_tune
 from gptailor.search.finalists import Final, Finalist
@@ -128,9 +130,15 @@ def _finalist(search: Search, one: Finalist, winner: Finalist | None) -> dict[st
         "trial": one.trial.number,
         "settings": search.values_of(one.trial),
         "repeats": one.scores,
-        "ahead": None if gap is None else {"value": gap.value, "low": gap.low, "high": gap.high},
+        "ahead": None if gap is None else _as_json(gap),
         "won": one is winner,
     }
+
+
+def _as_json(gap: Gap) -> dict[str, float | None]:
+    """A gap; an interval that a single repeat can't have is null."""
+    known = math.isfinite(gap.error)
+    return {"value": gap.value, "low": gap.low if known else None, "high": gap.high if known else None}
 
 
 def _test(report: Mapping[str, Any], metric: str, *, won: bool) -> dict[str, Any] | None:
@@ -145,6 +153,9 @@ def _test(report: Mapping[str, Any], metric: str, *, won: bool) -> dict[str, Any
     return {"winner": ours, "default": theirs[metric], "difference": theirs["difference"]}
 
 
-def _apart(gap: Any, metric: str) -> str:
+def _apart(gap: Gap, metric: str) -> str:
     ahead = "ahead" if gap.value >= 0 else "behind"
-    return f"{abs(gap.value):.4f} {metric} {ahead} (95 % interval {gap.low:+.4f} to {gap.high:+.4f})"
+    interval = (
+        f"95 % interval {gap.low:+.4f} to {gap.high:+.4f}" if math.isfinite(gap.error) else "one repeat"
+    )
+    return f"{abs(gap.value):.4f} {metric} {ahead} ({interval})"

@@ -7,7 +7,7 @@ import socket
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
@@ -24,6 +24,7 @@ except ImportError:
 DRAWN_FREELY = 8  # trials before the sampler believes what it has seen
 NEVER_PRUNED = 4  # finished trials before any is given up
 WARM = 4  # validations, about one epoch, before a trial can be told to lag behind
+SIGN_SECONDS = 60  # between signs of life
 SILENT_SECONDS = 30 * 60  # a process on another machine that reported nothing for so long is taken for dead
 STATES = {
     TrialState.COMPLETE: "complete",
@@ -47,7 +48,6 @@ class Tried:
     own: bool  # the recipe's own settings
     same_as: int | None  # an earlier trial with the same settings, which wasn't run again
     note: str = ""
-    owner: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Running:
@@ -57,6 +57,7 @@ class Running:
         self._study, self._trial, self.own = study, trial, own
         self.number = trial.number
         self.values: dict[str, Value] = {}
+        self._signed = time.monotonic()
 
     def draw(self, dimension: Dimension) -> Value:
         """A value of the dimension, as the sampler thinks best."""
@@ -73,7 +74,9 @@ class Running:
     def report(self, look: int, score: float) -> bool:
         """Writes a look down; whether the trial lags so far behind that it should be given up."""
         self._trial.report(score, look)
-        self._trial.set_user_attr("seen", time.time())
+        if time.monotonic() - self._signed > SIGN_SECONDS:
+            self._signed = time.monotonic()
+            self._trial.set_user_attr("owner", _own_process())
         return bool(self._trial.should_prune()) and not self.own
 
     def finish(
@@ -125,9 +128,7 @@ class Study:
     def begin(self) -> Running:
         """A new trial, or one that a dead process left undone. Number 0 is the recipe's own settings."""
         trial = self._study.ask()
-        own = trial.number == 0 or bool(trial.user_attrs.get("own"))
-        trial.set_user_attr("own", own)
-        trial.set_user_attr("seen", time.time())
+        own = trial.number == 0 or bool(trial.user_attrs.get("own"))  # a repeated default has the mark
         trial.set_user_attr("owner", _own_process())
         return Running(self._study, trial, own=own)
 
@@ -145,7 +146,7 @@ class Study:
                 self._study.tell(trial.number, state=TrialState.FAIL)
             except (ValueError, RuntimeError):  # another process was faster
                 continue
-            attributes = {"own": trial.number == 0 or bool(trial.user_attrs.get("own"))}
+            attributes = {"own": True} if _tried(trial).own else {}
             self._study.enqueue_trial(dict(trial.params), user_attrs=attributes)
             left.append(trial.number)
         return left
@@ -233,7 +234,12 @@ def _pruner(name: str) -> optuna.pruners.BasePruner:
 
 def _own_process() -> dict[str, Any]:
     process = psutil.Process()
-    return {"host": socket.gethostname(), "pid": process.pid, "begun": process.create_time()}
+    return {
+        "host": socket.gethostname(),
+        "pid": process.pid,
+        "begun": process.create_time(),
+        "seen": time.time(),
+    }
 
 
 def _is_alive(attributes: Mapping[str, Any], *, begun: Any) -> bool:
@@ -242,7 +248,7 @@ def _is_alive(attributes: Mapping[str, Any], *, begun: Any) -> bool:
     if owner is None:  # killed, or not yet come to writing its name down
         return begun is not None and time.time() - begun.timestamp() < 5
     if owner["host"] != socket.gethostname():
-        return time.time() - float(attributes.get("seen", 0)) < SILENT_SECONDS
+        return time.time() - owner["seen"] < SILENT_SECONDS
     with contextlib.suppress(psutil.Error):
         return bool(abs(psutil.Process(owner["pid"]).create_time() - owner["begun"]) < 1)
     return False
@@ -261,10 +267,9 @@ def _tried(trial: FrozenTrial) -> Tried:
         score=score,
         seconds=trial.duration.total_seconds() if trial.duration else 0.0,
         looks=looks,
-        own=bool(attributes.get("own")),
+        own=trial.number == 0 or bool(attributes.get("own")),
         same_as=attributes.get("same_as"),
         note=str(attributes.get("note", "")),
-        owner=attributes.get("owner", {}),
     )
 
 

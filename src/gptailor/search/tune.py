@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gptailor.cache import content_key
-from gptailor.errors import RunError
+from gptailor.errors import FolderBusyError, RunError
 from gptailor.launch import catch_signals, one_writer, write_atomically
 from gptailor.pipeline.fit import fit_recipe, fit_sealed
 from gptailor.pipeline.folder import SEARCH, claim_folder, hash_files
@@ -58,37 +58,40 @@ def tune_recipe(recipe: Recipe, *, overwrite: bool = False, listener: Listener |
     listener = listener or Listener()
     recipe = settle_task(recipe)
     folder = claim_folder(recipe, overwrite=overwrite)
+    work = folder / SEARCH
     if (folder / RESULT).exists():
-        refuse_other_request(folder / SEARCH, recipe)
+        refuse_other_request(work, recipe)
         listener.say(f"{folder} is finished; nothing to do")
         return Tuned(Run(folder), read_result(folder))
     began = time.perf_counter()
-    work = folder / SEARCH
     with catch_signals():
         search = open_search(recipe, work, listener)
         trials = run_trials(search)
-        with one_writer(work):
+    with alone(work, "another process compares the best and fits the winner: waiting for it", listener):
+        if (folder / RESULT).exists():
+            return Tuned(Run(folder), read_result(folder))
+        with catch_signals():
             final = settle(search, trials, work)
-    run = fit_winner(recipe, final, folder, listener)
-    result = result_of(search, trials, final, run.report, seconds=time.perf_counter() - began)
-    write_result(folder, result)
+        run = fit_winner(recipe, final, folder, listener)
+        result = result_of(search, trials, final, run.report, seconds=time.perf_counter() - began)
+        write_result(folder, result)
     return Tuned(run, result)
 
 
 def open_search(recipe: Recipe, work: Path, listener: Listener) -> Search:
     """Reads the data, builds the space and opens the trials."""
-    with _alone(work):
+    with alone(work, "another process reads the data: waiting for it", listener):
         refuse_other_request(work, recipe)
         assert recipe.task is not None  # settled
         rehearsal = REHEARSALS[recipe.task](recipe, work, listener)
-    space = build_space(recipe, rehearsal)
-    settings = recipe.tune
-    study = Study(
-        settings.storage or f"sqlite:///{(work / 'trials.sqlite3').resolve()}",
-        name=study_name(recipe),
-        pruner=settings.pruner,
-        seed=recipe.seed,
-    )
+        space = build_space(recipe, rehearsal)
+        settings = recipe.tune
+        study = Study(
+            settings.storage or f"sqlite:///{(work / 'trials.sqlite3').resolve()}",
+            name=study_name(recipe),
+            pruner=settings.pruner,
+            seed=recipe.seed,
+        )
     budget = f"{settings.trials} trials" + (f", about {settings.time}" if settings.time else "")
     listener.say(f"searching: {budget}; {', '.join(dimension.name for dimension in space)}")
     return Search(recipe, space, rehearsal, study, listener.say)
@@ -161,15 +164,17 @@ def _request_of(recipe: Recipe) -> Recipe:
 
 
 @contextlib.contextmanager
-def _alone(work: Path) -> Iterator[None]:
-    """Waits until no other process prepares this search."""
+def alone(folder: Path, words: str, listener: Listener) -> Iterator[None]:
+    """Holds the folder's lock; waits where another process has it, and says so."""
     with contextlib.ExitStack() as stack:
+        told = False
         while True:
             try:
-                stack.enter_context(one_writer(work / "opening"))
+                stack.enter_context(one_writer(folder))
                 break
-            except RunError:
-                if not (work / "opening" / ".lock").exists():
-                    raise
+            except FolderBusyError:
+                if not told:
+                    listener.say(words)
+                told = True
                 time.sleep(WAITING_SECONDS)
         yield
