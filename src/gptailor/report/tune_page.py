@@ -19,7 +19,7 @@ from gptailor.report.facts import (
 from gptailor.report.page import render
 from gptailor.report.plots import bar, difference
 from gptailor.report.tables import table
-from gptailor.report.tune_plots import history, parallel_coordinates
+from gptailor.report.tune_plots import history, parallel_coordinates, setting_name
 
 LISTED = 10  # settings in the list of what mattered
 
@@ -90,9 +90,7 @@ def _keys(result: Mapping[str, Any], metric: str) -> list[dict[str, str]]:
             f"trial {result['winner']['trial']}",
         )
     )
-    keys.append(
-        _key("Validation, default", score_text(result["default"]["validation"]), "", "trial 0, as a rule")
-    )
+    keys.append(_key("Validation, default", score_text(result["default"]["validation"]), "", "trial 0"))
     return keys
 
 
@@ -113,7 +111,7 @@ def _importance(found: Mapping[str, float]) -> list[dict[str, Any]]:
     ordered = sorted(found.items(), key=lambda pair: -pair[1])[:LISTED]
     top = ordered[0][1] if ordered else 0.0
     return [
-        {"name": name, "value": share_text(value), "bar": bar(value, top=top, tone="a")}
+        {"name": setting_name(name), "value": share_text(value), "bar": bar(value, top=top, tone="a")}
         for name, value in ordered
     ]
 
@@ -155,7 +153,7 @@ def _trials(trials: Sequence[Mapping[str, Any]], names: Sequence[str], metric: s
         rows.append(
             [str(one["trial"]), told, score_text(one["score"]), seconds_text(one["seconds"]), *settings]
         )
-    shown = [name.rpartition(".")[2].replace("_", " ") for name in names]
+    shown = [setting_name(name) for name in names]
     return table("every trial", ["trial", "state", metric, "time", *shown], rows, right=(2, 3))
 
 

@@ -14,7 +14,6 @@ from gptailor.report.svg import (
     LEFT,
     RIGHT,
     TOP,
-    WIDTH,
     Scale,
     axis_text,
     drawing,
@@ -27,7 +26,7 @@ from gptailor.report.svg import (
 )
 
 Trial = Mapping[str, Any]
-SHOWN_AXES = 8
+SHOWN_AXES = 5
 LINE_HEIGHT = 240.0
 
 
@@ -70,14 +69,13 @@ def parallel_coordinates(
     shown = [
         one for one in trials if one["state"] == "complete" and one["score"] is not None and one["settings"]
     ]
-    names = [name for name in names if len({_key(one["settings"].get(name)) for one in shown}) > 1][
-        :SHOWN_AXES
-    ]
+    varied = [name for name in names if len(_known([one["settings"].get(name) for one in shown])) > 1]
+    names = varied[:SHOWN_AXES]
     if len(shown) < 3 or not names:
         return Markup("")
     axes = [*(_axis([one["settings"].get(name) for one in shown]) for name in names)]
     axes.append(_axis([one["score"] for one in shown]))
-    titles = [*(name.rpartition(".")[2].replace("_", " ") for name in names), metric]
+    titles = [*(setting_name(name) for name in names), metric]
     xs = [LEFT + (RIGHT - LEFT) * place / (len(axes) - 1) for place in range(len(axes))]
     parts: list[Markup] = []
     ordered = sorted(range(len(shown)), key=lambda place: shown[place]["trial"] == winner)
@@ -95,10 +93,16 @@ def parallel_coordinates(
     for place, (x, (_, ticks)) in enumerate(zip(xs, axes, strict=True)):
         parts.append(element("line", x1=x, x2=x, y1=TOP, y2=LINE_HEIGHT - BELOW, class_="axis"))
         for height, words in ticks:
-            parts.append(text(clip(words, 12), x, height - 3, text_anchor="middle", class_="name"))
+            parts.append(text(clip(words, 10), x, height - 3, text_anchor="middle", class_="name"))
         row = LINE_HEIGHT - BELOW + (14 if place % 2 == 0 else 28)  # in two rows, for names are long
-        parts.append(text(clip(titles[place], 18), x, row, text_anchor="middle", class_="title"))
+        parts.append(text(clip(titles[place], 24), x, row, text_anchor="middle", class_="title"))
     return drawing(parts, LINE_HEIGHT, "settings and score of every finished trial")
+
+
+def setting_name(name: str) -> str:
+    """`train.learning_rate[lora]` as `learning rate (lora)`, `approach[lora].rank` as `rank`."""
+    leaf = name.rpartition(".")[2].replace("_", " ")
+    return leaf.replace("[", " (").replace("]", ")")
 
 
 def _axis(values: Sequence[Any]) -> tuple[list[float | None], list[tuple[float, str]]]:
@@ -122,8 +126,11 @@ def _key(value: Any) -> str:
     return str(value)
 
 
+def _known(values: Sequence[Any]) -> set[str]:
+    return {_key(value) for value in values if value is not None}
+
+
 def _whole_ticks(high: float) -> list[float]:
     return [tick for tick in nice_ticks(0, high) if tick == int(tick) and tick <= high]
 
 
-__all__ = ["WIDTH", "history", "parallel_coordinates"]
