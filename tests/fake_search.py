@@ -31,7 +31,7 @@ def rehearsal_of(
             ran.append(recipe)
         for look in range(1, looks + 1):
             time.sleep(seconds)
-            yield Look(look, score_of(recipe) * look / looks)
+            yield Look(look, score_of(recipe) * look / looks, last=look == looks)
 
     def gap(ours: Any, theirs: Any) -> Gap:
         differences = np.array([a.score - b.score for a, b in zip(ours, theirs, strict=True)])

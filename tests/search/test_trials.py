@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -19,8 +19,9 @@ from gptailor.errors import NonFiniteError, RunError
 from gptailor.recipe import Recipe
 from gptailor.search.space import build_space
 from gptailor.search.study import Study, without_password
-from gptailor.search.trials import Search, counted, run_trials
+from gptailor.search.trials import Search, counted, run_trial, run_trials
 
+DEAD = {"host": socket.gethostname(), "pid": 2**22 + 1, "begun": 0.0, "seen": 0.0}  # a process that isn't
 DROPOUT = {"train.dropout": {"low": 0.0, "high": 0.9}}
 
 
@@ -189,23 +190,33 @@ def test_killed_twice_no_finished_trial_is_lost(tmp_path: Path) -> None:
         assert len(finished) >= kill
         assert known.items() <= finished.items()
         known = finished
-    said: list[str] = []
-    trials = run_trials(search_in(tmp_path, said=said))
+    trials = run_trials(search_in(tmp_path))
     assert known.items() <= {one.number: one.score for one in trials}.items()
     assert len(counted(trials)) == 9
     left = [one for one in trials if one.state == "failed"]
     assert len(left) <= 2
-    assert [line for line in said if "left undone" in line] or not left
-    for one in left:  # its settings were tried again
-        again = [t for t in trials if t.state in ("complete", "pruned") and t.values == one.values]
-        assert again or one.own or not one.values
+    tried = [one.values for one in trials if one.state in ("complete", "pruned")]
+    assert all(one.values in tried for one in left if one.values)  # those settings were tried again
+
+
+def test_a_trial_left_undone_is_marked_and_tried_again(tmp_path: Path) -> None:
+    said: list[str] = []
+    search = search_in(tmp_path, said=said, trials=3)
+    run_trial(search, search.study.begin())
+    running = search.study.begin()
+    drawn = running.draw(search.space[0])
+    running._trial.set_user_attr("owner", DEAD)
+    trials = run_trials(search)
+    assert [one.state for one in trials] == ["complete", "failed", "complete", "complete"]
+    assert trials[2].values == {"train.dropout": drawn}
+    assert any("trial 1 was left undone" in line for line in said)
 
 
 def test_a_default_left_undone_is_the_default_again(tmp_path: Path) -> None:
     search = search_in(tmp_path)
     running = search.study.begin()
     assert running.own
-    running._trial.set_user_attr("owner", {"host": os.uname().nodename, "pid": 2**22 + 1, "begun": 0.0})
+    running._trial.set_user_attr("owner", DEAD)
     trials = run_trials(search)
     assert [one.number for one in trials if one.own and one.state == "complete"] == [1]
 

@@ -47,12 +47,8 @@ LONGEST_AUTO_SECONDS = 30 * 60
 
 @dataclass(frozen=True, slots=True)
 class Sealed:
-    """A classifier that is trained, saved and proven; the test rows are still sealed."""
+    """A classifier that is saved and proven; the test rows are still sealed."""
 
-    folder: Path
-    prepared: Prepared
-    shop: Workshop
-    candidates: list[Candidate]
     chosen: Candidate
     bundle: Bundle
     predictor: Predictor
@@ -96,7 +92,9 @@ def fit_sealed(recipe: Recipe, listener: Listener | None = None) -> Predictor:
     folder = claim_folder(recipe)
     with one_writer(folder), catch_signals() as stop:
         open_for_fit(folder, recipe)
-        return seal_classifier(recipe, folder, listener, stop).predictor
+        prepared, shop = open_data(recipe, folder, listener)
+        candidates = run_candidates(shop, folder, listener, stop)
+        return seal(folder, prepared, shop, candidates).predictor
 
 
 def fit_classification(
@@ -104,28 +102,34 @@ def fit_classification(
 ) -> None:
     """Classification, from rows to a finished run folder."""
     began = time.perf_counter()
-    sealed = seal_classifier(recipe, folder, listener, stop)
-    shop, chosen = sealed.shop, sealed.chosen
-    frozen = next((c for c in sealed.candidates if c.approach == "frozen"), None)
+    prepared, shop = open_data(recipe, folder, listener)
+    candidates = run_candidates(shop, folder, listener, stop)
+    sealed = seal(folder, prepared, shop, candidates)
+    chosen = sealed.chosen
+    frozen = next((c for c in candidates if c.approach == "frozen"), None)
     ladder = climb(shop, chosen, frozen, say=listener.say)
     listener.say("opening the sealed test set")
     report, details = open_test(folder, shop, chosen, sealed.predictor, ladder, rival)
     report["training"]["total_seconds"] = round(time.perf_counter() - began, 2)
-    details = {**details, **describe(shop, chosen, sealed.candidates, parity=sealed.parity)}
-    tell(folder, report, details, prepared=sealed.prepared, tokens=shop.tokens, form=sealed.bundle.answer)
+    details = {**details, **describe(shop, chosen, candidates, parity=sealed.parity)}
+    tell(folder, report, details, prepared=prepared, tokens=shop.tokens, form=sealed.bundle.answer)
 
 
-def seal_classifier(recipe: Recipe, folder: Path, listener: Listener, stop: StopRequest) -> Sealed:
-    """From rows to a saved classifier, whose test rows nobody has looked at."""
+def open_data(recipe: Recipe, folder: Path, listener: Listener) -> tuple[Prepared, Workshop]:
+    """Reads, cleans, splits and tokenizes, and writes what became of every row."""
     prepared = prepare(recipe, listener.say)
     refuse_other_data(folder, prepared.data_hash)
     shop = open_workshop(recipe, prepared, folder, listener)
     write_data(folder, prepared, shop.tokens)
-    candidates = run_candidates(shop, folder, listener, stop)
+    return prepared, shop
+
+
+def seal(folder: Path, prepared: Prepared, shop: Workshop, candidates: list[Candidate]) -> Sealed:
+    """The best candidate, saved and proven; nobody has looked at the test rows."""
     chosen = max(candidates, key=lambda candidate: candidate.score)  # ties: the first, frozen
     bundle, predictor, parity = keep(folder, shop, chosen)
     write_suspects(folder / "data" / "suspects.csv", find_suspects(shop, prepared, chosen, bundle))
-    return Sealed(folder, prepared, shop, candidates, chosen, bundle, predictor, parity)
+    return Sealed(chosen, bundle, predictor, parity)
 
 
 def open_workshop(recipe: Recipe, prepared: Prepared, folder: Path, listener: Listener) -> Workshop:

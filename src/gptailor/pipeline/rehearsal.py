@@ -111,7 +111,8 @@ def rehearse_trial(shop: Workshop) -> Iterator[Look]:
             number += 1
             score = look.score
             mean = float(np.mean([*finished, score]))
-            yield Look(number, mean, look.forecast * len(splits), fallback)
+            last = look.last and len(finished) + 1 == len(splits)
+            yield Look(number, mean, look.forecast * len(splits), last, fallback)
         finished.append(score)
 
 

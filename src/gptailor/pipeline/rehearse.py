@@ -23,6 +23,7 @@ class Look:
     number: int  # of the validation, from 1; 0: there was nothing to train
     score: float  # the best so far of what is trained; higher is better
     forecast: float = 0.0  # seconds that the whole rehearsal takes at most
+    last: bool = False  # there is nothing left to save by giving up
     fallback: float = -math.inf  # the score of what was reached without training, if anything
 
     @property
@@ -102,7 +103,7 @@ def rehearse(
         )
         if keep_best and progress.best_step == result.step:
             best = weights_of(adapted)
-        yield Look(number, progress.score, forecast)
+        yield Look(number, progress.score, forecast, last=bool(progress.stopped))
         if progress.stopped:
             break
     put_weights(adapted, best)

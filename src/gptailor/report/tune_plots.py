@@ -132,5 +132,3 @@ def _known(values: Sequence[Any]) -> set[str]:
 
 def _whole_ticks(high: float) -> list[float]:
     return [tick for tick in nice_ticks(0, high) if tick == int(tick) and tick <= high]
-
-

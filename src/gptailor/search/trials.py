@@ -86,7 +86,7 @@ def run_trial(search: Search, running: Running) -> None:
     try:
         for look in search.rehearsal.trial(recipe):
             score, looks = look.result, look.number
-            if look.number and running.report(look.number, look.score):
+            if look.number and running.report(look.number, look.score) and not look.last:
                 pruned = True
                 break
     except NonFiniteError as error:
