@@ -248,7 +248,7 @@ def _is_alive(attributes: Mapping[str, Any], *, begun: Any) -> bool:
     if owner is None:  # killed, or not yet come to writing its name down
         return begun is not None and time.time() - begun.timestamp() < 5
     if owner["host"] != socket.gethostname():
-        return time.time() - owner["seen"] < SILENT_SECONDS
+        return bool(time.time() - owner["seen"] < SILENT_SECONDS)
     with contextlib.suppress(psutil.Error):
         return bool(abs(psutil.Process(owner["pid"]).create_time() - owner["begun"]) < 1)
     return False
