@@ -24,6 +24,7 @@ except ImportError:
 DRAWN_FREELY = 8  # trials before the sampler believes what it has seen
 NEVER_PRUNED = 4  # finished trials before any is given up
 WARM = 4  # validations, about one epoch, before a trial can be told to lag behind
+UNSIGNED_SECONDS = 20  # between the beginning of a trial and its process' name
 SIGN_SECONDS = 60  # between signs of life
 SILENT_SECONDS = 30 * 60  # a process on another machine that reported nothing for so long is taken for dead
 STATES = {
@@ -87,10 +88,11 @@ class Running:
             self._trial.set_user_attr("same_as", same_as)
         if note:
             self._trial.set_user_attr("note", note)
-        if pruned:
-            self._study.tell(self._trial, state=TrialState.PRUNED)
-        else:
-            self._study.tell(self._trial, score)
+        with contextlib.suppress(ValueError):  # another process took us for dead; it repeats the settings
+            if pruned:
+                self._study.tell(self._trial, state=TrialState.PRUNED)
+            else:
+                self._study.tell(self._trial, score)
 
     def drop(self) -> None:
         """Marks the trial as failed: it is not a result of its settings."""
@@ -246,7 +248,7 @@ def _is_alive(attributes: Mapping[str, Any], *, begun: Any) -> bool:
     """Whether the process of a running trial still works on it, as far as can be told from here."""
     owner = attributes.get("owner")
     if owner is None:  # killed, or not yet come to writing its name down
-        return begun is not None and time.time() - begun.timestamp() < 5
+        return begun is not None and time.time() - begun.timestamp() < UNSIGNED_SECONDS
     if owner["host"] != socket.gethostname():
         return bool(time.time() - owner["seen"] < SILENT_SECONDS)
     with contextlib.suppress(psutil.Error):
