@@ -64,6 +64,7 @@ HOMES = {
     "mlflow": ("pipeline/trackers.py",),
     "trackio": ("pipeline/trackers.py",),
     "wandb": ("pipeline/trackers.py",),
+    "optuna": ("search/study.py",),
     "sacrebleu": ("evaluate/text_metrics.py",),
 }
 HEAVY = ("torch", "transformers")

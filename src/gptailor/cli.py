@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import errno
+import inspect
 import io
 import json
 import os
@@ -264,6 +265,61 @@ def fit(
             _point(console, f"\nReport:  {run.folder}/report.html")
             _point(console, f"Next:    gptailor serve {run.folder}")
     _emit(report, as_json)
+
+
+def tune(**options: Any) -> None:
+    """Search for better settings, compare them fairly with the default, fit the best. Resumes by itself."""
+    recipe = _recipe(options["data"], options)
+    with _talking() as (console, narrator):
+        from gptailor.pipeline.place import Listener
+        from gptailor.report.terminal import print_summary
+        from gptailor.search.tune import tune_recipe
+
+        listener = Listener(say=narrator.say, show=narrator.show)
+        tuned = _asking(
+            lambda chosen: tune_recipe(
+                _with_columns(recipe, chosen),
+                overwrite=options["overwrite"] and not chosen,
+                listener=listener,
+            ),
+            console,
+        )
+        folder = tuned.run.folder
+        if not options["as_json"]:
+            print_summary(console, tuned.run.report, folder=str(folder))
+            _point(console, f"\n{tuned.result['says']}")
+            _point(console, f"\nSearch:  {folder}/tune.html\nReport:  {folder}/report.html")
+            _point(console, f"Next:    gptailor serve {folder}")
+    _emit(tuned.result, options["as_json"])
+
+
+class BudgetOptions:
+    """What `tune` has beside everything that `fit` has."""
+
+    trials: Annotated[
+        int | None, typer.Option("--trials", min=1, help="how many settings to try (default: 20)")
+    ] = None
+    time: Annotated[str | None, typer.Option("--time", help="about how long to search, such as 30m")] = None
+    storage: Annotated[
+        str | None, typer.Option("--storage", help="database of the trials (default: in the run folder)")
+    ] = None
+
+
+def _with_options_of_fit(verb: Callable[..., None]) -> Callable[..., None]:
+    """Gives a verb the options of `fit` and those of the budget, so that they are written once."""
+    added = [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=getattr(BudgetOptions, name), annotation=annotation
+        )
+        for name, annotation in inspect.get_annotations(BudgetOptions, eval_str=True).items()
+    ]
+    theirs = inspect.signature(fit, eval_str=True).parameters.values()
+    every = [*(one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in theirs), *added]
+    verb.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]  # Typer reads it
+    return verb
+
+
+app.command()(_with_options_of_fit(tune))
 
 
 @app.command()
@@ -780,7 +836,7 @@ def _recipe(data: str, options: Mapping[str, Any]) -> Any:
         if beside is not None:
             given.setdefault("out", str(beside))
         for key, value in given.items():
-            values[key] = {**values[key], **value} if key in ("data", "train", "evaluate") else value
+            values[key] = {**values[key], **value} if key in ("data", "train", "tune", "evaluate") else value
     else:
         values = given
         values["data"] = {"train": data, **values.get("data", {})}
@@ -818,6 +874,9 @@ def _values(options: Mapping[str, Any]) -> dict[str, Any]:
             values[key] = options[key]
     if options.get("minutes") is not None:
         values["train"] = {"minutes": options["minutes"]}
+    budget = {key: options[key] for key in ("trials", "time", "storage") if options.get(key) is not None}
+    if budget:
+        values["tune"] = budget
     evaluate = {key: options[key] for key in ("baselines", "slices") if options.get(key)}
     if evaluate:
         values["evaluate"] = evaluate

@@ -43,6 +43,10 @@ class RunError(GptailorError):
     """A run folder can't be used as asked."""
 
 
+class FolderBusyError(RunError):
+    """Another process is writing to a run folder."""
+
+
 class CheckpointError(GptailorError):
     """A checkpoint can't be written or is damaged."""
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
-from gptailor.errors import Interrupted, RunError
+from gptailor.errors import FolderBusyError, Interrupted, RunError
 
 Precision = Literal["fp32", "bf16"]
 REPORTED_PACKAGES = ("gptailor", "torch", "transformers", "tokenizers", "peft", "numpy", "scikit-learn")
@@ -247,7 +247,7 @@ def one_writer(folder: Path) -> Iterator[None]:
     with lock as file:
         if not _try_lock(file.fileno()):
             file.seek(0)
-            raise RunError(
+            raise FolderBusyError(
                 f"process {file.read().strip() or 'unknown'} is writing to this run.",
                 where=str(folder),
                 fix="Wait for it, stop it, or choose another folder with --out.",

@@ -11,10 +11,20 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from gptailor.errors import RecipeError, did_you_mean
 from gptailor.types import Task
@@ -22,6 +32,13 @@ from gptailor.types import Task
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 Tracker = Literal["tensorboard", "mlflow", "wandb", "trackio"]
+# A discriminated union names its member in the place of a fault; ours begin with # and aren't shown.
+LearningRate = Annotated[
+    Annotated[Positive, Tag("#rate")]
+    | Annotated[Literal["find"], Tag("#find")]
+    | Annotated[None, Tag("#none")],
+    Discriminator(lambda value: "#none" if value is None else "#find" if value == "find" else "#rate"),
+]
 
 
 def _with_text_keys(value: Any) -> Any:
@@ -169,8 +186,10 @@ APPROACHES: dict[str, type[Settings]] = {
 }
 
 UNION_MEMBER = re.compile(
-    r"(literal|dict|function-before)?\[.*\]"
+    r"(literal|dict|function-before)?\[.*\]|#\w+|float|bool|int|str"
 )  # as pydantic names it in a fault's location
+TIME = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(s|m|h)\s*$")
+SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 LENGTH = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(epochs?|steps?)\s*$")
 
 
@@ -181,7 +200,9 @@ class TrainSettings(Settings):
     minutes: Positive | None = Field(
         None, description="train at most about so long here; the steps that fit are measured once"
     )
-    learning_rate: Positive | None = Field(None, description="peak rate; null: by approach and size")
+    learning_rate: LearningRate = Field(
+        None, description="peak rate; find: by a range test before step 1; null: by approach and size"
+    )
     head_learning_rate: Positive | None = Field(None, description="rate of the new head; null: 1e-3")
     schedule: Literal["constant", "linear", "cosine", "warmup-stable-decay"] = Field(
         "cosine", description="how the rate falls after warm-up"
@@ -243,6 +264,58 @@ class PreferenceSettings(Settings):
     )
 
 
+class SearchRange(Settings):
+    """Numbers to search between."""
+
+    low: int | float = Field(description="the smallest")
+    high: int | float = Field(description="the largest")
+    log: bool = Field(False, description="search the logarithm: for rates and other scales")
+    step: Positive | None = Field(None, description="distance of neighbors; null: any number between")
+
+    @model_validator(mode="after")
+    def _is_range(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"low ({self.low}) must be under high ({self.high})")
+        if self.log and (self.low <= 0 or self.step is not None):
+            raise ValueError("a range on a logarithm begins above 0 and has no step")
+        return self
+
+
+SearchChoices = Annotated[list[bool | int | float | str | None], Field(min_length=1)]
+SearchEntry = Annotated[
+    Annotated[SearchChoices, Tag("#choices")] | Annotated[SearchRange, Tag("#range")],
+    Discriminator(lambda value: "#range" if isinstance(value, Mapping | SearchRange) else "#choices"),
+]
+
+
+class TuneSettings(Settings):
+    """What `gptailor tune` tries, and how long."""
+
+    space: dict[str, SearchEntry] = Field(
+        {},
+        description="what to try, by setting: [choices], or {low, high, log, step}; empty: by the task",
+    )
+    trials: int = Field(
+        20, ge=1, description="how many settings to try; the first is always the recipe's own"
+    )
+    time: str | None = Field(None, description='about how long to search, such as "30m" or "2h"; null: any')
+    finalists: int = Field(2, ge=1, description="how many of the best are compared with the recipe's own")
+    seeds: int = Field(3, ge=1, description="how often each finalist is fitted, on other splits and seeds")
+    pruner: Literal["median", "hyperband", "halving", "none"] = Field(
+        "median", description="how a trial that lags behind is given up"
+    )
+    storage: str | None = Field(
+        None, description="database of the trials, as Optuna writes it; null: a file in the run folder"
+    )
+
+    @field_validator("time")
+    @classmethod
+    def _is_time(cls, value: str | None) -> str | None:
+        if value is not None and not TIME.match(value):
+            raise ValueError(f'{value!r} is not a time; write it like "90s", "30m" or "2h"')
+        return value
+
+
 class Recipe(Settings):
     """Everything `gptailor fit` needs to know."""
 
@@ -258,6 +331,7 @@ class Recipe(Settings):
     train: TrainSettings = Field(TrainSettings(), description="the optimizer's road")
     preference: PreferenceSettings = Field(PreferenceSettings(), description="learning from preferences")
     evaluate: EvaluateSettings = Field(EvaluateSettings(), description="baselines and intervals")
+    tune: TuneSettings = Field(TuneSettings(), description="what `gptailor tune` tries, and how long")
     seed: int = Field(0, ge=0, lt=2**32, description="of the split, the order, dropout and new weights")
     out: str | None = Field(None, description="run folder; null: runs/<file stem>")
     trackers: list[Tracker] = Field(
@@ -364,6 +438,14 @@ def duration(text: str) -> tuple[float, Literal["epochs", "steps"]]:
     return float(match[1]), "epochs" if match[2].startswith("epoch") else "steps"
 
 
+def seconds_of(text: str) -> float:
+    """`"30m"` to 1800."""
+    match = TIME.match(text)
+    if match is None:
+        raise RecipeError(f"{text!r} is not a time.", fix='Write it like "90s", "30m" or "2h".')
+    return float(match[1]) * SECONDS[match[2]]
+
+
 def _with_approach_kind(values: Mapping[str, Any]) -> dict[str, Any]:
     """Lets `approach: lora` stand for `approach: {kind: lora}`."""
     values = dict(values)
@@ -397,8 +479,8 @@ def _path(location: tuple[Any, ...]) -> list[str]:
 
 
 def _known_keys(path: Sequence[str], location: Sequence[Any]) -> Iterator[str]:
-    branch: type[BaseModel] | None = Recipe
-    for step in path:
+    branch: type[BaseModel] | None = SearchRange if "#range" in location else Recipe
+    for step in path if branch is Recipe else ():
         if step == "approach":
             kind = next((s for s in location if s in APPROACHES), "auto")
             branch = APPROACHES[kind]

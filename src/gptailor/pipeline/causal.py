@@ -54,11 +54,15 @@ def choose_text_approach(recipe: Recipe, base: Base) -> TrainableText:
     approach = recipe.approach
     assert not isinstance(approach, FrozenApproach)  # refused before anything was read
     if isinstance(approach, AutoApproach):
-        config = load_config(base)
-        width, layers = int(config.hidden_size), int(config.num_hidden_layers)
-        weights = 12 * layers * width**2 + int(config.vocab_size) * width
-        return FullApproach() if weights <= LARGEST_FULL else LoraApproach()
+        return FullApproach() if estimate_weights(base) <= LARGEST_FULL else LoraApproach()
     return approach
+
+
+def estimate_weights(base: Base) -> int:
+    """About how many weights a base has, by its shape."""
+    config = load_config(base)
+    width, layers = int(config.hidden_size), int(config.num_hidden_layers)
+    return 12 * layers * width**2 + int(config.vocab_size) * width
 
 
 def adapt_causal(

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from gptailor.data.tokenize import build_encoder
 from gptailor.launch import StopRequest, catch_signals, one_writer, resolve_environment, write_atomically
 from gptailor.models.load import load_config, load_tokenizer
 from gptailor.models.names import context_length, resolve_base
+from gptailor.models.predictor import Predictor
 from gptailor.pipeline.curve import has_curve, learning_curve
 from gptailor.pipeline.fix_effect import effect_of_fixes
 from gptailor.pipeline.folder import base_revision_of, claim_folder, open_for_fit, refuse_other_data
@@ -40,12 +42,31 @@ from gptailor.recipe import (
     FullApproach,
     Recipe,
 )
+from gptailor.types import Bundle
 
 LONGEST_AUTO_SECONDS = 30 * 60
 
 
-def fit_recipe(recipe: Recipe, *, overwrite: bool = False, listener: Listener | None = None) -> Run:
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A classifier that is saved and proven; the test rows are still sealed."""
+
+    chosen: Candidate
+    bundle: Bundle
+    predictor: Predictor
+    parity: dict[str, float]
+
+
+def fit_recipe(
+    recipe: Recipe,
+    *,
+    overwrite: bool = False,
+    listener: Listener | None = None,
+    rival: Predictor | None = None,
+) -> Run:
     """Reads, cleans, splits, tokenizes, trains, compares, tests and reports; resumes what was begun.
+
+    A rival is another classifier of the same split, which answers the test rows when they are opened.
 
     Raises:
         GptailorError: something the person can mend; the message says what.
@@ -62,30 +83,41 @@ def fit_recipe(recipe: Recipe, *, overwrite: bool = False, listener: Listener | 
         if asked is None and recipe.task != "classification":
             listener.say(f"task: {recipe.task} (another: --task)")
         with tracked(recipe, folder, listener.say) as track:
-            TASKS[recipe.task](recipe, folder, dataclasses.replace(listener, track=track), stop)
+            followed = dataclasses.replace(listener, track=track)
+            if rival is not None:
+                fit_classification(recipe, folder, followed, stop, rival)
+            else:
+                TASKS[recipe.task](recipe, folder, followed, stop)
     return Run(folder)
 
 
-def fit_classification(recipe: Recipe, folder: Path, listener: Listener, stop: StopRequest) -> None:
+def fit_sealed(recipe: Recipe, listener: Listener | None = None) -> Predictor:
+    """Fits a classifier in the recipe's folder and leaves the test rows sealed; resumes what was begun."""
+    listener = listener or Listener()
+    folder = claim_folder(recipe)
+    with one_writer(folder), catch_signals() as stop:
+        open_for_fit(folder, recipe)
+        prepared, shop = open_data(recipe, folder, listener)
+        candidates = run_candidates(shop, folder, listener, stop)
+        return seal(folder, prepared, shop, candidates, frozen_among(candidates)).predictor
+
+
+def fit_classification(
+    recipe: Recipe, folder: Path, listener: Listener, stop: StopRequest, rival: Predictor | None = None
+) -> None:
     """Classification, from rows to a finished run folder."""
     began = time.perf_counter()
-    prepared = prepare(recipe, listener.say)
-    refuse_other_data(folder, prepared.data_hash)
-    shop = open_workshop(recipe, prepared, folder, listener)
-    write_data(folder, prepared, shop.tokens)
+    prepared, shop = open_data(recipe, folder, listener)
     candidates = run_candidates(shop, folder, listener, stop)
-    chosen = max(candidates, key=lambda candidate: candidate.score)  # ties: the first, frozen
-    bundle, predictor, parity = keep(folder, shop, chosen)
-    frozen = next((c for c in candidates if c.approach == "frozen"), None)
+    frozen = frozen_among(candidates)
     if frozen is None and (recipe.evaluate.baselines != "none" or recipe.data.fix is not None):
         listener.say("frozen features, to compare with")
         frozen = run_frozen(shop, FrozenApproach())
-    write_suspects(
-        folder / "data" / "suspects.csv", find_suspects(shop, prepared, chosen, bundle, frozen=frozen)
-    )
+    sealed = seal(folder, prepared, shop, candidates, frozen)
+    chosen = sealed.chosen
     ladder = climb(shop, chosen, frozen, say=listener.say)
     listener.say("opening the sealed test set")
-    report, details = open_test(folder, shop, chosen, predictor, ladder)
+    report, details = open_test(folder, shop, chosen, sealed.predictor, ladder, rival)
     if frozen is not None and (effect := effect_of_fixes(shop, prepared, frozen.model)) is not None:
         report["fixes"] = effect
         prepared.notes.append(effect["says"])
@@ -97,8 +129,34 @@ def fit_classification(recipe: Recipe, folder: Path, listener: Listener, stop: S
             shop, frozen.model, approach=chosen.approach, strength=best_strength_of(frozen, shop.kind)
         )
     report["training"]["total_seconds"] = round(time.perf_counter() - began, 2)
-    details = {**details, **describe(shop, chosen, candidates, parity=parity)}
-    tell(folder, report, details, prepared=prepared, tokens=shop.tokens, form=bundle.answer)
+    details = {**details, **describe(shop, chosen, candidates, parity=sealed.parity)}
+    tell(folder, report, details, prepared=prepared, tokens=shop.tokens, form=sealed.bundle.answer)
+
+
+def frozen_among(candidates: list[Candidate]) -> Candidate | None:
+    """The frozen candidate, where there is one."""
+    return next((candidate for candidate in candidates if candidate.approach == "frozen"), None)
+
+
+def open_data(recipe: Recipe, folder: Path, listener: Listener) -> tuple[Prepared, Workshop]:
+    """Reads, cleans, splits and tokenizes, and writes what became of every row."""
+    prepared = prepare(recipe, listener.say)
+    refuse_other_data(folder, prepared.data_hash)
+    shop = open_workshop(recipe, prepared, folder, listener)
+    write_data(folder, prepared, shop.tokens)
+    return prepared, shop
+
+
+def seal(
+    folder: Path, prepared: Prepared, shop: Workshop, candidates: list[Candidate], frozen: Candidate | None
+) -> Sealed:
+    """The best candidate, saved and proven; nobody has looked at the test rows."""
+    chosen = max(candidates, key=lambda candidate: candidate.score)  # ties: the first, frozen
+    bundle, predictor, parity = keep(folder, shop, chosen)
+    write_suspects(
+        folder / "data" / "suspects.csv", find_suspects(shop, prepared, chosen, bundle, frozen=frozen)
+    )
+    return Sealed(chosen, bundle, predictor, parity)
 
 
 def open_workshop(recipe: Recipe, prepared: Prepared, folder: Path, listener: Listener) -> Workshop:

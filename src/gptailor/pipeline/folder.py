@@ -19,6 +19,7 @@ from gptailor.recipe import Recipe, build_recipe, differences, dump_recipe, load
 
 REQUEST = "request.yaml"  # the recipe as asked; recipe.yaml holds it as resolved
 REPORT = "report.json"  # written last: a folder with it is finished
+SEARCH = "tune"  # what a search for settings keeps beside the run it ends with
 LEFTOVER = re.compile(r"\..+\.\d+(\.temporary)?")  # .name.PID, beside what would have been name
 
 
@@ -32,7 +33,8 @@ def claim_folder(recipe: Recipe, *, overwrite: bool = False) -> Path:
     if folder.exists() and not folder.is_dir():
         raise RunError("is a file, not a run folder.", where=str(folder), fix="Choose another with --out.")
     try:
-        if overwrite and (folder / REQUEST).exists():  # a folder that holds no run stays where it is
+        begun = (folder / REQUEST).exists() or (folder / SEARCH).exists()
+        if overwrite and begun:  # a folder that holds no run stays where it is
             stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S-%f")
             with one_writer(folder):
                 folder.rename(folder.with_name(f"{folder.name}.old-{stamp}"))
@@ -79,7 +81,7 @@ def open_for_fit(folder: Path, recipe: Recipe) -> bool:
         RunError: the folder holds another run, or something else.
     """
     if not (folder / REQUEST).exists():
-        ours = (".lock", f".{REQUEST}.")  # the second: begun and killed
+        ours = (".lock", f".{REQUEST}.", SEARCH)  # the second: begun and killed
         others = [path.name for path in folder.iterdir() if not path.name.startswith(ours)]
         if others:
             raise RunError(

@@ -47,6 +47,11 @@ class Run:
         self._answerer: Answerer | None = None
 
     @property
+    def is_finished(self) -> bool:
+        """Whether it has its report."""
+        return (self.folder / "report.json").exists()
+
+    @property
     def report(self) -> dict[str, Any]:
         """report.json, or what `RunError` says if the run isn't finished."""
         path = self.folder / "report.json"

@@ -13,7 +13,7 @@ import numpy as np
 from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.run import overfitting_in_words
 from gptailor.models.predictor import Predictor
-from gptailor.models.readout import decide
+from gptailor.models.readout import decide, probabilities_of
 from gptailor.pipeline.kinds import kind_of
 from gptailor.pipeline.labels import answers_of
 from gptailor.pipeline.ladder import Ladder, judge
@@ -21,7 +21,7 @@ from gptailor.pipeline.outcome import peak_memory_bytes
 from gptailor.pipeline.slices import score_slices, slice_columns
 from gptailor.pipeline.tokens import TokenizedParts
 from gptailor.pipeline.workshop import Candidate, Workshop
-from gptailor.types import Part
+from gptailor.types import AnswerForm, Part, Predictions
 
 
 def open_test(
@@ -30,8 +30,12 @@ def open_test(
     chosen: Candidate,
     predictor: Predictor,
     ladder: Ladder,
+    rival: Predictor | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Opens the sealed test set once, through the saved bundle, and puts the numbers together."""
+    """Opens the sealed test set once, through the saved bundle, and puts the numbers together.
+
+    A rival (`tune`'s own recipe before tuning) answers the same rows at the same opening.
+    """
     recipe, bundle, kind = shop.recipe, predictor.bundle, kind_of(predictor.form)
     settings: dict[str, Any] = {
         "label_names": shop.label_names,
@@ -52,7 +56,10 @@ def open_test(
         shop, ladder, answers=answers, predictions=decide(tested.predictions.probabilities, predictor.form)
     )
     shown = {key: tested.scores[key] for key in (kind.beside, kind.metric)}
-    note_opening(folder, command="fit", scores=as_json(shown))
+    against = (
+        {} if rival is None else {"default": against_rival(shop, rival, tested.predictions, predictor.form)}
+    )
+    note_opening(folder, command="tune" if against else "fit", scores=as_json(shown))
     report: dict[str, Any] = {
         "version": 1,
         "task": "classification",
@@ -76,6 +83,7 @@ def open_test(
             resamples=recipe.evaluate.resamples,
             seed=recipe.seed,
         ),
+        **against,
         "training": training_numbers(chosen, shop),
         "environment": dict(shop.environment),
     }
@@ -84,6 +92,26 @@ def open_test(
         report["test"]["at_threshold"] = details["at_threshold"]
     details["probabilities"] = tested.predictions.probabilities
     return report, details
+
+
+def against_rival(shop: Workshop, rival: Predictor, ours: Predictions, form: AnswerForm) -> dict[str, Any]:
+    """A rival's scores on the test rows, and how far we are ahead of it, row by row."""
+    kind = kind_of(rival.form)
+    settings: dict[str, Any] = {
+        "label_names": shop.label_names,
+        "resamples": shop.recipe.evaluate.resamples,
+        "seed": shop.recipe.seed,
+    }
+    texts = [example.text for example in shop.tokens.examples["test"]]
+    logits = rival.logits([item for item in rival.encode_many(texts) if item])
+    theirs = decide(probabilities_of(logits, rival.form, temperature=rival.bundle.temperature), rival.form)
+    mine = decide(ours.probabilities, form)
+    measured = kind.measure(ours.answers, theirs, **settings)
+    return {
+        "approach": rival.bundle.approach,
+        **{key: as_json(measured[key]) for key in (kind.beside, kind.metric)},
+        "difference": as_json(kind.difference(ours.answers, mine, theirs, **settings)),
+    }
 
 
 def training_numbers(chosen: Candidate, shop: Workshop) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ from gptailor.pipeline.classify import by_text, classification_objective, classi
 from gptailor.pipeline.measure import choose_compiled, measure_plan
 from gptailor.pipeline.objective import Objective
 from gptailor.pipeline.place import TrainingPlace
-from gptailor.pipeline.training import Plan, resolve_plan, train
+from gptailor.pipeline.range_test import curve_in_words, propose_rate, range_test
+from gptailor.pipeline.training import VALIDATIONS, Plan, resolve_plan, train
 from gptailor.pipeline.workshop import FOLDS, Candidate, Workshop, few_rows, folds_of
 from gptailor.recipe import FullApproach, LoraApproach, ScratchApproach, TrainSettings
 from gptailor.report.terminal import duration_text
@@ -157,16 +158,19 @@ def settle_plan(
     if "micro_batch_size" not in environment:
         plan, seconds = measure_plan(adapted, objective, plan)
         plan, seconds = choose_compiled(adapted, objective, plan, seconds, wanted=settings.compile)
+        plan = found_plan(settings, adapted, objective, plan, seed=place.seed, say=place.say)
         steps = steps_within(settings.minutes, plan, seconds)
         choices = {
             "micro_batch_size": plan.micro_batch_size,
             "precision": plan.precision,
             "workers": plan.workers,
             "compiled": plan.compiled,
+            **({"learning_rate": plan.learning_rate} if settings.learning_rate == "find" else {}),
             **({"steps": steps} if settings.minutes else {}),
             "forecast_seconds": round(seconds * steps / plan.steps, 1),
         }
         environment.update(remember(path, choices))
+    plan = with_rate(settings, plan, float(environment.get("learning_rate", plan.learning_rate)))
     steps = int(environment.get("steps", plan.steps))
     validate_every = plan.validate_every if steps == plan.steps else min(plan.validate_every, -(-steps // 5))
     return dataclasses.replace(
@@ -179,6 +183,44 @@ def settle_plan(
         workers=environment["workers"],
         compiled=environment["compiled"],
     )
+
+
+def rehearsed_plan(
+    settings: TrainSettings, adapted: Adapted, objective: Objective, *, approach: str, seed: int
+) -> tuple[Plan, float]:
+    """The plan of a trial, measured anew, for its batch is its own; and its seconds at most."""
+    plan, seconds = measure_plan(adapted, objective, plan_for(settings, adapted, objective, approach))
+    plan, seconds = choose_compiled(adapted, objective, plan, seconds, wanted=settings.compile)
+    plan = found_plan(settings, adapted, objective, plan, seed=seed)
+    steps = steps_within(settings.minutes, plan, seconds)
+    # A fit of so many epochs may look more often; of a trial it would be the larger part of the cost.
+    every = min(steps, max(plan.validate_every, -(-steps // VALIDATIONS)))
+    return dataclasses.replace(plan, steps=steps, validate_every=every), seconds * steps / plan.steps
+
+
+def found_plan(
+    settings: TrainSettings,
+    adapted: Adapted,
+    objective: Objective,
+    plan: Plan,
+    *,
+    seed: int,
+    say: Callable[[str], None] = lambda _: None,
+) -> Plan:
+    """The plan, with the learning rate of a range test where the recipe says `find`."""
+    if settings.learning_rate != "find":
+        return plan
+    say("learning rate: looking for it (rates rise until the loss diverges)")
+    curve = range_test(adapted, objective, plan, settings=settings, seed=seed)
+    rate = propose_rate(curve)
+    say(curve_in_words(curve, rate, usual=plan.learning_rate))
+    return plan if rate is None else with_rate(settings, plan, rate)
+
+
+def with_rate(settings: TrainSettings, plan: Plan, rate: float) -> Plan:
+    """The plan with another peak rate; a head without one of its own is never slower than 1e-3."""
+    head = settings.head_learning_rate or max(1e-3, rate)
+    return dataclasses.replace(plan, learning_rate=rate, head_learning_rate=head)
 
 
 def steps_within(minutes: float | None, plan: Plan, seconds: float) -> int:

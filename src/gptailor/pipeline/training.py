@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+import torch
 
 from gptailor.data.batch import Order, StepRows, split_step
 from gptailor.errors import Interrupted, NonFiniteError
@@ -81,9 +83,8 @@ def resolve_plan(
     if settings.save_every:
         amount, unit = duration(settings.save_every)
         save_every = max(1, round(amount * per_epoch if unit == "epochs" else amount))
-    small = num_weights <= 50_000_000
-    rates = {"full": 3e-4 if small else 5e-5, "lora": 1e-3 if small else 2e-4, "scratch": 1e-3}
-    rate = settings.learning_rate or rates[approach]
+    asked = settings.learning_rate
+    rate = usual_rates(num_weights)[approach] if asked is None or asked == "find" else asked
     return Plan(
         steps=steps,
         validate_every=validate_every,
@@ -95,6 +96,12 @@ def resolve_plan(
         precision=precision,
         workers=workers,
     )
+
+
+def usual_rates(num_weights: int) -> dict[str, float]:
+    """Peak learning rates by approach, where the recipe leaves them open."""
+    small = num_weights <= 50_000_000
+    return {"full": 3e-4 if small else 5e-5, "lora": 1e-3 if small else 2e-4, "scratch": 1e-3}
 
 
 def train(
@@ -116,45 +123,31 @@ def train(
         CheckpointError: the disk is full or failing.
     """
     with used_rows_only(adapted.plain, objective.used):
-        optimizer = build_optimizer(
-            adapted.trained,
-            learning_rate=plan.learning_rate,
-            head_learning_rate=plan.head_learning_rate,
-            weight_decay=settings.weight_decay,
-            head=_head_name_in(adapted) if objective.new_head else "",
-        )
+        optimizer = optimizer_of(adapted, objective, plan=plan, settings=settings)
         first, progress = place.resume(adapted.trained, optimizer)
         if first == 0:
             refuse_too_little_space(place.folder, adapted.trained)
         last = end_at or plan.steps
         place.show({"kind": "plan", "steps": last, "first": first})
-        with engine(adapted, plan) as (workers, lean):
-            steps = training_steps(
-                adapted.trained,
-                optimizer,
-                batches=step_batches(objective, plan, seed=place.seed),
-                loss=objective.loss,
-                rate=partial(
-                    rate_factor,
-                    total=plan.steps,
-                    schedule=settings.schedule,
-                    warmup=settings.warmup,
-                    decay=settings.decay,
-                ),
-                steps=range(first + 1, last + 1) if not progress.stopped else range(0),
-                clip=settings.clip,
-                seed=place.seed,
-                precision=partial(precision_context, plan.precision, adapted.plain.device.type),
-                workers=workers,
-                lean=lean,
-            )
+        steps = steps_of(
+            adapted,
+            objective,
+            optimizer,
+            plan=plan,
+            settings=settings,
+            seed=place.seed,
+            steps=range(first + 1, last + 1) if not progress.stopped else range(0),
+        )
+        with closing(steps):
             for result in steps:
                 place.log_step(result)
                 at_end = result.step == last
                 validates = end_at is None and (at_end or result.step % plan.validate_every == 0)
                 if validates:
                     validation = objective.validate(plan.precision)
-                    progress = _judge(progress, validation, result, plan=plan, settings=settings, place=place)
+                    progress = judge(progress, validation, result.step, plan=plan, settings=settings)
+                    where = {"step": result.step, "loss": validation.loss}
+                    place.write({"kind": "validation", **where, **validation.shown})
                 elif at_end:
                     progress = dataclasses.replace(progress, best_step=last, stopped="length")
                 if validates or at_end or result.step % plan.save_every == 0 or place.stop.name is not None:
@@ -188,12 +181,6 @@ def engine(adapted: Adapted, plan: Plan) -> Iterator[tuple[Workers, LeanBody | N
         yield workers, lean
 
 
-def step_batches(objective: Objective, plan: Plan, *, seed: int) -> Callable[[int], list[Batch]]:
-    """From a step's number to its micro-batches."""
-    rows_of = StepRows(Order(objective.lengths, batch_size=plan.batch_size, seed=seed))
-    return lambda step: micro_batches(objective, rows_of(step), plan)
-
-
 def micro_batches(objective: Objective, rows: IntArray, plan: Plan) -> list[Batch]:
     """The rows of a step, longest first, as micro-batches."""
     cuts = split_step(
@@ -202,34 +189,81 @@ def micro_batches(objective: Objective, rows: IntArray, plan: Plan) -> list[Batc
     return [objective.batch(rows[cut].tolist()) for cut in cuts]
 
 
-def _judge(
-    progress: Progress,
-    validation: Validation,
-    result: StepResult,
+def optimizer_of(
+    adapted: Adapted, objective: Objective, *, plan: Plan, settings: TrainSettings
+) -> torch.optim.AdamW:
+    """The optimizer of a plan: a new head has a rate of its own."""
+    return build_optimizer(
+        adapted.trained,
+        learning_rate=plan.learning_rate,
+        head_learning_rate=plan.head_learning_rate,
+        weight_decay=settings.weight_decay,
+        head=_head_name_in(adapted) if objective.new_head else "",
+    )
+
+
+def steps_of(
+    adapted: Adapted,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
     *,
     plan: Plan,
     settings: TrainSettings,
-    place: TrainingPlace,
+    seed: int,
+    steps: range,
+) -> Generator[StepResult, None, None]:
+    """The steps of a plan, one by one; whoever consumes them decides what is kept and when it ends.
+
+    The weights are read anew at the first step: a resumed run has put them there by then.
+    """
+    rows_of = StepRows(Order(objective.lengths, batch_size=plan.batch_size, seed=seed))
+    with engine(adapted, plan) as (workers, lean):
+        yield from training_steps(
+            adapted.trained,
+            optimizer,
+            batches=lambda step: micro_batches(objective, rows_of(step), plan),
+            loss=objective.loss,
+            rate=partial(
+                rate_factor,
+                total=plan.steps,
+                schedule=settings.schedule,
+                warmup=settings.warmup,
+                decay=settings.decay,
+            ),
+            steps=steps,
+            clip=settings.clip,
+            seed=seed,
+            precision=partial(precision_context, plan.precision, adapted.plain.device.type),
+            workers=workers,
+            lean=lean,
+        )
+
+
+def judge(
+    progress: Progress, validation: Validation, step: int, *, plan: Plan, settings: TrainSettings
 ) -> Progress:
-    """Logs a validation and decides what it means: a new best, one more without gain, or the end."""
+    """Decides what a validation means: a new best, one more without gain, or the end.
+
+    Raises:
+        NonFiniteError: the validation loss is not a number.
+    """
     loss, score = validation.loss, validation.score
     if not math.isfinite(loss):
         raise NonFiniteError(
-            f"the validation loss became {loss} at step {result.step}.",
+            f"the validation loss became {loss} at step {step}.",
             fix="Lower train.learning_rate, or use train.precision=fp32; the last checkpoint is whole.",
         )
-    place.write({"kind": "validation", "step": result.step, "loss": loss, **validation.shown})
     better = score > progress.score or (score == progress.score and loss < progress.best_loss)
     gained = better or loss < progress.best_loss
     stale = 0 if gained else progress.stale + 1
     stopped = "early" if settings.patience and stale >= settings.patience else ""
     return dataclasses.replace(
         progress,
-        best_step=result.step if better else progress.best_step,
+        best_step=step if better else progress.best_step,
         score=max(score, progress.score),
         best_loss=min(loss, progress.best_loss),
         stale=stale,
-        stopped="length" if result.step == plan.steps else stopped,
+        stopped="length" if step == plan.steps else stopped,
     )
 
 

@@ -1,0 +1,101 @@
+"""Whether tuning pays: the winner against the default on public test files, and how long a search takes.
+
+    python benchmarks/tuning.py [--trials 25] [--rows 1000] [--seeds 0 1 2] [--datasets ag_news sst2]
+
+Tunes samples of the training rows as a person would. The default is trial 0, and both answer the test rows
+at one opening; where no trial won, the difference is 0. A search that was stopped goes on. The data are not
+part of this project: see --data. Prints one line per search and writes benchmarks/results/tuning-DATE.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from quality_data import DATASETS, MINIMUM_CLASS_SIZE, Dataset, Split, make_split
+from times import machine
+
+from gptailor.launch import write_atomically
+from gptailor.pipeline.place import Listener
+from gptailor.recipe import build_recipe
+from gptailor.search.tune import tune_recipe
+
+HERE = Path(__file__).resolve().parent
+SETS = ("ag_news", "sst2", "banking77", "emotion")
+LONGEST_MINUTES, LOWEST_POINTS = 15, -1.0  # what a search may take, and how far a set's mean may lie below 0
+
+
+def search(split: Split, wanted: argparse.Namespace) -> dict[str, Any]:
+    """One search; its test difference in points of the metric."""
+    name = f"{split.dataset.name}-{split.rows}-{split.seed}-{split.key[:8]}"
+    recipe = build_recipe(
+        {
+            "base": wanted.base,
+            "seed": split.seed,
+            "data": {
+                "train": str(split.train),
+                "test": str(split.test),
+                "text": "text",
+                "label": "label",
+                "clean": {"minimum_class_size": MINIMUM_CLASS_SIZE},
+            },
+            "evaluate": {"baselines": "none"},
+            "tune": {"trials": wanted.trials},
+            "out": str(wanted.work / "tuning" / name),
+        }
+    )
+    result = tune_recipe(recipe, listener=Listener(say=print if wanted.verbose else lambda _: None)).result
+    return {
+        "search": name,
+        "dataset": split.dataset.name,
+        "seed": split.seed,
+        "minutes": round(result["seconds"] / 60, 2),
+        "points": round(100 * result["test"]["difference"]["value"], 2),
+        "winner": result["winner"],
+        "says": result["says"],
+    }
+
+
+def main() -> None:
+    """Searches every sample, prints and writes what came of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--datasets", nargs="+", choices=DATASETS, default=list(SETS))
+    parser.add_argument("--rows", default="1000")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--trials", type=int, default=25)
+    parser.add_argument("--base", default="starter")
+    parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data")
+    parser.add_argument("--work", type=Path, default=HERE / "work")
+    parser.add_argument("--verbose", action="store_true", help="tell every trial")
+    wanted = parser.parse_args()
+    found = []
+    for name in wanted.datasets:
+        dataset = Dataset(name, *DATASETS[name](wanted.data / name))
+        for seed in wanted.seeds:
+            line = search(make_split(dataset, wanted.rows, seed, work=wanted.work), wanted)
+            print(
+                f"{line['search']}: {line['points']:+.2f} points, {line['minutes']} minutes. {line['says']}"
+            )
+            found.append(line)
+    means = {
+        name: float(np.mean([line["points"] for line in found if line["dataset"] == name]))
+        for name in wanted.datasets
+    }
+    mean, slowest = float(np.mean([line["points"] for line in found])), max(line["minutes"] for line in found)
+    for name, points in means.items():
+        print(f"{name}: {points:+.2f} points")
+    holds = mean > 0 and min(means.values()) >= LOWEST_POINTS and slowest < LONGEST_MINUTES
+    print(
+        f"mean {mean:+.2f} points, slowest {slowest} minutes: the bars {'hold' if holds else 'do not hold'}"
+    )
+    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
+    result = {"machine": machine(), "means": means, "mean": mean, "searches": found}
+    write_atomically(HERE / "results" / f"tuning-{date}.json", json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

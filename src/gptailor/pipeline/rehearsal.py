@@ -1,0 +1,229 @@
+"""Rehearsals of classification: one trial on the run's own split, and repeats on other splits and seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptailor.models.approach import Adapted
+from gptailor.models.load import head_name
+from gptailor.models.readout import decide, probabilities_of
+from gptailor.pipeline.causal import estimate_weights
+from gptailor.pipeline.classify import by_text, classify_rows
+from gptailor.pipeline.fit import LONGEST_AUTO_SECONDS, open_workshop
+from gptailor.pipeline.frozen import features_of, run_frozen
+from gptailor.pipeline.place import Listener
+from gptailor.pipeline.prepare import prepare
+from gptailor.pipeline.rehearse import Gap, Look, Rehearsal, Repeat, rehearse
+from gptailor.pipeline.trained import Trainable, adapt, objective_of, rehearsed_plan
+from gptailor.pipeline.training import usual_rates
+from gptailor.pipeline.workshop import FOLDS, Workshop, few_rows, folds_of
+from gptailor.recipe import AutoApproach, FrozenApproach, FullApproach, Recipe
+from gptailor.types import FloatArray, TokenizedExample
+
+Rows = Sequence[TokenizedExample]
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Logits of a recipe on rows that chose something (validation) and on rows that chose nothing."""
+
+    score: float  # on validation
+    validation: FloatArray  # (M, C)
+    validation_answers: Any
+    outside: FloatArray  # (K, C)
+
+
+def rehearse_classification(recipe: Recipe, folder: Path, listener: Listener) -> Rehearsal:
+    """Reads, cleans, splits and tokenizes once. The folder keeps what is measured of the machine."""
+    shop = without_test(open_workshop(recipe, prepare(recipe, listener.say), folder, listener))
+    kind = shop.kind
+
+    def gap(ours: Sequence[Repeat], theirs: Sequence[Repeat]) -> Gap:
+        answers, mine, others = (
+            np.concatenate([getattr(repeat, name) for repeat in repeats])
+            for repeats, name in ((ours, "answers"), (ours, "predictions"), (theirs, "predictions"))
+        )
+        found = kind.difference(
+            answers,
+            mine,
+            others,
+            label_names=shop.label_names,
+            resamples=recipe.evaluate.resamples,
+            seed=recipe.seed,
+        )
+        error = (found.high - found.low) / (2 * 1.96)
+        if kind.higher_is_better:
+            return Gap(found.value, found.low, found.high, error)
+        return Gap(-found.value, -found.high, -found.low, error)
+
+    return Rehearsal(
+        metric=kind.metric,
+        told=kind.told,
+        approaches=("frozen", "full", "lora"),
+        usual_rates=usual_rates(estimate_weights(shop.base)),
+        num_rows=len(shop.tokens.rows["train"]),
+        one_label=kind.form.kind == "single",
+        trial=lambda tried: rehearse_trial(dataclasses.replace(shop, recipe=tried)),
+        repeat=lambda tried, number: repeat_elsewhere(shop, tried, number),
+        gap=gap,
+    )
+
+
+def without_test(shop: Workshop) -> Workshop:
+    """The workshop without the sealed rows, so that no search can come to see them."""
+    tokens = shop.tokens
+    sealed = dataclasses.replace(
+        tokens, rows={**tokens.rows, "test": []}, examples={**tokens.examples, "test": []}
+    )
+    return dataclasses.replace(shop, tokens=sealed)
+
+
+def rehearse_trial(shop: Workshop) -> Iterator[Look]:
+    """The looks of the recipe's approach; `auto` is the better of frozen and full, as in a fit.
+
+    Under 200 training rows they are those of five folds, one after the other; a score is the folds' mean.
+    """
+    approach, fallback = shop.recipe.approach, -math.inf
+    if isinstance(approach, AutoApproach | FrozenApproach):
+        settings = approach if isinstance(approach, FrozenApproach) else FrozenApproach()
+        fallback = run_frozen(shop, settings).score
+        yield Look(0, -math.inf, fallback=fallback)
+    if isinstance(approach, FrozenApproach):
+        return
+    trainable: Trainable = FullApproach() if isinstance(approach, AutoApproach) else approach
+    longest = LONGEST_AUTO_SECONDS if isinstance(approach, AutoApproach) else math.inf
+    finished: list[float] = []
+    number = 0
+    splits = splits_of(shop)
+    for train_rows, validation_rows in splits:
+        score = -math.inf
+        adapted = adapt(shop, trainable)
+        for look in train_on(shop, adapted, train_rows, validation_rows, approach=trainable.kind):
+            if look.forecast * len(splits) > longest:
+                return
+            number += 1
+            score = look.score
+            mean = float(np.mean([*finished, score]))
+            last = look.last and len(finished) + 1 == len(splits)
+            yield Look(number, mean, look.forecast * len(splits), last, fallback)
+        finished.append(score)
+
+
+def splits_of(shop: Workshop) -> list[tuple[Rows, Rows]]:
+    """The run's own training and validation rows, or folds where there are few."""
+    rows = shop.tokens.rows
+    if not few_rows(shop):
+        return [(rows["train"], rows["validation"])]
+    pool = [*rows["train"], *rows["validation"]]
+    folds = folds_of(pool, seed=shop.recipe.seed, strata=shop.kind.strata)
+    return [(chosen(pool, inside), chosen(pool, outside)) for inside, outside in folds]
+
+
+def train_on(
+    shop: Workshop,
+    adapted: Adapted,
+    train_rows: Rows,
+    validation_rows: Rows,
+    *,
+    approach: str,
+    keep_best: bool = False,
+) -> Iterator[Look]:
+    """Rehearses one training of the model on these rows."""
+    settings = shop.recipe.train
+    objective = objective_of(shop, adapted, train_rows, validation_rows)
+    plan, seconds = rehearsed_plan(settings, adapted, objective, approach=approach, seed=shop.recipe.seed)
+    yield from rehearse(
+        adapted,
+        objective,
+        plan=plan,
+        settings=settings,
+        seed=shop.recipe.seed,
+        forecast=seconds,
+        keep_best=keep_best,
+    )
+
+
+def repeat_elsewhere(shop: Workshop, recipe: Recipe, number: int) -> Repeat:
+    """Fits the recipe on another split with another seed, and asks it rows that it has not seen.
+
+    Where a person gave the validation rows, or the split follows groups or time, the split stays.
+    """
+    shop = dataclasses.replace(shop, recipe=recipe.model_copy(update={"seed": recipe.seed + 1 + number}))
+    rows, outside = elsewhere(shop, recipe, number)
+    part = with_rows(shop, *rows)
+    found: list[Seen] = []
+    approach = recipe.approach
+    if isinstance(approach, AutoApproach | FrozenApproach):
+        settings = approach if isinstance(approach, FrozenApproach) else FrozenApproach()
+        found.append(_see_frozen(part, settings, outside))
+    if not isinstance(approach, FrozenApproach):
+        trainable: Trainable = FullApproach() if isinstance(approach, AutoApproach) else approach
+        found.append(_see_trained(part, trainable, outside))
+    best = max(found, key=lambda seen: seen.score)
+    kind = shop.kind
+    logits, answers = by_text(best.outside, outside)
+    form, temperature, _ = kind.settle(best.validation, best.validation_answers)
+    predictions = decide(probabilities_of(logits, form, temperature=temperature), form)
+    return Repeat(kind.score(logits, answers), answers, predictions)
+
+
+def elsewhere(shop: Workshop, recipe: Recipe, number: int) -> tuple[tuple[Rows, Rows], Rows]:
+    """Training and validation rows, and rows outside both; the same ones for the same number."""
+    rows, split = shop.tokens.rows, recipe.data.split
+    if recipe.data.validation is not None or split.group is not None or split.time is not None:
+        return (rows["train"], rows["validation"]), rows["validation"]
+    pool = [*rows["train"], *rows["validation"]]
+    strata = shop.kind.strata
+    deal, fold = divmod(number, FOLDS)
+    folds = folds_of(pool, seed=recipe.seed + 1 + deal, strata=strata)
+    inside, outside = folds[fold % len(folds)]
+    inner = chosen(pool, inside)
+    train, validation = folds_of(inner, seed=recipe.seed + 1 + deal, strata=strata)[0]
+    return (chosen(inner, train), chosen(inner, validation)), chosen(pool, outside)
+
+
+def with_rows(shop: Workshop, train: Rows, validation: Rows) -> Workshop:
+    """The workshop with other rows in its parts."""
+    known = {(e.source, e.row): e for part in shop.tokens.examples.values() for e in part}
+    examples: dict[Any, Any] = {
+        part: [known[key] for key in dict.fromkeys((row.source, row.row) for row in rows)]
+        for part, rows in (("train", train), ("validation", validation))
+    }
+    tokens = dataclasses.replace(
+        shop.tokens,
+        rows={"train": list(train), "validation": list(validation), "test": []},
+        examples={**examples, "test": []},
+    )
+    return dataclasses.replace(shop, tokens=tokens)
+
+
+def chosen(rows: Rows, places: Any) -> list[TokenizedExample]:
+    """The rows at these places."""
+    return [rows[place] for place in places.tolist()]
+
+
+def _see_frozen(shop: Workshop, settings: FrozenApproach, outside: Rows) -> Seen:
+    candidate = run_frozen(shop, settings)
+    model: Any = candidate.model
+    weights = getattr(model, head_name(model)).weight.detach().double().numpy()
+    logits = features_of(shop, model, outside) @ weights.T
+    return Seen(candidate.score, candidate.validation_logits, candidate.validation_answers, logits)
+
+
+def _see_trained(shop: Workshop, settings: Trainable, outside: Rows) -> Seen:
+    adapted, rows, pad_id = adapt(shop, settings), shop.tokens.rows, shop.encoder.pad_id
+    for _ in train_on(
+        shop, adapted, rows["train"], rows["validation"], approach=settings.kind, keep_best=True
+    ):
+        pass
+    logits = classify_rows(adapted, rows["validation"], pad_id=pad_id)
+    validation, answers = by_text(logits, rows["validation"])
+    score = shop.kind.score(validation, answers)
+    return Seen(score, validation, answers, classify_rows(adapted, outside, pad_id=pad_id))

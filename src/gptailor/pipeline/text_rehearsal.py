@@ -1,0 +1,142 @@
+"""Rehearsals of the tasks whose answer is text: the run's own split, repeated with other seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import t as students_t
+
+from gptailor.launch import StopRequest
+from gptailor.models.approach import Adapted
+from gptailor.pipeline.causal import adapt_causal, choose_text_approach, estimate_weights, refuse_frozen
+from gptailor.pipeline.documents import prepare_documents
+from gptailor.pipeline.language import language_objective, open_language_shop
+from gptailor.pipeline.language import write_data as write_language_data
+from gptailor.pipeline.objective import Objective
+from gptailor.pipeline.place import Listener, TrainingPlace
+from gptailor.pipeline.rehearse import Gap, Look, Rehearsal, Repeat, rehearse
+from gptailor.pipeline.texts.road import PREFERENCE_RATES, objective_of, train_settings
+from gptailor.pipeline.texts.shop import open_text_shop
+from gptailor.pipeline.trained import rehearsed_plan
+from gptailor.pipeline.training import usual_rates
+from gptailor.recipe import Recipe, ScratchApproach
+from gptailor.types import Part
+
+
+def rehearse_texts(recipe: Recipe, folder: Path, listener: Listener) -> Rehearsal:
+    """Completion, chat and preference: reads, splits and tokenizes once."""
+    refuse_frozen(recipe)
+    shop = open_text_shop(recipe, folder, listener)
+    shop = dataclasses.replace(
+        shop, tokens=dataclasses.replace(shop.tokens, rows={**shop.tokens.rows, "test": []})
+    )
+    place = TrainingPlace(
+        folder=folder / "checkpoints",  # nothing is written there; a reference lies beside it
+        log=folder / "metrics.jsonl",
+        seed=recipe.seed,
+        environment=shop.environment,
+        stop=StopRequest(),
+        say=listener.say,
+    )
+
+    def train(tried: Recipe) -> Iterator[Look]:
+        mine = dataclasses.replace(shop, recipe=tried)
+        approach = choose_text_approach(tried, shop.base)
+        adapted = adapt_causal(
+            tried, shop.base, shop.text.tokenizer, approach, device=shop.environment["device"]
+        )
+        settled = tried.model_copy(update={"train": train_settings(tried, approach)})
+        return train_on(settled, adapted, objective_of(mine, adapted, place), approach=approach.kind)
+
+    preference = recipe.task == "preference"
+    return text_rehearsal(
+        train,
+        metric="loss",
+        allowed=("full", "lora"),
+        rates=PREFERENCE_RATES if preference else usual_rates(estimate_weights(shop.base)),
+        num_rows=len(shop.tokens.rows["train"]),
+    )
+
+
+def rehearse_language(recipe: Recipe, folder: Path, listener: Listener) -> Rehearsal:
+    """Language modeling: reads and tokenizes to disk once; a vocabulary of one's own stays as it is."""
+    refuse_frozen(recipe)
+    prepared = prepare_documents(recipe, listener.say)
+    _forget_other_data(folder, prepared.data_hash)
+    shop = open_language_shop(recipe, prepared, folder, listener)
+    write_language_data(folder, prepared, shop)
+    seen: tuple[Part, ...] = ("train", "validation")
+    shop = dataclasses.replace(shop, stores={part: shop.stores[part] for part in seen})
+
+    def train(tried: Recipe) -> Iterator[Look]:
+        mine = dataclasses.replace(shop, recipe=tried)
+        approach = choose_text_approach(tried, shop.base)
+        adapted = adapt_causal(tried, shop.base, shop.tokenizer, approach, device=shop.environment["device"])
+        return train_on(tried, adapted, language_objective(mine, adapted), approach=approach.kind)
+
+    return text_rehearsal(
+        train,
+        metric="loss",
+        allowed=("scratch",) if isinstance(recipe.approach, ScratchApproach) else ("full", "lora"),
+        rates=usual_rates(estimate_weights(shop.base)),
+        num_rows=len(shop.stores["train"].tokens) // shop.block,
+    )
+
+
+def train_on(recipe: Recipe, adapted: Adapted, objective: Objective, *, approach: str) -> Iterator[Look]:
+    """Rehearses one training with the recipe's settings."""
+    settings = recipe.train
+    plan, seconds = rehearsed_plan(settings, adapted, objective, approach=approach, seed=recipe.seed)
+    yield from rehearse(adapted, objective, plan=plan, settings=settings, seed=recipe.seed, forecast=seconds)
+
+
+def text_rehearsal(
+    train: Callable[[Recipe], Iterator[Look]],
+    *,
+    metric: str,
+    allowed: tuple[str, ...],
+    rates: dict[str, float],
+    num_rows: int,
+) -> Rehearsal:
+    """What a search asks, where a repeat is another seed and a score is minus the validation loss."""
+
+    def repeat(recipe: Recipe, number: int) -> Repeat:
+        score = -math.inf
+        for look in train(recipe.model_copy(update={"seed": recipe.seed + 1 + number})):
+            score = look.score
+        return Repeat(score)
+
+    return Rehearsal(
+        metric=metric,
+        told=lambda score: -score,
+        approaches=allowed,
+        usual_rates=rates,
+        num_rows=num_rows,
+        one_label=False,
+        trial=train,
+        repeat=repeat,
+        gap=gap_of_seeds,
+    )
+
+
+def gap_of_seeds(ours: Sequence[Repeat], theirs: Sequence[Repeat]) -> Gap:
+    """The mean of the differences seed by seed, with Student's interval; one seed says nothing of it."""
+    differences = np.array([a.score - b.score for a, b in zip(ours, theirs, strict=True)])
+    value = float(differences.mean())
+    if len(differences) < 2:
+        return Gap(value, -math.inf, math.inf, math.inf)
+    error = float(differences.std(ddof=1)) / math.sqrt(len(differences))
+    half = float(students_t.ppf(0.975, len(differences) - 1)) * error
+    return Gap(value, value - half, value + half, error)
+
+
+def _forget_other_data(folder: Path, data_hash: str) -> None:
+    """Takes away the summary of other data, so that the tokens beside it are written anew."""
+    path = folder / "data" / "summary.json"
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")).get("data_hash") != data_hash:
+        path.unlink()

@@ -1,0 +1,165 @@
+"""`tune.html`: what a search tried, what mattered, and whether the winner is better than the default."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gptailor import __version__
+from gptailor.report.facts import (
+    counted,
+    interval_text,
+    measured,
+    metric_of,
+    score_text,
+    seconds_text,
+    share_text,
+)
+from gptailor.report.page import render_template
+from gptailor.report.plots import bar, difference
+from gptailor.report.tables import table
+from gptailor.report.tune_plots import history, parallel_coordinates, setting_name
+
+LISTED = 10  # settings in the list of what mattered
+
+
+def render_tune(result: Mapping[str, Any]) -> str:
+    """The page from `tune.json`: one self-contained file."""
+    trials, metric = result["trials"], metric_of(result["metric"]).title
+    won = any(one["won"] for one in result["finalists"])
+    names = list(dict.fromkeys(name for one in trials for name in one["settings"]))
+    by_importance = sorted(names, key=lambda name: -result["importance"].get(name, 0.0))
+    values = {
+        "title": Path(result["data"]).name,
+        "subtitle": [
+            str(result["task"]),
+            counted(len(trials), "trial", "trials"),
+            seconds_text(result["seconds"]),
+        ],
+        "headline": "Better settings found" if won else "The default stays",
+        "tone": "good" if won else "unclear",
+        "says": result["says"],
+        "apart": _apart(result, won=won),
+        "keys": _keys(result, metric),
+        "lead": _lead(trials),
+        "charts": _charts(result, metric),
+        "importance": _importance(result["importance"]),
+        "importance_trials": sum(one["state"] == "complete" for one in trials),
+        "parallel": _parallel(result, by_importance, metric),
+        "finalists": _finalists(result, metric),
+        "trials": _trials(trials, names, metric),
+        "footer": f"Written by Gptailor {__version__}. Numbers: tune.json; trials: trials.csv.",
+    }
+    return render_template("tune.html.jinja", values)
+
+
+def _lead(trials: Sequence[Mapping[str, Any]]) -> str:
+    pruned = sum(one["state"] == "pruned" for one in trials)
+    same = sum(one["same_as"] is not None for one in trials)
+    parts = [f"{counted(len(trials), 'trial', 'trials')}, {pruned} given up early"]
+    if same:
+        parts.append(f"{same} the same as an earlier one and not run again")
+    return "; ".join(parts) + ". Scores are of the validation rows; no trial has seen a test row."
+
+
+def _apart(result: Mapping[str, Any], *, won: bool) -> Any:
+    found = measured((result["test"] or {}).get("difference"))
+    if not won or found is None or found.low is None or found.high is None:
+        return None
+    value, low, high = found.value, found.low, found.high
+    if not result["higher_is_better"]:
+        value, low, high = -value, -high, -low
+    return difference(value, low, high, tone="a", label="winner against default on the sealed test set")
+
+
+def _keys(result: Mapping[str, Any], metric: str) -> list[dict[str, str]]:
+    keys = []
+    test = result["test"] or {}
+    for name, title in (("winner", "winner"), ("default", "default")):
+        found = measured(test.get(name))
+        if found is not None:
+            keys.append(
+                _key(f"{metric}, {title}", score_text(found.value), interval_text(found), "sealed test set")
+            )
+    keys.append(
+        _key(
+            "Validation, winner",
+            score_text(result["winner"]["validation"]),
+            "",
+            f"trial {result['winner']['trial']}",
+        )
+    )
+    keys.append(_key("Validation, default", score_text(result["default"]["validation"]), "", "trial 0"))
+    return keys
+
+
+def _key(title: str, value: str, between: str, explains: str) -> dict[str, str]:
+    return {"title": title, "value": value, "between": between, "explains": explains}
+
+
+def _charts(result: Mapping[str, Any], metric: str) -> list[dict[str, Any]]:
+    drawn = history(result["trials"], metric=metric, higher_is_better=result["higher_is_better"])
+    legend = [
+        {"tone": "a", "name": "finished; the line is the best so far", "amount": ""},
+        {"tone": "b", "name": "given up early", "amount": ""},
+    ]
+    return [{"title": "Trial by trial", "svg": drawn, "legend": legend, "note": ""}] if drawn else []
+
+
+def _importance(found: Mapping[str, float]) -> list[dict[str, Any]]:
+    ordered = sorted(found.items(), key=lambda pair: -pair[1])[:LISTED]
+    top = ordered[0][1] if ordered else 0.0
+    return [
+        {"name": setting_name(name), "value": share_text(value), "bar": bar(value, top=top, tone="a")}
+        for name, value in ordered
+    ]
+
+
+def _parallel(result: Mapping[str, Any], names: Sequence[str], metric: str) -> dict[str, Any] | None:
+    drawn = parallel_coordinates(result["trials"], names, metric=metric, winner=result["winner"]["trial"])
+    if not drawn:
+        return None
+    note = "One line per finished trial, the winner's thick. A setting that a trial hasn't is skipped."
+    return {"title": "Settings side by side", "svg": drawn, "legend": [], "note": note}
+
+
+def _finalists(result: Mapping[str, Any], metric: str) -> dict[str, Any] | None:
+    if not result["finalists"]:
+        return None
+    own = result["default"]["repeats"]
+    rows = [["default", _scores(own), "", ""]]
+    for one in result["finalists"]:
+        ahead = measured(one["ahead"])
+        rows.append(
+            [
+                f"trial {one['trial']}",
+                _scores(one["repeats"]),
+                "" if ahead is None else f"{score_text(ahead.value)} ({interval_text(ahead)})",
+                "wins" if one["won"] else "",
+            ]
+        )
+    heads = ["settings", f"{metric} by repeat", "ahead of the default", ""]
+    return table("finalists and default", heads, rows)
+
+
+def _trials(trials: Sequence[Mapping[str, Any]], names: Sequence[str], metric: str) -> dict[str, Any] | None:
+    rows = []
+    for one in trials:
+        settings = ["default" if one["own"] and place == 0 else "" for place in range(len(names))]
+        if one["settings"]:
+            settings = [_cell(one["settings"].get(name)) for name in names]
+        told = one["note"] or (f"same as {one['same_as']}" if one["same_as"] is not None else one["state"])
+        rows.append(
+            [str(one["trial"]), told, score_text(one["score"]), seconds_text(one["seconds"]), *settings]
+        )
+    shown = [setting_name(name) for name in names]
+    return table("every trial", ["trial", "state", metric, "time", *shown], rows, right=(2, 3))
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _scores(scores: Sequence[float]) -> str:
+    return ", ".join(score_text(score) for score in scores)

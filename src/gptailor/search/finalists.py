@@ -1,0 +1,139 @@
+"""The best trials against the recipe's own settings, fitted again on other splits and seeds.
+
+A search over a few hundred validation rows finds luck as well as skill, so what it calls best has to be
+better once more, on rows that chose nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptailor.errors import NonFiniteError
+from gptailor.launch import write_atomically
+from gptailor.pipeline.rehearse import Gap, Rehearsal, Repeat
+from gptailor.recipe import Recipe
+from gptailor.search.study import Tried
+
+HOPELESS = -1.0  # standard errors ahead of the recipe's own, under which another repeat isn't worth its time
+
+
+@dataclass(frozen=True, slots=True)
+class Finalist:
+    """One of the best trials, and how it did when it was fitted again."""
+
+    trial: Tried
+    recipe: Recipe
+    scores: list[float] = field(default_factory=list)  # by repeat; higher is better
+    gap: Gap | None = None  # ahead of the recipe's own
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether it is ahead by more than one standard error."""
+        return self.gap is not None and self.gap.value > max(0.0, self.gap.error)
+
+
+@dataclass(frozen=True, slots=True)
+class Final:
+    """Who was compared, and who won; None: the recipe's own settings stay."""
+
+    own_scores: list[float]
+    finalists: list[Finalist]
+    winner: Finalist | None
+
+
+def choose_finalists(
+    trials: Sequence[Tried], recipes: Callable[[Tried], Recipe], *, most: int
+) -> list[Finalist]:
+    """The best trials that reached at least what the recipe's own settings reached, all different."""
+    own = next(one for one in trials if one.own and one.state == "complete")
+    rivals = [
+        one
+        for one in trials
+        if one.state == "complete" and not one.own and one.same_as is None and one.score is not None
+    ]
+    best = sorted(rivals, key=lambda one: (-(one.score or 0.0), one.number))[:most]
+    assert own.score is not None
+    return [Finalist(one, recipes(one)) for one in best if one.score is not None and one.score >= own.score]
+
+
+def compare_finalists(
+    rehearsal: Rehearsal,
+    own: Recipe,
+    finalists: Sequence[Finalist],
+    *,
+    repeats: int,
+    folder: Path,
+    say: Callable[[str], None],
+) -> Final:
+    """Fits everybody again, repeat by repeat; who falls behind is left out of the later ones."""
+    kept = Repeats(rehearsal, folder)
+    own_repeats: list[Repeat] = []
+    found: dict[int, list[Repeat]] = {finalist.trial.number: [] for finalist in finalists}
+    running = list(finalists)
+    for number in range(repeats):
+        if not running:
+            break
+        say(f"comparing again, {number + 1} of {repeats}: the recipe's own and {_numbers(running)}")
+        own_repeats.append(kept.take(own, 0, number))
+        still = []
+        for finalist in running:
+            mine = found[finalist.trial.number]
+            try:
+                mine.append(kept.take(finalist.recipe, finalist.trial.number, number))
+            except NonFiniteError:
+                say(f"trial {finalist.trial.number} diverged and is left out")
+                continue
+            gap = rehearsal.gap(mine, own_repeats)
+            finalist = dataclasses.replace(
+                finalist, gap=gap, scores=[rehearsal.told(repeat.score) for repeat in mine]
+            )
+            if gap.value > HOPELESS * gap.error:
+                still.append(finalist)
+            finalists = [finalist if f.trial.number == finalist.trial.number else f for f in finalists]
+        running = still
+    ahead = [finalist for finalist in running if finalist.is_ahead and len(finalist.scores) == repeats]
+    winner = max(ahead, key=lambda finalist: finalist.gap.value if finalist.gap else 0.0, default=None)
+    return Final([rehearsal.told(repeat.score) for repeat in own_repeats], list(finalists), winner)
+
+
+@dataclass(frozen=True, slots=True)
+class Repeats:
+    """Repeats that were made, kept in a folder so that none is made twice."""
+
+    rehearsal: Rehearsal
+    folder: Path
+
+    def take(self, recipe: Recipe, trial: int, number: int) -> Repeat:
+        """The repeat of a trial's recipe, from the folder or made now."""
+        path = self.folder / f"trial-{trial}-{number + 1}.json"
+        if path.exists():
+            return _read(path)
+        repeat = self.rehearsal.repeat(recipe, number)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps({**dataclasses.asdict(repeat), **_plain(repeat)}))
+        return repeat
+
+
+def _plain(repeat: Repeat) -> dict[str, Any]:
+    named = {"answers": repeat.answers, "predictions": repeat.predictions}
+    return {name: None if values is None else values.tolist() for name, values in named.items()}
+
+
+def _read(path: Path) -> Repeat:
+    values = json.loads(path.read_text(encoding="utf-8"))
+    answers, predictions = (
+        None if values[name] is None else np.array(values[name]) for name in ("answers", "predictions")
+    )
+    return Repeat(values["score"], answers, predictions)
+
+
+def _numbers(finalists: Sequence[Finalist]) -> str:
+    numbers = [str(finalist.trial.number) for finalist in finalists]
+    return f"trial{'s' if len(numbers) > 1 else ''} {' and '.join(numbers)}"

@@ -1,0 +1,279 @@
+"""The trials, in a database that several processes share. The only file that knows Optuna."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from gptailor.errors import GptailorError, MissingExtraError, RunError
+from gptailor.search.space import Dimension, Value
+
+try:
+    import optuna
+    from optuna.trial import FrozenTrial, TrialState
+except ImportError:
+    raise MissingExtraError("optuna", "tune") from None
+
+DRAWN_FREELY = 8  # trials before the sampler believes what it has seen
+NEVER_PRUNED = 4  # finished trials before any is given up
+WARM = 4  # validations, about one epoch, before a trial can be told to lag behind
+UNSIGNED_SECONDS = 20  # between the beginning of a trial and its process' name
+SIGN_SECONDS = 60  # between signs of life
+SILENT_SECONDS = 30 * 60  # a process on another machine that reported nothing for so long is taken for dead
+STATES = {
+    TrialState.COMPLETE: "complete",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What is known of one trial."""
+
+    number: int
+    state: str  # complete, pruned, failed (its process died), running, waiting
+    values: Mapping[str, Value]  # by dimension; none of the recipe's own
+    score: float | None  # higher is better; of a pruned one its last
+    seconds: float
+    looks: Mapping[int, float]  # the best score so far by validation
+    own: bool  # the recipe's own settings
+    same_as: int | None  # an earlier trial with the same settings, which wasn't run again
+    note: str = ""
+
+
+class Running:
+    """One trial that this process works on. State that outlives a call."""
+
+    def __init__(self, study: optuna.Study, trial: optuna.Trial, *, own: bool) -> None:
+        self._study, self._trial, self.own = study, trial, own
+        self.number = trial.number
+        self.values: dict[str, Value] = {}
+        self._signed = time.monotonic()
+
+    def draw(self, dimension: Dimension) -> Value:
+        """A value of the dimension, as the sampler thinks best."""
+        name, low, high, step = dimension.name, dimension.low, dimension.high, dimension.step
+        if dimension.choices:
+            value: Value = self._trial.suggest_categorical(name, list(dimension.choices))
+        elif dimension.whole:
+            value = self._trial.suggest_int(name, int(low), int(high), log=dimension.log, step=int(step or 1))
+        else:
+            value = self._trial.suggest_float(name, low, high, log=dimension.log, step=step)
+        self.values[name] = value
+        return value
+
+    def report(self, look: int, score: float) -> bool:
+        """Writes a look down; whether the trial lags so far behind that it should be given up."""
+        self._trial.report(score, look)
+        if time.monotonic() - self._signed > SIGN_SECONDS:
+            self._signed = time.monotonic()
+            self._trial.set_user_attr("owner", _own_process())
+        return bool(self._trial.should_prune()) and not self.own
+
+    def finish(
+        self, score: float | None, *, pruned: bool = False, same_as: int | None = None, note: str = ""
+    ) -> None:
+        """Writes the result down for good."""
+        if same_as is not None:
+            self._trial.set_user_attr("same_as", same_as)
+        if note:
+            self._trial.set_user_attr("note", note)
+        with contextlib.suppress(ValueError):  # another process took us for dead; it repeats the settings
+            if pruned:
+                self._study.tell(self._trial, state=TrialState.PRUNED)
+            else:
+                self._study.tell(self._trial, score)
+
+    def drop(self) -> None:
+        """Marks the trial as failed: it is not a result of its settings."""
+        self._study.tell(self._trial, state=TrialState.FAIL)
+
+
+class Study:
+    """All trials of one search. State that outlives a call and a process."""
+
+    def __init__(self, url: str, *, name: str, pruner: str, seed: int) -> None:
+        """Opens the study, or makes it.
+
+        Raises:
+            RunError: the database can't be opened.
+        """
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        try:
+            self._study = optuna.create_study(
+                storage=_open_storage(url),
+                study_name=name,
+                direction="maximize",
+                load_if_exists=True,
+                sampler=_SeededByNumber(seed),
+                pruner=_pruner(pruner),
+            )
+        except GptailorError:
+            raise
+        except Exception as error:  # SQLAlchemy and its drivers raise what they like
+            raise RunError(
+                f"the database of the trials can't be opened: {_first_line(error)}",
+                where=without_password(url),
+                fix="Check the address given as --storage (for instance sqlite:///trials.sqlite3).",
+            ) from None
+
+    def begin(self) -> Running:
+        """A new trial, or one that a dead process left undone. Number 0 is the recipe's own settings."""
+        trial = self._study.ask()
+        own = trial.number == 0 or bool(trial.user_attrs.get("own"))  # a repeated default has the mark
+        trial.set_user_attr("owner", _own_process())
+        return Running(self._study, trial, own=own)
+
+    def trials(self) -> list[Tried]:
+        """Every trial so far."""
+        return [_tried(trial) for trial in self._study.get_trials(deepcopy=False)]
+
+    def repeat_left_behind(self) -> list[int]:
+        """Marks the trials whose process is gone as failed, and puts their settings in line again."""
+        left = []
+        for trial in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if _is_alive(trial.user_attrs, begun=trial.datetime_start):
+                continue
+            try:
+                self._study.tell(trial.number, state=TrialState.FAIL)
+            except (ValueError, RuntimeError):  # another process was faster
+                continue
+            attributes = {"own": True} if _tried(trial).own else {}
+            self._study.enqueue_trial(dict(trial.params), user_attrs=attributes)
+            left.append(trial.number)
+        return left
+
+    def importance(self, trials: Sequence[Tried]) -> dict[str, float]:
+        """How much of the difference between good and bad trials each setting explains; may be empty."""
+        numbers = {one.number for one in trials if one.state == "complete" and one.values}
+        if len(numbers) < DRAWN_FREELY:
+            return {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            study = optuna.create_study(direction="maximize")
+            study.add_trials([t for t in self._study.get_trials() if t.number in numbers])
+            try:
+                return dict(optuna.importance.get_param_importances(study))
+            except (ValueError, RuntimeError):  # all settings alike, or too few trials of a branch
+                return {}
+
+
+def without_password(url: str) -> str:
+    """A database's address as it may be shown."""
+    scheme, slashes, rest = url.partition("://")
+    login, at, host = rest.rpartition("@")
+    return f"{scheme}{slashes}{login.partition(':')[0]}{at}{host}" if at else url
+
+
+def _open_storage(url: str) -> Any:
+    if "://" not in url:
+        raise RunError(
+            f"{url!r} is not a database's address.",
+            where="--storage",
+            fix="Write for instance sqlite:///trials.sqlite3, or postgresql://user@host/name.",
+        )
+    # A database file that another process writes to is waited for.
+    waiting = {"connect_args": {"timeout": 120}} if url.startswith("sqlite") else {}
+    return optuna.storages.RDBStorage(url, engine_kwargs=waiting)
+
+
+class _SeededByNumber(optuna.samplers.BaseSampler):
+    """TPE whose draws follow from the seed, the trial's number and what is finished.
+
+    So a search that was stopped goes on as it would have, and processes side by side draw differently.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._number, self._sampler = -1, optuna.samplers.TPESampler()
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
+        return self._of(trial).infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, Any]
+    ) -> dict[str, Any]:
+        return self._of(trial).sample_relative(study, trial, search_space)
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: Any
+    ) -> Any:
+        return self._of(trial).sample_independent(study, trial, param_name, param_distribution)
+
+    def _of(self, trial: FrozenTrial) -> optuna.samplers.TPESampler:
+        if trial.number != self._number:
+            with warnings.catch_warnings():
+                # `group` draws the settings of each approach together; Optuna calls it experimental.
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                self._number = trial.number
+                self._sampler = optuna.samplers.TPESampler(
+                    n_startup_trials=DRAWN_FREELY,
+                    group=True,
+                    seed=(self._seed * 10_007 + trial.number) % 2**32,
+                )
+        return self._sampler
+
+
+def _pruner(name: str) -> optuna.pruners.BasePruner:
+    if name == "median":
+        return optuna.pruners.MedianPruner(n_startup_trials=NEVER_PRUNED, n_warmup_steps=2, n_min_trials=3)
+    if name == "hyperband":
+        return optuna.pruners.HyperbandPruner(min_resource=WARM, reduction_factor=3)
+    if name == "halving":
+        return optuna.pruners.SuccessiveHalvingPruner(min_resource=WARM, reduction_factor=3)
+    return optuna.pruners.NopPruner()
+
+
+def _own_process() -> dict[str, Any]:
+    process = psutil.Process()
+    return {
+        "host": socket.gethostname(),
+        "pid": process.pid,
+        "begun": process.create_time(),
+        "seen": time.time(),
+    }
+
+
+def _is_alive(attributes: Mapping[str, Any], *, begun: Any) -> bool:
+    """Whether the process of a running trial still works on it, as far as can be told from here."""
+    owner = attributes.get("owner")
+    if owner is None:  # killed, or not yet come to writing its name down
+        return begun is not None and time.time() - begun.timestamp() < UNSIGNED_SECONDS
+    if owner["host"] != socket.gethostname():
+        return bool(time.time() - owner["seen"] < SILENT_SECONDS)
+    with contextlib.suppress(psutil.Error):
+        return bool(abs(psutil.Process(owner["pid"]).create_time() - owner["begun"]) < 1)
+    return False
+
+
+def _tried(trial: FrozenTrial) -> Tried:
+    attributes = trial.user_attrs
+    looks = {step: value for step, value in trial.intermediate_values.items() if step > 0}
+    score = trial.values[0] if trial.values else None
+    if score is None and trial.intermediate_values:
+        score = trial.intermediate_values[max(trial.intermediate_values)]
+    return Tried(
+        number=trial.number,
+        state=STATES[trial.state],
+        values=dict(trial.params),
+        score=score,
+        seconds=trial.duration.total_seconds() if trial.duration else 0.0,
+        looks=looks,
+        own=trial.number == 0 or bool(attributes.get("own")),
+        same_as=attributes.get("same_as"),
+        note=str(attributes.get("note", "")),
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -1,0 +1,174 @@
+"""Trial after trial, until the budget is spent: drawn, rehearsed, given up where they lag behind."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from gptailor.errors import GptailorError, NonFiniteError, RunError
+from gptailor.pipeline.rehearse import Rehearsal
+from gptailor.recipe import Recipe, seconds_of
+from gptailor.report.facts import inside, metric_of
+from gptailor.report.terminal import duration_text
+from gptailor.search.space import Dimension, Value, as_taken, in_words, recipe_of
+from gptailor.search.study import Running, Study, Tried
+
+REPEATED = 10  # draws in a row that are known already: the space holds little else
+POLLING_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What all trials have in common."""
+
+    recipe: Recipe
+    space: Sequence[Dimension]
+    rehearsal: Rehearsal
+    study: Study
+    say: Callable[[str], None]
+
+    def values_of(self, trial: Tried) -> dict[str, Value]:
+        """The settings that a trial tried, as its recipe took them."""
+        known = {dimension.name: dimension for dimension in self.space}
+        return {name: as_taken(known[name], value) for name, value in trial.values.items()}
+
+    def recipe_of(self, trial: Tried) -> Recipe:
+        """The recipe that a trial tried."""
+        return self.recipe if trial.own else recipe_of(self.recipe, self.space, self.values_of(trial))
+
+
+def run_trials(search: Search) -> list[Tried]:
+    """Runs trials until the budget is spent, by this process and by others; returns all of them.
+
+    Raises:
+        RunError: the recipe's own settings can't be trained, so there is nothing to compare with.
+    """
+    began, told = time.monotonic(), False
+    while True:
+        for number in search.study.repeat_left_behind():
+            search.say(f"trial {number} was left undone (its process is gone): its settings are tried again")
+        trials = search.study.trials()
+        if _may_begin(search, trials, seconds=time.monotonic() - began):
+            run_trial(search, search.study.begin())
+        elif any(one.state == "running" for one in trials):
+            if not told:
+                search.say("waiting for trials that other processes are working on")
+            told = True
+            time.sleep(POLLING_SECONDS)
+        else:
+            break
+    if not any(one.own and one.state == "complete" for one in trials):
+        raise RunError(
+            "the recipe's own settings were not tried to the end.",
+            where="tune",
+            fix="Run the same command again: it goes on from here.",
+        )
+    return trials
+
+
+def counted(trials: Sequence[Tried]) -> list[Tried]:
+    """The trials that cost the budget something: those that ran or are running."""
+    return [one for one in trials if one.state in ("complete", "pruned", "running") and one.same_as is None]
+
+
+def run_trial(search: Search, running: Running) -> None:
+    """Draws settings, rehearses them and writes down what came of it."""
+    values: dict[str, Value] = {} if running.own else _draw(search, running)
+    recipe = search.recipe if running.own else recipe_of(search.recipe, search.space, values)
+    earlier = _same(search, recipe, running)
+    if earlier is not None:
+        running.finish(earlier.score, pruned=earlier.state == "pruned", same_as=earlier.number)
+        return
+    began = time.monotonic()
+    score, looks, pruned, note = -math.inf, 0, False, ""
+    try:
+        for look in search.rehearsal.trial(recipe):
+            score, looks = look.result, look.number
+            if look.number and running.report(look.number, look.score) and not look.last:
+                pruned = True
+                break
+    except NonFiniteError as error:
+        if running.own:
+            running.drop()
+            raise
+        pruned, note = True, f"diverged: {error.what}"
+    except GptailorError:
+        running.drop()
+        raise
+    running.finish(score, pruned=pruned, note=note)
+    told = search.rehearsal.told
+    name = inside(metric_of(search.rehearsal.metric).title)
+    came = f"{name} {told(score):.4f}" if math.isfinite(score) else note
+    if pruned and not note:
+        came = f"given up after {looks} validations at {told(score):.4f}"
+    settings = "the recipe's own settings" if running.own else in_words(values)
+    _tell(search, running.number, f"{settings}: {came}, {duration_text(time.monotonic() - began)}")
+
+
+def forecast(search: Search, trials: Sequence[Tried]) -> float:
+    """Seconds that the trials still to come will take, as those before them did."""
+    done = [one for one in counted(trials) if one.state != "running"]
+    if not done:
+        return 0.0
+    left = search.recipe.tune.trials - len(counted(trials))
+    others = [one.seconds for one in done if not one.own] or [one.seconds for one in done]
+    return max(0, left) * sum(others) / len(others)
+
+
+def closing_seconds(search: Search, trials: Sequence[Tried]) -> float:
+    """Seconds that the finalists and the last fits will take: about as often as a trial runs to its end."""
+    whole = [one.seconds for one in trials if one.state == "complete" and one.same_as is None]
+    settings = search.recipe.tune
+    fits = settings.seeds * (settings.finalists + 1) + 2
+    return fits * max(whole, default=0.0)
+
+
+def _may_begin(search: Search, trials: Sequence[Tried], *, seconds: float) -> bool:
+    settings = search.recipe.tune
+    if len(counted(trials)) >= settings.trials:
+        return False
+    if settings.time is not None and counted(trials):
+        left = seconds_of(settings.time) - seconds - closing_seconds(search, trials)
+        if left <= 0:
+            search.say(f"the time is spent ({settings.time}, with what the finalists need)")
+            return False
+    last = [one for one in trials if one.state in ("complete", "pruned")][-REPEATED:]
+    if len(last) == REPEATED and all(one.same_as is not None for one in last):
+        search.say(f"the last {REPEATED} draws were known already: the space is used up")
+        return False
+    return True
+
+
+def _draw(search: Search, running: Running) -> dict[str, Value]:
+    values: dict[str, Value] = {}
+    approach: str = search.recipe.approach.kind
+    for dimension in search.space:
+        if dimension.belongs_to(approach):
+            values[dimension.name] = as_taken(dimension, running.draw(dimension))
+        if dimension.path == "approach":
+            approach = str(values[dimension.name])
+    return values
+
+
+def _same(search: Search, recipe: Recipe, running: Running) -> Tried | None:
+    """An earlier finished trial of the same recipe."""
+    for one in search.study.trials():
+        if one.number == running.number or one.state not in ("complete", "pruned") or one.same_as is not None:
+            continue
+        if search.recipe_of(one) == recipe:
+            return one
+    return None
+
+
+def _tell(search: Search, number: int, came: str) -> None:
+    trials = search.study.trials()
+    done = [one.score for one in trials if one.state == "complete" and one.score is not None]
+    best = f"best {search.rehearsal.told(max(done)):.4f}; " if done else ""
+    left = duration_text(forecast(search, trials))
+    closing = duration_text(closing_seconds(search, trials))
+    search.say(
+        f"trial {number} ({len(counted(trials))} of {search.recipe.tune.trials}), {came}; {best}"
+        f"about {left} of trials left, then at most {closing} to compare and fit"
+    )

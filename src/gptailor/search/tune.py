@@ -1,0 +1,180 @@
+"""The straight line of `gptailor tune`: trials, finalists, one last fit, one opening of the test set."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gptailor.cache import content_key
+from gptailor.errors import FolderBusyError, RunError
+from gptailor.launch import catch_signals, one_writer, write_atomically
+from gptailor.pipeline.fit import fit_recipe, fit_sealed
+from gptailor.pipeline.folder import SEARCH, claim_folder, hash_files
+from gptailor.pipeline.place import Listener
+from gptailor.pipeline.rehearsal import rehearse_classification
+from gptailor.pipeline.rehearse import Rehearsal
+from gptailor.pipeline.run import Run
+from gptailor.pipeline.task import settle_task
+from gptailor.pipeline.text_rehearsal import rehearse_language, rehearse_texts
+from gptailor.recipe import Recipe, TuneSettings, differences, dump_recipe, load_recipe
+from gptailor.search.finalists import Final, choose_finalists, compare_finalists
+from gptailor.search.outcome import RESULT, read_result, result_of, write_result
+from gptailor.search.space import build_space
+from gptailor.search.study import Study, Tried
+from gptailor.search.trials import Search, run_trials
+
+REQUEST, HASH = "request.yaml", "data.sha256"
+WAITING_SECONDS = 0.5
+
+REHEARSALS: dict[str, Callable[[Recipe, Path, Listener], Rehearsal]] = {
+    "classification": rehearse_classification,
+    "language": rehearse_language,
+    "completion": rehearse_texts,
+    "chat": rehearse_texts,
+    "preference": rehearse_texts,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """How a search ended: the run that was fitted with what it found, and tune.json."""
+
+    run: Run
+    result: dict[str, Any]
+
+
+def tune_recipe(recipe: Recipe, *, overwrite: bool = False, listener: Listener | None = None) -> Tuned:
+    """Searches for better settings than the recipe's own, then fits the winner; goes on where it stopped.
+
+    Several processes may run the same command: they share the trials, and the last one fits.
+
+    Raises:
+        GptailorError: something the person can mend; the message says what.
+    """
+    listener = listener or Listener()
+    recipe = settle_task(recipe)
+    folder = claim_folder(recipe, overwrite=overwrite)
+    work = folder / SEARCH
+    if (folder / RESULT).exists():
+        refuse_other_request(work, recipe)
+        listener.say(f"{folder} is finished; nothing to do")
+        return Tuned(Run(folder), read_result(folder))
+    began = time.perf_counter()
+    with catch_signals():
+        search = open_search(recipe, work, listener)
+        trials = run_trials(search)
+    with alone(work, "another process compares the best and fits the winner: waiting for it", listener):
+        if (folder / RESULT).exists():
+            return Tuned(Run(folder), read_result(folder))
+        with catch_signals():
+            final = settle(search, trials, work)
+        run = fit_winner(recipe, final, folder, listener)
+        result = result_of(search, trials, final, run.report, seconds=time.perf_counter() - began)
+        write_result(folder, result)
+    return Tuned(run, result)
+
+
+def open_search(recipe: Recipe, work: Path, listener: Listener) -> Search:
+    """Reads the data, builds the space and opens the trials."""
+    with alone(work, "another process reads the data: waiting for it", listener):
+        refuse_other_request(work, recipe)
+        assert recipe.task is not None  # settled
+        rehearsal = REHEARSALS[recipe.task](recipe, work, listener)
+        space = build_space(recipe, rehearsal)
+        settings = recipe.tune
+        study = Study(
+            settings.storage or f"sqlite:///{(work / 'trials.sqlite3').resolve()}",
+            name=study_name(recipe),
+            pruner=settings.pruner,
+            seed=recipe.seed,
+        )
+    budget = f"{settings.trials} trials" + (f", about {settings.time}" if settings.time else "")
+    listener.say(f"searching: {budget}; {', '.join(dimension.name for dimension in space)}")
+    return Search(recipe, space, rehearsal, study, listener.say)
+
+
+def settle(search: Search, trials: list[Tried], work: Path) -> Final:
+    """Compares the best trials with the recipe's own settings once more, elsewhere."""
+    settings = search.recipe.tune
+    finalists = choose_finalists(trials, search.recipe_of, most=settings.finalists)
+    if not finalists:
+        search.say("no trial reached what the recipe's own settings reached: they stay")
+        return Final([], [], None)
+    final = compare_finalists(
+        search.rehearsal,
+        search.recipe,
+        finalists,
+        repeats=settings.seeds,
+        folder=work / "repeats",
+        say=search.say,
+    )
+    if final.winner is None:
+        search.say("no trial was surely ahead of the recipe's own settings: they stay")
+    else:
+        search.say(f"trial {final.winner.trial.number} wins")
+    return final
+
+
+def fit_winner(recipe: Recipe, final: Final, folder: Path, listener: Listener) -> Run:
+    """The last fit. Where a trial won, the recipe's own settings answer the test rows beside it."""
+    own = recipe.model_copy(update={"tune": TuneSettings(), "out": str(folder / SEARCH / "own")})
+    best = recipe if final.winner is None else final.winner.recipe
+    best = best.model_copy(update={"tune": TuneSettings(), "out": str(folder)})
+    rival = None
+    if final.winner is not None and recipe.task == "classification" and not Run(folder).is_finished:
+        listener.say("fitting the recipe's own settings, to compare")
+        rival = fit_sealed(own, listener)
+    listener.say("fitting the winner" if final.winner else "fitting the recipe's own settings")
+    return fit_recipe(best, listener=listener, rival=rival)
+
+
+def study_name(recipe: Recipe) -> str:
+    """The name of a search in a shared database: the same for the same recipe and data."""
+    key = content_key(dump_recipe(_request_of(recipe)), hash_files(recipe) or "")
+    return f"gptailor-{Path(recipe.data.train).stem}-{key[:16]}"
+
+
+def refuse_other_request(work: Path, recipe: Recipe) -> None:
+    """Writes down what is searched for, or raises RunError where the folder holds another search."""
+    path, digest = work / REQUEST, hash_files(recipe) or ""
+    if not path.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        write_atomically(work / HASH, digest)
+        write_atomically(path, dump_recipe(_request_of(recipe)))
+        return
+    differing = differences(load_recipe(path), _request_of(recipe))
+    if (work / HASH).read_text(encoding="utf-8") != digest:
+        differing.append("the data files changed")
+    if differing:
+        raise RunError(
+            "\n  ".join(["holds a search with other settings:", *differing]),
+            where=str(work),
+            fix="Choose another folder with --out, or --overwrite (the old run is moved aside).",
+        )
+
+
+def _request_of(recipe: Recipe) -> Recipe:
+    """What makes a search the same one; its budget may grow, and its place change."""
+    tune = recipe.tune.model_copy(update={"trials": 1, "time": None, "storage": None})
+    return recipe.model_copy(update={"tune": tune, "out": None})
+
+
+@contextlib.contextmanager
+def alone(folder: Path, words: str, listener: Listener) -> Iterator[None]:
+    """Holds the folder's lock; waits where another process has it, and says so."""
+    with contextlib.ExitStack() as stack:
+        told = False
+        while True:
+            try:
+                stack.enter_context(one_writer(folder))
+                break
+            except FolderBusyError:
+                if not told:
+                    listener.say(words)
+                told = True
+                time.sleep(WAITING_SECONDS)
+        yield

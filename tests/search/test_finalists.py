@@ -1,0 +1,107 @@
+"""The best trials fitted again: luck doesn't win, nothing is fitted twice, the hopeless are left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fake_search import recipe_with, rehearsal_of
+from gptailor.errors import NonFiniteError
+from gptailor.pipeline.rehearse import Rehearsal, Repeat
+from gptailor.pipeline.text_rehearsal import gap_of_seeds
+from gptailor.recipe import Recipe
+from gptailor.search.finalists import Final, choose_finalists, compare_finalists
+from gptailor.search.study import Tried
+
+
+def tried(number: int, score: float | None, *, state: str = "complete", same_as: int | None = None) -> Tried:
+    values = {} if number == 0 else {"train.dropout": number / 100}
+    return Tried(number, state, values, score, 1.0, {}, own=number == 0, same_as=same_as)
+
+
+def recipe_of(trial: Tried) -> Recipe:
+    return recipe_with(train={"dropout": trial.values["train.dropout"]})
+
+
+def rehearsal_with(worth: dict[float, list[float]], asked: list[tuple[float, int]]) -> Rehearsal:
+    """Scores of repeats by dropout; 0.1 is the recipe's own."""
+
+    def repeat(recipe: Recipe, number: int) -> Repeat:
+        asked.append((recipe.train.dropout, number))
+        score = worth[recipe.train.dropout][number]
+        if score < 0:
+            raise NonFiniteError("the loss became nan.")
+        return Repeat(score)
+
+    return rehearsal_of(lambda _: 0.5, repeat=repeat)
+
+
+def compare(
+    folder: Path, worth: dict[float, list[float]], asked: list[tuple[float, int]] | None = None
+) -> Final:
+    trials = [tried(0, 0.7), *(tried(round(100 * dropout), 0.9) for dropout in worth if dropout != 0.1)]
+    finalists = choose_finalists(trials, recipe_of, most=3)
+    rehearsal = rehearsal_with(worth, [] if asked is None else asked)
+    return compare_finalists(
+        rehearsal, recipe_with(), finalists, repeats=3, folder=folder, say=lambda _: None
+    )
+
+
+def test_finalists_are_the_best_finished_ones_that_reached_the_recipes_own() -> None:
+    trials = [
+        tried(0, 0.7),
+        tried(1, 0.9),
+        tried(2, 0.95, state="pruned"),
+        tried(3, 0.9, same_as=1),
+        tried(4, 0.65),
+        tried(5, 0.8),
+        tried(6, 0.7),
+    ]
+    assert [one.trial.number for one in choose_finalists(trials, recipe_of, most=2)] == [1, 5]
+    assert [one.trial.number for one in choose_finalists(trials, recipe_of, most=9)] == [1, 5, 6]
+
+
+def test_who_is_ahead_again_and_again_wins(tmp_path: Path) -> None:
+    final = compare(tmp_path, {0.1: [0.7, 0.7, 0.7], 0.2: [0.8, 0.79, 0.81], 0.3: [0.74, 0.74, 0.74]})
+    assert final.winner is not None
+    assert final.winner.trial.number == 20
+    assert final.winner.scores == [0.8, 0.79, 0.81]
+    assert final.own_scores == [0.7, 0.7, 0.7]
+
+
+def test_what_was_luck_does_not_win(tmp_path: Path) -> None:
+    final = compare(tmp_path, {0.1: [0.7, 0.7, 0.7], 0.2: [0.9, 0.62, 0.61]})
+    assert final.winner is None
+
+
+def test_who_falls_behind_is_not_fitted_again(tmp_path: Path) -> None:
+    asked: list[tuple[float, int]] = []
+    final = compare(tmp_path, {0.1: [0.7, 0.7, 0.7], 0.2: [0.4, 0.9, 0.9], 0.3: [0.75, 0.75, 0.75]}, asked)
+    assert [number for dropout, number in asked if dropout == 0.2] == [0]
+    assert final.winner is not None
+    assert final.winner.trial.number == 30
+
+
+def test_who_diverges_is_left_out(tmp_path: Path) -> None:
+    final = compare(tmp_path, {0.1: [0.7, 0.7, 0.7], 0.2: [0.9, -1.0, 0.9]})
+    assert final.winner is None
+
+
+def test_repeats_are_kept(tmp_path: Path) -> None:
+    worth = {0.1: [0.7, 0.7, 0.7], 0.2: [0.8, 0.8, 0.8]}
+    asked: list[tuple[float, int]] = []
+    first = compare(tmp_path, worth, asked)
+    assert len(asked) == 6
+    again = compare(tmp_path, worth, asked)
+    assert len(asked) == 6
+    assert again == first
+
+
+def test_the_gap_of_seeds() -> None:
+    gap = gap_of_seeds([Repeat(0.8), Repeat(0.9), Repeat(0.85)], [Repeat(0.7), Repeat(0.7), Repeat(0.7)])
+    assert gap.value == pytest.approx(0.15)
+    assert gap.error == pytest.approx(0.05 / 3**0.5)
+    assert gap.low == pytest.approx(0.15 - 4.3027 * gap.error, abs=1e-4)
+    single = gap_of_seeds([Repeat(0.8)], [Repeat(0.7)])
+    assert not single.value > single.error

@@ -1,0 +1,150 @@
+"""What a search may try, and what it refuses before anything is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fake_search import recipe_with, rehearsal_of
+from gptailor.errors import RecipeError
+from gptailor.pipeline.rehearse import Rehearsal
+from gptailor.recipe import FullApproach, LoraApproach, build_recipe
+from gptailor.search.space import Dimension, as_taken, build_space, in_words, recipe_of
+
+
+@pytest.fixture
+def rehearsal() -> Rehearsal:
+    return rehearsal_of(lambda _: 0.5)
+
+
+def space_of(rehearsal: Rehearsal, space: dict[str, Any], **values: Any) -> list[Dimension]:
+    return build_space(recipe_with(tune={"space": space}, **values), rehearsal)
+
+
+def test_the_usual_space_depends_on_the_approach(rehearsal: Rehearsal) -> None:
+    whole = {d.name for d in build_space(recipe_with(), rehearsal)}
+    assert {
+        "approach",
+        "train.learning_rate[full]",
+        "train.learning_rate[lora]",
+        "approach[lora].rank",
+    } <= whole
+    full = {d.name for d in build_space(recipe_with(approach="full"), rehearsal)}
+    assert "train.learning_rate[full]" in full
+    assert not {"approach", "approach[lora].rank", "train.learning_rate[lora]"} & full
+
+
+def test_the_usual_rates_lie_around_those_of_the_approach(rehearsal: Rehearsal) -> None:
+    space = {d.name: d for d in build_space(recipe_with(), rehearsal)}
+    for kind, usual in (("full", 3e-4), ("lora", 1e-3)):
+        rate = space[f"train.learning_rate[{kind}]"]
+        assert rate.log
+        assert rate.low < usual < rate.high
+
+
+def test_class_settings_are_tried_only_where_rows_have_one_label(rehearsal: Rehearsal) -> None:
+    import dataclasses
+
+    several = dataclasses.replace(rehearsal, one_label=False)
+    names = {d.name for d in build_space(recipe_with(), several)}
+    assert not {"train.class_weights", "train.label_smoothing"} & names
+
+
+def test_a_condition_binds_a_setting_to_its_approach(rehearsal: Rehearsal) -> None:
+    space = {d.name: d for d in build_space(recipe_with(), rehearsal)}
+    assert space["approach[lora].rank"].belongs_to("lora")
+    assert not space["approach[lora].rank"].belongs_to("full")
+    assert not space["train.dropout"].belongs_to("frozen")
+    assert space["train.class_weights"].belongs_to("frozen")
+
+
+def test_values_become_a_recipe(rehearsal: Rehearsal) -> None:
+    recipe = recipe_with(approach={"kind": "lora", "alpha": 5})
+    space = space_of(
+        rehearsal,
+        {
+            "approach": ["full", "lora"],
+            "approach[lora].rank": [2, 4],
+            "train.dropout": {"low": 0, "high": 0.5},
+        },
+    )
+    lora = recipe_of(recipe, space, {"approach": "lora", "approach[lora].rank": 2, "train.dropout": 0.25})
+    assert lora.approach == LoraApproach(rank=2, alpha=5)  # the recipe's own settings of it stay
+    assert lora.train.dropout == 0.25
+    full = recipe_of(recipe, space, {"approach": "full", "train.dropout": 0.0})
+    assert full.approach == FullApproach()
+    assert full.data == recipe.data
+
+
+def test_the_approach_is_drawn_first(rehearsal: Rehearsal) -> None:
+    space = space_of(rehearsal, {"train.dropout": [0, 0.1], "approach": ["full", "lora"]})
+    assert space[0].path == "approach"
+
+
+def test_whole_numbers_stay_whole(rehearsal: Rehearsal) -> None:
+    space = space_of(
+        rehearsal,
+        {"train.batch_size": {"low": 4, "high": 64, "log": True}, "train.warmup": {"low": 0, "high": 1}},
+    )
+    assert [d.whole for d in space] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        ({"train.learningrate": [1e-3]}, "Did you mean 'train.learning_rate'"),
+        ({"data.max_tokens": [64]}, "all trials share it"),
+        ({"seed": [1, 2]}, "all trials share it"),
+        ({"approach.rank": [4]}, "write approach[lora].rank"),
+        ({"approach[lorra].rank": [4]}, "Did you mean 'lora'"),
+        ({"approach": ["full", "loro"]}, "loro: choose from"),
+        ({"train.dropout": [0.1, 1.5]}, "less than or equal to 1"),
+        ({"train.dropout": {"low": 0, "high": 3}}, "less than or equal to 1"),
+        ({"train.schedule": ["cosine", "sine"]}, "'sine'"),
+        ({"train.length": ["five epochs"]}, "write it like"),
+    ],
+)
+def test_a_wrong_space_is_told_before_anything_is_trained(
+    rehearsal: Rehearsal, space: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        space_of(rehearsal, space)
+    assert words in str(caught.value)
+    assert f"tune.space.{next(iter(space))}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tune", "words"),
+    [
+        ({"space": {"train.dropout": {"low": 1, "high": 0}}}, "must be under high"),
+        ({"space": {"train.dropout": {"low": 0, "high": 1, "log": True}}}, "begins above 0"),
+        ({"space": {"train.dropout": {"low": 0, "hihg": 1}}}, "Did you mean 'high'"),
+        ({"space": {"train.dropout": []}}, "at least 1 item"),
+        ({"space": {"train.dropout": 0.1}}, "valid list"),
+        ({"time": "half an hour"}, 'write it like "90s"'),
+        ({"trials": 0}, "greater than or equal to 1"),
+        ({"pruner": "axe"}, "'axe'"),
+    ],
+)
+def test_a_wrong_tune_section_is_told_in_words(tune: dict[str, Any], words: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        build_recipe({"data": {"train": "x.csv"}, "tune": tune})
+    assert words in str(caught.value)
+    assert "#" not in str(caught.value)  # the names of pydantic's branches
+
+
+def test_a_rate_is_taken_with_two_digits() -> None:
+    rate = Dimension("train.learning_rate", "train.learning_rate", low=1e-4, high=1e-2, log=True)
+    assert as_taken(rate, 0.000412837) == 0.00041
+    assert as_taken(Dimension("a", "a", choices=(0.123456,)), 0.123456) == 0.123456
+
+
+def test_settings_in_words() -> None:
+    values = {
+        "approach": "lora",
+        "approach[lora].rank": 4,
+        "train.learning_rate[lora]": 0.001,
+        "train.length": None,
+    }
+    assert in_words(values) == "lora, rank 4, learning rate 0.001, the usual length"

@@ -1,0 +1,234 @@
+"""Trials: the first is the recipe's own, laggards are given up, the dead are repeated, processes share."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fake_search import recipe_with, rehearsal_of
+from gptailor.errors import NonFiniteError, RunError
+from gptailor.recipe import Recipe
+from gptailor.search.space import build_space
+from gptailor.search.study import Study, without_password
+from gptailor.search.trials import Search, counted, run_trial, run_trials
+
+DEAD = {"host": socket.gethostname(), "pid": 2**22 + 1, "begun": 0.0, "seen": 0.0}  # a process that isn't
+DROPOUT = {"train.dropout": {"low": 0.0, "high": 0.9}}
+
+
+def score_of(recipe: Recipe) -> float:
+    """Best at a dropout of 0.6; the recipe's own has 0.1."""
+    return 1.0 - abs(recipe.train.dropout - 0.6)
+
+
+def search_in(folder: Path, *, said: list[str] | None = None, rehearsal: Any = None, **tune: Any) -> Search:
+    recipe = recipe_with(tune={"space": DROPOUT, "trials": 9, **tune})
+    rehearsal = rehearsal or rehearsal_of(score_of)
+    settings = recipe.tune
+    study = Study(f"sqlite:///{folder / 'trials.sqlite3'}", name="test", pruner=settings.pruner, seed=0)
+    say = (lambda _: None) if said is None else said.append
+    return Search(recipe, build_space(recipe, rehearsal), rehearsal, study, say)
+
+
+def test_trial_0_is_the_recipes_own_and_better_ones_are_found(tmp_path: Path) -> None:
+    ran: list[Recipe] = []
+    search = search_in(tmp_path, rehearsal=rehearsal_of(score_of, ran=ran), trials=14, pruner="none")
+    trials = run_trials(search)
+    assert ran[0] == search.recipe
+    assert [one.own for one in trials] == [True] + [False] * 13
+    assert trials[0].score == pytest.approx(0.5)
+    assert max(one.score or 0 for one in trials) > 0.8
+    assert all(search.recipe_of(one) == recipe for one, recipe in zip(trials, ran, strict=True))
+
+
+@pytest.mark.parametrize("pruner", ["median", "hyperband", "halving"])
+def test_laggards_are_given_up_and_the_recipes_own_is_not(tmp_path: Path, pruner: str) -> None:
+    trials = run_trials(
+        search_in(tmp_path, rehearsal=rehearsal_of(score_of, looks=12), pruner=pruner, trials=13)
+    )
+    pruned = [one for one in trials if one.state == "pruned"]
+    assert pruned
+    assert all(0 < len(one.looks) < 12 for one in pruned)
+    assert trials[0].state == "complete"
+
+
+def test_without_a_pruner_nobody_is_given_up(tmp_path: Path) -> None:
+    assert {one.state for one in run_trials(search_in(tmp_path, pruner="none"))} == {"complete"}
+
+
+def test_the_same_settings_give_the_same_draws(tmp_path: Path) -> None:
+    found = []
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        found.append([one.values for one in run_trials(search_in(tmp_path / name))])
+    assert found[0] == found[1]
+
+
+def test_known_settings_are_not_run_again_and_cost_no_budget(tmp_path: Path) -> None:
+    ran: list[Recipe] = []
+    said: list[str] = []
+    space = {"train.dropout": [0.2, 0.3]}
+    search = search_in(tmp_path, said=said, rehearsal=rehearsal_of(score_of, ran=ran), space=space)
+    trials = run_trials(search)
+    assert len(ran) == len(counted(trials)) == 3  # the recipe's own and both choices
+    assert all(one.score == trials[one.same_as].score for one in trials if one.same_as is not None)
+    assert any("used up" in line for line in said)
+
+
+def test_a_trial_that_diverges_is_marked_and_the_search_goes_on(tmp_path: Path) -> None:
+    def score(recipe: Recipe) -> float:
+        if recipe.train.dropout > 0.5:
+            raise NonFiniteError("the loss became nan at step 3.")
+        return 0.5
+
+    trials = run_trials(search_in(tmp_path, rehearsal=rehearsal_of(score), trials=8))
+    diverged = [one for one in trials if "diverged" in one.note]
+    assert diverged
+    assert {one.state for one in diverged} == {"pruned"}
+    assert len(counted(trials)) == 8
+
+
+def test_a_default_that_diverges_is_an_error(tmp_path: Path) -> None:
+    def score(recipe: Recipe) -> float:
+        raise NonFiniteError("the loss became nan at step 3.")
+
+    with pytest.raises(NonFiniteError):
+        run_trials(search_in(tmp_path, rehearsal=rehearsal_of(score)))
+
+
+def test_a_larger_budget_goes_on_where_the_smaller_ended(tmp_path: Path) -> None:
+    first = run_trials(search_in(tmp_path, trials=4))
+    second = run_trials(search_in(tmp_path, trials=7))
+    assert [one.score for one in second[:4]] == [one.score for one in first]
+    assert len(second) == 7
+
+
+def test_time_is_a_budget_too(tmp_path: Path) -> None:
+    said: list[str] = []
+    search = search_in(
+        tmp_path, said=said, rehearsal=rehearsal_of(score_of, seconds=0.02), trials=500, time="2s"
+    )
+    began = time.monotonic()
+    trials = run_trials(search)
+    assert time.monotonic() - began < 15
+    assert 1 <= len(trials) < 100
+    assert any("time is spent" in line for line in said)
+
+
+def test_a_forecast_is_told_after_every_trial(tmp_path: Path) -> None:
+    said: list[str] = []
+    run_trials(search_in(tmp_path, said=said, trials=3))
+    told = [line for line in said if line.startswith("trial")]
+    assert len(told) == 3
+    assert all("of trials left" in line for line in told)
+    assert "the recipe's own settings" in told[0]
+    assert "dropout" in told[1]
+
+
+def test_several_processes_share_a_study(tmp_path: Path) -> None:
+    """Two at once: together they run the budget, and one trial is the recipe's own."""
+    results: list[int] = []
+
+    def work() -> None:
+        results.append(len(run_trials(search_in(tmp_path, rehearsal=rehearsal_of(score_of, seconds=0.01)))))
+
+    search_in(tmp_path)  # makes the tables
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    trials = search_in(tmp_path).study.trials()
+    assert 9 <= len(counted(trials)) <= 10  # the last two may begin at the same moment
+    assert [one.number for one in trials if one.own] == [0]
+
+
+KILLED = """
+import sys
+from pathlib import Path
+sys.path[:0] = [{tests!r}, {tests!r} + "/search"]
+from fake_search import rehearsal_of
+from test_trials import score_of, search_in, run_trials
+run_trials(search_in(Path({folder!r}), rehearsal=rehearsal_of(score_of, seconds=0.05)))
+"""
+
+
+def finished_in(database: Path) -> int:
+    if not database.exists():
+        return 0
+    with sqlite3.connect(database, timeout=30) as connection:
+        try:
+            (count,) = connection.execute(
+                "select count(*) from trials where state in ('COMPLETE', 'PRUNED')"
+            ).fetchone()
+        except sqlite3.OperationalError:
+            return 0
+    return int(count)
+
+
+def test_killed_twice_no_finished_trial_is_lost(tmp_path: Path) -> None:
+    code = KILLED.format(tests=str(Path(__file__).parents[1]), folder=str(tmp_path))
+    known: dict[int, Any] = {}
+    for kill in (2, 5):
+        process = subprocess.Popen([sys.executable, "-c", code])
+        deadline = time.monotonic() + 120
+        while finished_in(tmp_path / "trials.sqlite3") < kill and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        trials = search_in(tmp_path).study.trials()
+        finished = {one.number: one.score for one in trials if one.state in ("complete", "pruned")}
+        assert len(finished) >= kill
+        assert known.items() <= finished.items()
+        known = finished
+    trials = run_trials(search_in(tmp_path))
+    assert known.items() <= {one.number: one.score for one in trials}.items()
+    assert len(counted(trials)) == 9
+    left = [one for one in trials if one.state == "failed"]
+    assert len(left) <= 2
+    tried = [one.values for one in trials if one.state in ("complete", "pruned")]
+    assert all(one.values in tried for one in left if one.values)  # those settings were tried again
+
+
+def test_a_trial_left_undone_is_marked_and_tried_again(tmp_path: Path) -> None:
+    said: list[str] = []
+    search = search_in(tmp_path, said=said, trials=3)
+    run_trial(search, search.study.begin())
+    running = search.study.begin()
+    drawn = running.draw(search.space[0])
+    running._trial.set_user_attr("owner", DEAD)
+    trials = run_trials(search)
+    assert [one.state for one in trials] == ["complete", "failed", "complete", "complete"]
+    assert trials[2].values == {"train.dropout": drawn}
+    assert any("trial 1 was left undone" in line for line in said)
+
+
+def test_a_default_left_undone_is_the_default_again(tmp_path: Path) -> None:
+    search = search_in(tmp_path)
+    running = search.study.begin()
+    assert running.own
+    running._trial.set_user_attr("owner", DEAD)
+    trials = run_trials(search)
+    assert [one.number for one in trials if one.own and one.state == "complete"] == [1]
+
+
+@pytest.mark.parametrize(
+    "address", ["trials.sqlite3", "nosuch://host/name", "sqlite:////nowhere/at/all/trials.sqlite3"]
+)
+def test_a_database_that_cannot_be_opened_is_told_in_words(address: str) -> None:
+    with pytest.raises(RunError):
+        Study(address, name="test", pruner="none", seed=0)
+
+
+def test_no_password_is_shown() -> None:
+    assert without_password("postgresql://me:secret@host/name") == "postgresql://me@host/name"
+    assert without_password("sqlite:///a.sqlite3") == "sqlite:///a.sqlite3"

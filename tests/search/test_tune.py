@@ -1,0 +1,181 @@
+"""The whole search on a tiny base: what it leaves, and that the sealed rows are opened once."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiny
+from gptailor.errors import RecipeError, RunError
+from gptailor.pipeline.place import Listener
+from gptailor.pipeline.rehearsal import rehearse_classification
+from gptailor.pipeline.run import Run
+from gptailor.recipe import Recipe, build_recipe
+from gptailor.search.tune import Tuned, tune_recipe
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tune")
+    tiny.build_base(folder / "base")
+    tiny.write_news(folder / "news.csv", rows=300)
+    return folder
+
+
+def recipe_in(place: Path, out: str, **tune: Any) -> Recipe:
+    """A recipe whose own rate is hopeless, and a space with one that isn't."""
+    space = {"train.learning_rate": [0.01]}
+    return build_recipe(
+        {
+            "data": {"train": str(place / "news.csv")},
+            "base": str(place / "base"),
+            "approach": "full",
+            "train": {"length": "24 steps", "learning_rate": 1e-7, "head_learning_rate": 1e-7, "patience": 0},
+            "evaluate": {"baselines": "none", "resamples": 200},
+            "tune": {"space": space, "trials": 2, "finalists": 1, "seeds": 2, **tune},
+            "out": str(place / out),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def tuned(place: Path) -> Tuned:
+    return tune_recipe(recipe_in(place, "run"))
+
+
+def test_the_better_settings_win_and_are_fitted(tuned: Tuned) -> None:
+    assert tuned.result["winner"]["trial"] == 1
+    assert tuned.result["winner"]["settings"] == {"train.learning_rate": 0.01}
+    (finalist,) = tuned.result["finalists"]
+    assert finalist["won"]
+    assert finalist["ahead"]["value"] > 0.2
+    assert len(finalist["repeats"]) == len(tuned.result["default"]["repeats"]) == 2
+    assert "learning_rate: 0.01" in (tuned.run.folder / "recipe.yaml").read_text(encoding="utf-8")
+
+
+def test_the_test_rows_are_opened_once_for_both(tuned: Tuned) -> None:
+    folder = tuned.run.folder
+    (opening,) = (folder / "openings.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(opening)["command"] == "tune"
+    own = folder / "tune" / "own"
+    assert (own / "model").is_dir()
+    assert not (own / "openings.jsonl").exists()
+    assert not (own / "predictions.csv").exists()
+    report = tuned.run.report
+    assert report["default"]["macro_f1"]["value"] < report["test"]["macro_f1"]["value"]
+    assert tuned.result["test"]["difference"] == report["default"]["difference"]
+    found = report["test"]["macro_f1"]["value"] - report["default"]["macro_f1"]["value"]
+    assert report["default"]["difference"]["value"] == pytest.approx(found, abs=2e-6)
+
+
+def test_trials_never_hold_a_test_row(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gptailor.pipeline import rehearsal
+
+    shops: list[Any] = []
+    kept = rehearsal.rehearse_trial
+    monkeypatch.setattr(rehearsal, "rehearse_trial", lambda shop: shops.append(shop) or kept(shop))
+    recipe = recipe_in(place, "unused")
+    found = rehearse_classification(recipe, tmp_path, Listener())
+    next(found.trial(recipe))
+    assert shops[0].tokens.rows["test"] == []
+    assert shops[0].tokens.examples["test"] == []
+
+
+def test_what_it_leaves(tuned: Tuned) -> None:
+    folder = tuned.run.folder
+    with (folder / "trials.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["trial"] for row in rows] == ["0", "1"]
+    assert rows[1]["train.learning_rate"] == "0.01"
+    page = (folder / "tune.html").read_text(encoding="utf-8")
+    for words in ("Better settings found", "Trial by trial", "Every trial", "Fitted again, elsewhere"):
+        assert words in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert json.loads((folder / "tune.json").read_text(encoding="utf-8")) == tuned.result
+    assert not any("checkpoints" in path.parts for path in (folder / "tune").glob("*"))
+
+
+def test_once_more_does_nothing_and_other_settings_are_refused(place: Path, tuned: Tuned) -> None:
+    said: list[str] = []
+    again = tune_recipe(recipe_in(place, "run"), listener=Listener(say=said.append))
+    assert again.result == tuned.result
+    assert said == [f"{tuned.run.folder} is finished; nothing to do"]
+    with pytest.raises(RunError, match="other settings") as caught:
+        tune_recipe(recipe_in(place, "run", seeds=3))
+    assert "tune.seeds: 2, now 3" in str(caught.value)
+
+
+def test_the_recipes_own_settings_stay_where_nothing_is_better(place: Path) -> None:
+    recipe = recipe_in(place, "stays", space={"train.weight_decay": [0.02]}, seeds=1)
+    tuned = tune_recipe(recipe)
+    assert tuned.result["winner"] == {**tuned.result["winner"], "trial": 0, "settings": {}}
+    assert "stay" in tuned.result["says"]
+    assert "default" not in tuned.run.report
+    assert len((tuned.run.folder / "openings.jsonl").read_text(encoding="utf-8").splitlines()) == 1
+    assert "The default stays" in (tuned.run.folder / "tune.html").read_text(encoding="utf-8")
+
+
+def test_a_trial_scores_what_a_fit_scores(place: Path, tuned: Tuned) -> None:
+    """The same steps and the same judgement: the winner's trial and its fit agree to the last bit."""
+    trial = next(one for one in tuned.result["trials"] if one["trial"] == 1)
+    fitted = tuned.run.report["training"]["validation_macro_f1"]
+    assert trial["score"] == fitted
+
+
+def test_a_wrong_space_stops_before_the_first_trial(place: Path) -> None:
+    recipe = recipe_in(place, "wrong", space={"train.dropuot": [0.1]})
+    with pytest.raises(RecipeError, match=r"train\.dropout"):
+        tune_recipe(recipe)
+    assert not (Path(str(recipe.out)) / "tune" / "trials.sqlite3").exists()
+
+
+def test_without_optuna_the_install_command_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from gptailor import cli
+
+    for name in [name for name in sys.modules if name.startswith("gptailor.search")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    monkeypatch.setattr(sys, "argv", ["gptailor", "tune", "news.csv"])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 1
+    assert "pip install 'gptailor[tune]'" in capsys.readouterr().err
+
+
+def test_tune_has_every_option_of_fit() -> None:
+    import inspect
+
+    from gptailor import cli
+
+    fit, tune = (set(inspect.signature(verb).parameters) for verb in (cli.fit, cli.tune))
+    assert tune - fit == {"trials", "time", "storage"}
+    assert fit <= tune
+
+
+def test_completion_is_tuned_by_its_validation_loss(place: Path) -> None:
+    rows = [f"name {n},the {n} in town is a nice place to eat" for n in range(240)]
+    (place / "pairs.csv").write_text("prompt,completion\n" + "\n".join(rows) + "\n", encoding="utf-8")
+    recipe = build_recipe(
+        {
+            "data": {"train": str(place / "pairs.csv"), "max_new_tokens": 4},
+            "task": "completion",
+            "base": str(place / "base"),
+            "approach": "full",
+            "train": {"length": "8 steps", "learning_rate": 1e-7},
+            "evaluate": {"baselines": "none", "resamples": 100, "generated_rows": 10},
+            "tune": {"space": {"train.learning_rate": [0.01]}, "trials": 2, "finalists": 1, "seeds": 2},
+            "out": str(place / "pairs"),
+        }
+    )
+    result = tune_recipe(recipe).result
+    assert result["winner"]["trial"] == 1
+    assert not result["higher_is_better"]
+    assert result["winner"]["validation"] < result["default"]["validation"]
+    assert Run(place / "pairs").is_finished
