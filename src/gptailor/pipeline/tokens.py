@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 import numpy as np
 
 from gptailor.data.ledger import LedgerLine
-from gptailor.data.tokenize import Encoder, TooLong, token_lengths, tokenize
+from gptailor.data.tokenize import Encoder, TokenizedRows, TooLong, encode_all, fit_rows
+from gptailor.data.views import Mapped, Picked
 from gptailor.errors import DataError
 from gptailor.pipeline.prepare import PARTS, Prepared
 from gptailor.recipe import DataSettings
@@ -21,8 +23,8 @@ DEFAULT_LONGEST = 512  # tokens, where the recipe leaves it open and the base co
 class TokenizedParts:
     """Token sequences of every part. A long text under `window` has several in a row."""
 
-    rows: dict[Part, list[TokenizedExample]]
-    examples: dict[Part, list[Example]]  # those that have sequences, in the same order
+    rows: dict[Part, TokenizedRows]
+    examples: dict[Part, Sequence[Example]]  # those that have sequences, in the same order
     lengths: IntArray  # (N,) tokens of every text before cutting
     max_tokens: int
     too_long: TooLong
@@ -37,30 +39,30 @@ def tokenize_parts(
     Raises:
         DataError: the recipe's max_tokens doesn't fit the base, or too little is left to learn from.
     """
-    every = [example.text for part in PARTS for example in prepared.parts[part]]
-    lengths = token_lengths(encoder, every)
+    every = [example for part in PARTS for example in prepared.parts[part]]
+    encoded = encode_all(encoder, Mapped(every, attrgetter("text")))
+    lengths = encoded.lengths + encoder.overhead
     max_tokens = choose_max_tokens(lengths, settings.max_tokens, context=context)
-    rows: dict[Part, list[TokenizedExample]] = {}
-    examples: dict[Part, list[Example]] = {}
+    rows: dict[Part, TokenizedRows] = {}
+    examples: dict[Part, Sequence[Example]] = {}
     rejected: list[RejectedRow] = []
+    first = 0
     for part in PARTS:
         given = prepared.parts[part]
         too_long: TooLong = settings.too_long
         if too_long == "drop" and part != "train":
             too_long = "cut"
-        rows[part], examples[part] = [], []
-        for index, sequences in tokenize(encoder, given, max_tokens=max_tokens, too_long=too_long):
-            example = given[index]
-            if sequences:
-                rows[part].extend(sequences)
-                examples[part].append(example)
-            else:
-                rejected.append(_rejected(example, encoder, max_tokens))
+        rows[part] = fit_rows(encoder, encoded, given, first=first, max_tokens=max_tokens, too_long=too_long)
+        sequences = np.bincount(rows[part].places, minlength=len(given))
+        examples[part] = Picked(given, np.flatnonzero(sequences))
+        for place in np.flatnonzero(sequences == 0).tolist():
+            rejected.append(_rejected(given[place], encoded.lengths[first + place], max_tokens))
+        first += len(given)
     _refuse_too_little(examples, where=settings.train)
     return TokenizedParts(rows, examples, lengths, max_tokens, settings.too_long, rejected)
 
 
-def _refuse_too_little(examples: dict[Part, list[Example]], *, where: str) -> None:
+def _refuse_too_little(examples: Mapping[Part, Sequence[Example]], *, where: str) -> None:
     empty = [part for part in PARTS if not examples[part]]
     if empty:
         raise DataError(
@@ -76,8 +78,8 @@ def _refuse_too_little(examples: dict[Part, list[Example]], *, where: str) -> No
         )
 
 
-def _rejected(example: Example, encoder: Encoder, max_tokens: int) -> RejectedRow:
-    if token_lengths(encoder, [example.text])[0] == encoder.overhead:
+def _rejected(example: Example, length: int, max_tokens: int) -> RejectedRow:
+    if not length:
         detail = "the base's tokenizer knows none of it"
         return RejectedRow(example.source, example.row, "nothing_to_learn", detail)
     detail = f"longer than {max_tokens} tokens, and the recipe says drop"
@@ -96,53 +98,48 @@ def choose_max_tokens(lengths: IntArray, wanted: int | None, *, context: int) ->
     return int(min(max(8, lengths.max()), DEFAULT_LONGEST, context))
 
 
-def ledger_lines(prepared: Prepared, tokens: TokenizedParts) -> list[LedgerLine]:
-    """One line per input row: used rows by part, then dropped ones with their reason."""
-    lines = []
-    for part in PARTS:
-        total: dict[tuple[str, int], int] = {}
-        windows: dict[tuple[str, int], int] = {}
-        cut: dict[tuple[str, int], int] = {}
-        for row in tokens.rows[part]:
-            key = (row.source, row.row)
-            total[key] = total.get(key, 0) + len(row.token_ids)
-            windows[key] = windows.get(key, 0) + 1
-            cut[key] = cut.get(key, 0) + row.cut
-        for example in tokens.examples[part]:
-            key = (example.source, example.row)
-            learned = windows[key] if part == "train" else 0  # the head reads one position of each window
-            lines.append(
-                LedgerLine(
-                    source=example.source,
-                    row=example.row,
-                    outcome="used",
-                    part=part,
-                    reason=None,
-                    detail="",
-                    trained=learned,
-                    context=total[key] - learned,
-                    cut=cut[key],
-                )
-            )
-    lines.extend(
-        LedgerLine(r.source, r.row, "dropped", None, r.reason, r.detail, trained=0, context=0, cut=0)
-        for r in [*prepared.rejected, *tokens.rejected]
-    )
-    return sorted(lines, key=lambda line: (line.source, line.row))
+def ledger_lines(prepared: Prepared, tokens: TokenizedParts) -> Sequence[LedgerLine]:
+    """One line per input row in the order of files and rows: where it went, or why it was dropped."""
+    dropped = [*prepared.rejected, *tokens.rejected]
+    used = [example for part in PARTS for example in tokens.examples[part]]
+    counts = np.concatenate([_token_counts(tokens.rows[part], part) for part in PARTS])
+    part_of = np.repeat(np.arange(len(PARTS)), [len(tokens.examples[part]) for part in PARTS])
+
+    def line_of(place: int) -> LedgerLine:
+        if place < len(used):
+            example, (trained, context, cut) = used[place], counts[place].tolist()
+            part = PARTS[part_of[place]]
+            return LedgerLine(example.source, example.row, "used", part, None, "", trained, context, cut)
+        row = dropped[place - len(used)]
+        return LedgerLine(row.source, row.row, "dropped", None, row.reason, row.detail, 0, 0, 0)
+
+    every = [*used, *dropped]
+    order = sorted(range(len(every)), key=lambda place: (every[place].source, every[place].row))
+    return Mapped(order, line_of)
+
+
+def _token_counts(rows: TokenizedRows, part: Part) -> IntArray:
+    """(N, 3) tokens trained on, seen as context, and cut, of each example that has sequences."""
+    size = len(rows.examples)
+    windows = np.bincount(rows.places, minlength=size)
+    total = np.bincount(rows.places, rows.lengths + rows.encoder.overhead, minlength=size)
+    cut = np.bincount(rows.places, rows.cut, minlength=size)
+    learned = windows if part == "train" else np.zeros_like(windows)  # the head reads one position of each
+    return np.stack([learned, total - learned, cut], axis=1).astype(np.int64)[windows > 0]
 
 
 def length_histogram(tokens: TokenizedParts) -> dict[str, object]:
     """What the page and `check` draw of the lengths."""
     longest = int(tokens.lengths.max())
     counts, edges = np.histogram(tokens.lengths, bins=min(30, max(4, longest // 4)), range=(0, longest + 1))
-    cut = [row.cut for rows in tokens.rows.values() for row in rows if row.cut]
+    cut = np.concatenate([rows.cut for rows in tokens.rows.values()])
     return {
         "counts": counts.tolist(),
         "edges": [round(float(edge), 1) for edge in edges],
         "max_tokens": tokens.max_tokens,
         "longest": longest,
-        "cut_rows": len(cut),
-        "cut_tokens": sum(cut),
+        "cut_rows": np.count_nonzero(cut),
+        "cut_tokens": int(cut.sum()),
     }
 
 
