@@ -31,7 +31,7 @@ from gptailor.data.shingles import (
     words_of,
 )
 from gptailor.data.spill import Spill, scratch
-from gptailor.data.views import Joined
+from gptailor.data.views import chained
 from gptailor.types import IntArray
 
 FEW_WORDS = 8
@@ -78,7 +78,7 @@ def near_matches(texts: Sequence[str], against: Sequence[str], *, threshold: flo
         else -1.
     """
     size = len(texts)
-    together = Joined(texts, against)
+    together = chained(texts, against)
     words = read_words(together)
     first: dict[bytes, int] = {}
     for i, key in enumerate(words.keys[size:]):

@@ -36,7 +36,7 @@ class Spill(Generic[Number]):
         Raises:
             DataError: the temporary folder is full.
         """
-        with _told():
+        with told():
             self._file.write(np.ascontiguousarray(values, self._dtype).data)
         self._size += values.size
 
@@ -44,7 +44,7 @@ class Spill(Generic[Number]):
         """(size,) everything that was added so far."""
         if not self._size:
             return np.empty(0, self._dtype)
-        with _told():
+        with told():
             self._file.flush()
             return np.memmap(self._file, self._dtype, mode="r", shape=(self._size,)).view(np.ndarray)
 
@@ -58,14 +58,14 @@ def scratch(shape: tuple[int, ...], dtype: type[Number]) -> npt.NDArray[Number]:
     size = int(np.prod(shape))
     if not size:
         return np.empty(shape, dtype)
-    with _told(), tempfile.TemporaryFile() as file:
+    with told(), tempfile.TemporaryFile() as file:
         if hasattr(os, "posix_fallocate"):  # a full disk must be told here, not by a signal later
             os.posix_fallocate(file.fileno(), 0, size * np.dtype(dtype).itemsize)
         return np.memmap(file, dtype, mode="w+", shape=shape).view(np.ndarray)
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def told() -> Iterator[None]:
     """Turns what the disk may do to us into a message."""
     try:
         yield

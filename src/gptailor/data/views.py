@@ -36,6 +36,27 @@ class Mapped(Sequence[Made], Generic[Item, Made]):
         return self.make(self.items[index])
 
 
+def each(items: Sequence[Item], make: Callable[[Item], Made]) -> Sequence[Made]:
+    """What is made of each item: of a list a list, of what isn't in memory a view."""
+    return [make(item) for item in items] if isinstance(items, list) else Mapped(items, make)
+
+
+def picked(items: Sequence[Item], places: IntArray) -> Sequence[Item]:
+    """The items at these places: of a list a list, of what isn't in memory a view."""
+    if isinstance(items, list):
+        return [items[place] for place in places.tolist()]
+    if isinstance(items, Mapped):  # what is picked first needn't be made
+        return Mapped(picked(items.items, places), items.make)
+    if isinstance(items, Picked):
+        return Picked(items.items, items.places[places])
+    return Picked(items, places)
+
+
+def chained(left: Sequence[Item], right: Sequence[Item]) -> Sequence[Item]:
+    """The one and then the other: of lists a list, else a view."""
+    return [*left, *right] if isinstance(left, list) else Joined(left, right)
+
+
 @dataclass(frozen=True, slots=True)
 class Picked(Sequence[Item]):
     """`[items[place] for place in places]`."""

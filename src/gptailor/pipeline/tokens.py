@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from operator import attrgetter
 
 import numpy as np
 
 from gptailor.data.ledger import LedgerLine
 from gptailor.data.tokenize import Encoder, TokenizedRows, TooLong, encode_all, fit_rows
-from gptailor.data.views import Mapped, Picked
+from gptailor.data.views import Mapped, chained, picked
 from gptailor.errors import DataError
 from gptailor.pipeline.prepare import PARTS, Prepared
 from gptailor.recipe import DataSettings
@@ -39,7 +41,8 @@ def tokenize_parts(
     Raises:
         DataError: the recipe's max_tokens doesn't fit the base, or too little is left to learn from.
     """
-    every = [example for part in PARTS for example in prepared.parts[part]]
+    train, validation, test = (prepared.parts[part] for part in PARTS)
+    every = chained(chained(train, validation), test)
     encoded = encode_all(encoder, Mapped(every, attrgetter("text")))
     lengths = encoded.lengths + encoder.overhead
     max_tokens = choose_max_tokens(lengths, settings.max_tokens, context=context)
@@ -54,7 +57,7 @@ def tokenize_parts(
             too_long = "cut"
         rows[part] = fit_rows(encoder, encoded, given, first=first, max_tokens=max_tokens, too_long=too_long)
         sequences = np.bincount(rows[part].places, minlength=len(given))
-        examples[part] = Picked(given, np.flatnonzero(sequences))
+        examples[part] = picked(given, np.flatnonzero(sequences))
         for place in np.flatnonzero(sequences == 0).tolist():
             rejected.append(_rejected(given[place], encoded.lengths[first + place], max_tokens))
         first += len(given)
@@ -101,21 +104,27 @@ def choose_max_tokens(lengths: IntArray, wanted: int | None, *, context: int) ->
 def ledger_lines(prepared: Prepared, tokens: TokenizedParts) -> Sequence[LedgerLine]:
     """One line per input row in the order of files and rows: where it went, or why it was dropped."""
     dropped = [*prepared.rejected, *tokens.rejected]
-    used = [example for part in PARTS for example in tokens.examples[part]]
+    used = [tokens.examples[part] for part in PARTS]
+    size = sum(map(len, used))
     counts = np.concatenate([_token_counts(tokens.rows[part], part) for part in PARTS])
-    part_of = np.repeat(np.arange(len(PARTS)), [len(tokens.examples[part]) for part in PARTS])
+    part_of = np.repeat(np.arange(len(PARTS)), [len(examples) for examples in used])
+    names: dict[str, int] = {}
+    places = array("q")  # of each line, its source and its row
+    for line in chain(*used, dropped):
+        places.append(names.setdefault(line.source, len(names)))
+        places.append(line.row)
+    source_of, row_of = np.array(places).reshape(-1, 2).T
+    sources = list(names)
+    rank = np.argsort(np.argsort(np.array(sources, dtype=object)))
 
     def line_of(place: int) -> LedgerLine:
-        if place < len(used):
-            example, (trained, context, cut) = used[place], counts[place].tolist()
-            part = PARTS[part_of[place]]
-            return LedgerLine(example.source, example.row, "used", part, None, "", trained, context, cut)
-        row = dropped[place - len(used)]
-        return LedgerLine(row.source, row.row, "dropped", None, row.reason, row.detail, 0, 0, 0)
+        source, row = sources[source_of[place]], int(row_of[place])
+        if place < size:
+            return LedgerLine(source, row, "used", PARTS[part_of[place]], None, "", *counts[place].tolist())
+        lost = dropped[place - size]
+        return LedgerLine(source, row, "dropped", None, lost.reason, lost.detail, 0, 0, 0)
 
-    every = [*used, *dropped]
-    order = sorted(range(len(every)), key=lambda place: (every[place].source, every[place].row))
-    return Mapped(order, line_of)
+    return Mapped(np.lexsort([row_of, rank[source_of]]), line_of)
 
 
 def _token_counts(rows: TokenizedRows, part: Part) -> IntArray:
@@ -138,7 +147,7 @@ def length_histogram(tokens: TokenizedParts) -> dict[str, object]:
         "edges": [round(float(edge), 1) for edge in edges],
         "max_tokens": tokens.max_tokens,
         "longest": longest,
-        "cut_rows": np.count_nonzero(cut),
+        "cut_rows": int(np.count_nonzero(cut)),
         "cut_tokens": int(cut.sum()),
     }
 
