@@ -1,9 +1,9 @@
-"""The peer's side of `speed_reading.py`: `datasets`, ftfy, datasketch and a fast tokenizer. Imports nothing of ours.
+"""The peer's side of `speed_reading.py`: `datasets`, ftfy, datasketch, a fast tokenizer; nothing of ours.
 
     python benchmarks/speed_reading_peer.py usual|best ROWS.csv TOKENIZER.json FOLDER
 
 Usual is what tutorials show: `map` and `filter` row by row in one process. Best is `batched=True` with two
-processes, MinHash over whole texts at once, and the tokenizer's batches. The steps and their rules are those of
+processes, MinHash over whole texts at once, and the tokenizer's batches. The steps and their rules are
 Gptailor's defaults: the same repairs by ftfy and the same patterns, the same duplicates and conflicts, word
 3-shingles (character 5-grams under 8 words), 128 permutations, a threshold of 0.8. Writes what it kept to
 FOLDER/result.npz and its times to FOLDER/result.json.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import html
 import json
+import os
 import re
 import sys
 import time
@@ -193,9 +194,10 @@ def main() -> None:
     setting, path, tokenizer_file, folder = sys.argv[1:]
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=tokenizer_file)
     run = {"usual": run_usual, "best": run_best}[setting]
-    began = time.perf_counter()
+    began, cpu_began = time.perf_counter(), sum(os.times()[:4])
     rows, groups = run(path, tokenizer, str(Path(folder) / "cache"))
-    seconds = time.perf_counter() - began
+    times = {"seconds": time.perf_counter() - began, "cpu_seconds": sum(os.times()[:4]) - cpu_began}
+    Path(folder, "result.json").write_text(json.dumps(times))
     column = rows.with_format("arrow")[:]["ids"].combine_chunks()
     np.savez(
         Path(folder) / "result.npz",
@@ -205,7 +207,6 @@ def main() -> None:
         near=np.array([row for group in groups for row in group], dtype=np.int64),
         near_sizes=np.array([len(group) for group in groups], dtype=np.int64),
     )
-    Path(folder, "result.json").write_text(json.dumps({"seconds": seconds}))
 
 
 if __name__ == "__main__":

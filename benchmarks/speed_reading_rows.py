@@ -1,4 +1,4 @@
-"""A million rows such as people have, made of real texts: news, tweets, reviews, instructions, two more languages.
+"""A million rows such as people have, made of real texts: news, tweets, reviews, and other languages.
 
 Each row joins the beginning of one text with the end of another of its kind, so that a million are mostly
 distinct. Some are what real files hold besides: exact and near copies, copies with another label, empty rows,
@@ -58,10 +58,11 @@ def read_texts(data: Path) -> dict[str, list[str]]:
     """The real texts by kind, without line breaks and at least five words long."""
     found = {
         "news": [*_cells(data / "ag_news/noisyag_val10000.csv", 2), *_cells(data / "ag_news/test.csv", 2)],
-        "tweets": [*_cells(data / "messy/disaster_tweets.csv", 3), *_cells(data / "messy/text_emotion.csv", 3)],
-        "instructions": [
-            row["response"] for row in map(json.loads, _lines(data / "dolly/dolly_6400.jsonl"))
+        "tweets": [
+            *_cells(data / "messy/disaster_tweets.csv", 3),
+            *_cells(data / "messy/text_emotion.csv", 3),
         ],
+        "instructions": [row["response"] for row in map(json.loads, _lines(data / "dolly/dolly_6400.jsonl"))],
         "reviews": [line.split("\t")[0] for line in _lines(data / "sst2/train.tsv")],
         "french": _lines(data / "multi30k/train.fr.gz"),
         "german": _lines(data / "multi30k/train.de.gz"),

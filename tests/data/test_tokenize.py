@@ -250,7 +250,9 @@ def sequences_of(
     return found
 
 
-@given(st.lists(st.text(max_size=60), max_size=8), st.integers(8, 30), st.sampled_from(["cut", "drop", "window"]))
+@given(
+    st.lists(st.text(max_size=60), max_size=8), st.integers(8, 30), st.sampled_from(["cut", "drop", "window"])
+)
 @settings(max_examples=60, deadline=None)
 def test_rows_are_those_of_one_text_at_a_time(
     tokenizers: dict[str, Any], texts: list[str], max_tokens: int, too_long: TooLong

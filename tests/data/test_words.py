@@ -71,7 +71,9 @@ def test_table_that_is_full_begins_anew(backend: Tokenizer, monkeypatch: pytest.
 def test_only_tokenizers_that_divide_so_are_looked_up(backend: Tokenizer) -> None:
     assert divides_into_words(backend)
     assert not divides_into_words(changed(backend, pre_tokenizer=pre_tokenizers.Whitespace()))
-    assert not divides_into_words(changed(backend, pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=True)))
+    assert not divides_into_words(
+        changed(backend, pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=True))
+    )
     assert not divides_into_words(
         changed(backend, pre_tokenizer=pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
     )

@@ -9,7 +9,7 @@ import sys
 import unicodedata
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from html.entities import html5
@@ -50,8 +50,8 @@ MOJIBAKE = ftfy.TextFixerConfig(
     remove_control_chars=False,
     explain=False,
 )
-# ftfy takes for mojibake only what stands beside another character that isn't ASCII, the C1 controls, and three
-# letters by their neighbors. The lone accents of most languages need no closer look.
+# ftfy takes for mojibake only what stands beside another character that isn't ASCII, the C1 controls, and
+# four letters by their neighbors. The lone accents of most languages need no closer look.
 MOJIBAKE_SUSPECT = re.compile("[^\x00-\x7f]{2}|[\x1b\x80-\x9f\xc2\xc3\u0152\u0153]")
 SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -151,7 +151,7 @@ def clean_rows(
     mended = store_rows(map(mender.mend, rows))
     labels = mender.labels
     fates: dict[int, RejectedRow] = {}
-    _drop_empty(mended, mender, fates, label_role, text_roles)
+    _drop_empty(mended, mender, fates, text_roles)
 
     merges: dict[str, str] = {}
     suspicions: list[tuple[str, str]] = []
@@ -165,7 +165,7 @@ def clean_rows(
             mended = each(mended, lambda row: _with(row, {label_role: spell(row.fields[label_role])}))
 
     if not protected:
-        _drop_repeats(mended, mender.hashes, labels, fates, settings, label_role, text_roles)
+        _drop_repeats(mended, mender.hashes, labels, fates, settings, text_roles)
     if label_role is not None and kind == "multiple":
         rare = known.rare_labels if known else _rare(labels, fates, settings, kind)
         if rare:
@@ -491,7 +491,6 @@ def _drop_empty(
     rows: Sequence[RawExample],
     mender: _Mender,
     fates: dict[int, RejectedRow],
-    label_role: str | None,
     text_roles: Sequence[str],
 ) -> None:
     for i, label in enumerate(mender.labels):
@@ -507,7 +506,6 @@ def _drop_repeats(
     labels: Sequence[str],
     fates: dict[int, RejectedRow],
     settings: CleanSettings,
-    label_role: str | None,
     text_roles: Sequence[str],
 ) -> None:
     """Conflicts and exact duplicates, by text exactly as repaired."""
@@ -520,7 +518,7 @@ def _drop_repeats(
             continue
         first: dict[str, int] = {}
         for i in same:
-            first.setdefault(labels[i] if label_role is not None else "", i)
+            first.setdefault(labels[i] if labels else "", i)
         if len(first) > 1 and settings.drop_conflicts:
             names = ", ".join(f'"{label}"' for label in first)
             for i in same:
@@ -529,9 +527,9 @@ def _drop_repeats(
                     rows[i], "conflict", f"same text as {others}, but the labels are {names}"
                 )
         elif settings.drop_duplicates:
-            what = "text" if label_role is None else "text and label"
+            what = "text and label" if labels else "text"
             for i in same:
-                original = first[labels[i] if label_role is not None else ""]
+                original = first[labels[i] if labels else ""]
                 if i != original:
                     place = _places(rows[i], [rows[original]])
                     fates[i] = _rejected(rows[i], "duplicate", f"same {what} as {place}")
@@ -569,21 +567,22 @@ def _without_rare(
     rare: Mapping[str, int],
     minimum: int,
     label_role: str,
-) -> list[RawExample]:
+) -> Sequence[RawExample]:
     """Takes rare labels out of the sets; a row that carried no other is dropped."""
-    kept = []
-    for i, row in enumerate(rows):
-        carried = _labels_of(row.fields[label_role], "multiple") if i not in fates else []
-        left = [label for label in carried if label not in rare]
-        if carried and not left:
-            names = ", ".join(f'"{label}"' for label in carried)
-            fates[i] = _rejected(
-                row, "rare_label", f"no label but {names}; {minimum} rows of each are needed"
-            )
-        elif len(left) < len(carried):
-            row = _with(row, {label_role: json.dumps(left, ensure_ascii=False)})
-        kept.append(row)
-    return kept
+
+    def kept() -> Iterator[RawExample]:
+        for i, row in enumerate(rows):
+            carried = _labels_of(row.fields[label_role], "multiple") if i not in fates else []
+            left = [label for label in carried if label not in rare]
+            if carried and not left:
+                names = ", ".join(f'"{label}"' for label in carried)
+                detail = f"no label but {names}; {minimum} rows of each are needed"
+                fates[i] = _rejected(row, "rare_label", detail)
+            elif len(left) < len(carried):
+                row = _with(row, {label_role: json.dumps(left, ensure_ascii=False)})
+            yield row
+
+    return store_rows(kept())
 
 
 def _places(row: RawExample, others: Sequence[RawExample], shown: int = 5) -> str:

@@ -17,7 +17,7 @@ Number = TypeVar("Number", bound=np.generic)
 
 
 class Spill(Generic[Number]):
-    """An array that only grows. What was read from it stays when it is closed, and goes with the last reader."""
+    """An array that only grows. What was read from it outlives it, and goes with the last reader."""
 
     def __init__(self, dtype: type[Number]) -> None:
         self._dtype = dtype

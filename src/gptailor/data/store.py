@@ -1,4 +1,4 @@
-"""Rows by the million: a few in a list, many in an unnamed file, from which each is read when it is looked at."""
+"""Rows by the million: a few in a list, many in an unnamed file, each read when it is looked at."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class StoredRows(Sequence[RawExample]):
     def __getitem__(self, index: int | slice) -> RawExample | list[RawExample]:
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
-        place = index if index >= 0 else index + len(self)
+        place = range(len(self))[index]
         return self._unpacked(self._ends[place], self._ends[place + 1])
 
     @property

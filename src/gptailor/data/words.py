@@ -17,19 +17,20 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-MOST_CHARACTERS = 1 << 20  # of the words in the table, which then begins anew
+MOST_CHARACTERS = 1 << 21  # of the words in the table, which then begins anew
 
 # GPT-2's division (Radford et al. 2019, encoder.py) for ASCII alone, where it needs no Unicode tables. The
 # branches stand in another order, the frequent ones first; tests compare both on every short string. A word
 # stays whole when it is divided alone: what ends it ends it there, too.
 WORD = re.compile(
-    r" ?(?:[A-Za-z]+|[0-9]+|[^\sA-Za-z0-9']+[^\sA-Za-z0-9]*)|'(?:[stmd]|ll|ve|re)| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+",
+    r" ?(?:[A-Za-z]+|[0-9]+|[^\sA-Za-z0-9']+[^\sA-Za-z0-9]*)"
+    r"|'(?:[stmd]|ll|ve|re)| ?[^\sA-Za-z0-9]+|\s+(?!\S)|\s+",
     re.ASCII,
 )
 
 
 def divides_into_words(backend: Tokenizer) -> bool:
-    """Whether a tokenizer is GPT-2's in all that matters here: bytes as letters, its words, BPE inside them."""
+    """Whether a tokenizer is GPT-2's in what matters here: bytes as letters, its words, BPE in them."""
     from tokenizers import models, pre_tokenizers
 
     divider = backend.pre_tokenizer

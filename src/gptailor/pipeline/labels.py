@@ -90,7 +90,9 @@ def strata_of(cells: list[str], form: AnswerForm) -> list[str] | list[tuple[str,
     return cells
 
 
-def without_labels(rows: Sequence[RawExample], form: AnswerForm, rare: Collection[str]) -> Sequence[RawExample]:
+def without_labels(
+    rows: Sequence[RawExample], form: AnswerForm, rare: Collection[str]
+) -> Sequence[RawExample]:
     """Takes labels that training found too rare out of sets; a row that carried no other loses its cell."""
     if form.kind != "multiple" or not rare:
         return rows
@@ -120,9 +122,7 @@ def hint_of_numbers(rows: Sequence[RawExample], form: AnswerForm) -> str:
     )
 
 
-def notes_on(
-    cells: Sequence[str], form: AnswerForm, cleaned: CleanResult, *, asked: bool
-) -> Iterator[str]:
+def notes_on(cells: Sequence[str], form: AnswerForm, cleaned: CleanResult, *, asked: bool) -> Iterator[str]:
     """What was made of the label cells, in words; nothing for one label a row."""
     if form.kind == "multiple":
         counts = Counter(len(labels_of(cell, form)) for cell in cells)

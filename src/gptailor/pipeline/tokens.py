@@ -58,8 +58,10 @@ def tokenize_parts(
         rows[part] = fit_rows(encoder, encoded, given, first=first, max_tokens=max_tokens, too_long=too_long)
         sequences = np.bincount(rows[part].places, minlength=len(given))
         examples[part] = picked(given, np.flatnonzero(sequences))
-        for place in np.flatnonzero(sequences == 0).tolist():
-            rejected.append(_rejected(given[place], encoded.lengths[first + place], max_tokens))
+        rejected += [
+            _rejected(given[place], encoded.lengths[first + place], max_tokens)
+            for place in np.flatnonzero(sequences == 0).tolist()
+        ]
         first += len(given)
     _refuse_too_little(examples, where=settings.train)
     return TokenizedParts(rows, examples, lengths, max_tokens, settings.too_long, rejected)
