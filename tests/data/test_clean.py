@@ -363,7 +363,7 @@ def test_text_that_is_not_looked_at_would_not_have_changed(pieces: list[tuple[st
 
 
 def test_no_lone_letter_is_mojibake_that_is_not_looked_at() -> None:
-    around = ("", "a", "Z ", ". ", "a ", "?", "4$", "\n")
+    around = ("", "a", "Z ", "?")
     for code in range(0x80, 0x2200):
         letter = chr(code)
         if not MOJIBAKE_SUSPECT.search(letter):
