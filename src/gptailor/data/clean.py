@@ -540,7 +540,8 @@ def _not_alone(hashes: Sequence[int]) -> list[int]:
     values = np.array(hashes, dtype=np.int64)
     order = np.argsort(values, kind="stable")
     equal = values[order[1:]] == values[order[:-1]]
-    return np.unique(np.concatenate([order[1:][equal], order[:-1][equal]])).tolist()
+    places: list[int] = np.unique(np.concatenate([order[1:][equal], order[:-1][equal]])).tolist()
+    return places
 
 
 def _drop_rare(

@@ -77,6 +77,7 @@ def split_rows(
     size = lengths.pop()
     targets = _part_sizes(size, settings, has_validation=has_validation, has_test=has_test)
     rows_of = _Groups(np.arange(size) if groups is None else groups)
+    places: Sequence[int]
     if times is not None:
         places = _split_by_time(rows_of, time_keys(times), targets)
     else:
@@ -156,7 +157,7 @@ class _Groups(Sequence[Sequence[int]]):
     def __init__(self, ids: IntArray) -> None:
         _, first, numbers = np.unique(ids, return_index=True, return_inverse=True)
         place = np.argsort(np.argsort(first))[numbers]
-        self._rows = np.argsort(place, kind="stable")
+        self._rows: IntArray = np.argsort(place, kind="stable")
         self._borders = np.concatenate([[0], np.cumsum(np.bincount(place))])
 
     def __len__(self) -> int:
@@ -169,15 +170,17 @@ class _Groups(Sequence[Sequence[int]]):
     def __getitem__(self, index: int | slice) -> Sequence[int] | list[Sequence[int]]:
         if isinstance(index, slice):
             return [self[group] for group in range(*index.indices(len(self)))]
-        return self._rows[self._borders[index] : self._borders[index + 1]].tolist()  # type: ignore[no-any-return]
+        rows: list[int] = self._rows[self._borders[index] : self._borders[index + 1]].tolist()
+        return rows
 
     def __iter__(self) -> Iterator[Sequence[int]]:
-        return map(self.__getitem__, range(len(self)))  # type: ignore[arg-type]
+        return map(self.__getitem__, range(len(self)))
 
     @property
     def first(self) -> IntArray:
         """(G,) the first row of each."""
-        return self._rows[self._borders[:-1]]
+        first: IntArray = self._rows[self._borders[:-1]]
+        return first
 
 
 def _shuffle_keys(first: IntArray, seed: int) -> Sequence[int]:

@@ -112,7 +112,7 @@ def encode_all(encoder: Encoder, texts: Sequence[str]) -> EncodedTexts:
             chunk = texts[start : start + CHUNK]
             is_ascii = np.array([text.isascii() for text in chunk])
             for rows, how in ((np.flatnonzero(is_ascii), by_words), (np.flatnonzero(~is_ascii), encode)):
-                ids, counts = how([chunk[i] for i in rows])
+                ids, counts = how([chunk[i] for i in rows.tolist()])
                 spill.append(ids)
                 starts[start + rows] = total + np.cumsum(counts) - counts
                 lengths[start + rows] = counts

@@ -50,7 +50,10 @@ class WordTable:
 
     def __init__(self, backend: Tokenizer) -> None:
         self._backend = backend
-        self._forget()
+        self._places: dict[str, int] = {}
+        self._ids: npt.NDArray[np.int32] = np.empty(0, np.int32)
+        self._starts: npt.NDArray[np.int64] = np.zeros(1, np.int64)
+        self._characters = 0
 
     def encode(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
         """(all ids of all texts, (N,) ids of each) for N texts of nothing but ASCII."""
@@ -80,7 +83,6 @@ class WordTable:
         self._characters += sum(map(len, words))
 
     def _forget(self) -> None:
-        self._places: dict[str, int] = {}
-        self._ids = np.empty(0, np.int32)
-        self._starts = np.zeros(1, np.int64)
+        self._places.clear()
+        self._ids, self._starts = self._ids[:0], self._starts[:1]
         self._characters = 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from operator import attrgetter
@@ -112,7 +112,8 @@ def ledger_lines(prepared: Prepared, tokens: TokenizedParts) -> Sequence[LedgerL
     part_of = np.repeat(np.arange(len(PARTS)), [len(examples) for examples in used])
     names: dict[str, int] = {}
     places = array("q")  # of each line, its source and its row
-    for line in chain(*used, dropped):
+    every: Iterable[Example | RejectedRow] = chain(*used, dropped)
+    for line in every:
         places.append(names.setdefault(line.source, len(names)))
         places.append(line.row)
     source_of, row_of = np.array(places).reshape(-1, 2).T
@@ -126,7 +127,7 @@ def ledger_lines(prepared: Prepared, tokens: TokenizedParts) -> Sequence[LedgerL
         lost = dropped[place - size]
         return LedgerLine(source, row, "dropped", None, lost.reason, lost.detail, 0, 0, 0)
 
-    return Mapped(np.lexsort([row_of, rank[source_of]]), line_of)
+    return Mapped(array("q", np.lexsort([row_of, rank[source_of]])), line_of)
 
 
 def _token_counts(rows: TokenizedRows, part: Part) -> IntArray:
