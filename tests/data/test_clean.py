@@ -4,11 +4,21 @@ import csv
 import time
 from pathlib import Path
 
+import ftfy
 import pytest
+from ftfy.badness import is_bad
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptailor.data.clean import CleanResult, clean_rows, merge_labels, repair
+from gptailor.data.clean import (
+    MOJIBAKE,
+    MOJIBAKE_SUSPECT,
+    CleanResult,
+    _mend_mojibake,
+    clean_rows,
+    merge_labels,
+    repair,
+)
 from gptailor.recipe import CleanSettings
 from gptailor.types import RawExample
 
@@ -338,3 +348,24 @@ def test_numbers_are_neither_merged_nor_rare() -> None:
     result = clean_rows(rows, settings=CleanSettings(), kind="score")
     assert cells(result) == ["1.0"]
     assert [row.reason for row in result.rejected] == ["conflict", "conflict", "duplicate"]
+
+
+odd_letters = st.characters(min_codepoint=128, max_codepoint=0x24FF) | st.sampled_from(
+    "ÂÃŒœâ€™éèüß–“\u0301\x1b"
+)
+
+
+@given(st.lists(st.tuples(st.text(st.characters(max_codepoint=127), max_size=3), odd_letters), max_size=8))
+@settings(max_examples=300, deadline=None)
+def test_text_that_is_not_looked_at_would_not_have_changed(pieces: list[tuple[str, str]]) -> None:
+    text = "".join(plain + odd for plain, odd in pieces)
+    assert _mend_mojibake(text) == ftfy.fix_text(text, MOJIBAKE)
+
+
+def test_no_lone_letter_is_mojibake_that_is_not_looked_at() -> None:
+    around = ("", "a", "Z ", "?")
+    for code in range(0x80, 0x2200):
+        letter = chr(code)
+        if not MOJIBAKE_SUSPECT.search(letter):
+            texts = [before + letter + after for before in around for after in ("", "a", " ")]
+            assert not any(map(is_bad, texts)), hex(code)

@@ -19,14 +19,15 @@ from gptailor.data.tokenize import (
     Encoder,
     TooLong,
     build_encoder,
+    encode_all,
     encode_texts,
     fit_length,
+    fit_rows,
     token_lengths,
-    tokenize,
 )
 from gptailor.models.load import load_tokenizer
 from gptailor.models.names import resolve_base
-from gptailor.types import Example, Segment
+from gptailor.types import Example, Segment, TokenizedExample
 
 # What goes around every text: nothing, a begin token, an end token as the starter's, and both.
 KINDS = (*tiny.FAMILIES, "ends", "both")
@@ -131,8 +132,8 @@ def test_control_tokens_stand_only_around_a_tokenized_text(tokenizer: Any) -> No
     encoder = encoder_of(tokenizer)
     control = set(tokenizer.all_special_ids)
     before, after = len(encoder.prefix), len(encoder.suffix)
-    for index, sequences in tokenize(
-        encoder, examples_of(control_strings()), max_tokens=16, too_long="window"
+    for index, sequences in enumerate(
+        sequences_of(encoder, control_strings(), max_tokens=16, too_long="window")
     ):
         assert sequences, index
         for sequence in sequences:
@@ -236,6 +237,35 @@ def test_drop_leaves_out_what_does_not_fit_and_only_that(
     assert fit_length(encoder, ids, max_tokens=max_tokens, too_long="drop") == expected
 
 
+def sequences_of(
+    encoder: Encoder, texts: list[str], *, max_tokens: int, too_long: TooLong
+) -> list[list[TokenizedExample]]:
+    """The sequences of each text, in order."""
+    examples = examples_of(texts)
+    encoded = encode_all(encoder, texts)
+    rows = fit_rows(encoder, encoded, examples, first=0, max_tokens=max_tokens, too_long=too_long)
+    found: list[list[TokenizedExample]] = [[] for _ in texts]
+    for place, row in zip(rows.places.tolist(), rows, strict=True):
+        found[place].append(row)
+    return found
+
+
+@given(
+    st.lists(st.text(max_size=60), max_size=8), st.integers(8, 30), st.sampled_from(["cut", "drop", "window"])
+)
+@settings(max_examples=60, deadline=None)
+def test_rows_are_those_of_one_text_at_a_time(
+    tokenizers: dict[str, Any], texts: list[str], max_tokens: int, too_long: TooLong
+) -> None:
+    for tokenizer in tokenizers.values():
+        encoder = encoder_of(tokenizer)
+        found = sequences_of(encoder, texts, max_tokens=max_tokens, too_long=too_long)
+        for text, sequences in zip(texts, found, strict=True):
+            (ids,) = encode_texts(encoder, [text])
+            fitted = fit_length(encoder, ids, max_tokens=max_tokens, too_long=too_long) if ids else []
+            assert [(row.token_ids.tolist(), row.cut) for row in sequences] == fitted
+
+
 LONG = "the bank raised its rate again this quarter and the cup final went to extra time " * 3
 
 
@@ -244,9 +274,8 @@ def test_every_token_of_every_row_is_accounted_for(tokenizer: Any, too_long: Too
     texts = ["the goal", LONG, "🦊" * 40, "x", "<|endoftext|>" * 9, LONG[:50]]
     encoder = encoder_of(tokenizer)
     lengths = token_lengths(encoder, texts)
-    found = dict(tokenize(encoder, examples_of(texts), max_tokens=24, too_long=too_long))
-    assert list(found) == list(range(len(texts)))
-    for index, sequences in found.items():
+    found = sequences_of(encoder, texts, max_tokens=24, too_long=too_long)
+    for index, sequences in enumerate(found):
         if too_long == "drop" and lengths[index] > 24:
             assert sequences == []
             continue
@@ -262,10 +291,9 @@ def test_every_token_of_every_row_is_accounted_for(tokenizer: Any, too_long: Too
 def test_more_texts_than_one_call_takes_keep_their_places(tokenizers: dict[str, Any]) -> None:
     encoder = encoder_of(tokenizers["ends"])
     texts = [f"row {row}" for row in range(2 * CHUNK + 3)]
-    found = list(tokenize(encoder, examples_of(texts), max_tokens=64, too_long="cut"))
-    assert [index for index, _ in found] == list(range(len(texts)))
+    found = sequences_of(encoder, texts, max_tokens=64, too_long="cut")
     for index in (0, CHUNK - 1, CHUNK, 2 * CHUNK, 2 * CHUNK + 2):
-        (sequence,) = found[index][1]
+        (sequence,) = found[index]
         assert encoder.backend.decode(sequence.token_ids[:-1].tolist()) == texts[index]
         assert sequence.token_ids[-1] == encoder.suffix[0]
-    assert (token_lengths(encoder, texts) == [len(rows[0].token_ids) for _, rows in found]).all()
+    assert (token_lengths(encoder, texts) == [len(rows[0].token_ids) for rows in found]).all()

@@ -15,6 +15,7 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 import tiny
+from gptailor.data import store
 from gptailor.data.ledger import LedgerLine, summarize
 from gptailor.data.tokenize import Encoder, build_encoder
 from gptailor.errors import DataError, GptailorError
@@ -60,6 +61,39 @@ def texts_of(prepared: Prepared, part: Any) -> list[str]:
 
 def reasons_of(prepared: Prepared) -> dict[str, int]:
     return dict(Counter(row.reason for row in prepared.rejected))
+
+
+@pytest.mark.parametrize("too_long", ["cut", "drop", "window"])
+def test_many_rows_take_the_same_road_as_few(
+    tmp_path: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch, too_long: str
+) -> None:
+    """Rows on the disk, looked at through views: the same parts, tokens and ledger as from lists."""
+    rows = [*easy_rows(90), *easy_rows(8), ("", "sports"), ("a  b &amp; caf\u00e9", "sports")]
+    rows += [(f"{text} more", label) for text, label in easy_rows(9)]
+    rows += [(f"{'long ' * 30}{text}", label) for text, label in easy_rows(6, start=300)]
+    train = write_csv(tmp_path / "train.csv", ["text", "label"], [*rows, ("a", "b", "c")])
+    held = [*easy_rows(12, start=500, word="village"), rows[40], ("", "sports")]
+    test = write_csv(tmp_path / "test.csv", ["text", "label"], held)
+    names = {"sports": "Sport", "business": "Business", "health": "Health"}
+    data = {"train": train, "test": test, "max_tokens": 40, "too_long": too_long, "label_names": names}
+    data["test_label_names"] = names
+    recipe = build_recipe({"data": data})
+
+    def walked() -> tuple[list[Any], type]:
+        prepared = prepare(recipe)
+        tokens = tokenize_parts(prepared, encoder, recipe.data, context=64)
+        found: list[Any] = [list(ledger_lines(prepared, tokens)), prepared.rejected, prepared.rejected_rows]
+        found += [prepared.near_groups, prepared.leaks, prepared.label_names, tokens.lengths.tolist()]
+        for part in PARTS:
+            sequences = [(row.row, row.label, row.cut, row.token_ids.tolist()) for row in tokens.rows[part]]
+            found += [list(prepared.parts[part]), list(tokens.examples[part]), sequences]
+        return found, type(prepared.parts["train"])
+
+    few, kind = walked()
+    monkeypatch.setattr(store, "MANY_ROWS", 3)
+    many, other_kind = walked()
+    assert (kind is list, other_kind is list) == (True, False)
+    assert many == few
 
 
 # A given test file.

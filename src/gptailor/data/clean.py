@@ -5,14 +5,20 @@ from __future__ import annotations
 import html
 import json
 import re
+import sys
+import unicodedata
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from html.entities import html5
 
 import ftfy
+import numpy as np
 
+from gptailor.data.store import store_rows
+from gptailor.data.views import each, picked
 from gptailor.errors import number_of
 from gptailor.recipe import CleanSettings
 from gptailor.types import AnswerKind, RawExample, Reason, RejectedRow
@@ -44,6 +50,9 @@ MOJIBAKE = ftfy.TextFixerConfig(
     remove_control_chars=False,
     explain=False,
 )
+# ftfy takes for mojibake only what stands beside another character that isn't ASCII, the C1 controls, and
+# four letters by their neighbors. The lone accents of most languages need no closer look.
+MOJIBAKE_SUSPECT = re.compile("[^\x00-\x7f]{2}|[\x1b\x80-\x9f\xc2\xc3\u0152\u0153]")
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 # A semicolon is asked for, because `?a=1&section=2` holds no section sign. Five names are safe without.
@@ -80,7 +89,7 @@ BLANKS = re.compile("[ \t\xa0\u1680\u2000-\u200a\u202f\u205f\u3000]+")
 class CleanResult:
     """What cleaning kept and what it did. Every row that came in is in `rows` or in `rejected`, in order."""
 
-    rows: list[RawExample]
+    rows: Sequence[RawExample]
     rejected: list[RejectedRow]
     repaired: int  # rows whose text changed
     label_merges: dict[str, str] = field(default_factory=dict)  # spelling -> kept spelling
@@ -138,34 +147,41 @@ def clean_rows(
             which is neither merged nor rare. In a set of labels a rare one is taken out, and the row goes
             where none is left.
     """
-    mended, repaired, examples = _repair_rows(rows, settings, label_role, text_roles, kind)
+    mender = _Mender(settings, label_role, text_roles, kind)
+    mended = store_rows(map(mender.mend, rows))
+    labels = mender.labels
     fates: dict[int, RejectedRow] = {}
-    _drop_empty(mended, fates, label_role, text_roles)
+    _drop_empty(mended, mender, fates, text_roles)
 
     merges: dict[str, str] = {}
     suspicions: list[tuple[str, str]] = []
     rare: dict[str, int] = {}
     if label_role is not None and kind != "score":
-        counts = _label_counts(mended, fates, label_role, kind)
+        counts = _label_counts(labels, fates, kind)
         merges, suspicions = _label_spellings(counts, settings, label_role, protected, known, kind)
-        spell = partial(_each_label, change=lambda label: merges.get(label, label), kind=kind)
-        mended = [_with(row, {label_role: spell(row.fields[label_role])}) for row in mended]
+        if merges:
+            spell = partial(_each_label, change=lambda label: merges.get(label, label), kind=kind)
+            labels = [spell(label) for label in labels]
+            mended = each(mended, lambda row: _with(row, {label_role: spell(row.fields[label_role])}))
 
     if not protected:
-        _drop_repeats(mended, fates, settings, label_role, text_roles)
+        _drop_repeats(mended, mender.hashes, labels, fates, settings, text_roles)
     if label_role is not None and kind == "multiple":
-        rare = known.rare_labels if known else _rare(mended, fates, settings, label_role, kind)
-        mended = _without_rare(mended, fates, rare, settings.minimum_class_size, label_role)
+        rare = known.rare_labels if known else _rare(labels, fates, settings, kind)
+        if rare:
+            mended = _without_rare(mended, fates, rare, settings.minimum_class_size, label_role)
     elif label_role is not None and kind == "single" and not protected:
-        _drop_rare(mended, fates, settings.minimum_class_size, label_role)
+        _drop_rare(mended, labels, fates, settings.minimum_class_size)
+    is_kept = np.ones(len(mended), dtype=bool)
+    is_kept[list(fates)] = False
     return CleanResult(
-        rows=[row for i, row in enumerate(mended) if i not in fates],
+        rows=picked(mended, np.flatnonzero(is_kept)),
         rejected=[fates[i] for i in sorted(fates)],
-        repaired=repaired,
+        repaired=mender.repaired,
         label_merges=merges,
         label_suspicions=suspicions,
         rare_labels=rare,
-        examples=examples,
+        examples=mender.examples,
     )
 
 
@@ -226,7 +242,7 @@ def _run(text: str, steps: Sequence[Step]) -> tuple[str, dict[str, tuple[str, st
             before, text = text, step(text)
             if text != before:
                 changes.setdefault(kind, (before, text))
-        if text == start:
+        if text == start or _is_plain(text):
             break
     return text, changes
 
@@ -238,7 +254,7 @@ def _mend_surrogates(text: str) -> str:
 
 
 def _mend_mojibake(text: str) -> str:
-    if text.isascii() and "\x1b" not in text:
+    if not MOJIBAKE_SUSPECT.search(text) and unicodedata.is_normalized("NFC", text):
         return text
     return ftfy.fix_text(text, MOJIBAKE)
 
@@ -274,39 +290,55 @@ def _squeeze(text: str) -> str:
     return text.strip(" \n")
 
 
-def _repair_rows(
-    rows: Sequence[RawExample],
-    settings: CleanSettings,
-    label_role: str | None,
-    text_roles: Sequence[str],
-    kind: AnswerKind,
-) -> tuple[list[RawExample], int, dict[str, list[tuple[str, str]]]]:
-    steps = _steps(
-        settings.repair_text, settings.unescape_entities, settings.drop_control, settings.squeeze_space
-    )
-    examples: dict[str, list[tuple[str, str]]] = {}
-    mended: list[RawExample] = []
-    repaired = 0
-    for row in rows:
+class _Mender:
+    """Repairs one row after the other, and keeps what the rest of cleaning asks of all of them."""
+
+    def __init__(
+        self, settings: CleanSettings, label_role: str | None, text_roles: Sequence[str], kind: AnswerKind
+    ) -> None:
+        self.steps = _steps(
+            settings.repair_text, settings.unescape_entities, settings.drop_control, settings.squeeze_space
+        )
+        self.label_role, self.text_roles, self.kind = label_role, text_roles, kind
+        self.repaired = 0  # rows whose text changed
+        self.examples: dict[str, list[tuple[str, str]]] = {}
+        self.empty: list[int] = []  # rows without text
+        self.labels: list[str] = []  # each row's; equal ones are one object
+        self.hashes = array("q")  # of each row's texts as repaired: rows with equal texts have equal ones
+
+    def mend(self, row: RawExample) -> RawExample:
         fields: dict[str, str] = {}
-        for role in text_roles:
+        for role in self.text_roles:
             text = row.fields.get(role, "")
-            if _is_plain(text):
-                continue
-            fields[role], changes = _run(text, steps)
-            for change, (before, after) in changes.items():
-                shown = examples.setdefault(change, [])
-                if len(shown) < EXAMPLES_PER_KIND:
-                    shown.append(_excerpts(before, after))
-        repaired += any(row.fields.get(role, "") != text for role, text in fields.items())
-        if label_role is not None:
-            fields[label_role] = _each_label(
-                row.fields.get(label_role, ""),
-                lambda label: _squeezed(label if _is_plain(label) else _run(label, steps)[0]),
-                kind,
-            )
-        mended.append(_with(row, fields))
-    return mended, repaired, examples
+            if not _is_plain(text):
+                fields[role] = self._mended_text(text)
+        self.repaired += any(row.fields.get(role, "") != text for role, text in fields.items())
+        if self.label_role is not None:
+            cell = row.fields.get(self.label_role, "")
+            fields[self.label_role] = label = sys.intern(_each_label(cell, self._mended_label, self.kind))
+            self.labels.append(label)
+        row = _with(row, fields)
+        texts = _texts(row, self.text_roles)
+        if self.text_roles and not any(text.strip() for text in texts):
+            self.empty.append(len(self.hashes))
+        self.hashes.append(hash(texts))
+        return row
+
+    def _mended_text(self, text: str) -> str:
+        mended, changes = _run(text, self.steps)
+        for change, (before, after) in changes.items():
+            shown = self.examples.setdefault(change, [])
+            if len(shown) < EXAMPLES_PER_KIND:
+                shown.append(_excerpts(before, after))
+        return mended
+
+    def _mended_label(self, label: str) -> str:
+        return _squeezed(label if _is_plain(label) else _run(label, self.steps)[0])
+
+
+def _texts(row: RawExample, text_roles: Sequence[str]) -> tuple[str, ...]:
+    """What makes a row a duplicate of another; without roles for texts, all its fields."""
+    return tuple([row.fields.get(role, "") for role in text_roles or sorted(row.fields)])
 
 
 def _with(row: RawExample, fields: Mapping[str, str]) -> RawExample:
@@ -338,12 +370,14 @@ def _each_label(cell: str, change: Callable[[str], str], kind: AnswerKind) -> st
     return json.dumps(sorted(changed), ensure_ascii=False)
 
 
-def _label_counts(
-    rows: Sequence[RawExample], fates: Mapping[int, RejectedRow], label_role: str, kind: AnswerKind
-) -> Counter[str]:
+def _label_counts(labels: Sequence[str], fates: Mapping[int, RejectedRow], kind: AnswerKind) -> Counter[str]:
     """Rows that carry each label, the dropped ones left out."""
-    kept = (row for i, row in enumerate(rows) if i not in fates)
-    return Counter(label for row in kept for label in _labels_of(row.fields[label_role], kind))
+    cells = Counter(label for i, label in enumerate(labels) if i not in fates)
+    counts: Counter[str] = Counter()
+    for cell, count in cells.items():
+        for label in _labels_of(cell, kind):
+            counts[label] += count
+    return counts
 
 
 def _squeezed(label: str) -> str:
@@ -455,35 +489,36 @@ def _is_one_edit(one: str, other: str) -> bool:
 
 def _drop_empty(
     rows: Sequence[RawExample],
+    mender: _Mender,
     fates: dict[int, RejectedRow],
-    label_role: str | None,
     text_roles: Sequence[str],
 ) -> None:
-    for i, row in enumerate(rows):
-        if text_roles and not any(row.fields.get(role, "").strip() for role in text_roles):
-            fates[i] = _rejected(row, "no_text", f"there is no text in {' or '.join(text_roles)}")
-        elif label_role is not None and not row.fields[label_role]:
-            fates[i] = _rejected(row, "no_label", "the label is empty")
+    for i, label in enumerate(mender.labels):
+        if not label:
+            fates[i] = _rejected(rows[i], "no_label", "the label is empty")
+    for i in mender.empty:
+        fates[i] = _rejected(rows[i], "no_text", f"there is no text in {' or '.join(text_roles)}")
 
 
 def _drop_repeats(
     rows: Sequence[RawExample],
+    hashes: Sequence[int],
+    labels: Sequence[str],
     fates: dict[int, RejectedRow],
     settings: CleanSettings,
-    label_role: str | None,
     text_roles: Sequence[str],
 ) -> None:
     """Conflicts and exact duplicates, by text exactly as repaired."""
     same_text: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for i, row in enumerate(rows):
+    for i in _not_alone(hashes):
         if i not in fates:
-            same_text[tuple(row.fields.get(role, "") for role in text_roles or sorted(row.fields))].append(i)
+            same_text[_texts(rows[i], text_roles)].append(i)
     for same in same_text.values():
         if len(same) == 1:
             continue
         first: dict[str, int] = {}
         for i in same:
-            first.setdefault(rows[i].fields[label_role] if label_role is not None else "", i)
+            first.setdefault(labels[i] if labels else "", i)
         if len(first) > 1 and settings.drop_conflicts:
             names = ", ".join(f'"{label}"' for label in first)
             for i in same:
@@ -492,33 +527,38 @@ def _drop_repeats(
                     rows[i], "conflict", f"same text as {others}, but the labels are {names}"
                 )
         elif settings.drop_duplicates:
-            what = "text" if label_role is None else "text and label"
+            what = "text and label" if labels else "text"
             for i in same:
-                original = first[rows[i].fields[label_role] if label_role is not None else ""]
+                original = first[labels[i] if labels else ""]
                 if i != original:
                     place = _places(rows[i], [rows[original]])
                     fates[i] = _rejected(rows[i], "duplicate", f"same {what} as {place}")
 
 
+def _not_alone(hashes: Sequence[int]) -> list[int]:
+    """Places whose hash others have, too, in order."""
+    values = np.array(hashes, dtype=np.int64)
+    order = np.argsort(values, kind="stable")
+    equal = values[order[1:]] == values[order[:-1]]
+    places: list[int] = np.unique(np.concatenate([order[1:][equal], order[:-1][equal]])).tolist()
+    return places
+
+
 def _drop_rare(
-    rows: Sequence[RawExample], fates: dict[int, RejectedRow], minimum: int, label_role: str
+    rows: Sequence[RawExample], labels: Sequence[str], fates: dict[int, RejectedRow], minimum: int
 ) -> None:
-    counts = Counter(row.fields[label_role] for i, row in enumerate(rows) if i not in fates)
-    for i, row in enumerate(rows):
-        label = row.fields[label_role]
-        if i not in fates and counts[label] < minimum:
+    counts = Counter(label for i, label in enumerate(labels) if i not in fates)
+    rare = {label for label, count in counts.items() if count < minimum}
+    for i, label in enumerate(labels) if rare else ():
+        if i not in fates and label in rare:
             has = f'label "{label}" has {number_of(counts[label], "row")}'
-            fates[i] = _rejected(row, "rare_label", f"{has}; {minimum} are needed")
+            fates[i] = _rejected(rows[i], "rare_label", f"{has}; {minimum} are needed")
 
 
 def _rare(
-    rows: Sequence[RawExample],
-    fates: Mapping[int, RejectedRow],
-    settings: CleanSettings,
-    label_role: str,
-    kind: AnswerKind,
+    labels: Sequence[str], fates: Mapping[int, RejectedRow], settings: CleanSettings, kind: AnswerKind
 ) -> dict[str, int]:
-    counts = _label_counts(rows, fates, label_role, kind)
+    counts = _label_counts(labels, fates, kind)
     return {label: count for label, count in counts.items() if count < settings.minimum_class_size}
 
 
@@ -528,21 +568,22 @@ def _without_rare(
     rare: Mapping[str, int],
     minimum: int,
     label_role: str,
-) -> list[RawExample]:
+) -> Sequence[RawExample]:
     """Takes rare labels out of the sets; a row that carried no other is dropped."""
-    kept = []
-    for i, row in enumerate(rows):
-        carried = _labels_of(row.fields[label_role], "multiple") if i not in fates else []
-        left = [label for label in carried if label not in rare]
-        if carried and not left:
-            names = ", ".join(f'"{label}"' for label in carried)
-            fates[i] = _rejected(
-                row, "rare_label", f"no label but {names}; {minimum} rows of each are needed"
-            )
-        elif len(left) < len(carried):
-            row = _with(row, {label_role: json.dumps(left, ensure_ascii=False)})
-        kept.append(row)
-    return kept
+
+    def kept() -> Iterator[RawExample]:
+        for i, row in enumerate(rows):
+            carried = _labels_of(row.fields[label_role], "multiple") if i not in fates else []
+            left = [label for label in carried if label not in rare]
+            if carried and not left:
+                names = ", ".join(f'"{label}"' for label in carried)
+                detail = f"no label but {names}; {minimum} rows of each are needed"
+                fates[i] = _rejected(row, "rare_label", detail)
+            elif len(left) < len(carried):
+                row = _with(row, {label_role: json.dumps(left, ensure_ascii=False)})
+            yield row
+
+    return store_rows(kept())
 
 
 def _places(row: RawExample, others: Sequence[RawExample], shown: int = 5) -> str:

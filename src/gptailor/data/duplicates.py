@@ -9,20 +9,31 @@ of chance. Words are runs of letters, digits and their marks, case folded.
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Iterator, Sequence
-from functools import cache, lru_cache
-from hashlib import blake2b
+from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 from rensa import RMinHash
 
+from gptailor.data.shingles import (
+    CHARACTER_SHINGLE,
+    WORD_SHINGLE,
+    HashArray,
+    TextWords,
+    character_codes,
+    key_of,
+    mixed,
+    read_words,
+    shingle_hashes,
+    word_codes,
+    words_of,
+)
+from gptailor.data.spill import Spill, scratch
+from gptailor.data.views import chained
 from gptailor.types import IntArray
 
-WORD_SHINGLE = 3
-CHARACTER_SHINGLE = 5
 FEW_WORDS = 8
 NOT_SO_FEW_WORDS = 12  # a text under 8 words can be near one of a few more, hardly near one of 12
 
@@ -31,9 +42,8 @@ RECALL = 0.99  # asked of the bands for a pair that just reaches the threshold
 SLACK = 0.2  # an estimate from 128 permutations is further off than this once in ten million
 REACH = 32  # neighbors in a bucket that each text is tried with; only templates fill larger buckets
 PATIENCE = 32  # failed comparisons of a text before only likely ones are made
-CHUNK_TEXTS, CHUNK_CHARACTERS = 8192, 4_000_000  # whose shingles are in memory at once
+CHUNK_TEXTS, CHUNK_WORDS = 8192, 1_000_000  # whose shingles are in memory at once
 
-HashArray = npt.NDArray[np.uint64]
 Signatures = npt.NDArray[np.uint32]
 
 
@@ -50,14 +60,13 @@ def near_duplicate_groups(texts: Sequence[str], *, threshold: float = 0.8, seed:
     Returns:
         (N,) group ids, numbered from 0 in the order of each group's first text.
     """
-    keys, counts = _keys_and_counts(texts)
-    first: dict[bytes, int] = {}
-    groups = np.array([first.setdefault(key, i) for i, key in enumerate(keys)], dtype=np.int64)
+    words = read_words(texts)
+    groups = _first_equal(words.keys)
     distinct = np.flatnonzero(groups == np.arange(len(texts)))
-    for members, width in _spaces(counts[distinct]):
-        places = distinct[members]
-        is_compared = (counts[places] < FEW_WORDS) | (width == WORD_SHINGLE)
-        _join_near(_Sketch(texts, places, width, seed), places, groups, is_compared, threshold)
+    for places, width in _spaces(words.counts, distinct):
+        is_compared = (words.counts[places] < FEW_WORDS) | (width == WORD_SHINGLE)
+        sketch = _Sketch(texts, words, places, width=width, threshold=threshold, seed=seed)
+        _join_near(sketch, places, groups, is_compared, threshold)
     return np.unique(groups, return_inverse=True)[1].astype(np.int64)
 
 
@@ -68,22 +77,21 @@ def near_matches(texts: Sequence[str], against: Sequence[str], *, threshold: flo
         (N,) indices into `against`: the first with the same letters and digits, else one that is near,
         else -1.
     """
-    keys, counts = _keys_and_counts(texts)
-    other_keys, other_counts = _keys_and_counts(against)
+    size = len(texts)
+    together = chained(texts, against)
+    words = read_words(together)
     first: dict[bytes, int] = {}
-    for i, key in enumerate(other_keys):
-        first.setdefault(key, i)
-    matches = np.array([first.get(key, -1) for key in keys], dtype=np.int64)
-    unmatched = np.flatnonzero(matches < 0)
-    together = [*(texts[int(i)] for i in unmatched), *against]
-    counts = np.concatenate([counts[unmatched], other_counts])
-    for members, width in _spaces(counts):
-        is_compared = (counts[members] < FEW_WORDS) | (width == WORD_SHINGLE)
-        border = int(np.searchsorted(members, len(unmatched)))
-        found = _match_near(_Sketch(together, members, width, seed=0), border, is_compared, threshold)
-        for place, other in found.items():
-            if matches[unmatched[members[place]]] < 0:
-                matches[unmatched[members[place]]] = members[other] - len(unmatched)
+    for i, key in enumerate(words.keys[size:]):
+        first.setdefault(key.tobytes(), i)
+    matches = np.array([first.get(key.tobytes(), -1) for key in words.keys[:size]], dtype=np.int64)
+    open_places = np.concatenate([np.flatnonzero(matches < 0), np.arange(size, len(together))])
+    for places, width in _spaces(words.counts, open_places):
+        is_compared = (words.counts[places] < FEW_WORDS) | (width == WORD_SHINGLE)
+        border = int(np.searchsorted(places, size))
+        sketch = _Sketch(together, words, places, width=width, threshold=threshold, seed=0)
+        for member, other in _match_near(sketch, border, is_compared, threshold).items():
+            if matches[places[member]] < 0:
+                matches[places[member]] = places[other] - size
     return matches
 
 
@@ -92,7 +100,7 @@ def is_exact(a: str, b: str) -> bool:
 
     Texts without a letter or digit (emoji, signs) must be equal but for blanks at the ends.
     """
-    return _key(a, _words(a)) == _key(b, _words(b))
+    return key_of(a, words_of(a)) == key_of(b, words_of(b))
 
 
 def merge_chains(groups: IntArray, left: IntArray, right: IntArray) -> IntArray:
@@ -118,91 +126,27 @@ def merge_chains(groups: IntArray, left: IntArray, right: IntArray) -> IntArray:
             groups = above
 
 
-# --- words and shingles ----------------------------------------------------------------------------
-
-ASCII_WORD = re.compile("[a-z0-9]+")
+# --- candidates and their proof --------------------------------------------------------------------
 
 
-@cache
-def _word() -> re.Pattern[str]:
-    """Letters, digits and the marks on them: without its marks, a Hindi word is another word."""
-    marks = [code for code in range(0x300, 0x1F000) if unicodedata.category(chr(code))[0] == "M"]
-    runs = np.split(np.array(marks), np.flatnonzero(np.diff(marks) > 1) + 1)
-    ranges = "".join(f"{chr(run[0])}-{chr(run[-1])}" for run in runs)
-    return re.compile(f"(?:[^\\W_]|[{ranges}])+")
+def _first_equal(keys: HashArray) -> IntArray:
+    """(N,) for each text the first one with its key."""
+    order = np.lexsort([keys[:, 1], keys[:, 0]])  # stable: of equal ones the first stays first
+    is_new = np.ones(len(keys), dtype=bool)
+    is_new[1:] = (keys[order[1:]] != keys[order[:-1]]).any(axis=1)
+    first = np.empty(len(keys), dtype=np.int64)
+    first[order] = order[np.flatnonzero(is_new)][np.cumsum(is_new) - 1]
+    return first
 
 
-def _words(text: str) -> list[str]:
-    folded = text.casefold()
-    return ASCII_WORD.findall(folded) if folded.isascii() else _word().findall(folded)
-
-
-def _key(text: str, words: Sequence[str]) -> str:
-    return "".join(words) or f" {text.strip()}"  # the blank keeps the two kinds of key apart
-
-
-def _digest(text: str, size: int) -> bytes:
-    return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=size).digest()
-
-
-@lru_cache(maxsize=1 << 18)
-def _word_code(word: str) -> int:
-    return int.from_bytes(_digest(word, 8), "little")
-
-
-def _keys_and_counts(texts: Sequence[str]) -> tuple[list[bytes], IntArray]:
-    """What makes texts equal, and the number of words of each."""
-    keys: list[bytes] = []
-    counts = np.zeros(len(texts), dtype=np.int64)
-    for i, text in enumerate(texts):
-        words = _words(text)
-        keys.append(_digest(_key(text, words), 16))
-        counts[i] = len(words)
-    return keys, counts
-
-
-def _spaces(counts: IntArray) -> Iterator[tuple[IntArray, int]]:
+def _spaces(counts: IntArray, places: IntArray) -> Iterator[tuple[IntArray, int]]:
     """The texts to compare with one another by word shingles, and those by character shingles."""
-    enough = np.flatnonzero(counts >= FEW_WORDS)
+    of_places = counts[places]
+    enough = places[of_places >= FEW_WORDS]
     if enough.size:
         yield enough, WORD_SHINGLE
-    if ((counts > 0) & (counts < FEW_WORDS)).any():
-        yield np.flatnonzero((counts > 0) & (counts <= NOT_SO_FEW_WORDS)), CHARACTER_SHINGLE
-
-
-def _codes(text: str, width: int) -> HashArray:
-    """The text as numbers, one per word or one per character."""
-    words = _words(text)
-    if width == WORD_SHINGLE:
-        return np.fromiter(map(_word_code, words), dtype=np.uint64, count=len(words))
-    padded = " ".join(words).ljust(width, "\0")
-    return np.frombuffer(padded.encode("utf-32-le", "surrogatepass"), dtype="<u4").astype(np.uint64)
-
-
-def _shingle_hashes(codes: Sequence[HashArray], width: int) -> tuple[HashArray, HashArray]:
-    """(all texts' shingle hashes in one row; (N + 1,) where each text's begin). Texts have `width` codes."""
-    lengths = np.array([len(code) for code in codes])
-    flat = np.concatenate(codes)
-    hashes = np.zeros(len(flat) - width + 1, dtype=np.uint64)
-    for i in range(width):
-        hashes = _mixed(hashes + flat[i : len(flat) - width + 1 + i])
-    ends = np.cumsum(lengths)
-    within = np.ones(len(flat), dtype=bool)
-    for i in range(1, width):
-        within[ends - i] = False  # a shingle that begins here would run into the next text
-    starts = np.concatenate([[0], np.cumsum(lengths - width + 1)]).astype(np.uint64)
-    return hashes[within[: len(hashes)]], starts
-
-
-def _mixed(values: HashArray) -> HashArray:
-    """The finalizer of SplitMix64 (Steele, Lea, Flood 2014): a one-to-one scramble."""
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
-
-
-# --- candidates and their proof --------------------------------------------------------------------
+    if ((of_places > 0) & (of_places < FEW_WORDS)).any():
+        yield places[(of_places > 0) & (of_places <= NOT_SO_FEW_WORDS)], CHARACTER_SHINGLE
 
 
 class _Sketch:
@@ -211,19 +155,36 @@ class _Sketch:
     Texts are named by their place in `members`.
     """
 
-    def __init__(self, texts: Sequence[str], members: IntArray, width: int, seed: int) -> None:
-        hashes: list[HashArray] = []
-        lengths: list[IntArray] = []
-        rows: list[Signatures] = []
-        for codes in _chunks(texts, members, width):
-            flat, starts = _shingle_hashes(codes, width)
-            matrix = RMinHash.digest_matrix_from_flat_token_hashes(flat, starts, PERMUTATIONS, seed)
-            rows.append(np.array(matrix.to_rows(), dtype=np.uint32))
-            hashes.append(flat)
-            lengths.append(np.diff(starts).astype(np.int64))
-        self.signatures = np.concatenate(rows)  # (M, PERMUTATIONS)
-        self._hashes = np.concatenate(hashes)
-        self._starts = np.concatenate([[0], np.cumsum(np.concatenate(lengths))])
+    def __init__(
+        self,
+        texts: Sequence[str],
+        words: TextWords,
+        members: IntArray,
+        *,
+        width: int,
+        threshold: float,
+        seed: int,
+    ) -> None:
+        size = _band_size(threshold)
+        self.signatures = scratch((len(members), PERMUTATIONS), np.uint32)
+        self.bands = scratch((PERMUTATIONS // size, len(members)), np.uint64)  # equal keys: the band agrees
+        counts = np.zeros(len(members) + 1, dtype=np.int64)
+        done = 0
+        with Spill(np.uint64) as hashes:
+            for places in _chunks(members, words.counts):
+                some = slice(done, done := done + len(places))
+                codes, lengths = (
+                    word_codes(words, places)
+                    if width == WORD_SHINGLE
+                    else character_codes([texts[i] for i in places.tolist()])
+                )
+                flat, starts = shingle_hashes(codes, lengths, width)
+                self.signatures[some] = signatures = _signatures(flat, starts, seed)
+                self.bands[:, some] = _band_keys(signatures, size)
+                hashes.append(flat)
+                counts[1:][some] = np.diff(starts)
+            self._hashes = hashes.read()
+        self._starts = np.cumsum(counts)
         self._failures = np.zeros(len(members), dtype=np.int64)
         self._failed: set[tuple[int, int]] = set()
         self._shingles = lru_cache(maxsize=1 << 12)(self._read_shingles)
@@ -257,48 +218,64 @@ class _Sketch:
         return proven
 
 
-def _chunks(texts: Sequence[str], members: IntArray, width: int) -> Iterator[list[HashArray]]:
-    chunk: list[HashArray] = []
-    size = 0
-    for i in members:
-        chunk.append(_codes(texts[i], width))
-        size += len(texts[i])
-        if len(chunk) == CHUNK_TEXTS or size > CHUNK_CHARACTERS:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
+def _chunks(members: IntArray, counts: IntArray) -> Iterator[IntArray]:
+    """The members in pieces of so many texts and words."""
+    words = np.cumsum(counts[members])
+    start = 0
+    while start < len(members):
+        before = words[start - 1] if start else 0
+        end = int(np.searchsorted(words, before + CHUNK_WORDS, side="right"))
+        end = min(max(end, start + 1), start + CHUNK_TEXTS)
+        yield members[start:end]
+        start = end
 
 
-def _band_keys(signatures: Signatures, threshold: float) -> list[HashArray]:
-    """(M,) per band: texts with equal keys agree in the whole band.
+def _signatures(hashes: HashArray, starts: HashArray, seed: int) -> Signatures:
+    """(N, PERMUTATIONS) of the texts whose shingles these are."""
+    matrix = RMinHash.digest_matrix_from_flat_token_hashes(hashes, starts, PERMUTATIONS, seed)
+    numbers = chain.from_iterable(matrix.to_rows())
+    return np.fromiter(numbers, np.uint32, count=matrix.len() * PERMUTATIONS).reshape(-1, PERMUTATIONS)
 
-    Bands are as long as the recall allows: a pair of similarity s shares one of b bands of r rows with
-    probability 1 - (1 - s^r)^b.
+
+def _band_size(threshold: float) -> int:
+    """Permutations a band: as many as the recall allows.
+
+    A pair of similarity s shares one of b bands of r rows with probability 1 - (1 - s^r)^b.
     """
-    lengths = [r for r in range(1, 17) if 1 - (1 - threshold**r) ** (PERMUTATIONS // r) >= RECALL]
-    length = max(lengths, default=1)
-    bands: list[HashArray] = []
-    for start in range(0, PERMUTATIONS - length + 1, length):
-        keys = np.zeros(len(signatures), dtype=np.uint64)
-        for column in range(start, start + length):
-            keys = _mixed(keys + signatures[:, column])
-        bands.append(keys)
+    sizes = [r for r in range(1, 17) if 1 - (1 - threshold**r) ** (PERMUTATIONS // r) >= RECALL]
+    return max(sizes, default=1)
+
+
+def _band_keys(signatures: Signatures, size: int) -> HashArray:
+    """(bands, N): texts with equal keys agree in the whole band."""
+    bands = np.zeros((PERMUTATIONS // size, len(signatures)), dtype=np.uint64)
+    for band, keys in enumerate(bands):
+        for column in range(band * size, (band + 1) * size):
+            keys[:] = mixed(keys + signatures[:, column])
     return bands
 
 
-def _ordered(bands: Sequence[HashArray], band: int) -> IntArray:
+def _ordered(bands: HashArray, band: int) -> IntArray:
     """Texts by their key in one band; those with equal keys by the next two, so that neighbors are likest."""
     return np.lexsort([bands[(band + i) % len(bands)] for i in (2, 1, 0)])
+
+
+def _shared(bands: HashArray, band: int) -> IntArray:
+    """The same order, without texts that share their key with no other."""
+    keys = np.array(bands[band])
+    order = np.argsort(keys)
+    differs = np.flatnonzero(np.diff(keys[order])) + 1
+    sizes = np.diff(np.concatenate([[0], differs, [len(keys)]]))
+    shared = np.sort(order[np.repeat(sizes > 1, sizes)])
+    return shared[_ordered(bands[:, shared], band)]
 
 
 def _join_near(
     sketch: _Sketch, members: IntArray, groups: IntArray, is_compared: npt.NDArray[np.bool_], threshold: float
 ) -> None:
     """Merges, in place, the groups of the members that are near."""
-    bands = _band_keys(sketch.signatures, threshold)
-    for band, keys in enumerate(bands):
-        order = _ordered(bands, band)
+    for band, keys in enumerate(sketch.bands):
+        order = _shared(sketch.bands, band)
         for step in range(1, REACH + 1):
             left, right = order[:-step], order[step:]
             same = keys[left] == keys[right]
@@ -308,21 +285,19 @@ def _join_near(
             # What a chain has joined needs no proof: a large group costs no more than its size.
             apart = groups[members[left]] != groups[members[right]]
             wanted = apart & (is_compared[left] | is_compared[right])
-            near = np.array(sketch.near(left[wanted], right[wanted], threshold), dtype=np.int64).reshape(
-                -1, 2
-            )
-            groups[:] = merge_chains(groups, members[near[:, 0]], members[near[:, 1]])
+            near = np.array(sketch.near(left[wanted], right[wanted], threshold), dtype=np.int64)
+            if near.size:
+                groups[:] = merge_chains(groups, members[near[:, 0]], members[near[:, 1]])
 
 
 def _match_near(
     sketch: _Sketch, border: int, is_compared: npt.NDArray[np.bool_], threshold: float
 ) -> dict[int, int]:
     """For places before the border, a near one from the border on, where there is one."""
-    bands = _band_keys(sketch.signatures, threshold)
     matches: dict[int, int] = {}
     is_open = np.ones(border, dtype=bool)
-    for band, keys in enumerate(bands):
-        order = _ordered(bands, band)
+    for band, keys in enumerate(sketch.bands):
+        order = _ordered(sketch.bands, band)
         rank = np.empty_like(order)
         rank[order] = np.arange(len(order))
         others = order[order >= border]

@@ -39,6 +39,8 @@ from gptailor.data.source import (
     first_object,
     sample_text,
 )
+from gptailor.data.store import StoredRows, store_rows
+from gptailor.data.views import each
 from gptailor.errors import DataError, number_of
 from gptailor.types import RawExample, RejectedRow
 
@@ -53,7 +55,7 @@ FEW_ROWS = 10  # below this many, bad rows never condemn a file
 class ReadResult:
     """All rows of a file or folder."""
 
-    rows: list[RawExample]
+    rows: Sequence[RawExample]
     rejected: list[RejectedRow]  # reason "unreadable"
     columns: tuple[str, ...]
     notes: tuple[str, ...]  # what was decided, in words
@@ -113,25 +115,39 @@ def iterate_rows(location: str, *, columns: str | None = None) -> Iterator[RawEx
 
 
 def _collect(location: str, opened: _Opened, sha256: str) -> ReadResult:
-    rows: list[RawExample] = []
     rejected: list[RejectedRow] = []
-    with _collector_paused():
+
+    def good() -> Iterator[RawExample]:
         for item in opened.items:
             if type(item) is RawExample:
-                rows.append(item)
+                yield item
             elif isinstance(item, RejectedRow):
                 rejected.append(item)
+
+    with collector_paused():
+        rows = store_rows(good())
     columns = opened.columns
     _refuse_if_mostly_bad(location, len(rows), rejected)
-    width = len(columns)
-    for index, row in enumerate(rows):
-        if len(row.fields) != width:  # a line before the first one with this key
-            rows[index] = replace(row, fields={name: row.fields.get(name, "") for name in columns})
+    rows = _widened(rows, columns)
     return ReadResult(rows, rejected, tuple(columns), tuple(opened.notes()), sha256 or _hash_rows(rows))
 
 
+def _widened(rows: Sequence[RawExample], columns: Sequence[str]) -> Sequence[RawExample]:
+    """The rows with every column, also those from before the first line that has it."""
+    widths = map(len, rows.layouts) if isinstance(rows, StoredRows) else (len(row.fields) for row in rows)
+    if all(width == len(columns) for width in widths):
+        return rows
+
+    def widen(row: RawExample) -> RawExample:
+        if len(row.fields) == len(columns):
+            return row
+        return replace(row, fields={name: row.fields.get(name, "") for name in columns})
+
+    return each(rows, widen)
+
+
 @contextmanager
-def _collector_paused() -> Iterator[None]:
+def collector_paused() -> Iterator[None]:
     """Rows hold no cycles; not looking for any makes reading a third faster."""
     enabled = gc.isenabled()
     gc.disable()

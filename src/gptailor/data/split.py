@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import re
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import overload
 
 import numpy as np
 
 from gptailor.data.duplicates import merge_chains
+from gptailor.data.shingles import mixed
 from gptailor.errors import DataError, RecipeError
 from gptailor.recipe import SplitSettings
 from gptailor.types import IntArray, Part
@@ -20,6 +23,8 @@ FEW_ROWS = 2000
 SHARE_OF_FEW, SHARE_OF_MANY = 0.15, 0.10
 MOST_ROWS = 5000  # of validation and of test, when nothing is given
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
+NOWHERE = 255  # the place of a group that has none yet
+GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # SplitMix64's step
 
 # 31/3/2024 and "Mar 31": their order as text is not their order in time.
 NOT_SORTABLE = re.compile(
@@ -71,13 +76,13 @@ def split_rows(
         raise ValueError(f"labels, groups and times must have one length, not {sorted(lengths)}")
     size = lengths.pop()
     targets = _part_sizes(size, settings, has_validation=has_validation, has_test=has_test)
-    rows_of = _members(np.arange(size) if groups is None else groups)
+    rows_of = _Groups(np.arange(size) if groups is None else groups)
+    places: Sequence[int]
     if times is not None:
         places = _split_by_time(rows_of, time_keys(times), targets)
     else:
         given = [()] * size if labels is None else labels
-        carried = [(label,) if isinstance(label, str) else label for label in given]
-        places = _split_by_label(rows_of, carried, targets, seed)
+        places = _split_by_label(rows_of, given, targets, seed)
     parts: list[Part] = ["train"] * size
     for rows, place in zip(rows_of, places, strict=True):
         for row in rows:
@@ -146,25 +151,42 @@ def _part_sizes(size: int, settings: SplitSettings, *, has_validation: bool, has
     return [size - validation - test, validation, test]
 
 
-def _members(groups: IntArray) -> list[list[int]]:
+class _Groups(Sequence[Sequence[int]]):
     """Rows of each group, groups in the order of their first row."""
-    rows: dict[int, list[int]] = defaultdict(list)
-    for row, group in enumerate(groups.tolist()):
-        rows[group].append(row)
-    return list(rows.values())
+
+    def __init__(self, ids: IntArray) -> None:
+        _, first, numbers = np.unique(ids, return_index=True, return_inverse=True)
+        place = np.argsort(np.argsort(first))[numbers]
+        self._rows: IntArray = np.argsort(place, kind="stable")
+        self._borders = np.concatenate([[0], np.cumsum(np.bincount(place))])
+
+    def __len__(self) -> int:
+        return len(self._borders) - 1
+
+    @overload
+    def __getitem__(self, index: int) -> Sequence[int]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Sequence[int]]: ...
+    def __getitem__(self, index: int | slice) -> Sequence[int] | list[Sequence[int]]:
+        if isinstance(index, slice):
+            return [self[group] for group in range(*index.indices(len(self)))]
+        rows: list[int] = self._rows[self._borders[index] : self._borders[index + 1]].tolist()
+        return rows
+
+    def __iter__(self) -> Iterator[Sequence[int]]:
+        return map(self.__getitem__, range(len(self)))
+
+    @property
+    def first(self) -> IntArray:
+        """(G,) the first row of each."""
+        first: IntArray = self._rows[self._borders[:-1]]
+        return first
 
 
-def _shuffle_keys(rows_of: Sequence[Sequence[int]], seed: int) -> list[int]:
+def _shuffle_keys(first: IntArray, seed: int) -> Sequence[int]:
     """A random number per group, from SplitMix64 of the seed and its first row: the same everywhere."""
-    mask = (1 << 64) - 1
-
-    def mixed(value: int) -> int:
-        value = (value ^ (value >> 30)) * 0xBF58476D1CE4E5B9 & mask
-        value = (value ^ (value >> 27)) * 0x94D049BB133111EB & mask
-        return value ^ (value >> 31)
-
-    start = mixed((seed + 1) * 0x9E3779B97F4A7C15 & mask)
-    return [mixed((start + rows[0] * 0x9E3779B97F4A7C15) & mask) for rows in rows_of]
+    start = mixed(np.array([seed * int(GOLDEN) % (1 << 64)], np.uint64))
+    return array("Q", mixed(start + first.astype(np.uint64) * GOLDEN - GOLDEN).tobytes())
 
 
 # --- by label --------------------------------------------------------------------------------------
@@ -174,11 +196,11 @@ def _shuffle_keys(rows_of: Sequence[Sequence[int]], seed: int) -> list[int]:
 class _Seating:
     """Where groups have been put, and how many rows that gives each part."""
 
-    held: list[dict[str, int]]  # per group: rows of each label in it
-    sizes: list[int]  # per group: rows
-    groups_of: dict[str, list[int]]  # per label: the groups that hold it
-    keys: list[int]  # per group: a random number
-    places: dict[int, int]  # group -> part, an index into PARTS
+    held: list[Counter[str]]  # per group: rows of each label in it; one object for all rows alike
+    sizes: Sequence[int]  # per group: rows
+    groups_of: dict[str, array[int]]  # per label: the groups that hold it
+    keys: Sequence[int]  # per group: a random number
+    places: bytearray  # per group: its part, an index into PARTS, or NOWHERE
     taken: dict[str, list[int]]  # per label: rows in each part
     room: list[int]  # rows that each part may still take
     done: set[str] = field(default_factory=set)  # labels whose groups all have a place
@@ -197,7 +219,7 @@ class _Seating:
         self.settled = [have + rows for have, rows in zip(self.settled, self.taken[label], strict=True)]
 
     def free(self, label: str) -> list[int]:
-        return [group for group in self.groups_of[label] if group not in self.places]
+        return [group for group in self.groups_of[label] if self.places[group] == NOWHERE]
 
     def main_label(self, group: int) -> str:
         """The label of most of its rows; of equals the rarest, which is hardest to spread evenly."""
@@ -206,15 +228,25 @@ class _Seating:
 
 
 def _split_by_label(
-    rows_of: Sequence[Sequence[int]], labels: Sequence[Sequence[str]], targets: Sequence[int], seed: int
-) -> list[int]:
+    rows_of: _Groups, labels: Sequence[str] | Sequence[Sequence[str]], targets: Sequence[int], seed: int
+) -> Sequence[int]:
     """The part (an index into PARTS) of each group."""
+    alone: dict[str | Sequence[str], Counter[str]] = {}
+
+    def held_by(rows: Sequence[int]) -> Counter[str]:
+        if len(rows) > 1:
+            return sum((held_by([row]) for row in rows), Counter())
+        carried = labels[rows[0]]
+        if carried not in alone:
+            alone[carried] = Counter((carried,) if isinstance(carried, str) else carried or ("",))
+        return alone[carried]
+
     seating = _Seating(
-        held=[Counter(label for row in rows for label in labels[row] or ("",)) for rows in rows_of],
-        sizes=[len(rows) for rows in rows_of],
-        groups_of=defaultdict(list),
-        keys=_shuffle_keys(rows_of, seed),
-        places={},
+        held=[held_by(rows) for rows in rows_of],
+        sizes=array("q", map(len, rows_of)),
+        groups_of=defaultdict(lambda: array("q")),
+        keys=_shuffle_keys(rows_of.first, seed),
+        places=bytearray([NOWHERE]) * len(rows_of),
         taken={},
         room=list(targets),
     )
@@ -236,7 +268,7 @@ def _split_by_label(
         owed = [rows_done * targets[part] / len(labels) - seating.settled[part] for part in (0, 1, 2)]
         _seat_evenly(seating, label, existing, _rounded(owed, size))
         seating.finish(label)
-    return [seating.places[group] for group in range(len(rows_of))]
+    return seating.places
 
 
 def _rounded(owed: Sequence[float], size: int) -> list[int]:

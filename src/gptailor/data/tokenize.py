@@ -7,12 +7,17 @@ joined as token ids, so that cutting a long text never cuts them off.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from itertools import chain
+from typing import TYPE_CHECKING, Literal, overload
 
 import numpy as np
+import numpy.typing as npt
 
+from gptailor.data.spill import Spill
+from gptailor.data.words import WordTable, divides_into_words
 from gptailor.types import Example, IntArray, TokenizedExample
 
 if TYPE_CHECKING:
@@ -84,36 +89,116 @@ def fit_length(
     ]
 
 
-def tokenize(
-    encoder: Encoder, examples: Sequence[Example], *, max_tokens: int, too_long: TooLong
-) -> Iterator[tuple[int, list[TokenizedExample]]]:
-    """Yields (index, sequences) for each classification example; no sequences for one that is dropped.
+@dataclass(frozen=True, slots=True)
+class EncodedTexts:
+    """Token ids of N texts, without what goes around them, in one array that may lie on the disk.
 
-    A text that becomes no token at all (a tokenizer without a byte alphabet may know none of it) has none.
+    Text i has `ids[starts[i] : starts[i] + lengths[i]]`.
+    """
+
+    ids: npt.NDArray[np.int32]
+    starts: IntArray  # (N,)
+    lengths: IntArray  # (N,)
+
+
+def encode_all(encoder: Encoder, texts: Sequence[str]) -> EncodedTexts:
+    """Token ids of any number of texts, each encoded once; word by word where the tokenizer allows it."""
+    encode = partial(_encode, encoder)
+    by_words = WordTable(encoder.backend).encode if divides_into_words(encoder.backend) else encode
+    starts, lengths = np.zeros((2, len(texts)), np.int64)
+    total = 0
+    with Spill(np.int32) as spill:
+        for start in range(0, len(texts), CHUNK):
+            chunk = texts[start : start + CHUNK]
+            is_ascii = np.array([text.isascii() for text in chunk])
+            for rows, how in ((np.flatnonzero(is_ascii), by_words), (np.flatnonzero(~is_ascii), encode)):
+                ids, counts = how([chunk[i] for i in rows.tolist()])
+                spill.append(ids)
+                starts[start + rows] = total + np.cumsum(counts) - counts
+                lengths[start + rows] = counts
+                total += len(ids)
+        return EncodedTexts(spill.read(), starts, lengths)
+
+
+def _encode(encoder: Encoder, texts: list[str]) -> tuple[npt.NDArray[np.int32], IntArray]:
+    encodings = encoder.backend.encode_batch_fast(texts, add_special_tokens=False)
+    ids = [encoding.ids for encoding in encodings]
+    return np.fromiter(chain.from_iterable(ids), np.int32), np.array([len(one) for one in ids], np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedRows(Sequence[TokenizedExample]):
+    """Classification sequences, each made when it is asked for: a million take no more than their ids.
+
     Only the last token is learned from: the head reads its hidden state.
     """
-    for start in range(0, len(examples), CHUNK):
-        chunk = examples[start : start + CHUNK]
-        for offset, ids in enumerate(encode_texts(encoder, [example.text for example in chunk])):
-            example = chunk[offset]
-            sequences = []
-            fitted = fit_length(encoder, ids, max_tokens=max_tokens, too_long=too_long) if ids else []
-            for tokens, cut in fitted:
-                learn = np.zeros(len(tokens), np.bool_)
-                learn[-1] = True
-                sequences.append(
-                    TokenizedExample(
-                        token_ids=np.array(tokens, np.int32),
-                        learn=learn,
-                        source=example.source,
-                        row=example.row,
-                        label=example.label,
-                        cut=cut,
-                    )
-                )
-            yield start + offset, sequences
+
+    examples: Sequence[Example]
+    places: IntArray  # (S,) whose example each sequence is
+    starts: IntArray  # (S,) where its ids begin
+    lengths: IntArray  # (S,) how many there are, without what goes around them
+    cut: IntArray  # (S,) tokens that did not fit
+    ids: npt.NDArray[np.int32]
+    encoder: Encoder
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @overload
+    def __getitem__(self, index: int) -> TokenizedExample: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[TokenizedExample]: ...
+    def __getitem__(self, index: int | slice) -> TokenizedExample | list[TokenizedExample]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        example = self.examples[self.places[index]]
+        begin = self.starts[index]
+        ids = self.ids[begin : begin + self.lengths[index]]
+        if self.encoder.overhead:
+            around = (self.encoder.prefix, self.encoder.suffix)
+            before, after = (np.array(special, np.int32) for special in around)
+            ids = np.concatenate([before, ids, after])
+        learn = np.zeros(len(ids), np.bool_)
+        learn[-1] = True
+        return TokenizedExample(ids, learn, example.source, example.row, example.label, int(self.cut[index]))
+
+
+def fit_rows(
+    encoder: Encoder,
+    encoded: EncodedTexts,
+    examples: Sequence[Example],
+    *,
+    first: int,
+    max_tokens: int,
+    too_long: TooLong,
+) -> TokenizedRows:
+    """The sequences of classification examples, as `fit_length` makes them; none for one that is dropped.
+
+    A text that becomes no token at all (a tokenizer without a byte alphabet may know none of it) has none.
+
+    Args:
+        encoder: What the texts were encoded with.
+        encoded: The texts of these examples and maybe of others.
+        examples: N examples.
+        first: Where the first of their texts stands in `encoded`.
+        max_tokens: The longest sequence, what goes around a text included.
+        too_long: What to do with a longer one.
+    """
+    room = max_tokens - encoder.overhead
+    starts = encoded.starts[first : first + len(examples)]
+    lengths = encoded.lengths[first : first + len(examples)]
+    windows = -(-lengths // room)
+    if too_long == "cut":
+        windows = np.minimum(windows, 1)
+    elif too_long == "drop":
+        windows = np.where(windows > 1, 0, windows)
+    places = np.repeat(np.arange(len(examples)), windows)
+    within = np.arange(len(places)) - np.repeat(np.cumsum(windows) - windows, windows)
+    held = np.minimum(lengths[places] - within * room, room)
+    cut = lengths[places] - held if too_long == "cut" else np.zeros_like(held)
+    return TokenizedRows(examples, places, starts[places] + within * room, held, cut, encoded.ids, encoder)
 
 
 def token_lengths(encoder: Encoder, texts: Sequence[str]) -> IntArray:
     """(N,) tokens of each text, what goes around it included."""
-    return np.array([len(ids) + encoder.overhead for ids in encode_texts(encoder, texts)], np.int64)
+    return encode_all(encoder, texts).lengths + encoder.overhead

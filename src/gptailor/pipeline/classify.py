@@ -79,5 +79,7 @@ def classification_objective(
         return Validation(kind.mean_loss(by_texts, answers), score, {kind.metric: kind.told(score)})
 
     lengths = np.array([len(row.token_ids) for row in rows])
-    used = np.unique(np.concatenate([row.token_ids for row in rows])).astype(np.int64)
-    return Objective(lengths, batch, loss, validate, used=used)
+    used = np.zeros(int(adapted.plain.config.vocab_size or 0), np.bool_)
+    for row in rows:
+        used[row.token_ids] = True
+    return Objective(lengths, batch, loss, validate, used=np.flatnonzero(used))

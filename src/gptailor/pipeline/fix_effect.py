@@ -10,7 +10,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from gptailor.data.clean import clean_rows
-from gptailor.data.tokenize import tokenize
+from gptailor.data.tokenize import encode_all, fit_rows
 from gptailor.errors import number_of
 from gptailor.evaluate.metrics import as_json
 from gptailor.models.readout import decide, probabilities_of
@@ -96,9 +96,9 @@ def labels_before(shop: Workshop, prepared: Prepared) -> tuple[dict[Place, Label
     held_out = [_raw(e) for e in (*tokens.examples["validation"], *tokens.examples["test"])]
     extra, _ = remove_leaks([row for row in usable if (row.source, row.row) not in used], held_out)
     examples = [to_example(row, labels[row.source, row.row]) for row in extra]
+    encoded = encode_all(shop.encoder, [example.text for example in examples])
     lengths: dict[str, Any] = {"max_tokens": tokens.max_tokens, "too_long": tokens.too_long}
-    returned = [row for _, rows in tokenize(shop.encoder, examples, **lengths) for row in rows]
-    return labels, returned
+    return labels, list(fit_rows(shop.encoder, encoded, examples, first=0, **lengths))
 
 
 def _fit_best(

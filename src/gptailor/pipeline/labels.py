@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from gptailor.data.clean import CleanResult
+from gptailor.data.views import Mapped, each
 from gptailor.errors import DataError, number_of
 from gptailor.evaluate.numbers import quantile_bins
 from gptailor.models.readout import number_text
@@ -23,17 +25,21 @@ MANY_NUMBERS = 30  # different ones; fewer may be classes
 
 def read_labels(
     rows: Sequence[RawExample], form: AnswerForm, names: Mapping[str, str], *, flag: str = "--label-names"
-) -> tuple[list[RawExample], list[RejectedRow]]:
+) -> tuple[Sequence[RawExample], list[RejectedRow]]:
     """Rows with their label cell in one spelling, and those whose cell isn't the number it should be.
 
     Raises:
         DataError: a label of the file has no name, though others have, or no cell holds a number.
     """
-    carried = [labels_in(row.fields.get("label", ""), form) for row in rows]
+    if form.kind == "single" and not names and rows and "label" in rows[0].fields:
+        return rows, []
     if form.kind != "score":
-        carried = name_labels(carried, names, flag=flag)
-        cells = [label_cell(labels, form) for labels in carried]
-        return [_with_cell(row, cell) for row, cell in zip(rows, cells, strict=True)], []
+        given = list(dict.fromkeys(row.fields.get("label") for row in rows))
+        carried = name_labels([labels_in(cell or "", form) for cell in given], names, flag=flag)
+        cells = {cell: label_cell(labels, form) for cell, labels in zip(given, carried, strict=True)}
+        if all(cell == changed for cell, changed in cells.items()):
+            return rows, []
+        return each(rows, lambda row: _with_cell(row, cells[row.fields.get("label")])), []
     kept, rejected = [], []
     for row in rows:
         cell = row.fields.get("label", "")
@@ -52,27 +58,31 @@ def read_labels(
     return kept, rejected
 
 
-def classes_of(rows: Sequence[RawExample], form: AnswerForm, column: str) -> list[str]:
+def cells_of(rows: Sequence[RawExample]) -> list[str]:
+    """The label cells; equal ones are one object."""
+    return [sys.intern(row.fields["label"]) for row in rows]
+
+
+def classes_of(cells: Sequence[str], form: AnswerForm, column: str) -> list[str]:
     """The names of the head's outputs: the labels, or the column of the numbers.
 
     Raises:
         DataError: there is too little to learn from.
     """
     if form.kind != "score":
-        return collect_labels([labels_of(row.fields["label"], form) for row in rows])
-    distinct = {row.fields["label"] for row in rows}
-    if len(rows) < MINIMUM_ROWS or len(distinct) < 2:
+        return collect_labels(Mapped(cells, lambda cell: labels_of(cell, form)))
+    distinct = set(cells)
+    if len(cells) < MINIMUM_ROWS or len(distinct) < 2:
         raise DataError(
-            f"only {number_of(len(rows), 'usable row')} with {number_of(len(distinct), 'different number')} "
+            f"only {number_of(len(cells), 'usable row')} with {number_of(len(distinct), 'different number')} "
             f"remain after cleaning; at least {MINIMUM_ROWS} rows and 2 numbers are needed.",
             fix="Look at what was dropped and why with `gptailor check`, and add rows.",
         )
     return [column]
 
 
-def strata_of(rows: Sequence[RawExample], form: AnswerForm) -> list[str] | list[tuple[str, ...]]:
+def strata_of(cells: list[str], form: AnswerForm) -> list[str] | list[tuple[str, ...]]:
     """What the split deals out evenly: the label, all labels of a row, or the fifth its number is in."""
-    cells = [row.fields["label"] for row in rows]
     if form.kind == "multiple":
         return [labels_of(cell, form) for cell in cells]
     if form.kind == "score":
@@ -80,10 +90,12 @@ def strata_of(rows: Sequence[RawExample], form: AnswerForm) -> list[str] | list[
     return cells
 
 
-def without_labels(rows: Sequence[RawExample], form: AnswerForm, rare: Collection[str]) -> list[RawExample]:
+def without_labels(
+    rows: Sequence[RawExample], form: AnswerForm, rare: Collection[str]
+) -> Sequence[RawExample]:
     """Takes labels that training found too rare out of sets; a row that carried no other loses its cell."""
     if form.kind != "multiple" or not rare:
-        return list(rows)
+        return rows
     found = []
     for row in rows:
         carried = labels_of(row.fields["label"], form)
@@ -95,8 +107,14 @@ def without_labels(rows: Sequence[RawExample], form: AnswerForm, rare: Collectio
 
 def hint_of_numbers(rows: Sequence[RawExample], form: AnswerForm) -> str:
     """What to type where the labels look like numbers to be predicted; a number is never taken unasked."""
-    cells = {cell for row in rows if (cell := row.fields["label"].strip())}
-    if form.kind != "single" or len(cells) < MANY_NUMBERS or any(number_in(cell) is None for cell in cells):
+    cells: set[str] = set()
+    for row in rows if form.kind == "single" else ():
+        cell = row.fields["label"].strip()
+        if cell and number_in(cell) is None:
+            return ""
+        cells.add(cell)
+    cells.discard("")
+    if len(cells) < MANY_NUMBERS:
         return ""
     return (
         f"the labels are {len(cells):,} different numbers, each taken as a class of its own; "
@@ -104,14 +122,12 @@ def hint_of_numbers(rows: Sequence[RawExample], form: AnswerForm) -> str:
     )
 
 
-def notes_on(
-    rows: Sequence[RawExample], form: AnswerForm, cleaned: CleanResult, *, asked: bool
-) -> Iterator[str]:
+def notes_on(cells: Sequence[str], form: AnswerForm, cleaned: CleanResult, *, asked: bool) -> Iterator[str]:
     """What was made of the label cells, in words; nothing for one label a row."""
     if form.kind == "multiple":
-        counts = Counter(len(labels_of(row.fields["label"], form)) for row in rows)
+        counts = Counter(len(labels_of(cell, form)) for cell in cells)
         total = sum(size * count for size, count in counts.items())
-        told = f"several labels a row: {total / max(1, len(rows)):.2f} on average"
+        told = f"several labels a row: {total / max(1, len(cells)):.2f} on average"
         told += f", {max(counts, default=0)} at most, none in {number_of(counts[0], 'row')}"
         told += f"; {form.separator!r} stands between them" if form.separator else ""
         yield told if asked else f"{told}; --set task_answer=single takes each cell as one label"
@@ -123,7 +139,7 @@ def notes_on(
                 f"rows: {', '.join(rare[:SHOWN])}{more}"
             )
     if form.kind == "score":
-        numbers = np.array([float(row.fields["label"]) for row in rows])
+        numbers = np.array([float(cell) for cell in cells])
         low, middle, high = (number_text(float(edge)) for edge in np.quantile(numbers, [0, 0.5, 1]))
         yield f"the label is a number, from {low} to {high}, half of them up to {middle}"
 

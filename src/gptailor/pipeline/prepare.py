@@ -12,12 +12,13 @@ import numpy as np
 from gptailor.cache import content_key
 from gptailor.data.clean import CleanResult, clean_rows
 from gptailor.data.duplicates import is_exact, near_duplicate_groups, near_matches
-from gptailor.data.read import ReadResult, Roles, infer_roles, read_rows
+from gptailor.data.read import ReadResult, Roles, collector_paused, infer_roles, read_rows
 from gptailor.data.split import join_groups, split_rows, value_groups
+from gptailor.data.views import chained, each, picked
 from gptailor.errors import DataError, did_you_mean
 from gptailor.models.readout import label_text, labels_named
 from gptailor.pipeline.fixes import Fixes, apply_fixes, read_fixes, refuse_strays
-from gptailor.pipeline.labels import classes_of, hint_of_numbers, notes_on, read_labels, strata_of
+from gptailor.pipeline.labels import cells_of, classes_of, hint_of_numbers, notes_on, read_labels, strata_of
 from gptailor.recipe import DataSettings, Recipe, SplitSettings
 from gptailor.tasks.classification import (
     refuse_unknown_labels,
@@ -25,8 +26,8 @@ from gptailor.tasks.classification import (
     slice_fields,
     to_example,
 )
-from gptailor.tasks.labels import infer_form, label_of, labels_of, refuse_separator_without_sets
-from gptailor.types import AnswerForm, Example, Part, RawExample, Reason, RejectedRow
+from gptailor.tasks.labels import LOOKED_AT, infer_form, label_of, labels_of, refuse_separator_without_sets
+from gptailor.types import AnswerForm, Example, IntArray, Part, RawExample, Reason, RejectedRow
 
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
 
@@ -46,7 +47,7 @@ class Prepared:
 
     roles: Roles
     label_names: list[str]
-    parts: dict[Part, list[Example]]
+    parts: dict[Part, Sequence[Example]]
     rejected: list[RejectedRow]
     rejected_rows: list[RawExample]  # as they stood in the file, where they could be read
     read: int
@@ -65,6 +66,11 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda _: None) -> Prep
     Raises:
         DataError: the data can't be used as it is; the message says what to do.
     """
+    with collector_paused():
+        return _prepare(recipe, say)
+
+
+def _prepare(recipe: Recipe, say: Callable[[str], None]) -> Prepared:
     settings = recipe.data
     refuse_same_file(settings)
     say(f"reading {settings.train}")
@@ -90,7 +96,8 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda _: None) -> Prep
     }
     refuse_strays(fixes)
     kept, leaks = remove_leaks(cleaned.rows, [row for _, result in held_out.values() for row in result.rows])
-    label_names = classes_of(kept, form, roles.label or "")
+    cells = cells_of(kept)
+    label_names = classes_of(cells, form, roles.label or "")
     for location, part, flag in (
         (settings.validation, "validation", "--label-names"),
         (settings.test, "test", "--test-label-names"),
@@ -99,12 +106,12 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda _: None) -> Prep
             carried = [labels_of(row.fields["label"], form) for row in held_out[part][1].rows]
             several = form.kind == "multiple"
             refuse_unknown_labels(carried, label_names, file=location, flag=flag, sets=several)
-    says = list(notes_on(kept, form, cleaned, asked=asked))
+    says = list(notes_on(cells, form, cleaned, asked=asked))
     for line in says:
         say(line)
     say("splitting")
     parts, near_groups = _split(
-        kept, recipe, label_names, form, given={part: r.rows for part, (_, r) in held_out.items()}
+        kept, cells, recipe, label_names, form, given={part: r.rows for part, (_, r) in held_out.items()}
     )
     files = [train_file, *(file for file, _ in held_out.values())]
     rejected = [
@@ -157,12 +164,12 @@ def _form_of(rows: Sequence[RawExample], recipe: Recipe) -> AnswerForm:
     kind = None if recipe.task_answer == "auto" else recipe.task_answer
     separator = recipe.data.label_separator
     refuse_separator_without_sets(kind, separator)
-    return infer_form([row.fields["label"] for row in rows], kind=kind, separator=separator)
+    return infer_form([row.fields["label"] for row in rows[:LOOKED_AT]], kind=kind, separator=separator)
 
 
 def take_roles(
     file: ReadResult, roles: Roles, settings: DataSettings, *, slices: Sequence[str] = ()
-) -> list[RawExample]:
+) -> Sequence[RawExample]:
     """Renames a file's columns to what they mean: text, label, group, time; carries the slice columns."""
     wanted = {"group": settings.split.group, "time": settings.split.time}
     for role, column in wanted.items():
@@ -174,19 +181,16 @@ def take_roles(
                 fix=f"Name one of its columns with --set data.split.{role}=COLUMN.",
             )
     columns = {role: column for role, column in wanted.items() if column is not None}
-    return [
-        RawExample(
-            {
-                "text": joined(row, roles.text),
-                **({"label": row.fields.get(roles.label, "")} if roles.label else {}),
-                **{role: row.fields.get(column, "") for role, column in columns.items()},
-                **slice_fields(row, slices),
-            },
-            row.source,
-            row.row,
-        )
-        for row in file.rows
-    ]
+
+    def named(row: RawExample) -> RawExample:
+        fields = {"text": joined(row, roles.text)}
+        if roles.label:
+            fields["label"] = row.fields.get(roles.label, "")
+        fields |= {role: row.fields.get(column, "") for role, column in columns.items()}
+        fields |= slice_fields(row, slices)
+        return RawExample(fields, row.source, row.row)
+
+    return each(file.rows, named)
 
 
 def joined(row: RawExample, columns: str) -> str:
@@ -198,21 +202,21 @@ def joined(row: RawExample, columns: str) -> str:
 
 def remove_leaks(
     train: Sequence[RawExample], held_out: Sequence[RawExample]
-) -> tuple[list[RawExample], list[Leak]]:
+) -> tuple[Sequence[RawExample], list[Leak]]:
     """Takes training rows that stand in the held-out rows, exactly or nearly, out of training."""
     if not held_out:
-        return list(train), []
-    texts = [row.fields["text"] for row in train]
-    matches = near_matches(texts, [row.fields["text"] for row in held_out])
-    kept, leaks = [], []
-    for row, match in zip(train, matches, strict=True):
-        if match < 0:
-            kept.append(row)
-            continue
-        found = held_out[int(match)]
-        exact = is_exact(row.fields["text"], found.fields["text"])
+        return train, []
+    matches = near_matches(each(train, _text), [_text(row) for row in held_out])
+    leaks = []
+    for place in np.flatnonzero(matches >= 0).tolist():
+        row, found = train[place], held_out[int(matches[place])]
+        exact = is_exact(_text(row), _text(found))
         leaks.append(Leak(row, found, "leak_exact" if exact else "leak_near"))
-    return kept, leaks
+    return picked(train, np.flatnonzero(matches < 0)), leaks
+
+
+def _text(row: RawExample) -> str:
+    return row.fields["text"]
 
 
 def refuse_same_file(settings: DataSettings) -> None:
@@ -273,21 +277,22 @@ def _read_held_out(
 
 def _split(
     rows: Sequence[RawExample],
+    cells: list[str],
     recipe: Recipe,
     label_names: list[str],
     form: AnswerForm,
     *,
-    given: dict[str, list[RawExample]],
-) -> tuple[dict[Part, list[Example]], list[list[Example]]]:
+    given: dict[str, Sequence[RawExample]],
+) -> tuple[dict[Part, Sequence[Example]], list[list[Example]]]:
     label_ids = {name: place for place, name in enumerate(label_names)}
 
     def example_of(row: RawExample) -> Example:
         return to_example(row, label_of(row.fields["label"], label_ids, form))
 
-    examples = [example_of(row) for row in rows]
+    examples = each(rows, example_of)
     settings = recipe.data.split
     near = (
-        near_duplicate_groups([example.text for example in examples], seed=recipe.seed)
+        near_duplicate_groups(each(rows, _text), seed=recipe.seed)
         if recipe.data.clean.near_duplicates
         else np.arange(len(examples))
     )
@@ -295,7 +300,7 @@ def _split(
     if settings.group is not None:
         groups = join_groups(near, value_groups([example.group for example in examples]))
     places = split_rows(
-        strata_of(rows, form),
+        strata_of(cells, form),
         groups=groups,
         times=[example.time for example in examples] if settings.time is not None else None,
         settings=settings,
@@ -303,15 +308,23 @@ def _split(
         has_validation="validation" in given,
         has_test="test" in given,
     )
-    parts: dict[Part, list[Example]] = {part: [] for part in PARTS}
-    for example, part in zip(examples, places, strict=True):
-        parts[part].append(example)
-    for part in PARTS:
-        parts[part].extend(example_of(row) for row in given.get(part, ()))
-    by_group: dict[int, list[Example]] = {}
-    for example, group in zip(examples, near, strict=True):
-        by_group.setdefault(int(group), []).append(example)
-    return parts, [members for members in by_group.values() if len(members) > 1]
+    part_of = np.array([PARTS.index(part) for part in places], np.int8)
+    parts: dict[Part, Sequence[Example]] = {
+        part: chained(
+            picked(examples, np.flatnonzero(part_of == number)),
+            [example_of(row) for row in given.get(part, ())],
+        )
+        for number, part in enumerate(PARTS)
+    }
+    return parts, [[examples[place] for place in places] for places in _large_groups(near)]
+
+
+def _large_groups(ids: IntArray) -> list[list[int]]:
+    """The rows of each group that has several, groups in the order of their ids."""
+    sizes = np.bincount(ids)
+    order = np.argsort(ids, kind="stable")
+    order = order[sizes[ids[order]] > 1]
+    return [rows.tolist() for rows in np.split(order, np.cumsum(sizes[sizes > 1])[:-1]) if rows.size]
 
 
 def _says(leak: Leak) -> str:

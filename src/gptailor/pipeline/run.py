@@ -193,7 +193,7 @@ class Run:
         file = read_rows(location, columns=columns)
         roles = self._roles(file.columns, file.rows, text=text, label=label)
         refuse_unknown_slices(slices, file.columns, file=location)
-        rows = [
+        rows: Sequence[RawExample] = [
             RawExample(
                 {
                     "text": joined(row, roles.text),

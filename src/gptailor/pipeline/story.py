@@ -138,7 +138,7 @@ def write_predictions(
 
 
 def worst_mistakes(
-    examples: list[Example], probabilities: Any, label_names: list[str], kind: Kind
+    examples: Sequence[Example], probabilities: Any, label_names: list[str], kind: Kind
 ) -> list[dict[str, Any]]:
     """The wrong answers: most confident first, or furthest off."""
     errors = kind.errors(probabilities, answers_of(examples))

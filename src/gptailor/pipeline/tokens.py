@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
+from operator import attrgetter
 
 import numpy as np
 
 from gptailor.data.ledger import LedgerLine
-from gptailor.data.tokenize import Encoder, TooLong, token_lengths, tokenize
+from gptailor.data.tokenize import Encoder, TokenizedRows, TooLong, encode_all, fit_rows
+from gptailor.data.views import Mapped, chained, picked
 from gptailor.errors import DataError
 from gptailor.pipeline.prepare import PARTS, Prepared
 from gptailor.recipe import DataSettings
@@ -21,8 +25,8 @@ DEFAULT_LONGEST = 512  # tokens, where the recipe leaves it open and the base co
 class TokenizedParts:
     """Token sequences of every part. A long text under `window` has several in a row."""
 
-    rows: dict[Part, list[TokenizedExample]]
-    examples: dict[Part, list[Example]]  # those that have sequences, in the same order
+    rows: Mapping[Part, Sequence[TokenizedExample]]
+    examples: dict[Part, Sequence[Example]]  # those that have sequences, in the same order
     lengths: IntArray  # (N,) tokens of every text before cutting
     max_tokens: int
     too_long: TooLong
@@ -37,30 +41,33 @@ def tokenize_parts(
     Raises:
         DataError: the recipe's max_tokens doesn't fit the base, or too little is left to learn from.
     """
-    every = [example.text for part in PARTS for example in prepared.parts[part]]
-    lengths = token_lengths(encoder, every)
+    train, validation, test = (prepared.parts[part] for part in PARTS)
+    every = chained(chained(train, validation), test)
+    encoded = encode_all(encoder, Mapped(every, attrgetter("text")))
+    lengths = encoded.lengths + encoder.overhead
     max_tokens = choose_max_tokens(lengths, settings.max_tokens, context=context)
-    rows: dict[Part, list[TokenizedExample]] = {}
-    examples: dict[Part, list[Example]] = {}
+    rows: dict[Part, TokenizedRows] = {}
+    examples: dict[Part, Sequence[Example]] = {}
     rejected: list[RejectedRow] = []
+    first = 0
     for part in PARTS:
         given = prepared.parts[part]
         too_long: TooLong = settings.too_long
         if too_long == "drop" and part != "train":
             too_long = "cut"
-        rows[part], examples[part] = [], []
-        for index, sequences in tokenize(encoder, given, max_tokens=max_tokens, too_long=too_long):
-            example = given[index]
-            if sequences:
-                rows[part].extend(sequences)
-                examples[part].append(example)
-            else:
-                rejected.append(_rejected(example, encoder, max_tokens))
+        rows[part] = fit_rows(encoder, encoded, given, first=first, max_tokens=max_tokens, too_long=too_long)
+        sequences = np.bincount(rows[part].places, minlength=len(given))
+        examples[part] = picked(given, np.flatnonzero(sequences))
+        rejected += [
+            _rejected(given[place], encoded.lengths[first + place], max_tokens)
+            for place in np.flatnonzero(sequences == 0).tolist()
+        ]
+        first += len(given)
     _refuse_too_little(examples, where=settings.train)
     return TokenizedParts(rows, examples, lengths, max_tokens, settings.too_long, rejected)
 
 
-def _refuse_too_little(examples: dict[Part, list[Example]], *, where: str) -> None:
+def _refuse_too_little(examples: Mapping[Part, Sequence[Example]], *, where: str) -> None:
     empty = [part for part in PARTS if not examples[part]]
     if empty:
         raise DataError(
@@ -76,8 +83,8 @@ def _refuse_too_little(examples: dict[Part, list[Example]], *, where: str) -> No
         )
 
 
-def _rejected(example: Example, encoder: Encoder, max_tokens: int) -> RejectedRow:
-    if token_lengths(encoder, [example.text])[0] == encoder.overhead:
+def _rejected(example: Example, length: int, max_tokens: int) -> RejectedRow:
+    if not length:
         detail = "the base's tokenizer knows none of it"
         return RejectedRow(example.source, example.row, "nothing_to_learn", detail)
     detail = f"longer than {max_tokens} tokens, and the recipe says drop"
@@ -96,53 +103,63 @@ def choose_max_tokens(lengths: IntArray, wanted: int | None, *, context: int) ->
     return int(min(max(8, lengths.max()), DEFAULT_LONGEST, context))
 
 
-def ledger_lines(prepared: Prepared, tokens: TokenizedParts) -> list[LedgerLine]:
-    """One line per input row: used rows by part, then dropped ones with their reason."""
-    lines = []
-    for part in PARTS:
-        total: dict[tuple[str, int], int] = {}
-        windows: dict[tuple[str, int], int] = {}
-        cut: dict[tuple[str, int], int] = {}
-        for row in tokens.rows[part]:
-            key = (row.source, row.row)
-            total[key] = total.get(key, 0) + len(row.token_ids)
-            windows[key] = windows.get(key, 0) + 1
-            cut[key] = cut.get(key, 0) + row.cut
-        for example in tokens.examples[part]:
-            key = (example.source, example.row)
-            learned = windows[key] if part == "train" else 0  # the head reads one position of each window
-            lines.append(
-                LedgerLine(
-                    source=example.source,
-                    row=example.row,
-                    outcome="used",
-                    part=part,
-                    reason=None,
-                    detail=prepared.fixes.detail(*key),
-                    trained=learned,
-                    context=total[key] - learned,
-                    cut=cut[key],
-                )
+def ledger_lines(prepared: Prepared, tokens: TokenizedParts) -> Sequence[LedgerLine]:
+    """One line per input row in the order of files and rows: where it went, or why it was dropped."""
+    dropped = [*prepared.rejected, *tokens.rejected]
+    used = [tokens.examples[part] for part in PARTS]
+    size = sum(map(len, used))
+    counts = np.concatenate([_token_counts(_of_a_run(tokens.rows[part]), part) for part in PARTS])
+    part_of = np.repeat(np.arange(len(PARTS)), [len(examples) for examples in used])
+    names: dict[str, int] = {}
+    places = array("q")  # of each line, its source and its row
+    every: Iterable[Example | RejectedRow] = chain(*used, dropped)
+    for line in every:
+        places.append(names.setdefault(line.source, len(names)))
+        places.append(line.row)
+    source_of, row_of = np.array(places).reshape(-1, 2).T
+    sources = list(names)
+    rank = np.argsort(np.argsort(np.array(sources, dtype=object)))
+
+    def line_of(place: int) -> LedgerLine:
+        source, row = sources[source_of[place]], int(row_of[place])
+        if place < size:
+            detail = prepared.fixes.detail(source, row)
+            return LedgerLine(
+                source, row, "used", PARTS[part_of[place]], None, detail, *counts[place].tolist()
             )
-    lines.extend(
-        LedgerLine(r.source, r.row, "dropped", None, r.reason, r.detail, trained=0, context=0, cut=0)
-        for r in [*prepared.rejected, *tokens.rejected]
-    )
-    return sorted(lines, key=lambda line: (line.source, line.row))
+        lost = dropped[place - size]
+        return LedgerLine(source, row, "dropped", None, lost.reason, lost.detail, 0, 0, 0)
+
+    return Mapped(array("q", np.lexsort([row_of, rank[source_of]])), line_of)
+
+
+def _token_counts(rows: TokenizedRows, part: Part) -> IntArray:
+    """(N, 3) tokens trained on, seen as context, and cut, of each example that has sequences."""
+    size = len(rows.examples)
+    windows = np.bincount(rows.places, minlength=size)
+    total = np.bincount(rows.places, rows.lengths + rows.encoder.overhead, minlength=size)
+    cut = np.bincount(rows.places, rows.cut, minlength=size)
+    learned = windows if part == "train" else np.zeros_like(windows)  # the head reads one position of each
+    return np.stack([learned, total - learned, cut], axis=1).astype(np.int64)[windows > 0]
+
+
+def _of_a_run(rows: Sequence[TokenizedExample]) -> TokenizedRows:
+    assert isinstance(rows, TokenizedRows)  # a rehearsal's are lists, and it writes neither ledger nor page
+    return rows
 
 
 def length_histogram(tokens: TokenizedParts) -> dict[str, object]:
     """What the page and `check` draw of the lengths."""
     longest = int(tokens.lengths.max())
     counts, edges = np.histogram(tokens.lengths, bins=min(30, max(4, longest // 4)), range=(0, longest + 1))
-    cut = [row.cut for rows in tokens.rows.values() for row in rows if row.cut]
+    cut = np.concatenate([_of_a_run(rows).cut for rows in tokens.rows.values()])
     return {
         "counts": counts.tolist(),
         "edges": [round(float(edge), 1) for edge in edges],
         "max_tokens": tokens.max_tokens,
         "longest": longest,
-        "cut_rows": len(cut),
-        "cut_tokens": sum(cut),
+        "cut_rows": int(np.count_nonzero(cut)),
+        "cut_tokens": int(cut.sum()),
     }
 
 
