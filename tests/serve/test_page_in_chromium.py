@@ -31,6 +31,7 @@ class FakeEncoded:
     num_tokens: int
     truncated: bool
     shape: tuple[int, int]
+    rows: int = 1
 
 
 class FakePredictor:
