@@ -346,7 +346,9 @@ def test_numbers_of_the_defaults_are_those_of_the_code() -> None:
     assert f"over {fit.LONGEST_AUTO_SECONDS // 60} minutes" in text
     assert f"at least {training.SHORTEST} and at most {training.LONGEST:,} steps" in text
     assert f"at most {training.VALIDATIONS} validations" in text
-    assert f"5 epochs (`scratch`: {training.DEFAULT_EPOCHS['scratch']})" in text
+    assert f"{training.EPOCHS} epochs, at least {training.SHORTEST} and" in text
+    assert f"gets up to {training.MOST_EPOCHS} epochs" in text
+    assert f"no more than {training.ENOUGH:,} steps; `scratch` always {training.MOST_EPOCHS}" in text
     assert f"{BF16_PAYS_FROM // 10**6} million weights or more" in text
     assert APPROACHES.keys() == {"auto", "full", "lora", "frozen", "scratch"}
 

@@ -196,7 +196,7 @@ LENGTH = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(epochs?|steps?)\s*$")
 class TrainSettings(Settings):
     """The optimizer's road."""
 
-    length: str | None = Field(None, description='"5 epochs" or "500 steps"; null: 5 epochs (scratch: 15)')
+    length: str | None = Field(None, description='"5 epochs" or "500 steps"; null: 5 to 15 epochs')
     minutes: Positive | None = Field(
         None, description="train at most about so long here; the steps that fit are measured once"
     )

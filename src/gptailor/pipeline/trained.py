@@ -277,4 +277,5 @@ def plan_for(settings: TrainSettings, adapted: Adapted, objective: Objective, ap
         micro_batch_size=int(micro),
         precision=choose_precision(settings.precision, num_weights=weights),
         workers=choose_workers(torch.get_num_threads(), adapted.plain.device.type),
+        new_head=objective.new_head,
     )

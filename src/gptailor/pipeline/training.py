@@ -36,7 +36,8 @@ from gptailor.train.optimize import build_optimizer, rate_factor
 from gptailor.train.workers import Workers
 from gptailor.types import Batch, IntArray, StepResult
 
-DEFAULT_EPOCHS = {"scratch": 15}
+EPOCHS, MOST_EPOCHS = 5, 15  # where the recipe leaves the length open
+ENOUGH = 1000  # steps; a new head gets more epochs than five up to here, where rows are few
 SHORTEST, LONGEST = 200, 20_000  # steps, where the recipe leaves the length open
 VALIDATIONS = 25  # at most, where the recipe leaves the length open
 
@@ -66,17 +67,17 @@ def resolve_plan(
     micro_batch_size: int,
     precision: Precision,
     workers: int = 1,
+    new_head: bool = True,
 ) -> Plan:
     """Turns lengths into steps and fills in the rates (docs/decisions/0010-default-settings.md)."""
     batch_size = min(settings.batch_size, num_rows)
     per_epoch = -(-num_rows // batch_size)
-    amount, unit = (
-        duration(settings.length) if settings.length else (DEFAULT_EPOCHS.get(approach, 5), "epochs")
-    )
-    steps = max(1, round(amount * per_epoch if unit == "epochs" else amount))
     validate_every = -(-per_epoch // settings.validations_per_epoch)
-    if settings.length is None:
-        steps = min(max(steps, SHORTEST), LONGEST)
+    if settings.length is not None:
+        amount, unit = duration(settings.length)
+        steps = max(1, round(amount * per_epoch if unit == "epochs" else amount))
+    else:
+        steps = usual_steps(per_epoch, approach=approach, new_head=new_head)
         validate_every = max(validate_every, -(-steps // VALIDATIONS))
     validate_every = min(validate_every, steps)
     save_every = validate_every
@@ -98,10 +99,20 @@ def resolve_plan(
     )
 
 
+def usual_steps(per_epoch: int, *, approach: str, new_head: bool) -> int:
+    """How long to train, where the recipe leaves it open."""
+    steps = EPOCHS * per_epoch
+    if approach == "scratch":
+        steps = MOST_EPOCHS * per_epoch
+    elif new_head:
+        steps = max(steps, min(MOST_EPOCHS * per_epoch, ENOUGH))
+    return min(max(steps, SHORTEST), LONGEST)
+
+
 def usual_rates(num_weights: int) -> dict[str, float]:
     """Peak learning rates by approach, where the recipe leaves them open."""
     small = num_weights <= 50_000_000
-    return {"full": 3e-4 if small else 5e-5, "lora": 1e-3 if small else 2e-4, "scratch": 1e-3}
+    return {"full": 5e-4 if small else 5e-5, "lora": 3e-3 if small else 2e-4, "scratch": 1e-3}
 
 
 def train(
