@@ -19,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).parent / "speed_peers"))
 
 from meter import Meter
 
-import gptailor.models.load
 import gptailor.pipeline.frozen
 from gptailor.pipeline.fit import fit_recipe
 from gptailor.pipeline.place import Listener
@@ -28,13 +27,6 @@ from gptailor.recipe import load_recipe
 
 class Enough(Exception):
     """Everything wanted is measured."""
-
-
-def drop_attention_too() -> None:
-    """The peers drop attention weights as well; the product leaves them alone unless it is made to."""
-    load: Any = gptailor.models.load
-    load.DROPOUT_KEYS = (*load.DROPOUT_KEYS, *load.ATTENTION_DROPOUT_KEYS)
-    load.ATTENTION_DROPOUT_KEYS = ()
 
 
 def watch(meter: Meter, *, steps: int, validate: bool) -> Listener:
@@ -78,8 +70,6 @@ def main() -> None:
     """Runs until there is enough, and writes what the meter saw."""
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     recipe, meter = load_recipe(Path(job["recipe"])), Meter()
-    if recipe.train.dropout:
-        drop_attention_too()
     watch_frozen(meter)
     try:
         fit_recipe(recipe, listener=watch(meter, steps=job["steps"], validate=job["validate"]))

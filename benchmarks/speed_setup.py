@@ -126,6 +126,7 @@ def recipe_for(work: Work, rows: Rows, *, dropout: float, out: Path, precision: 
                 "warmup": 0,
                 "weight_decay": 0,
                 "dropout": dropout,
+                "attention_dropout": dropout,  # the peers drop attention weights as well
                 "precision": precision,
                 "validations_per_epoch": 1,
                 "patience": 0,
