@@ -200,14 +200,8 @@ def table(lines: Sequence[Line], bars: Sequence[Mapping[str, Any]]) -> str:
         "|---|---:|---|---:|---:|---|---:|---:|---:|---:|---:|",
     ]
     for line in (one for one in lines if one.speed is not None):
-        bar = bar_of(line, "speed", bars)
         cells = [
-            line.work,
-            f"{line.dropout:g}",
-            line.against,
-            spread_text(line.speed, "{:.2f}"),
-            bar.get("bar", "–"),
-            reached_text(bar),
+            *judged_cells(line, "speed", bars),
             str(line.pairs),
             both(line, "tokens_per_second", "{:,.0f}"),
             both(line, "compile_seconds", "{:.0f} s"),
@@ -218,6 +212,21 @@ def table(lines: Sequence[Line], bars: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(rows)
 
 
+def judged_cells(
+    line: Line, ratio: Literal["speed", "memory"], bars: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """What both tables begin with: the work, its ratio, and its bar."""
+    bar = bar_of(line, ratio, bars)
+    return [
+        line.work,
+        f"{line.dropout:g}",
+        line.against,
+        spread_text(getattr(line, ratio), "{:.2f}"),
+        bar.get("bar", "–"),
+        reached_text(bar),
+    ]
+
+
 def memory_table(lines: Sequence[Line], bars: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: peak memory, ours over theirs."""
     rows = [
@@ -226,16 +235,7 @@ def memory_table(lines: Sequence[Line], bars: Sequence[Mapping[str, Any]]) -> st
         "|---|---:|---|---:|---:|---|---:|",
     ]
     for line in (one for one in lines if one.memory is not None):
-        bar = bar_of(line, "memory", bars)
-        cells = [
-            line.work,
-            f"{line.dropout:g}",
-            line.against,
-            spread_text(line.memory, "{:.2f}"),
-            bar.get("bar", "–"),
-            reached_text(bar),
-            both(line, "peak_memory_gb", "{:.1f} GB"),
-        ]
+        cells = [*judged_cells(line, "memory", bars), both(line, "peak_memory_gb", "{:.1f} GB")]
         rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 

@@ -21,18 +21,18 @@ from gptailor.types import Batch
 
 
 def test_every_item_is_done_once_and_told_by_worker() -> None:
-    with Workers(3) as workers:
-        assert workers.run(list, list(range(8))) == [[0, 3, 6], [1, 4, 7], [2, 5]]
-        assert workers.run(list, [1]) == [[1]]
-        assert workers.run(list, []) == []
+    workers = Workers(3)
+    assert workers.run(list, list(range(8))) == [[0, 3, 6], [1, 4, 7], [2, 5]]
+    assert workers.run(list, [1]) == [[1]]
+    assert workers.run(list, []) == []
 
 
 def test_a_fault_comes_through() -> None:
     def fail(share: Sequence[int]) -> None:
         raise ValueError(f"share of {share[0]}")
 
-    with Workers(2) as workers, pytest.raises(ValueError, match="share of"):
-        workers.run(fail, [1, 2])
+    with pytest.raises(ValueError, match="share of"):
+        Workers(2).run(fail, [1, 2])
 
 
 def test_one_by_one_never_meets() -> None:
@@ -43,16 +43,14 @@ def test_one_by_one_never_meets() -> None:
         time.sleep(0.02)
         times.append((began, time.monotonic()))
 
-    with Workers(2) as workers:
-        workers.run(work, [1, 2], one_by_one=True)
+    Workers(2).run(work, [1, 2], one_by_one=True)
     (_, first_end), (second_begin, _) = sorted(times)
     assert first_end <= second_begin
 
 
 def test_cores_of_a_worker_are_shared_out() -> None:
     before = torch.get_num_threads()
-    with Workers(2) as workers:
-        assert workers.run(lambda _: torch.get_num_threads(), [1, 2]) == [max(1, before // 2)] * 2
+    assert Workers(2).run(lambda _: torch.get_num_threads(), [1, 2]) == [max(1, before // 2)] * 2
     assert torch.get_num_threads() == before
 
 
@@ -67,14 +65,14 @@ def gradients(
     """Of one step; the first worker is slowed down in half of the calls."""
     model = training.adapted.trained
     model.zero_grad()
-    with Workers(count) as workers, lean_training(training.adapted.plain, precision=precision) as lean:
+    with lean_training(training.adapted.plain, precision=precision) as lean:
         model.train()
         accumulate(
             batches,
             training.loss,
             weights=[weight for weight in model.parameters() if weight.requires_grad],
             seed=3,
-            workers=workers,
+            workers=Workers(count),
             lean=lean,
         )
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}

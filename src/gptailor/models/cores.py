@@ -18,7 +18,7 @@ Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
 _making = threading.Lock()
-_pools: dict[tuple[int, int], ThreadPoolExecutor] = {}  # by process and threads: a fork inherits no thread
+_pools: dict[tuple[int, int, int], ThreadPoolExecutor] = {}  # by process too: a fork inherits no thread
 
 
 def cores() -> int:
@@ -28,22 +28,24 @@ def cores() -> int:
 
 def on_cores(function: Callable[[Piece], Result], pieces: Sequence[Piece]) -> list[Result]:
     """The function's result for every piece, in order; each piece is computed on one core."""
-    return list(_pool(cores()).map(function, pieces))
+    return list(pool_of(cores()).map(function, pieces))
 
 
-def _pool(threads: int) -> ThreadPoolExecutor:
-    key = (os.getpid(), threads)
+def pool_of(workers: int, *, threads: int = 1) -> ThreadPoolExecutor:
+    """The process's threads for so many pieces at a time, each with so many of PyTorch's own threads."""
+    key = (os.getpid(), workers, threads)
     with _making:
         if key not in _pools:
-            pool = ThreadPoolExecutor(threads, "core")
-            together = threading.Barrier(threads)  # so that no thread takes the setting up of two
+            pool = ThreadPoolExecutor(workers, "core")
+            together = threading.Barrier(workers)  # so that no thread takes the setting up of two
+            common = torch.get_num_threads()
 
             def begin(_: int) -> None:
                 torch.get_num_threads()  # a thread that was never asked takes the common number later
-                torch.set_num_threads(1)
+                torch.set_num_threads(threads)
                 together.wait()
 
-            list(pool.map(begin, range(threads)))
-            torch.set_num_threads(threads)  # of this thread, and of those that begin later
+            list(pool.map(begin, range(workers)))
+            torch.set_num_threads(common)  # of this thread, and of those that begin later
             _pools[key] = pool
         return _pools[key]

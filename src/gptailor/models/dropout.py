@@ -50,8 +50,12 @@ def drop(x: Tensor, share: float, seed: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         kept = hashed(x.shape, seed) >= int(share * 2**32) - 2**31
         return torch.where(kept, x * (1 / (1 - share)), 0)
-    generator = torch.Generator().manual_seed(int(seed))
-    return x * torch.empty(x.shape, dtype=x.dtype).bernoulli_(1 - share, generator=generator).div_(1 - share)
+    return _masked(x, share, torch.Generator().manual_seed(int(seed)))
+
+
+def _masked(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    kept = torch.empty(x.shape, dtype=x.dtype).bernoulli_(1 - share, generator=generator)
+    return x * kept.div_(1 - share)
 
 
 def hashed(shape: torch.Size, seed: Tensor) -> Tensor:
@@ -76,9 +80,7 @@ class Dropout(nn.Module):
         generator = getattr(_OF_THIS_THREAD, "generator", None)
         if not self.training or self.p == 0 or generator is None or x.device.type != "cpu":
             return functional.dropout(x, self.p, self.training)
-        return x * torch.empty(x.shape, dtype=x.dtype).bernoulli_(1 - self.p, generator=generator).div_(
-            1 - self.p
-        )
+        return _masked(x, self.p, generator)
 
 
 def use_streams(model: nn.Module) -> None:

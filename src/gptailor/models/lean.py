@@ -225,6 +225,12 @@ def lean_training(
 
 
 def is_lean(model: PreTrainedModel) -> bool:
+    """Whether the model's body can train as above."""
+    config: Any = model.config
+    return is_plain_gpt2(model) and not config.reorder_and_upcast_attn
+
+
+def is_plain_gpt2(model: PreTrainedModel) -> bool:
     """Whether the model's body is a GPT-2 as its paper has it, on a processor."""
     config: Any = model.config
     return (
@@ -233,7 +239,6 @@ def is_lean(model: PreTrainedModel) -> bool:
         and config.activation_function == "gelu_new"
         and config.scale_attn_weights
         and not config.scale_attn_by_inverse_layer_idx
-        and not config.reorder_and_upcast_attn
         and not config.add_cross_attention
     )
 

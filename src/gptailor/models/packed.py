@@ -24,6 +24,7 @@ from transformers import GPT2Model, PreTrainedModel
 
 from gptailor.launch import Precision
 from gptailor.models.cores import cores, on_cores
+from gptailor.models.lean import is_plain_gpt2
 from gptailor.types import FloatArray
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -239,18 +240,9 @@ def packed_gpt2(
     model: PreTrainedModel, head: torch.nn.Linear, *, precision: Precision = "fp32"
 ) -> PackedGPT2 | None:
     """The model packed, or None where it is no plain GPT-2 or this machine doesn't keep its rows' bits."""
-    body: Any = model.base_model
-    config: Any = model.config
-    plain = (
-        isinstance(body, GPT2Model)
-        and model.device.type == "cpu"
-        and config.activation_function == "gelu_new"
-        and config.scale_attn_weights
-        and not config.scale_attn_by_inverse_layer_idx
-        and not config.add_cross_attention
-    )
-    if not plain:
+    if not is_plain_gpt2(model):
         return None
+    body: Any = model.base_model
     packed = PackedGPT2(body, head, precision=precision)
     return packed if packed.sizes and packed.sizes[-1] == ROWS_PER_PASS else None
 

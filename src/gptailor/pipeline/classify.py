@@ -78,8 +78,9 @@ def classification_objective(
         score = kind.score(by_texts, answers)
         return Validation(kind.mean_loss(by_texts, answers), score, {kind.metric: kind.told(score)})
 
-    lengths = np.array([len(row.token_ids) for row in rows])
+    lengths = np.empty(len(rows), np.int64)
     used = np.zeros(int(adapted.plain.config.vocab_size or 0), np.bool_)
-    for row in rows:
+    for place, row in enumerate(rows):
+        lengths[place] = len(row.token_ids)
         used[row.token_ids] = True
     return Objective(lengths, batch, loss, validate, used=np.flatnonzero(used))

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from gptailor.errors import InputError, RecipeError, RunError, number_of
-from gptailor.models.load import load_classifier
 from gptailor.pipeline.curve import FEWEST_TEXTS, has_curve, learning_curve
 from gptailor.pipeline.fit import open_workshop
+from gptailor.pipeline.frozen import base_classifier
 from gptailor.pipeline.place import Listener
 from gptailor.pipeline.prepare import prepare
 from gptailor.pipeline.task import settle_task
@@ -50,10 +50,8 @@ def curve_of(
     with tempfile.TemporaryDirectory() as folder:  # nothing is kept of the environment
         shop = open_workshop(recipe, prepared, Path(folder), Listener(say=say))
     _refuse_what_has_no_curve(shop)
-    model = load_classifier(
-        shop.base, shop.tokenizer, label_names=shop.label_names, seed=recipe.seed, kind=shop.kind.form.kind
-    )
     say("computing features, fitting heads on fewer and fewer rows")
+    model = base_classifier(shop)
     return learning_curve(shop, model, approach="frozen" if run is None else _approach_of(run), more=more)
 
 

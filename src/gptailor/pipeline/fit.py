@@ -8,20 +8,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gptailor.data.ledger import summarize, write_ledger
-from gptailor.data.tokenize import build_encoder
 from gptailor.launch import StopRequest, catch_signals, one_writer, resolve_environment, write_atomically
-from gptailor.models.load import load_config, load_tokenizer
-from gptailor.models.names import context_length, resolve_base
+from gptailor.models.load import load_config
+from gptailor.models.names import resolve_base
 from gptailor.models.predictor import Predictor
 from gptailor.pipeline.curve import has_curve, learning_curve
 from gptailor.pipeline.fix_effect import effect_of_fixes
 from gptailor.pipeline.folder import base_revision_of, claim_folder, open_for_fit, refuse_other_data
 from gptailor.pipeline.frozen import best_strength_of, run_frozen
 from gptailor.pipeline.keep import find_suspects, keep
-from gptailor.pipeline.kinds import kind_of
 from gptailor.pipeline.ladder import climb
 from gptailor.pipeline.language import fit_language
 from gptailor.pipeline.place import Listener, TrainingPlace
@@ -32,10 +29,10 @@ from gptailor.pipeline.story import describe, tell
 from gptailor.pipeline.suspects import write_suspects
 from gptailor.pipeline.task import settle_task
 from gptailor.pipeline.texts.road import fit_texts
-from gptailor.pipeline.tokens import TokenizedParts, ledger_lines, tokenize_parts
+from gptailor.pipeline.tokens import TokenizedParts, ledger_lines
 from gptailor.pipeline.trackers import refuse_missing_trackers, tracked
 from gptailor.pipeline.trained import run_trained
-from gptailor.pipeline.workshop import Candidate, Workshop
+from gptailor.pipeline.workshop import Candidate, Workshop, tokenized_workshop
 from gptailor.recipe import (
     AutoApproach,
     FrozenApproach,
@@ -163,20 +160,15 @@ def open_workshop(recipe: Recipe, prepared: Prepared, folder: Path, listener: Li
     """Finds the base, tokenizes the data, and settles the environment of the run."""
     began_with = base_revision_of(folder)  # a name of the hub may stand for newer weights by now
     base = resolve_base(recipe.base, revision=began_with or recipe.revision)
-    tokenizer: Any = load_tokenizer(base)
-    encoder = build_encoder(tokenizer.backend_tokenizer, pad_id=tokenizer.pad_token_id)
-    config = load_config(base)
     if base.kind == "run":
-        labels = ", ".join(list((config.id2label or {}).values())[:6])
+        labels = ", ".join(list((load_config(base).id2label or {}).values())[:6])
         listener.say(f"base {base.name} is a run: its old head ({labels}) is dropped, its body goes on")
-    context = context_length(config)
-    tokens = tokenize_parts(prepared, encoder, recipe.data, context=context)
+    shop = tokenized_workshop(recipe, prepared, base)
     environment, changed = resolve_environment(folder / "environment.json", {"base_revision": base.revision})
     environment["changed"] = changed
     for change in changed:
         listener.say(f"this machine differs from where the run began, so it is not bit-exact: {change}")
-    kind = kind_of(prepared.form)
-    return Workshop(recipe, base, tokenizer, encoder, tokens, prepared.label_names, environment, kind)
+    return dataclasses.replace(shop, environment=environment)
 
 
 def write_data(folder: Path, prepared: Prepared, tokens: TokenizedParts) -> None:

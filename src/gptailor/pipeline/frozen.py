@@ -41,13 +41,7 @@ class FrozenFit:
 def run_frozen(shop: Workshop, settings: FrozenApproach) -> Candidate:
     """Features once, then a logistic head whose strength is chosen on validation."""
     began = time.perf_counter()
-    model = load_classifier(
-        shop.base,
-        shop.tokenizer,
-        label_names=shop.label_names,
-        seed=shop.recipe.seed,
-        kind=shop.kind.form.kind,
-    )
+    model = base_classifier(shop)
     fit = fit_frozen(shop, model, settings)
     set_head(model, fit.weights)
     return Candidate(
@@ -58,6 +52,17 @@ def run_frozen(shop: Workshop, settings: FrozenApproach) -> Candidate:
         score=shop.kind.score(fit.logits, fit.answers),
         seconds=time.perf_counter() - began,
         strengths=fit.strengths,
+    )
+
+
+def base_classifier(shop: Workshop) -> PreTrainedModel:
+    """The base with an untrained head for the workshop's labels: what features are computed with."""
+    return load_classifier(
+        shop.base,
+        shop.tokenizer,
+        label_names=shop.label_names,
+        seed=shop.recipe.seed,
+        kind=shop.kind.form.kind,
     )
 
 

@@ -8,22 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel
 
-from gptailor.data.tokenize import build_encoder
 from gptailor.errors import DataError
 from gptailor.evaluate.baselines import tfidf_probabilities
 from gptailor.evaluate.calibrate import softmax
 from gptailor.models.approach import fit_frozen_head
-from gptailor.models.load import load_classifier, load_config, load_tokenizer
-from gptailor.models.names import context_length, resolve_base
+from gptailor.models.names import resolve_base
 from gptailor.pipeline.classify import by_text
 from gptailor.pipeline.fixes import refuse_to_lose_corrections
-from gptailor.pipeline.frozen import features_of
-from gptailor.pipeline.kinds import kind_of
+from gptailor.pipeline.frozen import base_classifier, features_of
 from gptailor.pipeline.labels import answers_of
 from gptailor.pipeline.prepare import prepare
 from gptailor.pipeline.suspects import (
@@ -34,8 +30,7 @@ from gptailor.pipeline.suspects import (
     write_suspects,
 )
 from gptailor.pipeline.task import settle_task
-from gptailor.pipeline.tokens import tokenize_parts
-from gptailor.pipeline.workshop import Workshop, folds_of
+from gptailor.pipeline.workshop import Workshop, folds_of, tokenized_workshop
 from gptailor.recipe import Recipe
 from gptailor.types import Example, FloatArray, Part, TokenizedExample
 
@@ -68,13 +63,10 @@ def rank_suspects(
             fix="`gptailor fit` lists the suspects it finds in data/suspects.csv.",
         )
     base = resolve_base(recipe.base, revision=recipe.revision)
-    tokenizer: Any = load_tokenizer(base)
-    encoder = build_encoder(tokenizer.backend_tokenizer, pad_id=tokenizer.pad_token_id)
-    tokens = tokenize_parts(prepared, encoder, recipe.data, context=context_length(load_config(base)))
-    kind, names = kind_of(prepared.form), prepared.label_names
-    shop = Workshop(recipe, base, tokenizer, encoder, tokens, names, {}, kind)
+    shop = tokenized_workshop(recipe, prepared, base)
+    tokens = shop.tokens
     say("computing features")
-    model = load_classifier(base, tokenizer, label_names=names, seed=recipe.seed)
+    model = base_classifier(shop)
     parts: tuple[Part, ...] = ("train", "validation", "test")
     rows = [row for part in parts for row in tokens.rows[part]]
     examples = [example for part in parts for example in tokens.examples[part]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +190,22 @@ class Run:
             if self.task == "preference":
                 return evaluate_preferences(self.answerer, location, columns=columns)
             return evaluate_texts(self.answerer, location, target=target, columns=columns)
+        names = label_names or {}
+        return self._evaluate_labels(
+            location, text=text, label=label, columns=columns, names=names, slices=slices
+        )
+
+    def _evaluate_labels(
+        self,
+        location: str,
+        *,
+        text: str | None,
+        label: str | None,
+        columns: str | None,
+        names: Mapping[str, str],
+        slices: Sequence[str],
+    ) -> dict[str, Any]:
+        """A classifier's scores on a new file; `names` of bare labels."""
         file = read_rows(location, columns=columns)
         roles = self._roles(file.columns, file.rows, text=text, label=label)
         refuse_unknown_slices(slices, file.columns, file=location)
@@ -205,21 +221,21 @@ class Run:
             )
             for row in file.rows
         ]
-        form, names = self.predictor.form, self.predictor.label_names
-        rows, _ = read_labels(rows, form, label_names or {})
+        form, known = self.predictor.form, self.predictor.label_names
+        rows, _ = read_labels(rows, form, names)
         rows = without_labels(rows, form, self._trained("rare_labels") or {})
         carried = [labels_of(row.fields["label"], form) for row in rows]
         several = form.kind == "multiple"
-        refuse_unknown_labels(carried, names, file=location, flag="--label-names", sets=several)
+        refuse_unknown_labels(carried, known, file=location, flag="--label-names", sets=several)
         labelled = [row for row in rows if row.fields["label"]]
         encoded = self.predictor.encode_many([row.fields["text"] for row in labelled])
         kept = [(row, item) for row, item in zip(labelled, encoded, strict=True) if item is not None]
         if not kept:
             raise DataError("has no row with text and label.", where=location, fix="Check its columns.")
-        label_ids = {name: place for place, name in enumerate(names)}
+        label_ids = {name: place for place, name in enumerate(known)}
         answers = np.array([label_of(row.fields["label"], label_ids, form) for row, _ in kept])
         logits = self.predictor.logits([item for _, item in kept])
-        settings: dict[str, Any] = {"label_names": names, "resamples": 2000, "seed": 0}
+        settings: dict[str, Any] = {"label_names": known, "resamples": 2000, "seed": 0}
         temperature = self.predictor.bundle.temperature
         report = kind_of(form).evaluate(logits, answers, split="new", temperature=temperature, **settings)
         assert report.predictions is not None

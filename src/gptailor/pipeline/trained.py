@@ -156,9 +156,7 @@ def settle_plan(
     path = place.folder.parent / "environment.json"
     plan = plan_for(settings, adapted, objective, approach)
     if "micro_batch_size" not in environment:
-        plan, seconds = measure_plan(adapted, objective, plan)
-        plan, seconds = choose_compiled(adapted, objective, plan, seconds, wanted=settings.compile)
-        plan = found_plan(settings, adapted, objective, plan, seed=place.seed, say=place.say)
+        plan, seconds = measured_plan(settings, adapted, objective, plan, seed=place.seed, say=place.say)
         steps = steps_within(settings.minutes, plan, seconds)
         choices = {
             "micro_batch_size": plan.micro_batch_size,
@@ -189,13 +187,27 @@ def rehearsed_plan(
     settings: TrainSettings, adapted: Adapted, objective: Objective, *, approach: str, seed: int
 ) -> tuple[Plan, float]:
     """The plan of a trial, measured anew, for its batch is its own; and its seconds at most."""
-    plan, seconds = measure_plan(adapted, objective, plan_for(settings, adapted, objective, approach))
-    plan, seconds = choose_compiled(adapted, objective, plan, seconds, wanted=settings.compile)
-    plan = found_plan(settings, adapted, objective, plan, seed=seed)
+    plan = plan_for(settings, adapted, objective, approach)
+    plan, seconds = measured_plan(settings, adapted, objective, plan, seed=seed)
     steps = steps_within(settings.minutes, plan, seconds)
     # A fit of so many epochs may look more often; of a trial it would be the larger part of the cost.
     every = min(steps, max(plan.validate_every, -(-steps // VALIDATIONS)))
     return dataclasses.replace(plan, steps=steps, validate_every=every), seconds * steps / plan.steps
+
+
+def measured_plan(
+    settings: TrainSettings,
+    adapted: Adapted,
+    objective: Objective,
+    plan: Plan,
+    *,
+    seed: int,
+    say: Callable[[str], None] = lambda _: None,
+) -> tuple[Plan, float]:
+    """The plan with what is tried on this machine, and the seconds its training will take at most."""
+    plan, seconds = measure_plan(adapted, objective, plan)
+    plan, seconds = choose_compiled(adapted, objective, plan, seconds, wanted=settings.compile)
+    return found_plan(settings, adapted, objective, plan, seed=seed, say=say), seconds
 
 
 def found_plan(
@@ -205,7 +217,7 @@ def found_plan(
     plan: Plan,
     *,
     seed: int,
-    say: Callable[[str], None] = lambda _: None,
+    say: Callable[[str], None],
 ) -> Plan:
     """The plan, with the learning rate of a range test where the recipe says `find`."""
     if settings.learning_rate != "find":

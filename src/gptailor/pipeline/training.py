@@ -185,11 +185,8 @@ def engine(adapted: Adapted, plan: Plan) -> Iterator[tuple[Workers, LeanBody | N
     if not alone:
         use_streams(adapted.trained)
     keep_freed_memory()
-    with (
-        Workers(1 if alone else plan.workers) as workers,
-        lean_training(adapted.plain, precision=plan.precision, compiled=plan.compiled) as lean,
-    ):
-        yield workers, lean
+    with lean_training(adapted.plain, precision=plan.precision, compiled=plan.compiled) as lean:
+        yield Workers(1 if alone else plan.workers), lean
 
 
 def micro_batches(objective: Objective, rows: IntArray, plan: Plan) -> list[Batch]:

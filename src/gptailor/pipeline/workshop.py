@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gptailor.data.tokenize import Encoder
+from gptailor.data.tokenize import Encoder, build_encoder
 from gptailor.errors import DataError
-from gptailor.models.names import Base
-from gptailor.pipeline.kinds import Kind
+from gptailor.models.load import load_config, load_tokenizer
+from gptailor.models.names import Base, context_length
+from gptailor.pipeline.kinds import Kind, kind_of
 from gptailor.pipeline.place import Trained
-from gptailor.pipeline.tokens import TokenizedParts
+from gptailor.pipeline.prepare import Prepared
+from gptailor.pipeline.tokens import TokenizedParts, tokenize_parts
 from gptailor.recipe import Recipe
 from gptailor.types import FloatArray, IntArray, TokenizedExample
 
@@ -51,6 +53,16 @@ class Candidate:
     strengths: Sequence[Mapping[str, float]] = ()
     parity: Mapping[str, float] = field(default_factory=dict)
     adapter: Any = None  # peft's wrapper state to save beside the merged model
+
+
+def tokenized_workshop(recipe: Recipe, prepared: Prepared, base: Base) -> Workshop:
+    """The data as the base's tokenizer reads them; the environment is still to be settled."""
+    tokenizer: Any = load_tokenizer(base)
+    encoder = build_encoder(tokenizer.backend_tokenizer, pad_id=tokenizer.pad_token_id)
+    context = context_length(load_config(base))
+    tokens = tokenize_parts(prepared, encoder, recipe.data, context=context)
+    kind = kind_of(prepared.form)
+    return Workshop(recipe, base, tokenizer, encoder, tokens, prepared.label_names, {}, kind)
 
 
 def few_rows(shop: Workshop) -> bool:

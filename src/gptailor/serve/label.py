@@ -21,7 +21,7 @@ from gptailor.pipeline.prepare import joined
 from gptailor.serve.label_file import LabelFile, LabelRow, Stale
 from gptailor.serve.limits import SAFE_HEADERS, json_response
 from gptailor.serve.own_page import load_page
-from gptailor.serve.run import Connection, listen
+from gptailor.serve.run import listen, server_config
 
 LOOPBACK = "127.0.0.1"
 MOST_BODY_BYTES = 100_000
@@ -143,22 +143,10 @@ def serve_label_page(file: LabelFile, *, port: int = 0, announce: Say = print) -
         GptailorError: the port can't be used.
     """
     listener = listen(LOOPBACK, port)
-    config = uvicorn.Config(
-        build_label_app(file),
-        http=Connection,
-        loop="asyncio",
-        ws="none",
-        log_config=None,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=2,
-    )
     left, address = len(file.rows) - len(file.answers), f"http://{LOOPBACK}:{listener.getsockname()[1]}"
     announce(f"{left:,} rows to label at {address} (Ctrl+C ends it)")
     with listener:
-        _Server(config).run(sockets=[listener])
+        _Server(server_config(build_label_app(file))).run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):

@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -133,7 +134,15 @@ def serve(
         if not private and api_key is None:
             announce("Whoever reaches this address can use it: set an API key to change that.")
 
-    config = uvicorn.Config(
+    config = server_config(app)
+    server = DrainingServer(config, service=app.state.service, drain_seconds=drain_seconds, started=started)
+    with listener:
+        server.run(sockets=[listener])
+
+
+def server_config(app: Any) -> uvicorn.Config:
+    """How uvicorn serves an app of ours: quietly, and without a word on what it is."""
+    return uvicorn.Config(
         app,
         http=Connection,
         loop="asyncio",
@@ -145,9 +154,6 @@ def serve(
         proxy_headers=False,
         timeout_graceful_shutdown=2,
     )
-    server = DrainingServer(config, service=app.state.service, drain_seconds=drain_seconds, started=started)
-    with listener:
-        server.run(sockets=[listener])
 
 
 def _is_loopback(host: str) -> bool:

@@ -7,10 +7,13 @@ Which worker computes what, and in which order results are added, depends on not
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+
+from gptailor.models.cores import pool_of
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -18,25 +21,11 @@ Result = TypeVar("Result")
 MOST = 4  # a step has few rows; more cores share the operations of a worker
 
 
+@dataclass(frozen=True, slots=True)
 class Workers:
-    """Threads that live as long as a training run. Use as a context manager."""
+    """How many compute at a time; they share PyTorch's threads evenly."""
 
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.threads_in_all = torch.get_num_threads()
-        threads = max(1, self.threads_in_all // count)
-        self._pool = (
-            ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(threads,))
-            if count > 1
-            else None
-        )
-
-    def __enter__(self) -> Workers:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
+    count: int
 
     def run(
         self,
@@ -47,17 +36,22 @@ class Workers:
     ) -> list[Result]:
         """The function over each worker's share of the items: every count-th. Results by worker.
 
+        Nobody works any more when it returns, or raises what a worker raised.
+
         Args:
             function: Called with a share; never called with none.
             items: What is to be done.
             one_by_one: A worker begins when the one before it has ended.
         """
         shares = [share for worker in range(self.count) if (share := items[worker :: self.count])]
-        if self._pool is None:
+        if self.count == 1:
             return [function(share) for share in shares]
+        pool = pool_of(self.count, threads=max(1, torch.get_num_threads() // self.count))
         if one_by_one:
-            return [self._pool.submit(function, share).result() for share in shares]
-        return [future.result() for future in [self._pool.submit(function, share) for share in shares]]
+            return [pool.submit(function, share).result() for share in shares]
+        futures = [pool.submit(function, share) for share in shares]
+        wait(futures)
+        return [future.result() for future in futures]
 
 
 def choose_workers(threads: int, device: str) -> int:
