@@ -228,6 +228,10 @@ class TrainSettings(Settings):
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, slower")
     validations_per_epoch: int = Field(5, ge=1, description="how often validation looks")
     patience: int = Field(5, ge=0, description="validations without gain before stopping; 0: never")
+    refit: bool = Field(
+        True,
+        description="classification under 2,000 rows: then train anew with the validation rows, too",
+    )
     save_every: str | None = Field(None, description='"200 steps"; null: at every validation')
 
     @field_validator("length", "save_every")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import gptailor
 import tiny
@@ -24,7 +25,7 @@ from gptailor.pipeline.place import Listener, Trained, TrainingPlace
 from gptailor.pipeline.prepare import prepare
 from gptailor.pipeline.trained import run_trained
 from gptailor.pipeline.workshop import Workshop, few_rows, folds_of
-from gptailor.recipe import FrozenApproach, FullApproach, build_recipe
+from gptailor.recipe import FrozenApproach, FullApproach, LoraApproach, build_recipe
 from gptailor.types import TokenizedExample
 
 STRENGTHS = [0.01, 1, 100]
@@ -250,6 +251,86 @@ def test_with_many_rows_the_frozen_head_that_is_kept_has_seen_validation_too(
     apart = head_of(slice(0, count))
     np.testing.assert_allclose(kept, apart if given else head_of(slice(None)), atol=1e-4)
     np.testing.assert_allclose(candidate.validation_logits, features[count:] @ apart.T, atol=1e-6)
+
+
+@pytest.mark.parametrize("approach", [FullApproach(), LoraApproach()])
+def test_with_many_rows_training_is_done_anew_with_validation_as_long_as_was_best(
+    approach: Any, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights that are kept saw every row; what validation says comes from those that had not."""
+    shop = many_rows_shop(place, tmp_path)
+    trainings = note_trainings(monkeypatch)
+    alone = build_shop(place, tmp_path, **many(tmp_path, train={"length": "10 steps", "refit": False}))
+    before = run_trained(alone, approach, place_of(tmp_path / "alone", alone))
+    candidate = run_trained(shop, approach, place_of(tmp_path / "refitted", shop))
+    assert before is not None
+    assert candidate is not None
+    assert [training["folder"] for training in trainings] == ["alone", "refitted", "refit"]
+    train, validation = (len(shop.tokens.rows[part]) for part in ("train", "validation"))
+    _, first, refit = trainings
+    longer = (train + validation) / train
+    assert (first["rows"], refit["rows"]) == (train, train + validation)
+    assert refit["end_at"] == max(1, round(candidate.trained.best_step * longer)) == candidate.refit_steps
+    assert refit["steps"] == round(10 * longer)
+    assert np.array_equal(candidate.validation_logits, before.validation_logits)
+    assert candidate.score == before.score
+    assert candidate.seconds > candidate.trained.seconds
+    assert any(
+        not torch.equal(one, other)
+        for one, other in zip(before.model.parameters(), candidate.model.parameters(), strict=True)
+    ), "the refitted weights weren't taken"
+    if candidate.parity:
+        assert candidate.parity["merge"] < 1e-4, "the adapter and the merged weights aren't of one training"
+
+
+@pytest.mark.parametrize("why", ["beaten", "given"])
+def test_no_refit_for_a_loser_or_over_a_validation_file(
+    why: str, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"validation": str(place / "news.csv")} if why == "given" else {}
+    shop = many_rows_shop(place, tmp_path, **given)
+    trainings = note_trainings(monkeypatch)
+    rival = 1.1 if why == "beaten" else -1.0
+    candidate = run_trained(shop, FullApproach(), place_of(tmp_path / "run", shop), rival=rival)
+    assert candidate is not None
+    assert [training["folder"] for training in trainings] == ["run"]
+    assert candidate.refit_steps == 0
+
+
+def many(folder: Path, *, train: dict[str, Any], **data: Any) -> dict[str, Any]:
+    source = tiny.write_news(folder / "many.csv", rows=320)
+    return {"data": {"train": str(source), "max_tokens": 32, **data}, "train": train}
+
+
+def many_rows_shop(place: Path, folder: Path, **data: Any) -> Workshop:
+    shop = build_shop(place, folder, **many(folder, train={"length": "10 steps"}, **data))
+    assert not few_rows(shop)
+    return shop
+
+
+def place_of(folder: Path, shop: Workshop) -> TrainingPlace:
+    folder.mkdir()
+    return TrainingPlace(folder, folder / "log", 0, dict(shop.environment), StopRequest())
+
+
+def note_trainings(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The real trainer, watched."""
+    trainings: list[dict[str, Any]] = []
+    train = trained.train
+
+    def watched(adapted: Any, objective: Any, *, plan: Any, place: TrainingPlace, **named: Any) -> Trained:
+        trainings.append(
+            {
+                "folder": place.folder.name,
+                "rows": len(objective.lengths),
+                "steps": plan.steps,
+                "end_at": named.get("end_at"),
+            }
+        )
+        return train(adapted, objective, plan=plan, place=place, **named)
+
+    monkeypatch.setattr(trained, "train", watched)
+    return trainings
 
 
 # A whole run.

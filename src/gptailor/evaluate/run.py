@@ -96,7 +96,9 @@ def evaluation_details(
     }
 
 
-def overfitting_in_words(curves: Sequence[Mapping[str, float]], *, best_step: int, unit: str = "nats") -> str:
+def overfitting_in_words(
+    curves: Sequence[Mapping[str, float]], *, best_step: int, unit: str = "nats", refit_steps: int = 0
+) -> str:
     """What the two loss curves say, in one or two sentences; `unit` is the loss's."""
     if len(curves) < 2:
         return ""
@@ -105,6 +107,11 @@ def overfitting_in_words(curves: Sequence[Mapping[str, float]], *, best_step: in
     rise = last["validation_loss"] - lowest["validation_loss"]
     falls = lowest["train_loss"] - last["train_loss"]
     kept = f"The weights of step {best_step:,} are kept."
+    if refit_steps:
+        kept = (
+            f"Step {best_step:,} was best; then the validation rows were trained on, too, "
+            f"from the start, for {refit_steps:,} steps, and those weights are kept."
+        )
     if rise > OVERFIT_MARGIN and falls > 0:
         return (
             f"Overfitting from step {lowest['step']:,}: since then the training loss fell by {falls:.2f} "

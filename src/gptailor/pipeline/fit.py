@@ -213,7 +213,9 @@ def run_candidates(shop: Workshop, folder: Path, listener: Listener, stop: StopR
         told = f"{shop.kind.metric_name} {shop.kind.told(frozen.score):.3f}"
         listener.say(f"frozen: validation {told}")
         with stop.deferred():
-            full = run_trained(shop, FullApproach(), place, longest_seconds=LONGEST_AUTO_SECONDS)
+            full = run_trained(
+                shop, FullApproach(), place, longest_seconds=LONGEST_AUTO_SECONDS, rival=frozen.score
+            )
         return [frozen] if full is None else [frozen, full]
     with stop.deferred():
         trained = run_trained(shop, approach, place)

@@ -120,13 +120,17 @@ def training_numbers(chosen: Candidate, shop: Workshop) -> dict[str, Any]:
     return {
         "steps": trained.steps,
         "best_step": trained.best_step,
+        "refit_steps": chosen.refit_steps,
         "seconds": round(chosen.seconds, 2),
         "tokens_per_second": round(trained.tokens / trained.seconds) if trained.seconds else None,
         "peak_memory_bytes": peak_memory_bytes(),
         "stopped": trained.stopped,
         shop.kind.validation_key: round(shop.kind.told(chosen.score), 6),
         "overfitting": overfitting_in_words(
-            trained.curves, best_step=trained.best_step, unit=shop.kind.loss_unit
+            trained.curves,
+            best_step=trained.best_step,
+            unit=shop.kind.loss_unit,
+            refit_steps=chosen.refit_steps,
         ),
         "bit_exact": bool(shop.environment.get("bit_exact", True)),
     }

@@ -80,7 +80,10 @@ def describe(
             for candidate in candidates
         ],
         "overfitting": overfitting_in_words(
-            chosen.trained.curves, best_step=chosen.trained.best_step, unit=shop.kind.loss_unit
+            chosen.trained.curves,
+            best_step=chosen.trained.best_step,
+            unit=shop.kind.loss_unit,
+            refit_steps=chosen.refit_steps,
         ),
         "parity": dict(parity),
         "recipe": dump_recipe(resolved),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,10 +18,10 @@ from gptailor.pipeline.causal import choose_weights
 from gptailor.pipeline.classify import by_text, classification_objective, classify_rows
 from gptailor.pipeline.measure import choose_compiled, measure_plan
 from gptailor.pipeline.objective import Objective
-from gptailor.pipeline.place import TrainingPlace
+from gptailor.pipeline.place import Trained, TrainingPlace
 from gptailor.pipeline.range_test import curve_in_words, propose_rate, range_test
 from gptailor.pipeline.training import VALIDATIONS, Plan, resolve_plan, train
-from gptailor.pipeline.workshop import FOLDS, Candidate, Workshop, few_rows, folds_of
+from gptailor.pipeline.workshop import FOLDS, Candidate, Workshop, few_rows, folds_of, refits
 from gptailor.recipe import FullApproach, LoraApproach, ScratchApproach, TrainSettings
 from gptailor.report.terminal import duration_text
 from gptailor.train.workers import choose_workers
@@ -32,18 +33,24 @@ Trainable = FullApproach | LoraApproach | ScratchApproach
 
 
 def run_trained(
-    shop: Workshop, settings: Trainable, place: TrainingPlace, *, longest_seconds: float | None = None
+    shop: Workshop,
+    settings: Trainable,
+    place: TrainingPlace,
+    *,
+    longest_seconds: float | None = None,
+    rival: float = -math.inf,
 ) -> Candidate | None:
     """Trains and returns the best weights on validation, LoRA merged; None if it would take too long here.
 
-    Under 200 training rows every row is needed for training: five folds choose the number of steps and
-    give out-of-fold answers, and the result is a refit on all rows.
+    Under 2,000 training rows validation chooses the number of steps, and the result is a refit on its rows,
+    too, if the score is above `rival`. Under 200, five folds choose it and give out-of-fold answers.
     """
     adapted = adapt(shop, settings)
     rows = shop.tokens.rows
     objective = objective_of(shop, adapted, rows["train"], rows["validation"])
     plan = settle_plan(shop.recipe.train, shop.environment, adapted, objective, settings.kind, place)
-    forecast = float(shop.environment["forecast_seconds"]) * (1 + FOLDS if few_rows(shop) else 1)
+    trainings = 1 + FOLDS if few_rows(shop) else 2 if refits(shop) else 1
+    forecast = float(shop.environment["forecast_seconds"]) * trainings
     if longest_seconds is not None and forecast > longest_seconds:
         place.say(
             f"{settings.kind}: left out, it would take about {forecast / 60:.0f} minutes here "
@@ -55,19 +62,46 @@ def run_trained(
         return _refit_on_all(shop, settings, adapted, plan=plan, place=place)
     outcome = train(adapted, objective, plan=plan, settings=shop.recipe.train, place=place)
     logits = classify_rows(adapted, rows["validation"], pad_id=shop.encoder.pad_id)
-    model, parity, adapter = finish(adapted, settings, rows["validation"], logits, pad_id=shop.encoder.pad_id)
     text_logits, answers = by_text(logits, rows["validation"])
+    score = shop.kind.score(text_logits, answers)
+    again = Trained()
+    if refits(shop) and score > rival:
+        adapted, again = _refit(shop, settings, plan=plan, best_step=outcome.best_step, place=place)
+        logits = classify_rows(adapted, rows["validation"], pad_id=shop.encoder.pad_id)
+    model, parity, adapter = finish(adapted, settings, rows["validation"], logits, pad_id=shop.encoder.pad_id)
     return Candidate(
         approach=settings.kind,
         model=model,
         validation_logits=text_logits,
         validation_answers=answers,
-        score=shop.kind.score(text_logits, answers),
-        seconds=outcome.seconds,
+        score=score,
+        seconds=outcome.seconds + again.seconds,
+        refit_steps=again.steps,
         trained=outcome,
         parity=parity,
         adapter=adapter,
     )
+
+
+def _refit(
+    shop: Workshop, settings: Trainable, *, plan: Plan, best_step: int, place: TrainingPlace
+) -> tuple[Adapted, Trained]:
+    """Trains anew on training and validation rows, for as many epochs as validation found best."""
+    train_rows, validation_rows = shop.tokens.rows["train"], shop.tokens.rows["validation"]
+    rows = [*train_rows, *validation_rows]
+    longer = len(rows) / len(train_rows)
+    end_at = max(1, round(best_step * longer))
+    place.say("refitting on training and validation rows")
+    adapted = adapt(shop, settings)
+    outcome = train(
+        adapted,
+        objective_of(shop, adapted, rows, []),
+        plan=dataclasses.replace(plan, steps=max(end_at, round(plan.steps * longer))),
+        settings=shop.recipe.train,
+        place=place.inside("refit"),
+        end_at=end_at,
+    )
+    return adapted, outcome
 
 
 def _refit_on_all(

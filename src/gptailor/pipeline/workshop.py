@@ -23,6 +23,7 @@ from gptailor.types import FloatArray, IntArray, TokenizedExample
 
 FEW_ROWS = 200  # fewer training rows than this: settings by folds, then a refit on all
 FOLDS = 5
+REFIT_ROWS = 2_000  # fewer than this: the validation rows teach, too, once they have chosen the length
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class Candidate:
     validation_answers: Any  # (M,), of sets (M, C)
     score: float  # on validation, higher is better
     seconds: float
+    refit_steps: int = 0  # with the validation rows among the training rows; 0: there was no refit
     trained: Trained = field(default_factory=Trained)
     strengths: Sequence[Mapping[str, float]] = ()
     parity: Mapping[str, float] = field(default_factory=dict)
@@ -68,6 +70,16 @@ def tokenized_workshop(recipe: Recipe, prepared: Prepared, base: Base) -> Worksh
 def few_rows(shop: Workshop) -> bool:
     """Whether there are too few training rows to give some away for choosing settings."""
     return len(shop.tokens.examples["train"]) < FEW_ROWS
+
+
+def refits(shop: Workshop) -> bool:
+    """Whether to train once more with the validation rows: they are many beside the training rows.
+
+    Not where validation is a file of its own: whoever gives one may need it untouched.
+    """
+    recipe = shop.recipe
+    few = len(shop.tokens.examples["train"]) < REFIT_ROWS
+    return few and recipe.train.refit and recipe.data.validation is None
 
 
 def folds_of(

@@ -46,6 +46,7 @@ def training_section(report: Values, details: Values) -> Section:
         for name, text in (
             ("Steps", _count(training.get("steps"))),
             ("Best step", _count(training.get("best_step"))),
+            ("Refit with validation rows", _steps(training.get("refit_steps"))),
             ("Ended", _STOPPED.get(str(training.get("stopped")), "")),
             ("Time", _said(training.get("seconds"), seconds_text)),
             (
@@ -200,6 +201,10 @@ def _flat(tree: Values, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 def _count(value: Any) -> str:
     return _said(value, count_text)
+
+
+def _steps(value: Any) -> str:
+    return f"{count_text(value)} steps" if finite(value) else ""
 
 
 def _said(value: Any, say: Callable[[Any], str]) -> str:
