@@ -27,6 +27,7 @@ from gptailor.report.terminal import duration_text
 from gptailor.train.workers import choose_workers
 from gptailor.types import FloatArray, TokenizedExample
 
+COOLING = 1.5  # times the best step that a refit takes, with a rate that falls to zero (docs/log.md)
 STEPPING = 0.85  # share of the time that steps take; validation and checkpoints take the rest
 
 Trainable = FullApproach | LoraApproach | ScratchApproach
@@ -86,20 +87,24 @@ def run_trained(
 def _refit(
     shop: Workshop, settings: Trainable, *, plan: Plan, best_step: int, place: TrainingPlace
 ) -> tuple[Adapted, Trained]:
-    """Trains anew on training and validation rows, for as many epochs as validation found best."""
+    """Trains anew on training and validation rows; nothing is left that could say when to stop.
+
+    The length is that of the best step and half as much: the rate falls to zero over it, where before it
+    stood near its peak when the best step came.
+    """
     train_rows, validation_rows = shop.tokens.rows["train"], shop.tokens.rows["validation"]
     rows = [*train_rows, *validation_rows]
     longer = len(rows) / len(train_rows)
-    end_at = max(1, round(best_step * longer))
+    steps = max(1, round(min(COOLING * best_step, plan.steps) * longer))
     place.say("refitting on training and validation rows")
     adapted = adapt(shop, settings)
     outcome = train(
         adapted,
         objective_of(shop, adapted, rows, []),
-        plan=dataclasses.replace(plan, steps=max(end_at, round(plan.steps * longer))),
+        plan=dataclasses.replace(plan, steps=steps),
         settings=shop.recipe.train,
         place=place.inside("refit"),
-        end_at=end_at,
+        end_at=steps,
     )
     return adapted, outcome
 
