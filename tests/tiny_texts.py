@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import tiny
+from crashed import Crash
 from gptailor.pipeline.fit import fit_recipe
 from gptailor.pipeline.place import Listener
 from gptailor.pipeline.run import Run
@@ -17,10 +18,6 @@ from gptailor.recipe import Recipe, build_recipe
 
 STEPS = 4
 WORDS = sorted(set(tiny.WORDS.split()))
-
-
-class Crash(Exception):
-    """What ends a run here; nothing catches it."""
 
 
 def words(seed: int, count: int = 10) -> str:

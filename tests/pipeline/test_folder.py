@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import tiny
+from crashed import Crash
 from gptailor import cli
 from gptailor.errors import RunError
 from gptailor.launch import one_writer
@@ -17,10 +18,6 @@ from gptailor.pipeline.fit import fit_recipe
 from gptailor.pipeline.folder import claim_folder, default_folder, next_to, open_for_fit, sweep
 from gptailor.pipeline.place import Listener
 from gptailor.recipe import Recipe, build_recipe, load_recipe
-
-
-class Crash(Exception):
-    """Ends a run here; nothing catches it."""
 
 
 @pytest.fixture(scope="module")

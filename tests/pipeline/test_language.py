@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
+from crashed import Crash, alike, metrics_of
 from gptailor import cli
 from gptailor.data.blocks import TokenStore, open_store
 from gptailor.data.ledger import LedgerLine, read_ledger
@@ -39,12 +40,6 @@ from gptailor.train import checkpoint
 STEPS = 6
 WORDS = tiny.WORDS.split()
 PARTS = ("train", "validation", "test")
-# The clock's numbers and the machine's memory; everything else of two runs must be the same.
-UNLIKE = ("seconds", "total_seconds", "tokens_per_second", "peak_memory_bytes", "forecast_seconds")
-
-
-class Crash(Exception):
-    """What ends a run here; nothing catches it."""
 
 
 def prose(seed: int, words: int) -> str:
@@ -158,16 +153,6 @@ def decoded(run: Run, store: TokenStore) -> str:
     return str(tokenizer.decode(store.tokens.tolist(), skip_special_tokens=True))
 
 
-def metrics_of(run: Run) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def alike(values: Any) -> Any:
-    if isinstance(values, dict):
-        return {key: alike(value) for key, value in values.items() if key not in UNLIKE}
-    return [alike(value) for value in values] if isinstance(values, list) else values
-
-
 def results(run: Run) -> dict[str, Any]:
     """All that must be equal, bit for bit."""
     newest, _ = checkpoint.newest_verified(run.folder / "checkpoints")
@@ -178,7 +163,7 @@ def results(run: Run) -> dict[str, Any]:
         "optimizer": checkpoint.file_hash(newest.path / "optimizer.safetensors"),
         "ledger": (run.folder / "data" / "ledger.jsonl").read_text(encoding="utf-8"),
         "report": alike(run.report),
-        "metrics": alike(metrics_of(run)),
+        "metrics": alike(metrics_of(run.folder)),
         "samples": details_of(run)["samples"],
     }
 
@@ -224,8 +209,8 @@ def test_training_helps_and_the_verdict_is_the_difference_to_the_best_baseline(f
 
 
 def test_validation_is_logged_and_the_best_step_kept(full: Run) -> None:
-    validations = [line for line in metrics_of(full) if line["kind"] == "validation"]
-    steps = [line["step"] for line in metrics_of(full) if line["kind"] == "step"]
+    validations = [line for line in metrics_of(full.folder) if line["kind"] == "validation"]
+    steps = [line["step"] for line in metrics_of(full.folder) if line["kind"] == "step"]
     assert steps == list(range(1, STEPS + 1))
     assert validations[-1]["step"] == STEPS
     best = min(validations, key=lambda line: line["loss"])
@@ -238,7 +223,9 @@ def test_validation_is_logged_and_the_best_step_kept(full: Run) -> None:
 
 def test_the_best_weights_are_kept_and_not_the_last(place: Place) -> None:
     run = place.fit(place.recipe("wild", learning_rate=3.0, patience=0, schedule="constant"))
-    validations = {line["step"]: line["loss"] for line in metrics_of(run) if line["kind"] == "validation"}
+    validations = {
+        line["step"]: line["loss"] for line in metrics_of(run.folder) if line["kind"] == "validation"
+    }
     best = min(validations, key=lambda step: validations[step])
     assert best < STEPS
     assert run.report["training"]["best_step"] == best
@@ -524,7 +511,7 @@ def test_blocks_are_as_long_as_asked(place: Place) -> None:
     run = place.fit(place.recipe("short-blocks", data={"max_tokens": 16}))
     assert details_of(run)["block_tokens"] == 16
     assert json.loads((run.folder / "model" / "gptailor.json").read_text())["max_tokens"] == 16
-    steps = [line for line in metrics_of(run) if line["kind"] == "step"]
+    steps = [line for line in metrics_of(run.folder) if line["kind"] == "step"]
     assert {line["num_tokens"] for line in steps} == {16 * 16}
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 import gptailor.pipeline.trained
 import tiny
+from crashed import Crash, alike, metrics_of
 from gptailor.errors import CheckpointError, ModelError, NonFiniteError, RunError
 from gptailor.pipeline import training
 from gptailor.pipeline.fit import fit_recipe
@@ -24,12 +25,6 @@ from gptailor.recipe import Recipe, build_recipe
 from gptailor.train import checkpoint
 
 STEPS = 24
-# The clock's numbers and the machine's memory; everything else of two runs must be the same.
-UNLIKE = ("seconds", "total_seconds", "tokens_per_second", "peak_memory_bytes", "forecast_seconds")
-
-
-class Crash(Exception):
-    """What ends a run here; nothing catches it."""
 
 
 class Place:
@@ -105,18 +100,8 @@ def results(run: Path) -> dict[str, Any]:
         "optimizer": checkpoint.file_hash(newest.path / "optimizer.safetensors"),
         "predictions": (run / "predictions.csv").read_text(encoding="utf-8"),
         "report": alike(json.loads((run / "report.json").read_text(encoding="utf-8"))),
-        "metrics": alike(metrics(run)),
+        "metrics": alike(metrics_of(run)),
     }
-
-
-def metrics(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-def alike(values: Any) -> Any:
-    if isinstance(values, dict):
-        return {key: alike(value) for key, value in values.items() if key not in UNLIKE}
-    return [alike(value) for value in values] if isinstance(values, list) else values
 
 
 @pytest.mark.parametrize("at", [1, STEPS])
@@ -167,6 +152,23 @@ def test_few_rows_whose_folds_are_stopped_end_the_same(place: Place, tmp_path: P
     assert results(run.folder) == expected
 
 
+@pytest.mark.parametrize("at", [STEPS + 2, STEPS + 9])
+def test_a_refit_that_crashed_ends_as_if_it_had_not(place: Place, alone: dict[str, Any], at: int) -> None:
+    recipe, logged = place.recipe(f"refit-{at}"), 0
+
+    def show(line: Mapping[str, Any]) -> None:
+        nonlocal logged
+        logged += line["kind"] == "step"
+        if logged == at:
+            raise Crash
+
+    with pytest.raises(Crash):
+        fit_recipe(recipe, listener=Listener(show=show))
+    refit = Path(str(recipe.out)) / "checkpoints" / "refit"
+    assert len(metrics_of(refit)) == at - STEPS, "it wasn't the refit that crashed"
+    assert results(place.fit(recipe).folder) == alone
+
+
 def test_the_control_another_seed_ends_differently(place: Place, alone: dict[str, Any]) -> None:
     other = place.recipe("other").model_copy(update={"seed": 1})
     found = results(place.fit(other).folder)
@@ -176,14 +178,14 @@ def test_the_control_another_seed_ends_differently(place: Place, alone: dict[str
 def test_the_log_is_cut_back_to_the_commit(place: Place, alone: dict[str, Any]) -> None:
     recipe = place.recipe("log")
     run = place.crash(recipe, 8)
-    assert metrics(run)[-1]["step"] == 8, "logged, and not committed"
+    assert metrics_of(run)[-1]["step"] == 8, "logged, and not committed"
     newest, _ = checkpoint.newest_verified(run / "checkpoints")
     assert newest is not None
     assert newest.step < 8
     with (run / "metrics.jsonl").open("a", encoding="utf-8") as log:
         log.write('{"kind": "step", "step": 9, "lo')  # torn by a kill
     place.fit(recipe)
-    steps = [line["step"] for line in metrics(run) if line["kind"] == "step"]
+    steps = [line["step"] for line in metrics_of(run) if line["kind"] == "step"]
     assert steps == list(range(1, STEPS + 1)), "each step once, in order"
     assert results(run) == alone
 

@@ -19,8 +19,10 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+import crashed
 import tiny
 import tiny_texts as texts
+from crashed import Crash, alike, metrics_of
 from gptailor.data.ledger import LedgerLine, read_ledger
 from gptailor.errors import DataError, GptailorError, RecipeError, RunError
 from gptailor.evaluate.text_metrics import TextAnswers, text_answer_scores
@@ -36,8 +38,7 @@ from gptailor.train import checkpoint
 from gptailor.types import RawExample
 
 PARTS = ("train", "validation", "test")
-# The clock's numbers and the machine's memory; everything else of two runs must be the same.
-UNLIKE = ("seconds", "total_seconds", "tokens_per_second", "peak_memory_bytes", "forecast_seconds", "today")
+UNLIKE = (*crashed.UNLIKE, "today")  # a template may write the date
 LORA = {"kind": "lora", "rank": 2, "dropout": 0.1}
 SCRATCH = {"kind": "scratch", "layers": 1}
 Place = texts.Place
@@ -150,23 +151,13 @@ def details_of(run: Run) -> Any:
     return json.loads((run.folder / "details.json").read_text(encoding="utf-8"))
 
 
-def metrics_of(run: Run) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def steps_of(run: Run) -> list[dict[str, Any]]:
-    return [line for line in metrics_of(run) if line["kind"] == "step"]
+    return [line for line in metrics_of(run.folder) if line["kind"] == "step"]
 
 
 def predictions_of(run: Run) -> list[dict[str, str]]:
     with (run.folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
-
-
-def alike(values: Any) -> Any:
-    if isinstance(values, dict):
-        return {key: alike(value) for key, value in values.items() if key not in UNLIKE}
-    return [alike(value) for value in values] if isinstance(values, list) else values
 
 
 def results(run: Run) -> dict[str, Any]:
@@ -178,8 +169,8 @@ def results(run: Run) -> dict[str, Any]:
         "optimizer": checkpoint.file_hash(newest.path / "optimizer.safetensors"),
         "ledger": (run.folder / "data" / "ledger.jsonl").read_text(encoding="utf-8"),
         "predictions": (run.folder / "predictions.csv").read_text(encoding="utf-8"),
-        "report": alike(run.report),
-        "metrics": alike(metrics_of(run)),
+        "report": alike(run.report, unlike=UNLIKE),
+        "metrics": alike(metrics_of(run.folder), unlike=UNLIKE),
         "samples": details_of(run)["samples"],
     }
 
@@ -447,7 +438,7 @@ def test_without_baselines_nothing_is_compared(
 
 
 def test_validation_is_logged_and_the_best_step_kept(completion: Run) -> None:
-    validations = [line for line in metrics_of(completion) if line["kind"] == "validation"]
+    validations = [line for line in metrics_of(completion.folder) if line["kind"] == "validation"]
     best = min(validations, key=lambda line: line["loss"])
     assert completion.report["training"]["best_step"] == best["step"]
     assert completion.report["validation"]["loss"]["value"] == pytest.approx(best["loss"], rel=1e-4)
@@ -519,7 +510,7 @@ def test_the_reference_of_another_base_is_never_reused(place: Place, preference_
     """A run that never got to a checkpoint may be begun anew with other settings in the same folder."""
     data = {"train": preference_file}
     expected = results(place.fit(place.recipe("anew-alone", data=data, base="qwen2")))
-    with pytest.raises(texts.Crash):
+    with pytest.raises(Crash):
         place.fit(place.recipe("anew", data=data, base="gpt2"), crash_at=1)
     assert (place.folder / "anew" / "data" / "reference" / "train.npy").exists()
     assert results(place.fit(place.recipe("anew", data=data, base="qwen2"))) == expected
@@ -597,7 +588,7 @@ def test_a_run_that_crashed_ends_as_if_it_had_not_and_its_recipe_repeats_it(
     expected = results(alone)
     recipe = place.recipe(f"{name}-crashed", **settings)
     for where in ({"crash_at": 1}, {"crash_at": 3}, {"crash_on": "opening the sealed test"}):
-        with pytest.raises(texts.Crash):
+        with pytest.raises(Crash):
             place.fit(recipe, **where)  # type: ignore[arg-type]
     assert "going on after step 2" in place.said
     assert not (place.folder / f"{name}-crashed" / "report.json").exists()
@@ -620,7 +611,7 @@ def test_a_run_that_goes_on_tomorrow_writes_the_day_it_began(
     (base / "chat_template.jinja").write_text("{{ strftime_now('%d %b %Y') }} " + PLAIN, encoding="utf-8")
     path = texts.write_jsonl(place.folder / "dated.jsonl", texts.chats(30))
     recipe = place.recipe("dated-run", data={"train": path}, base=base)
-    with pytest.raises(texts.Crash):
+    with pytest.raises(Crash):
         place.fit(recipe, crash_at=2)
     began = json.loads((place.folder / "dated-run" / "environment.json").read_text())["today"]
 
