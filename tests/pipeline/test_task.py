@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 import tiny_texts as texts
-from gptailor.pipeline.task import first_rows, named_task, settle_task
+from gptailor.errors import RecipeError
+from gptailor.pipeline.task import READ_BY, first_rows, named_task, settle_task
 from gptailor.recipe import Recipe, build_recipe
 
 LABELS = ["good", "bad"]
@@ -49,7 +50,6 @@ def labelled(name: str, label: str, count: int = 40) -> list[dict[str, str]]:
         ({"preset": "translation"}, "completion"),
         ({"prompt": "x"}, "completion"),
         ({"completion": "x"}, "completion"),
-        ({"label": "x", "prompt": "y"}, "classification"),
         ({"text": "x"}, None),
         ({}, None),
     ],
@@ -63,7 +63,12 @@ def test_a_named_column_names_the_task(data: dict[str, str], task: str | None) -
 def test_a_named_task_wins(tmp_path: Path) -> None:
     path = write(tmp_path / "f.csv", answered("prompt", "completion"))
     assert settle_task(recipe_for(path, task="chat")).task == "chat"
-    assert settle_task(recipe_for("nowhere", task="language", label="x")).task == "language"
+    assert settle_task(recipe_for("nowhere", task="language", text="x")).task == "language"
+
+
+def test_columns_of_two_tasks_are_refused() -> None:
+    with pytest.raises(RecipeError, match=r"data\.prompt: is for completion, chat, preference"):
+        settle_task(recipe_for("nowhere.csv", label="x", prompt="y"))
 
 
 @pytest.mark.parametrize(
@@ -149,3 +154,54 @@ def test_only_the_first_rows_are_looked_at(tmp_path: Path, monkeypatch: pytest.M
     columns, found = first_rows(str(write(tmp_path / "f.jsonl", rows)), None)
     assert columns == ["a"]
     assert len(found) == 5
+
+
+UNREAD: dict[str, Any] = {
+    "task_answer": "score",
+    "data.label": "topic",
+    "data.fix": "suspects.csv",
+    "data.label_separator": ";",
+    "data.label_names": {"0": "World"},
+    "data.test_label_names": {"0": "World"},
+    "data.prompt": "question",
+    "data.completion": "answer",
+    "data.preset": "translation",
+    "data.target": "train.de",
+    "data.validation_target": "val.de",
+    "data.test_target": "test.de",
+    "data.chosen": "good",
+    "data.rejected": "bad",
+    "data.separator": "---",
+    "train.class_weights": "balanced",
+    "train.label_smoothing": 0.1,
+    "evaluate.slices": ["language"],
+}
+
+
+def test_every_setting_of_some_tasks_is_tried_below() -> None:
+    assert set(UNREAD) == set(READ_BY)
+
+
+@pytest.mark.parametrize("path", UNREAD)
+@pytest.mark.parametrize("task", ["classification", "completion", "chat", "preference", "language"])
+def test_a_setting_that_the_task_does_not_read_is_refused_and_one_it_reads_is_not(
+    path: str, task: Any
+) -> None:
+    recipe = with_setting({"task": task, "data": {"train": "rows.csv"}}, path, UNREAD[path])
+    if task in READ_BY[path]:
+        assert settle_task(recipe).task == task
+        return
+    with pytest.raises(RecipeError) as caught:
+        settle_task(recipe)
+    assert caught.value.where == path
+    assert task in str(caught.value)
+    assert READ_BY[path][0] in str(caught.value)
+
+
+def with_setting(values: dict[str, Any], path: str, value: Any) -> Recipe:
+    *parents, name = path.split(".")
+    inner = values
+    for parent in parents:
+        inner = inner.setdefault(parent, {})
+    inner[name] = value
+    return build_recipe(values)

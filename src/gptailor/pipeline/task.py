@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import reduce
 from pathlib import Path
 
 from gptailor.data.read import iterate_rows
@@ -15,21 +16,55 @@ from gptailor.tasks.preference import infer_preference
 from gptailor.types import RawExample, Task
 
 LOOKED_AT = 2000  # rows
+ANSWERS: tuple[Task, ...] = ("completion", "chat", "preference")
+# Settings that other tasks would pass over without a word, and who reads them.
+READ_BY: dict[str, tuple[Task, ...]] = {
+    "task_answer": ("classification",),
+    "data.label": ("classification",),
+    "data.fix": ("classification",),
+    "data.label_separator": ("classification",),
+    "data.label_names": ("classification",),
+    "data.test_label_names": ("classification",),
+    "train.class_weights": ("classification",),
+    "train.label_smoothing": ("classification",),
+    "evaluate.slices": ("classification",),
+    "data.prompt": ANSWERS,
+    "data.completion": ("completion", "chat"),
+    "data.preset": ("completion",),
+    "data.target": ("completion",),
+    "data.validation_target": ("completion",),
+    "data.test_target": ("completion",),
+    "data.chosen": ("preference",),
+    "data.rejected": ("preference",),
+    "data.separator": ("language",),
+}
 PROSE = (".txt", ".text", ".md")
 
 
 def settle_task(recipe: Recipe) -> Recipe:
     """The recipe with its task. What can't be told is classification, whose errors say what is missing."""
     task = recipe.task or named_task(recipe) or task_of_columns(recipe)
-    if task != "classification" and recipe.data.fix is not None:
-        raise RecipeError(
-            f"corrects labels, and the task is {task}.", where="data.fix", fix="Leave --fix out."
-        )
-    if task != "classification" and recipe.evaluate.slices:
-        raise RecipeError(
-            f"is for classification; this is {task}.", where="evaluate.slices", fix="Leave --slice out."
-        )
+    refuse_unread(recipe, task)
     return recipe.model_copy(update={"task": task})
+
+
+def refuse_unread(recipe: Recipe, task: Task) -> None:
+    """Refuses a setting that the task doesn't read.
+
+    Raises:
+        RecipeError: one is set; says whose it is.
+    """
+    for path, readers in READ_BY.items():
+        if task in readers:
+            continue
+        *parents, name = path.split(".")
+        settings = reduce(getattr, parents, recipe)
+        if getattr(settings, name) != type(settings).model_fields[name].default:
+            raise RecipeError(
+                f"is for {', '.join(readers)}; the task is {task}.",
+                where=path,
+                fix="Leave it out, or name the other task with --task.",
+            )
 
 
 def named_task(recipe: Recipe) -> Task | None:
