@@ -230,7 +230,7 @@ class TrainSettings(Settings):
     patience: int = Field(5, ge=0, description="validations without gain before stopping; 0: never")
     refit: bool = Field(
         True,
-        description="classification under 2,000 rows: then train anew with the validation rows, too",
+        description="classification: train anew with the validation rows, too, where that is worth its time",
     )
     save_every: str | None = Field(None, description='"200 steps"; null: at every validation')
 

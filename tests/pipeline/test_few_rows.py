@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from gptailor.pipeline.fit import open_workshop
 from gptailor.pipeline.frozen import features_of, run_frozen
 from gptailor.pipeline.place import Listener, Trained, TrainingPlace
 from gptailor.pipeline.prepare import prepare
-from gptailor.pipeline.trained import run_trained
+from gptailor.pipeline.trained import refit_steps, run_trained
 from gptailor.pipeline.workshop import Workshop, few_rows, folds_of
 from gptailor.recipe import FrozenApproach, FullApproach, LoraApproach, build_recipe
 from gptailor.types import TokenizedExample
@@ -296,6 +297,34 @@ def test_no_refit_for_a_loser_or_over_a_validation_file(
     assert candidate is not None
     assert [training["folder"] for training in trainings] == ["run"]
     assert candidate.refit_steps == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "best", "trained_for", "expected"),
+    [
+        ({}, 100, 1000, 180),  # few rows: 1.5 times the best step, and a fifth more rows
+        ({}, 900, 1000, 1200),  # never longer than the plan, per row
+        ({"minutes": 5}, 100, 1000, 0),  # the time is used up
+        ({"minutes": 5}, 100, 800, 180),  # stopping early saved it
+        ({"rows": 5000}, 100, 1000, 0),
+        ({"rows": 5000}, 100, 820, 180),
+        ({"rows": 5000}, 100, 821, 0),
+        ({"refit": False}, 100, 200, 0),
+        ({"given": "validation.csv"}, 100, 200, 0),
+    ],
+)
+def test_how_long_a_refit_is(changes: dict[str, Any], best: int, trained_for: int, expected: int) -> None:
+    rows = changes.get("rows", 1000)
+    parts: Any = {"train": range(rows), "validation": range(rows // 5)}
+    recipe = build_recipe(
+        {
+            "data": {"train": "rows.csv", "validation": changes.get("given")},
+            "train": {"refit": changes.get("refit", True), "minutes": changes.get("minutes")},
+        }
+    )
+    shop: Any = SimpleNamespace(recipe=recipe, tokens=SimpleNamespace(rows=parts, examples=parts))
+    plan: Any = SimpleNamespace(steps=1000)
+    assert refit_steps(shop, plan, Trained(steps=trained_for, best_step=best)) == expected
 
 
 def many(folder: Path, *, train: dict[str, Any], **data: Any) -> dict[str, Any]:

@@ -457,6 +457,12 @@ def test_preferences_are_learned(preference: Run) -> None:
     assert all(float(line["margin"]) > 0 for line in predictions_of(preference))
 
 
+def test_the_recipe_that_is_kept_names_the_strength_that_was_used(preference: Run, completion: Run) -> None:
+    kept = load_recipe(preference.folder / "recipe.yaml").preference
+    assert kept.beta == 0.1
+    assert load_recipe(completion.folder / "recipe.yaml").preference.beta is None
+
+
 def test_new_preferences_are_scored_as_in_the_report(preference: Run, preference_file: Path) -> None:
     found = Run(preference.folder).evaluate(str(preference_file))
     right = sum(float(line["margin"]) > 0 for line in predictions_of(preference))

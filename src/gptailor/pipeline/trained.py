@@ -21,7 +21,7 @@ from gptailor.pipeline.objective import Objective
 from gptailor.pipeline.place import Trained, TrainingPlace
 from gptailor.pipeline.range_test import curve_in_words, propose_rate, range_test
 from gptailor.pipeline.training import VALIDATIONS, Plan, resolve_plan, train
-from gptailor.pipeline.workshop import FOLDS, Candidate, Workshop, few_rows, folds_of, refits
+from gptailor.pipeline.workshop import FOLDS, Candidate, Workshop, few_rows, folds_of, may_refit, refits
 from gptailor.recipe import FullApproach, LoraApproach, ScratchApproach, TrainSettings
 from gptailor.report.terminal import duration_text
 from gptailor.train.workers import choose_workers
@@ -43,8 +43,9 @@ def run_trained(
 ) -> Candidate | None:
     """Trains and returns the best weights on validation, LoRA merged; None if it would take too long here.
 
-    Under 2,000 training rows validation chooses the number of steps, and the result is a refit on its rows,
-    too, if the score is above `rival`. Under 200, five folds choose it and give out-of-fold answers.
+    Validation chooses the number of steps; where that is worth it (`refit_steps`) and the score is above
+    `rival`, the result is a refit on its rows, too. Under 200 training rows five folds choose the number
+    and give out-of-fold answers.
     """
     adapted = adapt(shop, settings)
     rows = shop.tokens.rows
@@ -66,8 +67,9 @@ def run_trained(
     text_logits, answers = by_text(logits, rows["validation"])
     score = shop.kind.score(text_logits, answers)
     again = Trained()
-    if refits(shop) and score > rival:
-        adapted, again = _refit(shop, settings, plan=plan, best_step=outcome.best_step, place=place)
+    steps = refit_steps(shop, plan, outcome)
+    if steps and score > rival:
+        adapted, again = _refit(shop, settings, plan=plan, steps=steps, place=place)
         logits = classify_rows(adapted, rows["validation"], pad_id=shop.encoder.pad_id)
     model, parity, adapter = finish(adapted, settings, rows["validation"], logits, pad_id=shop.encoder.pad_id)
     return Candidate(
@@ -84,18 +86,25 @@ def run_trained(
     )
 
 
-def _refit(
-    shop: Workshop, settings: Trainable, *, plan: Plan, best_step: int, place: TrainingPlace
-) -> tuple[Adapted, Trained]:
-    """Trains anew on training and validation rows; nothing is left that could say when to stop.
+def refit_steps(shop: Workshop, plan: Plan, outcome: Trained) -> int:
+    """How long to train anew on training and validation rows; 0: not at all.
 
-    The length is that of the best step and half as much: the rate falls to zero over it, where before it
-    stood near its peak when the best step came.
+    The length is that of the best step and half as much, per row: the rate falls to zero over it, where
+    before it stood near its peak when the best step came. With few rows it is always worth its time, with
+    many if stopping early saved as much.
     """
-    train_rows, validation_rows = shop.tokens.rows["train"], shop.tokens.rows["validation"]
-    rows = [*train_rows, *validation_rows]
-    longer = len(rows) / len(train_rows)
-    steps = max(1, round(min(COOLING * best_step, plan.steps) * longer))
+    if not may_refit(shop):
+        return 0
+    rows = {part: len(shop.tokens.rows[part]) for part in ("train", "validation")}
+    steps = min(COOLING * outcome.best_step, plan.steps) * sum(rows.values()) / rows["train"]
+    return max(1, round(steps)) if refits(shop) or steps <= plan.steps - outcome.steps else 0
+
+
+def _refit(
+    shop: Workshop, settings: Trainable, *, plan: Plan, steps: int, place: TrainingPlace
+) -> tuple[Adapted, Trained]:
+    """Trains anew on training and validation rows; nothing is left that could say when to stop."""
+    rows = [*shop.tokens.rows["train"], *shop.tokens.rows["validation"]]
     place.say("refitting on training and validation rows")
     adapted = adapt(shop, settings)
     outcome = train(

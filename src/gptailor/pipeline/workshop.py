@@ -23,7 +23,7 @@ from gptailor.types import FloatArray, IntArray, TokenizedExample
 
 FEW_ROWS = 200  # fewer training rows than this: settings by folds, then a refit on all
 FOLDS = 5
-REFIT_ROWS = 2_000  # fewer than this: the validation rows teach, too, once they have chosen the length
+REFIT_ROWS = 2_000  # fewer than this: the validation rows teach, too, once they chose the length
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +72,15 @@ def few_rows(shop: Workshop) -> bool:
     return len(shop.tokens.examples["train"]) < FEW_ROWS
 
 
-def refits(shop: Workshop) -> bool:
-    """Whether to train once more with the validation rows: they are many beside the training rows.
+def may_refit(shop: Workshop) -> bool:
+    """Not where validation is a file of its own: whoever gives one may need it untouched."""
+    return shop.recipe.train.refit and shop.recipe.data.validation is None
 
-    Not where validation is a file of its own: whoever gives one may need it untouched.
-    """
-    recipe = shop.recipe
+
+def refits(shop: Workshop) -> bool:
+    """Whether training is done twice in any case: the validation rows are many beside the others."""
     few = len(shop.tokens.examples["train"]) < REFIT_ROWS
-    return few and recipe.train.refit and recipe.data.validation is None
+    return may_refit(shop) and few and shop.recipe.train.minutes is None
 
 
 def folds_of(

@@ -30,7 +30,7 @@ from gptailor.pipeline.outcome import (
 )
 from gptailor.pipeline.sealed import note_opening
 from gptailor.pipeline.texts.judge import Tested, judge_answers, judge_preferences
-from gptailor.pipeline.texts.objective import row_nats
+from gptailor.pipeline.texts.objective import resolve_preference, row_nats
 from gptailor.pipeline.texts.tokens import TokenizedRow, length_histogram
 from gptailor.recipe import dump_recipe
 from gptailor.tasks.chat_form import ChatForm, PreferenceForm
@@ -183,7 +183,10 @@ def resolved(shop: TextShop, result: TextResult) -> Any:
     longest = {"max_tokens": shop.feeder.max_tokens, "max_new_tokens": shop.form.max_new_tokens}
     data = recipe.data.model_copy(update={**longest, **located})
     revision = shop.base.revision if shop.base.kind == "hub" else recipe.revision
-    return recipe.model_copy(update={"data": data, "approach": result.approach, "revision": revision})
+    settled: dict[str, Any] = {"data": data, "approach": result.approach, "revision": revision}
+    if recipe.task == "preference":
+        settled["preference"] = resolve_preference(recipe.preference)
+    return recipe.model_copy(update=settled)
 
 
 def hardest(shop: TextShop, nats: PieceNats) -> list[dict[str, Any]]:
