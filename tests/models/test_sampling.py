@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from transformers import (
     LogitsProcessor,
     MinPLogitsWarper,
+    NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -78,6 +79,37 @@ def test_the_penalty_counts_prompt_and_answer() -> None:
     logits[:3] = (3.0, 2.9, 2.8)
     chooser = Chooser(Sampling(repetition_penalty=2.0), [0])
     assert [chooser.choose(logits).token_id for _ in range(3)] == [1, 2, 0]
+
+
+@given(
+    length=st.integers(1, 4),
+    seed=st.integers(0, 1000),
+    temperature=st.sampled_from([0.0, 1.0]),
+)
+@settings(max_examples=60, deadline=None)
+def test_no_run_comes_twice_and_only_what_would_close_one_is_forbidden(
+    length: int, seed: int, temperature: float
+) -> None:
+    """Few tokens, so that runs come again. transformers' processor, shown the answer alone, does the same."""
+    sampling = Sampling(no_repeat=length, temperature=temperature, seed=seed)
+    steps = 6 if length == 1 else 25
+    logits = np.random.default_rng(seed).normal(0, 3, (steps, 7)).astype(np.float32)
+    chooser, answer = Chooser(sampling, [0, 1, 2]), []
+    processor = NoRepeatNGramLogitsProcessor(length)
+    for step, row in enumerate(logits):
+        theirs = processor(torch.tensor([answer], dtype=torch.long), torch.from_numpy(row)[None].double())[0]  # type: ignore[arg-type]
+        token = chooser.choose(row).token_id
+        expected = int(theirs.argmax()) if temperature == 0 else draw(theirs.numpy(), sampling, step=step)
+        assert token == expected
+        answer.append(token)
+    runs = [tuple(answer[at : at + length]) for at in range(len(answer) - length + 1)]
+    assert len(set(runs)) == len(runs)
+
+
+def test_what_the_prompt_holds_may_be_copied() -> None:
+    logits = np.eye(4, dtype=np.float32)
+    chooser = Chooser(Sampling(no_repeat=2), [0, 1, 2, 3, 0, 1, 2, 3])
+    assert [chooser.choose(row).token_id for row in logits] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -168,6 +200,8 @@ def test_logits_that_are_not_numbers_are_refused(bad: float) -> None:
         ("min_p", 2),
         ("repetition_penalty", 0),
         ("repetition_penalty", 1e-300),
+        ("no_repeat", -1),
+        ("no_repeat", 2.5),
         ("max_new_tokens", 0),
         ("max_new_tokens", 3.0),
         ("seed", 1.5),
@@ -191,6 +225,11 @@ def test_a_bad_value_is_named_with_its_range(field: str, value: Any) -> None:
 def test_beams_at_a_temperature_are_refused() -> None:
     with pytest.raises(InputError, match="num_beams to 1"):
         Sampling(num_beams=2, temperature=0.5)
+
+
+def test_beams_that_should_not_repeat_are_refused() -> None:
+    with pytest.raises(InputError, match="num_beams to 1"):
+        Sampling(num_beams=2, no_repeat=3)
 
 
 def test_extreme_but_possible_values_are_taken() -> None:

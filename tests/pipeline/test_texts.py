@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,12 @@ from gptailor.data.ledger import LedgerLine, read_ledger
 from gptailor.errors import DataError, GptailorError, RecipeError, RunError
 from gptailor.evaluate.text_metrics import TextAnswers, text_answer_scores
 from gptailor.models.answerer import load_answerer
+from gptailor.models.sampling import Sampling
 from gptailor.pipeline.answers import predict_inputs, predict_to
 from gptailor.pipeline.compare import compare_runs
 from gptailor.pipeline.fit import fit_recipe
 from gptailor.pipeline.run import Run
-from gptailor.pipeline.texts import judge, shop
+from gptailor.pipeline.texts import answers, judge, shop, story
 from gptailor.recipe import load_recipe
 from gptailor.tasks.rendering import PLAIN
 from gptailor.train import checkpoint
@@ -249,7 +251,8 @@ def test_equal_questions_stay_in_one_part_and_share_their_references(
     scored: list[TextAnswers] = []
 
     def listening(answers: TextAnswers, **settings: Any) -> Any:
-        scored.append(answers)
+        if settings["resamples"] > 1:  # not what is only asked of validation
+            scored.append(answers)
         return text_answer_scores(answers, **settings)
 
     monkeypatch.setattr(judge, "text_answer_scores", listening)
@@ -455,6 +458,54 @@ def test_preferences_are_learned(preference: Run) -> None:
     assert report["verdict"]["best_baseline"] == "shorter"
     assert report["verdict"]["worth_it"] is False, "length alone tells these answers apart"
     assert all(float(line["margin"]) > 0 for line in predictions_of(preference))
+
+
+@pytest.mark.parametrize(
+    ("free", "held", "expected"),
+    [
+        ((1.0, "right"), (1.0, "right"), 0),  # not asked at all
+        ((0.5, "wrong"), (1.0, "right"), 3),
+        ((0.5, "right"), (1.0, "right"), 3),
+        ((0.5, "right"), (1.0, "wrong"), 0),  # fewer right answers
+        ((0.5, "wrong"), (0.5, "right"), 0),  # no more of them stop
+    ],
+)
+def test_repeats_are_forbidden_where_validation_gains_by_it(
+    free: tuple[float, str], held: tuple[float, str], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample: Any = answers.Sample((None,) * 4, (("right words",),) * 4)  # type: ignore[arg-type]
+    asked: list[int] = []
+
+    def write(*_: Any, no_repeat: int = 0) -> answers.Written:
+        asked.append(no_repeat)
+        share, text = held if no_repeat else free
+        return answers.Written((f"{text} words",) * 4, tuple(place < 4 * share for place in range(4)))
+
+    monkeypatch.setattr(judge, "choose_sample", lambda *_: sample)
+    monkeypatch.setattr(judge, "metric_names", lambda *_: ("rouge_l", "stop_rate"))
+    monkeypatch.setattr(judge, "_write", write)
+    shop: Any = SimpleNamespace(recipe=SimpleNamespace(evaluate=SimpleNamespace(generated_rows=200)))
+    told: list[str] = []
+    assert judge.settle_no_repeat(shop, None, told.append) == expected  # type: ignore[arg-type]
+    assert asked == ([0] if free[0] == 1 else [0, 3])
+    assert bool(told) == bool(expected)
+
+
+def test_what_was_settled_is_kept_and_used_everywhere(
+    place: Place, odd_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(story, "settle_no_repeat", lambda *_: 2)
+    run = place.fit(place.recipe("no-repeats", data=odd_files, dropout=0.0))
+    answerer = load_answerer(run.folder)
+    assert answerer.usual == Sampling(max_new_tokens=answerer.max_new_tokens, no_repeat=2)
+    rows = predictions_of(run)
+    prompts = [answerer.feed_text(row["prompt"]) for row in rows]
+    written = [one.text.strip() for one in answerer.answer(prompts)]
+    assert [row["answer"] for row in rows] == written
+    assert written != [one.text.strip() for one in answerer.answer(prompts, Sampling(max_new_tokens=128))]
+    told = predict_inputs(run.folder, [rows[0]["prompt"]], sampling={})
+    assert told[0]["answer"] == written[0]
+    assert any("no run of 2 tokens twice" in note for note in details_of(run)["notes"])
 
 
 def test_the_recipe_that_is_kept_names_the_strength_that_was_used(preference: Run, completion: Run) -> None:

@@ -335,6 +335,25 @@ def test_a_run_that_answers_its_probe_otherwise_is_not_served(
         cli.serve([tmp_path])
 
 
+def test_a_run_that_must_not_repeat_itself_does_not_here_unless_asked_to(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run-still" / "model"
+    shutil.copytree(runs["plain"] / "model", folder)
+    bundle = json.loads((folder / "gptailor.json").read_text(encoding="utf-8"))
+    bundle["form"]["no_repeat"] = 1
+    (folder / "gptailor.json").write_text(json.dumps(bundle), encoding="utf-8")
+    answerer = load_answerer(folder.parent)
+    prompt = answerer.feed_text(PROMPT)
+    with serving([answerer]) as found, found.client() as client:
+        asked: dict[str, Any] = {"model": "run-still", "prompt": PROMPT, "temperature": 0, "max_tokens": 12}
+        usual = client.completions.create(**asked).choices[0].text
+        free = client.completions.create(**asked, extra_body={"no_repeat": 0}).choices[0].text
+    assert usual == alone(answerer, prompt, max_new_tokens=12, no_repeat=1).text
+    assert free == alone(answerer, prompt, max_new_tokens=12, no_repeat=0).text
+    assert usual != free, "the tiny model doesn't repeat itself, so nothing is shown"
+
+
 def test_the_key_is_asked_for(runs: dict[str, Path]) -> None:
     with serving([load_answerer(runs["plain"])], api_key="open sesame") as guarded:
         with guarded.client() as wrong, pytest.raises(openai.AuthenticationError):

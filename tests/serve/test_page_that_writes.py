@@ -58,7 +58,7 @@ class FakeDecoder:
 class FakeWriter:
     """A model of one kind."""
 
-    version, context, max_new_tokens, template = "1", 512, 64, None
+    version, context, max_new_tokens, no_repeat, template = "1", 512, 64, 0, None
 
     def __init__(self, name: str, *, task: str = "chat", columns: Sequence[str] = ()) -> None:
         self.name, self.task, self.columns = name, task, columns

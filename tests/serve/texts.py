@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ import uvicorn
 import gptailor
 import tiny
 from gptailor.models.answerer import Answerer, load_answerer
-from gptailor.models.sampling import Sampling
 from gptailor.serve.app import build_app
 from gptailor.serve.run import Connection, DrainingServer, listen
 
@@ -62,7 +61,7 @@ def fit_runs(folder: Path) -> dict[str, Path]:
 
 
 def alone(answerer: Answerer, prompt: tuple[int, ...], **sampling: Any) -> Any:
-    [answer] = answerer.answer([prompt], Sampling(**sampling))
+    [answer] = answerer.answer([prompt], replace(answerer.usual, **sampling))
     return answer
 
 

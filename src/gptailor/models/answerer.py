@@ -47,6 +47,7 @@ class Answerer:
         mend: Callable[[str], str] = partial(repair, **clean)
         state = dict(bundle.form) or self._plain_state()
         self.max_tokens = bundle.max_tokens
+        self.no_repeat = int(state.get("no_repeat", 0))
         self.end_ids = frozenset(int(token) for token in state["end_ids"])
         self._closed = encoder.closed
         self._encode = counter_of(encoder)
@@ -71,6 +72,11 @@ class Answerer:
     def max_new_tokens(self) -> int:
         """Longest answer unless a request says otherwise."""
         return min(self.form.max_new_tokens, self.max_tokens)
+
+    @property
+    def usual(self) -> Sampling:
+        """How it answers unless a request says otherwise: greedily, as it was tested."""
+        return Sampling(max_new_tokens=self.max_new_tokens, no_repeat=self.no_repeat)
 
     @cached_property
     def version(self) -> str:
@@ -185,7 +191,7 @@ class Answerer:
         return generate(
             self.model,
             prompts,
-            sampling or Sampling(max_new_tokens=self.max_new_tokens),
+            sampling or self.usual,
             decode=self.decode,
             end=self.end_ids,
             pad=self.pad,

@@ -31,6 +31,8 @@ class Sampling:
         min_p: Only tokens at least this fraction as likely as the likeliest (Nguyen et al. 2024).
         repetition_penalty: Above 1, tokens of the prompt and the answer are less likely again (Keskar et
             al. 2019, section 4.1).
+        no_repeat: No run of so many tokens comes twice in the answer; 0 is off. What the prompt holds may be
+            copied, other than with transformers' `no_repeat_ngram_size`.
         max_new_tokens: The answer ends after so many tokens.
         stop: Strings that end the answer; they are not part of it.
         seed: With the step, all that the random draws depend on.
@@ -45,6 +47,7 @@ class Sampling:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    no_repeat: int = 0
     max_new_tokens: int = 128
     stop: tuple[str, ...] = ()
     seed: int = 0
@@ -65,6 +68,12 @@ class Sampling:
                 where="num_beams",
                 fix="Set temperature to 0, or num_beams to 1.",
             )
+        if self.num_beams > 1 and self.no_repeat:
+            raise InputError(
+                "beam search doesn't watch for runs that come twice.",
+                where="num_beams",
+                fix="Set no_repeat to 0, or num_beams to 1.",
+            )
 
 
 # field, kind, lowest, highest, in words
@@ -74,6 +83,7 @@ _RANGES: tuple[tuple[str, type, float, float, str], ...] = (
     ("top_p", float, math.ulp(0), 1, "a number above 0, at most 1"),
     ("min_p", float, 0, 1, "a number from 0 to 1"),
     ("repetition_penalty", float, 0.01, 100, "a number from 0.01 to 100"),
+    ("no_repeat", int, 0, math.inf, "a whole number, 0 (off) or more"),
     ("max_new_tokens", int, 1, math.inf, "a whole number, 1 or more"),
     ("seed", int, -(1 << 63), _UNSIGNED, "a whole number of at most 64 bits"),
     ("num_beams", int, 1, 64, "a whole number from 1 to 64"),
@@ -100,6 +110,7 @@ class Chooser:
         self._top = top
         self._step = 0
         self._seen = set(prompt) if sampling.repetition_penalty != 1 else None
+        self._runs = Runs(sampling.no_repeat) if sampling.no_repeat else None
 
     def choose(self, logits: FloatArray) -> ScoredToken:
         """The next token, from the model's logits (V,).
@@ -111,6 +122,9 @@ class Chooser:
         scores = logits
         if self._seen is not None:
             scores = penalized(logits, self._seen, self._sampling.repetition_penalty)
+        if self._runs is not None and (closing := self._runs.closing()):
+            scores = np.array(scores, np.float64)
+            scores[list(closing)] = -np.inf
         if self._sampling.temperature == 0:
             token = int(scores.argmax())
         else:
@@ -118,7 +132,28 @@ class Chooser:
         self._step += 1
         if self._seen is not None:
             self._seen.add(token)
+        if self._runs is not None:
+            self._runs.add(token)
         return scored(token, logits, total, top=self._top)
+
+
+class Runs:
+    """The runs of so many tokens that an answer holds so far."""
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+        self._last: tuple[int, ...] = ()  # of the answer, one less than a run
+        self._after: dict[tuple[int, ...], set[int]] = {}
+
+    def closing(self) -> set[int]:
+        """The tokens that would end a run that was there before."""
+        return self._after.get(self._last, set())
+
+    def add(self, token: int) -> None:
+        """One more token of the answer."""
+        if len(self._last) == self._length - 1:
+            self._after.setdefault(self._last, set()).add(token)
+        self._last = (*self._last, token)[-self._length + 1 :] if self._length > 1 else ()
 
 
 def log_total(logits: FloatArray) -> float:

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -148,8 +149,8 @@ def _written_fields(answer: Generated) -> dict[str, Any]:
 
 
 def _sampling(run: Run, wanted: Mapping[str, Any] | None) -> Sampling:
-    """The usual settings of a run's answers, greedy, with what the person wants otherwise."""
-    return Sampling(**{"max_new_tokens": run.answerer.max_new_tokens, **(wanted or {})})
+    """The usual settings of a run's answers, with what the person wants otherwise."""
+    return replace(run.answerer.usual, **(wanted or {}))
 
 
 def header_for(names: Sequence[str]) -> list[str]:

@@ -22,13 +22,16 @@ COMPILED_GAIN = 1.1  # times as fast it must be, or it isn't worth its trouble
 
 
 def choose_compiled(
-    adapted: Adapted, objective: Objective, plan: Plan, seconds: float, *, wanted: str
+    adapted: Adapted, objective: Objective, plan: Plan, seconds: float, *, wanted: str, minutes: float | None
 ) -> tuple[Plan, float]:
     """The plan with compiled blocks where that pays, and the seconds its training will take at most.
+
+    It pays where training is long; `minutes` is what it may take.
 
     Raises:
         ModelError: it is wanted, and can't be had.
     """
+    short = min(seconds, 60 * minutes if minutes else seconds) < COMPILE_PAYS_FROM
     possible = is_lean(adapted.plain) and can_compile()
     if wanted == "on" and not possible:
         raise ModelError(
@@ -36,7 +39,7 @@ def choose_compiled(
             where="train.compile",
             fix="Install a compiler, or leave train.compile at auto.",
         )
-    if wanted == "off" or not possible or (wanted == "auto" and seconds < COMPILE_PAYS_FROM):
+    if wanted == "off" or not possible or (wanted == "auto" and short):
         return plan, seconds
     compiled = dataclasses.replace(plan, compiled=True)
     faster = measure_plan(adapted, objective, compiled)[1]

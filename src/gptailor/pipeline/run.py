@@ -142,7 +142,7 @@ class Run:
 
         Rows that can't be read or asked come with None, so that nothing is lost.
         """
-        sampling = sampling or Sampling(max_new_tokens=self.answerer.max_new_tokens)
+        sampling = sampling or self.answerer.usual
         return answer_file(self.answerer, location, columns=columns, text=text, sampling=sampling)
 
     def predict_file(

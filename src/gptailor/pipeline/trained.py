@@ -254,7 +254,9 @@ def measured_plan(
 ) -> tuple[Plan, float]:
     """The plan with what is tried on this machine, and the seconds its training will take at most."""
     plan, seconds = measure_plan(adapted, objective, plan)
-    plan, seconds = choose_compiled(adapted, objective, plan, seconds, wanted=settings.compile)
+    plan, seconds = choose_compiled(
+        adapted, objective, plan, seconds, wanted=settings.compile, minutes=settings.minutes
+    )
     return found_plan(settings, adapted, objective, plan, seed=seed, say=say), seconds
 
 

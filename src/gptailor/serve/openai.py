@@ -27,6 +27,7 @@ NUMBERS = {  # key: lowest, highest, whole
     "min_p": (0, 1, False),
     "repetition_penalty": (0, 10, False),
     "top_k": (0, 1_000_000, True),
+    "no_repeat": (0, 1_000_000, True),
     "max_tokens": (1, 1_000_000, True),
     "max_completion_tokens": (1, 1_000_000, True),
     "n": (1, MOST_CHOICES, True),
@@ -47,6 +48,7 @@ COMMON = {
     "top_k": "only so many of the likeliest tokens; 0: all",
     "min_p": "only tokens at least this fraction as likely as the likeliest",
     "repetition_penalty": "above 1, tokens that stood before are less likely",
+    "no_repeat": "no run of so many tokens comes twice in the answer; the model's own where absent, 0: off",
 }
 COMPLETION = {
     "prompt": "a text, or a list of texts",
@@ -290,6 +292,7 @@ def _sampling(content: Mapping[str, Any], answerer: ServableAnswerer) -> Samplin
             temperature=1.0 if temperature is None else temperature,
             max_new_tokens=longest[0] if longest else answerer.max_new_tokens,
             stop=tuple(stops),
+            no_repeat=answerer.no_repeat if content.get("no_repeat") is None else content["no_repeat"],
             seed=secrets.randbits(62) if seed is None else seed,
             **given,
         )

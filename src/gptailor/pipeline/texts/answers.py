@@ -44,6 +44,11 @@ class Written:
     texts: tuple[str, ...]
     stopped: tuple[bool, ...]
 
+    @property
+    def stop_share(self) -> float:
+        """The share that ended by itself."""
+        return sum(self.stopped) / len(self.stopped)
+
     def beside(self, sample: Sample) -> TextAnswers:
         """The answers with the references of their rows."""
         return TextAnswers(self.texts, sample.references[: len(self.texts)], self.stopped)

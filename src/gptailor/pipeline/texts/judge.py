@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from gptailor.pipeline.texts.shop import TextShop
 
 FEWEST_ROWS = 10  # test rows
+ENOUGH_STOP = 0.95  # of the validation answers, or the model is kept from going round in circles
+NO_REPEAT = 3  # tokens, as is usual for summaries (Paulus et al. 2018)
 
 Say = Callable[[str], None]
 
@@ -56,6 +58,33 @@ class Tested:
     def write_predictions(self, path: Path) -> None:
         """The test rows with what was expected and what came."""
         write_csv_safely(path, self.header, self.lines)
+
+
+def settle_no_repeat(shop: TextShop, answerer: Answerer, say: Say) -> int:
+    """Whether answers must not repeat themselves, by validation: 0, or the tokens that may not come again.
+
+    A small or briefly trained model that writes greedily may go round in circles and never stop. Forbidding
+    repeats is kept where more answers stop by themselves and the first score isn't lower.
+    """
+    sample = choose_sample(shop, "validation", shop.recipe.evaluate.generated_rows // VALIDATION_SHARE)
+    if not sample.rows:
+        return 0
+    free = _write(shop, answerer, sample)
+    if free.stop_share >= ENOUGH_STOP:
+        return 0
+    held = _write(shop, answerer, sample, no_repeat=NO_REPEAT)
+    score = metric_names(shop)[0]
+    before, after = (
+        text_answer_scores(one.beside(sample), metrics=[score], resamples=1)[score].value
+        for one in (free, held)
+    )
+    if held.stop_share <= free.stop_share or after < before:
+        return 0
+    say(
+        f"{1 - free.stop_share:.0%} of the validation answers go on without an end; answers that don't "
+        f"repeat a run of {NO_REPEAT} tokens do so in {1 - held.stop_share:.0%}, and it stays that way"
+    )
+    return NO_REPEAT
 
 
 def judge_answers(
@@ -99,13 +128,15 @@ def judge_answers(
             for row, text, ended in zip(sample.rows, ours.texts, ours.stopped, strict=True)
         ],
         signatures={name: signature(name, sample.references) for name in names if signature(name)},
-        notes=_notes(shop, sample),
+        notes=_notes(shop, sample, no_repeat=answerer.no_repeat),
     )
 
 
-def _notes(shop: TextShop, sample: Sample) -> tuple[str, ...]:
+def _notes(shop: TextShop, sample: Sample, *, no_repeat: int) -> tuple[str, ...]:
     """What the scores of answers stand on."""
     written = f"answers were written to {len(sample.rows):,} test questions drawn from the seed, greedily"
+    if no_repeat:
+        written += f", no run of {no_repeat} tokens twice in one (chosen on validation)"
     long = sum(row.prompt_ids is None for row in shop.tokens.rows["test"])
     if not long:
         return (written,)
@@ -158,8 +189,9 @@ def judge_preferences(shop: TextShop, answerer: Answerer, result: TextResult, sa
     )
 
 
-def _write(shop: TextShop, answerer: Answerer, sample: Sample) -> Written:
-    sampling = Sampling(max_new_tokens=shop.max_new_tokens)
+def _write(shop: TextShop, answerer: Answerer, sample: Sample, *, no_repeat: int | None = None) -> Written:
+    kept = answerer.no_repeat if no_repeat is None else no_repeat
+    sampling = Sampling(max_new_tokens=shop.max_new_tokens, no_repeat=kept)
     prompts = [ids or shop.text.prefix for ids in sample.prompts]
     made = answerer.answer(prompts, sampling)
     return Written(tuple(one.text.strip() for one in made), tuple(one.finished == "stop" for one in made))

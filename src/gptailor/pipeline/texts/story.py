@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ from gptailor.pipeline.outcome import (
     write_outcome,
 )
 from gptailor.pipeline.sealed import note_opening
-from gptailor.pipeline.texts.judge import Tested, judge_answers, judge_preferences
+from gptailor.pipeline.texts.judge import Tested, judge_answers, judge_preferences, settle_no_repeat
 from gptailor.pipeline.texts.objective import resolve_preference, row_nats
 from gptailor.pipeline.texts.tokens import TokenizedRow, length_histogram
 from gptailor.recipe import dump_recipe
@@ -54,6 +55,11 @@ def finish_texts(
     parity = seal(folder, shop, result)
     answerer = load_answerer(folder)
     answerer.model.to(shop.environment["device"])
+    if shop.recipe.task != "preference" and (length := settle_no_repeat(shop, answerer, say)):
+        kept = answerer.bundle
+        write_bundle(replace(kept, form={**kept.form, "no_repeat": length}))
+        answerer = load_answerer(folder)
+        answerer.model.to(shop.environment["device"])
     say("opening the sealed test set")
     nats = row_nats(adapt_full(answerer.model), shop.tokens.rows["test"], shop)
     if shop.recipe.task == "preference":
