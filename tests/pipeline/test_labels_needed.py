@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,20 @@ def test_validation_rows_that_are_given_judge(place: Path, tmp_path: Path) -> No
     (tmp_path / "held.csv").write_text("\n".join([lines[0], *lines[201:]]), encoding="utf-8")
     files = {"train": str(tmp_path / "train.csv"), "validation": str(tmp_path / "held.csv")}
     assert curve_of(recipe_of(place, data=files))["held_out"] == 40
+
+
+def test_nearly_as_many_labels_as_rows_have_a_curve_too(place: Path, tmp_path: Path) -> None:
+    """Two sizes or one would leave the forecast without a number."""
+    dice = random.Random(0)
+    rows = [(" ".join(dice.choices(tiny.WORDS.split(), k=8)), f"topic {n % 60}") for n in range(300)]
+    lines = [f"{text},{label}\n" for text, label in rows]
+    (tmp_path / "many.csv").write_text("text,label\n" + "".join(lines), encoding="utf-8")
+    data = {"train": str(tmp_path / "many.csv"), "clean": {"minimum_class_size": 1, "merge_labels": False}}
+    report = fit_recipe(recipe_of(place, data=data, out=str(tmp_path / "run"))).report
+    assert report["data"]["train"] >= curves.FEWEST_TEXTS
+    curve = report["curve"]
+    assert len(curve["points"]) >= 3
+    assert all(0 <= one["score"]["low"] <= one["score"]["high"] <= 1 for one in curve["forecasts"])
 
 
 def test_what_has_no_curve_is_refused(place: Path, tmp_path: Path, run: Run) -> None:

@@ -51,6 +51,7 @@ def fit_logistic(matrix: csr_matrix, answers: Any, *, strength: float, tolerance
     with warnings.catch_warnings():
         # A bound on time, not a fault: the answer is as good as it will get.
         warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.filterwarnings("ignore", "The number of unique classes")  # it takes many for a regression
         warnings.filterwarnings("ignore", "Label .* is present in (all|no) training")  # always or never given
         return OneVsRestClassifier(logistic).fit(matrix, answers)
 

@@ -169,7 +169,8 @@ def fit_frozen_head(
     solver = LogisticRegression(
         C=strength, fit_intercept=False, max_iter=2000, tol=1e-5, class_weight=class_weight
     )
-    with _one_thread():
+    with _one_thread(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The number of unique classes")  # it takes many for a regression
         solver.fit(features / scale, labels)
     weights = np.zeros((num_labels, features.shape[1]))
     if len(present) == 2 and solver.coef_.shape[0] == 1:

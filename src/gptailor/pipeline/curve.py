@@ -134,7 +134,9 @@ def measure(
     best, scores = best_strength(shop, splits, features, [strength] if strength else None)
     points = [CurvePoint(largest, scores)]
     factors = STRENGTHS if strength is None else (1.0,)
-    for size in subset_sizes(largest, smallest=max(SMALLEST_SUBSET, 2 * classes))[-2::-1]:
+    # A forecast needs three sizes; of many labels and few rows, the small ones can't hold every label twice.
+    smallest = min(max(SMALLEST_SUBSET, 2 * classes), largest // 2)
+    for size in subset_sizes(largest, smallest=smallest)[-2::-1]:
         drawn = [[order[:size] for order in of_split] for of_split in orders]
         tried = [_scores(shop, splits, features, drawn, best * factor) for factor in factors]
         points.append(CurvePoint(size, max(tried, key=np.mean)))

@@ -140,7 +140,6 @@ def fit_head(shop: Workshop, features: FloatArray, labels: Any, strength: float)
     with warnings.catch_warnings():
         # At a huge strength separable rows have no finite optimum; validation judges what came out.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        warnings.filterwarnings("ignore", "The number of unique classes")  # it takes many for a regression
         return shop.kind.fit_head(
             features,
             labels,
