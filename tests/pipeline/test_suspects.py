@@ -136,5 +136,5 @@ def test_sets_of_labels_and_other_tasks_are_refused(folder: Path, base: Path, tm
     recipe = build_recipe({"base": str(base), "data": {"train": str(topics)}})
     with pytest.raises(DataError, match="several labels a row"):
         rank_suspects(recipe, out=tmp_path / "s.csv")
-    with pytest.raises(RecipeError, match="corrects labels, and the task is language"):
+    with pytest.raises(RecipeError, match=r"data\.fix: is for classification; the task is language"):
         gptailor.fit(recipe_for(folder, base, task="language", data={"fix": "corrected.csv"}))
