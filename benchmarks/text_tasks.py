@@ -27,11 +27,12 @@ from times import machine
 HERE = Path(__file__).resolve().parent
 LONGEST_MINUTES, ENOUGH_STOP = 10, 0.95
 NO_MODEL = ("majority", "tfidf", "copy", "lead", "nearest", "longer", "shorter", "unigram", "xz", "mean")
+REUTERS = "reuters.jsonl"
 SCORES = ("bleu", "f1", "rouge_l", "chrf", "accuracy", "micro_f1", "macro_f1", "bits_per_byte")
 
 
 def commands(data: Path, work: Path) -> dict[str, list[str]]:
-    """The arguments of `gptailor fit` for every work; SGML becomes JSON lines first."""
+    """The arguments of `gptailor fit` for every work."""
     flickr, e2e, scitldr = data / "multi30k", data / "e2e_nlg", data / "scitldr"
     pairs = {
         f"--{side}": str(flickr / f"{part}.{language}.gz")
@@ -61,14 +62,12 @@ def commands(data: Path, work: Path) -> dict[str, list[str]]:
         "openai_ft": [str(data / "openai_ft" / "toy_chat_fine_tuning.jsonl")],
         "dpo_en_demo": [str(data / "preference" / "dpo_en_demo.json")],
         "tinyshakespeare": [str(data / "lm_small" / "tinyshakespeare.txt"), "--task", "language"],
-        "reuters": [str(reuters(data / "reuters21578", work)), "--text", "text", "--label", "topics"],
+        "reuters": [str(work / REUTERS), "--text", "text", "--label", "topics"],
     }
 
 
-def reuters(folder: Path, work: Path) -> Path:
-    """Title, body and topics of every article, as JSON lines."""
-    out = work / "reuters.jsonl"
-    out.parent.mkdir(parents=True, exist_ok=True)
+def write_reuters(folder: Path, out: Path) -> None:
+    """Title, body and topics of every article: SGML as JSON lines."""
     with out.open("w", encoding="utf-8") as file:
         for path in sorted(folder.glob("*.sgm")):
             for article in re.findall(
@@ -79,17 +78,16 @@ def reuters(folder: Path, work: Path) -> Path:
                 parts = re.findall(r"<(?:TITLE|BODY)>(.*?)</(?:TITLE|BODY)>", article, re.DOTALL)
                 text = " ".join(unescape(unescape("\n".join(parts))).split())
                 file.write(json.dumps({"text": text, "topics": topics}) + "\n")
-    return out
 
 
 def run(name: str, arguments: Sequence[str], wanted: argparse.Namespace) -> dict[str, Any]:
     """Fits, times, and picks what is asked of the report."""
     folder = wanted.work / "runs" / name
-    begun = ["--out", str(folder), "--overwrite", "--base", wanted.base, "--minutes", str(wanted.minutes)]
+    common = ["--out", str(folder), "--overwrite", "--base", wanted.base, "--minutes", str(wanted.minutes)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "GPTAILOR_CACHE": str(wanted.work / "cache" / name)}
     began = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-m", "gptailor", "fit", *arguments, *begun, "--json"],
+        [sys.executable, "-m", "gptailor", "fit", *arguments, *common, "--json"],
         env=environment,
         capture_output=True,
         text=True,
@@ -113,7 +111,6 @@ def read_report(report: Mapping[str, Any]) -> dict[str, Any]:
     best = (min if lower else max)(known, key=lambda rung: known[rung], default=None)
     return {
         "task": report["task"],
-        "answer": report.get("answer"),
         "rows": report["data"]["train"],
         "score": score,
         "ours": ours,
@@ -178,12 +175,16 @@ def main() -> None:
     wanted = parser.parse_args()
     wanted.work = wanted.work.resolve()
     known = commands(wanted.data.resolve(), wanted.work)
+    if unknown := set(wanted.works or ()) - set(known):
+        parser.error(f"--works: there is no {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     kept = wanted.work / "lines"
     kept.mkdir(parents=True, exist_ok=True)
     lines = []
     for name in wanted.works or known:
         path = kept / f"{name}.json"
         if wanted.again or not path.exists():
+            if name == "reuters":
+                write_reuters(wanted.data / "reuters21578", wanted.work / REUTERS)
             line = run(name, known[name], wanted)
             path.write_text(json.dumps(line, indent=1), encoding="utf-8")
             print(f"{name}: {line['seconds']:.0f} s, {line['verdict']}", file=sys.stderr, flush=True)

@@ -23,7 +23,6 @@ from gptailor.evaluate.language import (
     unigram_nats,
 )
 from gptailor.evaluate.metrics import as_json
-from gptailor.evaluate.run import overfitting_in_words
 from gptailor.models.approach import adapt_full
 from gptailor.models.bundle import write_bundle
 from gptailor.models.load import (
@@ -222,7 +221,6 @@ def tell_language(
                 "chosen": True,
             }
         ],
-        "overfitting": overfitting_in_words(result.trained.curves, best_step=result.trained.best_step),
         "parity": dict(parity),
         "samples": [
             {"prompt": s.prompt, "before": s.before, "after": s.after, "reference": s.reference}

@@ -13,7 +13,6 @@ import numpy as np
 from gptailor import __version__
 from gptailor.data.clean import repair
 from gptailor.data.ledger import write_csv_safely
-from gptailor.evaluate.run import overfitting_in_words
 from gptailor.models.readout import as_label, decide, joined, label_text, labels_named, read_answer
 from gptailor.pipeline.kinds import Kind, kind_of
 from gptailor.pipeline.labels import answers_of
@@ -79,12 +78,6 @@ def describe(
             }
             for candidate in candidates
         ],
-        "overfitting": overfitting_in_words(
-            chosen.trained.curves,
-            best_step=chosen.trained.best_step,
-            unit=shop.kind.loss_unit,
-            refit_steps=chosen.refit_steps,
-        ),
         "parity": dict(parity),
         "recipe": dump_recipe(resolved),
     }

@@ -25,7 +25,7 @@ from gptailor.pipeline.workshop import FOLDS, Candidate, Workshop, few_rows, fol
 from gptailor.recipe import FullApproach, LoraApproach, ScratchApproach, TrainSettings
 from gptailor.report.terminal import duration_text
 from gptailor.train.workers import choose_workers
-from gptailor.types import FloatArray, TokenizedExample
+from gptailor.types import TokenizedExample
 
 COOLING = 1.5  # times the best step that a refit takes, with a rate that falls to zero (docs/log.md)
 STEPPING = 0.85  # share of the time that steps take; validation and checkpoints take the rest
@@ -70,8 +70,7 @@ def run_trained(
     steps = refit_steps(shop, plan, outcome)
     if steps and score > rival:
         adapted, again = _refit(shop, settings, plan=plan, steps=steps, place=place)
-        logits = classify_rows(adapted, rows["validation"], pad_id=shop.encoder.pad_id)
-    model, parity, adapter = finish(adapted, settings, rows["validation"], logits, pad_id=shop.encoder.pad_id)
+    model, parity, adapter = finish(adapted, settings, rows["validation"], pad_id=shop.encoder.pad_id)
     return Candidate(
         approach=settings.kind,
         model=model,
@@ -141,8 +140,7 @@ def _refit_on_all(
     place.say("refitting on all rows")
     objective = objective_of(shop, adapted, rows, [])
     outcome = train(adapted, objective, place=place, end_at=max(1, int(np.median(best_steps))), **common)
-    trained_logits = classify_rows(adapted, rows, pad_id=pad_id)
-    model, parity, adapter = finish(adapted, settings, rows, trained_logits, pad_id=pad_id)
+    model, parity, adapter = finish(adapted, settings, rows, pad_id=pad_id)
     text_logits, answers = by_text(logits, rows)
     return Candidate(
         approach=settings.kind,
@@ -158,16 +156,12 @@ def _refit_on_all(
 
 
 def finish(
-    adapted: Adapted,
-    settings: Trainable,
-    rows: Sequence[TokenizedExample],
-    logits: FloatArray,
-    *,
-    pad_id: int,
+    adapted: Adapted, settings: Trainable, rows: Sequence[TokenizedExample], *, pad_id: int
 ) -> tuple[PreTrainedModel, dict[str, float], Any]:
     """The plain model in eval mode; for LoRA the merged one, its parity number and the adapter."""
     if not isinstance(settings, LoraApproach):
         return adapted.plain.eval(), {}, None
+    logits = classify_rows(adapted, rows, pad_id=pad_id)
     adapter = adapter_state(adapted)
     model = merge_lora(adapted)
     merged = classify_rows(adapt_full(model), rows, pad_id=pad_id)

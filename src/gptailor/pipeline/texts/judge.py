@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,6 @@ from gptailor.evaluate.text_metrics import METRICS, paired_text_difference, sign
 from gptailor.models.answerer import Answerer
 from gptailor.models.approach import adapt_full
 from gptailor.models.load import load_trainable_language_model
-from gptailor.models.sampling import Sampling
 from gptailor.pipeline.texts.answers import (
     VALIDATION_SHARE,
     Rung,
@@ -189,9 +188,9 @@ def judge_preferences(shop: TextShop, answerer: Answerer, result: TextResult, sa
     )
 
 
-def _write(shop: TextShop, answerer: Answerer, sample: Sample, *, no_repeat: int | None = None) -> Written:
-    kept = answerer.no_repeat if no_repeat is None else no_repeat
-    sampling = Sampling(max_new_tokens=shop.max_new_tokens, no_repeat=kept)
+def _write(shop: TextShop, answerer: Answerer, sample: Sample, *, no_repeat: int = 0) -> Written:
+    """As the answerer usually does, unless a run of so many tokens may not come twice."""
+    sampling = replace(answerer.usual, no_repeat=no_repeat or answerer.no_repeat)
     prompts = [ids or shop.text.prefix for ids in sample.prompts]
     made = answerer.answer(prompts, sampling)
     return Written(tuple(one.text.strip() for one in made), tuple(one.finished == "stop" for one in made))

@@ -15,7 +15,6 @@ from gptailor import __version__
 from gptailor.data.tokenize import build_encoder
 from gptailor.evaluate.language import PieceNats, text_scores
 from gptailor.evaluate.metrics import as_json
-from gptailor.evaluate.run import overfitting_in_words
 from gptailor.models.answerer import load_answerer
 from gptailor.models.approach import adapt_full
 from gptailor.models.bundle import write_bundle
@@ -166,7 +165,6 @@ def tell_texts(
                 "chosen": True,
             }
         ],
-        "overfitting": overfitting_in_words(result.trained.curves, best_step=result.trained.best_step),
         "parity": dict(parity),
         "samples": tested.samples[:SAMPLES],
         "hardest": hardest(shop, nats),
