@@ -12,8 +12,6 @@ seeds.
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 import random
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,8 +21,8 @@ from typing import Any
 
 import numpy as np
 from quality_data import DATASETS, digest
+from record import RESULTS, start_record, write_record
 from sklearn.exceptions import ConvergenceWarning
-from times import machine
 
 from gptailor.data.clean import repair
 from gptailor.data.duplicates import near_duplicate_groups
@@ -152,9 +150,9 @@ def main() -> None:
     parser.add_argument("--datasets", nargs="*", default=list(SIZES))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--work", type=Path, default=HERE / "work")
-    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
-    base = resolve_base(given.base, revision=None)
+    base, begun = resolve_base(given.base, revision=None), start_record()
     heads = [
         "data set",
         "labelled + added",
@@ -172,16 +170,13 @@ def main() -> None:
             cells[f"{name} {had}+{added}"] = found
             lines.append(line_of(name, found, had, added))
             print(lines[-1], flush=True)
-    stem = given.results / f"{datetime.date.today().isoformat()}-active-choice"
-    given.results.mkdir(parents=True, exist_ok=True)
     about = (
         f"Test accuracy in percent, {given.seeds} seeds, frozen features of revision {base.revision[:12]}; "
         "in brackets the difference to random rows, its standard error, and how many seeds are above zero."
     )
-    stem.with_suffix(".md").write_text(f"# Active choice\n\n{about}\n\n" + "\n".join(lines) + "\n")
-    stem.with_suffix(".json").write_text(
-        json.dumps({"machine": machine(), "base": base.revision, "cells": cells}, indent=1)
-    )
+    found = {**begun, "base": base.revision, "cells": cells}
+    page = f"# Active choice, {begun['when'][:10]}\n\n{about}\n\n" + "\n".join(lines)
+    write_record(given.results, "active-choice", found, page)
     print("\n".join([about, *lines]))
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
 import hashlib
 import json
 import os
@@ -24,6 +23,8 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from record import RESULTS, start_record, write_record
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests"))
@@ -301,11 +302,11 @@ def main() -> None:
     parser.add_argument("--inside", type=int, help="of them inside a write (default: 3 in 10)")
     parser.add_argument("--signals", type=int, default=0, help="SIGTERMs and SIGINTs (default: 0)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the JSON file")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
     wanted = parser.parse_args()
     inside = -(-3 * wanted.kills // 10) if wanted.inside is None else wanted.inside
     began = time.perf_counter()
-    found: dict[str, Any] = {}
+    found = start_record()
     with tempfile.TemporaryDirectory(prefix="gptailor-kills-") as folder:
         ground = Ground(Path(folder))
         if wanted.kills:
@@ -313,13 +314,10 @@ def main() -> None:
             found |= control(ground, seed=wanted.seed)
         if wanted.signals:
             found["interrupts"] = interrupt_often(ground, signals=wanted.signals, seed=wanted.seed)
-    now = datetime.datetime.now(datetime.UTC)
-    found |= {"when": now.isoformat(timespec="seconds"), "total_seconds": round(time.perf_counter() - began)}
-    wanted.results.mkdir(parents=True, exist_ok=True)
-    path = wanted.results / f"{now:%Y-%m-%d}-kills.json"
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    found["total_seconds"] = round(time.perf_counter() - began)
+    path = write_record(wanted.results, "kills", found)
     tell(found)
-    print(f"\nwritten to {path}")
+    print(f"\nwritten to {path.name}")
 
 
 def tell(found: Mapping[str, Any]) -> None:

@@ -8,15 +8,13 @@ corrected with the truth, as a person would with `--fix`, and the fit says what 
 --injected ranks other sets, too, whose labels are changed at random: any class for any other (even), the
 classes that are confused anyway (confused), or one way only for half of the classes (one-way). The data are
 not part of this project: see --data. Prints the tables and which bars hold, and writes the files
-label-errors-DATE of benchmarks/results.
+DATE-label-errors of benchmarks/results.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import datetime
-import json
 import os
 import shutil
 import sys
@@ -26,11 +24,10 @@ from typing import Any
 
 import numpy as np
 from quality_data import DATASETS, Row, read_dicts, write_rows
-from times import machine
+from record import RESULTS, start_record, write_record
 
 import gptailor
 from gptailor.evaluate.baselines import tfidf_probabilities
-from gptailor.launch import write_atomically
 from gptailor.models.names import resolve_base
 from gptailor.pipeline.out_of_fold import rank_suspects
 from gptailor.pipeline.suspects import HEADER, Suspect
@@ -175,24 +172,21 @@ def main() -> None:
     parser.add_argument("--base", default="starter", help="starter, a folder, or a name of the hub")
     parser.add_argument("--injected", action="store_true", help="other sets, too, with labels changed")
     parser.add_argument("--work", type=Path, default=HERE / "work" / "label_errors", help="files and run")
-    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the two files")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the two files")
     wanted = parser.parse_args()
     os.environ["GPTAILOR_CACHE"] = str(wanted.work / "cache")
     base = resolve_base(wanted.base)
     results: dict[str, Any] = {
-        "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **start_record(),
         "base": f"{base.name} ({base.revision[:12]})",
-        "machine": machine(),
         "people": measure_people(wanted.data, wanted.base, wanted.work),
         "injected": [],
     }
     for name in INJECTED if wanted.injected else ():
         results["injected"] += measure_injected(name, wanted.data, wanted.base, wanted.work)
-    wanted.results.mkdir(parents=True, exist_ok=True)
-    path = wanted.results / f"label-errors-{results['when'][:10]}.md"
-    write_atomically(path, results_text(results))
-    write_atomically(path.with_suffix(".json"), json.dumps(results, indent=1, ensure_ascii=False) + "\n")
-    print(results_text(results))
+    told = results_text(results)
+    write_record(wanted.results, "label-errors", results, told)
+    print(told)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
-import json
 import os
 import random
 import sys
@@ -24,11 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from quality import HERE, machine
-from quality_data import DATASETS, Row, read_dicts, read_lines, write_rows
+from quality_data import DATASETS, HERE, Row, read_dicts, read_lines, write_rows
+from record import RESULTS, start_record, write_record
 
 from gptailor.evaluate.learning_curve import forecast, nested_order
-from gptailor.launch import write_atomically
 from gptailor.models.load import load_classifier
 from gptailor.pipeline.curve import Splits, best_strength, measure
 from gptailor.pipeline.fit import open_workshop
@@ -227,9 +224,10 @@ def main() -> None:
     parser.add_argument("--share", nargs="+", type=float, default=[0.2], help="of the rows that are seen")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--work", type=Path, default=HERE / "work", help="folder of the features' cache")
-    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the two files")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the two files")
     wanted = parser.parse_args()
     os.environ.setdefault("GPTAILOR_CACHE", str(wanted.work / "cache"))
+    begun = start_record()
     lines: list[Line] = []
     with contextlib.suppress(KeyboardInterrupt):  # what was measured so far is told
         for name in wanted.datasets:
@@ -241,17 +239,14 @@ def main() -> None:
                     told = partial(print, file=sys.stderr)
                     lines += forecasts(name, shop, wanted.share, say=told)
     found = {
-        "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **begun,
         "base": wanted.base,
-        "machine": machine(),
         "lines": [asdict(line) for line in lines],
         "bars": bars(lines) if {line.dataset for line in lines} >= set(FIVE) else [],
     }
-    wanted.results.mkdir(parents=True, exist_ok=True)
-    path = wanted.results / f"learning-curve-{found['when'][:10]}.md"
-    write_atomically(path, results_text(found, lines) + "\n")
-    write_atomically(path.with_suffix(".json"), json.dumps(found, indent=1) + "\n")
-    print(path.read_text(encoding="utf-8"))
+    told = results_text(found, lines)
+    write_record(wanted.results, "learning-curve", found, told)
+    print(told)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ and full on validation, chosen for each sample. The data are not part of this pr
 Every cell is kept in benchmarks/work under a key of the base's weights, the settings and the rows: the
 benchmark goes on where it stopped, and a new base gets new cells. The code is not in the key: after a
 change of the code take --again or another --work. Prints the tables and which bars hold, and writes
-benchmarks/results/quality-DATE.md and .json.
+benchmarks/results/DATE-quality.md and .json.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ from quality_table import (
     make_line,
     results_text,
 )
-from times import machine
+from record import RESULTS, start_record, write_record
 
 import gptailor
 from gptailor.errors import GptailorError, Interrupted
@@ -220,15 +220,6 @@ def collect(bench: Bench, datasets: Mapping[str, Dataset], wanted: argparse.Name
     return lines
 
 
-def write_results(folder: Path, found: Mapping[str, Any], lines: Sequence[Line]) -> Path:
-    """The JSON and the Markdown of today; a second run of a day replaces the first."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"quality-{found['when'][:10]}.md"
-    write_atomically(path, results_text(found, lines) + "\n")
-    write_atomically(path.with_suffix(".json"), json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    return path
-
-
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     whats = (*PEERS, *APPROACHES)
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
@@ -244,7 +235,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--again", action="store_true", help="measure cells that are there once more")
     parser.add_argument("--keep-models", action="store_true", help="keep checkpoints and models of the runs")
     parser.add_argument("--work", type=Path, default=HERE / "work", help="folder of cells and runs")
-    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the two files")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the two files")
     return parser.parse_args(arguments)
 
 
@@ -258,7 +249,7 @@ def main() -> None:
     if absent:
         raise SystemExit(f"{', '.join(absent)}: not in {wanted.data}. Say where the data are with --data.")
     os.environ["GPTAILOR_CACHE"] = str(wanted.work / "cache")
-    host = machine()
+    begun = start_record()
     datasets = {name: Dataset(name, *DATASETS[name](wanted.data / name)) for name in wanted.datasets}
     try:
         bench = Bench(
@@ -272,18 +263,17 @@ def main() -> None:
     if not lines:
         raise SystemExit("nothing is measured yet.")
     found = {
-        "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **begun,
         "base": {"name": bench.base.name, "revision": bench.base.revision},
         "settings": wanted.settings,
         "seeds": wanted.seeds,
         "best_of": [name for name in CHOSEN_FROM if name in wanted.approaches],
-        "machine": host,
         "lines": [asdict(line) for line in lines],
         "bars": [judge(bar, lines) for bar in BARS],
     }
-    path = write_results(wanted.results, found, lines)
+    path = write_record(wanted.results, "quality", found, results_text(found, lines))
     print(f"{accuracy_table(lines)}\n\n{difference_table(lines)}\n\n{bars_text(found['bars'])}")
-    print(f"\nwritten to {path.name} and {path.with_suffix('.json').name}", file=sys.stderr)
+    print(f"\nwritten to {path.name} and {path.with_suffix('.md').name}", file=sys.stderr)
 
 
 if __name__ == "__main__":

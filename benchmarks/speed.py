@@ -9,7 +9,7 @@ The data are not part of this project: see --data.
 
 A round (ours, the peer's usual setting, its best) is kept in the work folder under a key of the settings, the
 versions and the product's sources; the benchmark goes on where it stopped. Prints the tables and writes
-benchmarks/results/speed-DATE.md and .json. Then speed_serving.py and speed_reading.py have their turn.
+benchmarks/results/DATE-speed.md and .json. Then speed_serving.py and speed_reading.py have their turn.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import datetime
 import json
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from record import start_record, write_record
 from speed_bench import Bench, peer_environment
 from speed_setup import make_base
 from speed_table import (
@@ -40,9 +40,6 @@ from speed_table import (
     tables,
 )
 from speed_works import CANDIDATES, DECIDING_DROPOUT, SHAPES, WORKS, Work
-from times import machine
-
-from gptailor.launch import write_atomically
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parent.parent / "shared" / "data"
@@ -176,7 +173,7 @@ def open_bench(wanted: argparse.Namespace, device: str) -> Bench:
 
 
 def summarize(
-    bench: Bench, wanted: argparse.Namespace, host: dict[str, Any]
+    bench: Bench, wanted: argparse.Namespace, begun: dict[str, Any]
 ) -> tuple[dict[str, Any], list[Line]]:
     """Everything that stands in the two files, and its lines.
 
@@ -187,12 +184,11 @@ def summarize(
     if not lines:
         raise SystemExit("nothing is measured yet.")
     found = {
-        "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        **begun,
         "quick": wanted.quick,
         "shape": bench.shape,
         "steps": bench.steps,
         "device": bench.device,
-        "machine": host,
         "peer_versions": versions,
         "checks": checks,
         "lines": [dataclasses.asdict(line) for line in lines],
@@ -204,20 +200,18 @@ def summarize(
 def main() -> None:
     """Measures what is missing, prints the tables, and writes them."""
     wanted = parse_arguments()
-    host = machine()
-    bench = open_bench(wanted, host["device"] if wanted.device == "auto" else wanted.device)
+    begun = start_record()
+    bench = open_bench(wanted, begun["machine"]["device"] if wanted.device == "auto" else wanted.device)
     if wanted.candidates:
         try_candidates(bench, wanted)
         return
     with contextlib.suppress(KeyboardInterrupt):  # what was measured so far is told
         measure_all(bench, wanted)
-    found, lines = summarize(bench, wanted, host)
-    wanted.results.mkdir(parents=True, exist_ok=True)
-    path = wanted.results / f"speed-{found['when'][:10]}{'-quick' if wanted.quick else ''}.md"
-    write_atomically(path, results_text(found, lines) + "\n")
-    write_atomically(path.with_suffix(".json"), json.dumps(found, indent=1) + "\n")
+    found, lines = summarize(bench, wanted, begun)
+    name = f"speed{'-quick' if wanted.quick else ''}"
+    path = write_record(wanted.results, name, found, results_text(found, lines))
     print(tables(found, lines))
-    print(f"\nwritten to {path.name} and {path.with_suffix('.json').name}", file=sys.stderr)
+    print(f"\nwritten to {path.name} and {path.with_suffix('.md').name}", file=sys.stderr)
     if not (wanted.only_training or wanted.quick):
         run_others(bench.data, bench.peer_python)
 

@@ -13,7 +13,6 @@ rows, too. Writes benchmarks/results/DATE-speed-reading.json. The rows are made 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import statistics
@@ -262,8 +261,9 @@ def main() -> None:
         _, path, tokenizer_file, folder = chosen.side
         read_ours(path, tokenizer_file, Path(folder))
         return
-    from gptailor.launch import describe_machine
+    from record import RESULTS, start_record, write_record
 
+    begun = start_record()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         rows, tokenizer_file = folder / "rows.csv", folder / "tokenizer.json"
@@ -274,14 +274,12 @@ def main() -> None:
         grown = flatness(chosen.data, folder, tokenizer_file, **options) if chosen.memory else []
     print(table(readings), *told, sep="\n")
     result = {
-        "date": datetime.date.today().isoformat(),
-        "machine": describe_machine(),
+        **begun,
         "readings": [asdict(reading) for reading in readings],
         "memory": [asdict(reading) for reading in grown],
         "agreement": told,
     }
-    where = HERE / "results" / f"{result['date']}-speed-reading.json"
-    where.write_text(json.dumps(result, indent=1) + "\n")
+    write_record(RESULTS, "speed-reading", result)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from record import RESULTS, start_record, write_record
+
 LABELS = ("World", "Sports", "Business", "Sci/Tech")
 CLIENTS = 32
 WORKER = Path(__file__).with_name("speed_serving_worker.py")
@@ -401,13 +403,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", choices=("predict", "served"))
     parser.add_argument("--peer-python", default=sys.executable, help="the peer's own environment")
-    parser.add_argument("--out", type=Path, help="write the rows here as JSON")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
     given = parser.parse_args()
     chosen = QUICK if given.quick else FULL
     plan = Plan(**{**vars(chosen), "peer_python": given.peer_python})
+    begun = start_record()
     rows = measure(given.data, plan, only=given.only)
-    if given.out:
-        given.out.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    write_record(given.results, f"speed-serving{'-quick' if given.quick else ''}", {**begun, "rows": rows})
 
 
 if __name__ == "__main__":

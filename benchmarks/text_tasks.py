@@ -10,7 +10,6 @@ benchmarks/results/DATE-text-tasks.md and .json.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import re
@@ -22,7 +21,7 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
-from times import machine
+from record import RESULTS, start_record, write_record
 
 HERE = Path(__file__).resolve().parent
 LONGEST_MINUTES, ENOUGH_STOP = 10, 0.95
@@ -143,23 +142,17 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(out)
 
 
-def write_results(folder: Path, lines: Sequence[Mapping[str, Any]], wanted: argparse.Namespace) -> Path:
-    """The JSON and the Markdown of today; a second run of a day replaces the first."""
-    folder.mkdir(parents=True, exist_ok=True)
-    day = datetime.datetime.now(datetime.UTC).date().isoformat()
-    host = machine()
-    found = {"when": day, "base": wanted.base, "minutes": wanted.minutes, "machine": host, "works": lines}
-    path = folder / f"{day}-text-tasks.md"
-    path.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+def results_text(found: Mapping[str, Any]) -> str:
+    """The page."""
+    host, lines = found["machine"], found["works"]
     said = "\n".join(f"- {line['work']}: {line['verdict']}" for line in lines)
-    path.write_text(
-        f"# Text tasks, {day}\n\n{table(lines)}\n\nWhat the runs say themselves:\n\n{said}\n\n"
-        f"Base {wanted.base}, at most {wanted.minutes:g} minutes of training each; {host['cores']} cores of "
-        f"{host['processor']}, {host['memory_gb']} GB. Bits per byte: less is better; everything else: more. "
-        "Written by `python benchmarks/text_tasks.py`.\n",
-        encoding="utf-8",
+    return (
+        f"# Text tasks, {found['when'][:10]}\n\n{table(lines)}\n\nWhat the runs say themselves:\n\n{said}\n\n"
+        f"Base {found['base']}, at most {found['minutes']:g} minutes of training each; {host['cores']} cores "
+        f"of {host['processor']}, {host['memory_gb']} GB. Bits per byte: less is better; everything else: "
+        "more. "
+        "Written by `python benchmarks/text_tasks.py`.\n"
     )
-    return path
 
 
 def main() -> None:
@@ -170,10 +163,11 @@ def main() -> None:
     parser.add_argument("--base", default="starter")
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data")
     parser.add_argument("--work", type=Path, default=HERE / "work" / "text_tasks")
-    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the two files")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the two files")
     parser.add_argument("--again", action="store_true", help="run what is there once more")
     wanted = parser.parse_args()
     wanted.work = wanted.work.resolve()
+    begun = start_record()
     known = commands(wanted.data.resolve(), wanted.work)
     if unknown := set(wanted.works or ()) - set(known):
         parser.error(f"--works: there is no {', '.join(sorted(unknown))}; there are {', '.join(known)}")
@@ -189,9 +183,10 @@ def main() -> None:
             path.write_text(json.dumps(line, indent=1), encoding="utf-8")
             print(f"{name}: {line['seconds']:.0f} s, {line['verdict']}", file=sys.stderr, flush=True)
         lines.append(json.loads(path.read_text(encoding="utf-8")))
-    path = write_results(wanted.results, lines, wanted)
+    found = {**begun, "base": wanted.base, "minutes": wanted.minutes, "works": lines}
+    path = write_record(wanted.results, "text-tasks", found, results_text(found))
     print(table(lines))
-    print(f"\nwritten to {path.name} and {path.with_suffix('.json').name}", file=sys.stderr)
+    print(f"\nwritten to {path.name} and {path.with_suffix('.md').name}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import argparse
 import csv
-import datetime
 import http.client
 import itertools
 import json
 import os
-import platform
 import re
 import signal
 import statistics
@@ -30,10 +28,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
+from record import RESULTS, start_record, write_record
 
 import gptailor
-from gptailor.launch import describe_machine
 
 HERE = Path(__file__).resolve().parent
 NEWS = HERE.parent.parent / "shared" / "data" / "ag_news"
@@ -214,22 +211,6 @@ def write_rows(path: Path, rows: Sequence[Row]) -> Path:
     return path
 
 
-def machine() -> dict[str, Any]:
-    """What the times depend on, without a path or a name of the machine."""
-    told = describe_machine()
-    return {
-        "processor": told["processor"],
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "load_before": round(os.getloadavg()[0], 1),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
-        "device": told["device"],
-        "threads": told["threads"],
-        "system": platform.system(),
-        "python": told["python"],
-        "versions": told["versions"],
-    }
-
-
 # What is written.
 
 
@@ -241,33 +222,26 @@ def table(timings: Sequence[Timing]) -> str:
     return "\n".join(lines)
 
 
-def write_results(folder: Path, found: Mapping[str, Any], timings: Sequence[Timing]) -> Path:
-    """The JSON and the Markdown of today; a second run of a day replaces the first."""
-    folder.mkdir(parents=True, exist_ok=True)
-    name = f"{found['when'][:10]}-times{'-quick' if found['quick'] else ''}"
-    (folder / f"{name}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+def results_text(found: Mapping[str, Any], timings: Sequence[Timing]) -> str:
+    """The page."""
     host = found["machine"]
     versions = ", ".join(f"{package} {version}" for package, version in host["versions"].items())
-    told = (
+    return (
         f"# Times, {found['when'][:10]}\n\n{table(timings)}\n\n"
         f"{host['cores']} cores of {host['processor']}, {host['memory_gb']} GB, {host['device']}, "
         f"{host['threads']} threads; load before the start {host['load_before']}. Python {host['python']}, "
         f"{versions}. Texts: {found['data']}. Written by `python benchmarks/times.py"
         f"{' --quick' if found['quick'] else ''}`.\n"
     )
-    path = folder / f"{name}.md"
-    path.write_text(told, encoding="utf-8")
-    return path
 
 
 def main() -> None:
     """Measures, prints the table, and writes it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--quick", action="store_true", help="without the demo and the large file")
-    parser.add_argument("--results", type=Path, default=HERE / "results", help="folder of the two files")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the two files")
     wanted = parser.parse_args()
-    when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    host = machine()
+    begun = start_record()
     timings: list[Timing] = []
     with tempfile.TemporaryDirectory(prefix="gptailor-times-") as folder:
         rows = collect_rows(Path(folder))
@@ -275,15 +249,15 @@ def main() -> None:
             print(f"{timing.what}: {timing.value:,.2f} {timing.unit} ({timing.how})", file=sys.stderr)
             timings.append(timing)
     found = {
-        "when": when,
+        **begun,
         "quick": wanted.quick,
         "data": rows.from_where,
-        "machine": host,
         "times": [asdict(timing) for timing in timings],
     }
-    path = write_results(wanted.results, found, timings)
+    name = f"times{'-quick' if wanted.quick else ''}"
+    path = write_record(wanted.results, name, found, results_text(found, timings))
     print(table(timings))
-    print(f"\nwritten to {path.name} and {path.with_suffix('.json').name}", file=sys.stderr)
+    print(f"\nwritten to {path.name} and {path.with_suffix('.md').name}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -4,22 +4,19 @@
 
 Tunes samples of the training rows as a person would. The default is trial 0, and both answer the test rows
 at one opening; where no trial won, the difference is 0. A search that was stopped goes on. The data are not
-part of this project: see --data. Prints one line per search and writes benchmarks/results/tuning-DATE.json.
+part of this project: see --data. Prints one line per search and writes benchmarks/results/DATE-tuning.json.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from quality_data import DATASETS, MINIMUM_CLASS_SIZE, Dataset, Split, make_split
-from times import machine
+from record import RESULTS, start_record, write_record
 
-from gptailor.launch import write_atomically
 from gptailor.pipeline.place import Listener
 from gptailor.recipe import build_recipe
 from gptailor.search.tune import tune_recipe
@@ -70,9 +67,10 @@ def main() -> None:
     parser.add_argument("--base", default="starter")
     parser.add_argument("--data", type=Path, default=HERE.parent.parent / "shared" / "data")
     parser.add_argument("--work", type=Path, default=HERE / "work")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
     parser.add_argument("--verbose", action="store_true", help="tell every trial")
     wanted = parser.parse_args()
-    found = []
+    begun, found = start_record(), []
     for name in wanted.datasets:
         dataset = Dataset(name, *DATASETS[name](wanted.data / name))
         for seed in wanted.seeds:
@@ -92,9 +90,7 @@ def main() -> None:
     print(
         f"mean {mean:+.2f} points, slowest {slowest} minutes: the bars {'hold' if holds else 'do not hold'}"
     )
-    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
-    result = {"machine": machine(), "means": means, "mean": mean, "searches": found}
-    write_atomically(HERE / "results" / f"tuning-{date}.json", json.dumps(result, indent=1))
+    write_record(wanted.results, "tuning", {**begun, "means": means, "mean": mean, "searches": found})
 
 
 if __name__ == "__main__":

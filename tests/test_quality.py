@@ -309,13 +309,13 @@ def test_a_small_run_keeps_its_cells_and_aligns_the_answers(
     assert "| banking77 | 200 |" in out.out
     assert "not measured" in out.out
     assert "seed 0, frozen: accuracy" in out.err
-    found = json.loads(next((tmp_path / "results").glob("quality-*.json")).read_text())
+    found = json.loads(next((tmp_path / "results").glob("*-quality.json")).read_text())
     (told,) = found["lines"]
     assert told["test_rows"] == 21
     assert told["unseen"] == {"0": 1}
     for column in ("tfidf", "frozen", "best"):
         assert told["columns"][column]["accuracy"]["value"] == pytest.approx(20 / 21, abs=1e-6), column
-    page = next((tmp_path / "results").glob("quality-*.md")).read_text()
+    page = next((tmp_path / "results").glob("*-quality.md")).read_text()
     assert "count as wrong for everybody" in page
     (cell_file,) = (tmp_path / "work" / "cells").glob("*-frozen-*.json")
     assert json.loads(cell_file.read_text())["predictions"][0] is None
