@@ -194,15 +194,8 @@ def write_data(folder: Path, prepared: Prepared, tokens: TokenizedParts) -> None
 def run_candidates(shop: Workshop, folder: Path, listener: Listener, stop: StopRequest) -> list[Candidate]:
     """The recipe's approach; for `auto`, frozen and full."""
     approach = shop.recipe.approach
-    place = TrainingPlace(
-        folder=folder / "checkpoints",
-        log=folder / "metrics.jsonl",
-        seed=shop.recipe.seed,
-        environment=shop.environment,
-        stop=stop,
-        show=listener.show,
-        say=listener.say,
-        track=listener.track,
+    place = TrainingPlace.of_run(
+        folder, seed=shop.recipe.seed, environment=shop.environment, stop=stop, listener=listener
     )
     if isinstance(approach, FrozenApproach):
         listener.say("computing features, fitting the head")

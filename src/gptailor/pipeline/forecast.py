@@ -10,15 +10,17 @@ import psutil
 
 from gptailor.data.tokenize import build_encoder
 from gptailor.launch import describe_machine
+from gptailor.models.approach import Adapted
 from gptailor.models.load import load_tokenizer
 from gptailor.models.names import resolve_base
 from gptailor.pipeline.kinds import kind_of
 from gptailor.pipeline.measure import measure_plan
+from gptailor.pipeline.objective import Objective
 from gptailor.pipeline.prepare import Prepared
 from gptailor.pipeline.tokens import TokenizedParts
 from gptailor.pipeline.trained import adapt, objective_of, plan_for
 from gptailor.pipeline.workshop import Workshop
-from gptailor.recipe import AutoApproach, FrozenApproach, FullApproach, Recipe
+from gptailor.recipe import AutoApproach, FrozenApproach, FullApproach, Recipe, TrainSettings
 
 
 def forecast_fit(recipe: Recipe, prepared: Prepared, tokens: TokenizedParts) -> dict[str, Any]:
@@ -31,19 +33,35 @@ def forecast_fit(recipe: Recipe, prepared: Prepared, tokens: TokenizedParts) -> 
     approach = recipe.approach
     if isinstance(approach, AutoApproach | FrozenApproach):
         approach = FullApproach()
-    before = psutil.Process().memory_info().rss
+    before = memory_now()
     adapted = adapt(shop, approach)
     objective = objective_of(shop, adapted, tokens.rows["train"], tokens.rows["validation"])
-    plan = plan_for(recipe.train, adapted, objective, approach.kind)
-    plan, seconds = measure_plan(adapted, objective, plan)
-    weights = sum(parameter.nbytes for parameter in adapted.plain.parameters())
-    peak = psutil.Process().memory_info().rss - before + 2 * weights  # AdamW's moments come on top
+    found = forecast_training(adapted, objective, recipe.train, approach.kind, memory_before=before)
     if isinstance(recipe.approach, FrozenApproach):
-        epochs = plan.steps * plan.batch_size / len(tokens.rows["train"])
-        forward = seconds / 3 / epochs  # one pass over the rows, and no backward
-        return {"approach": "frozen", "seconds": forward, "memory_bytes": peak, **free_resources()}
+        epochs = found["steps"] * found["batch_size"] / len(tokens.rows["train"])
+        forward = found["seconds"] / 3 / epochs  # one pass over the rows, and no backward
+        kept = {name: found[name] for name in ("memory_bytes", *free_resources())}
+        return {"approach": "frozen", "seconds": forward, **kept}
+    return found
+
+
+def forecast_training(
+    adapted: Adapted, objective: Objective, settings: TrainSettings, approach: str, *, memory_before: int
+) -> dict[str, Any]:
+    """One real step on the longest batch, and what follows from it for time and memory.
+
+    Args:
+        adapted: The model, ready to train.
+        objective: What its batches and its loss are.
+        settings: How it is trained.
+        approach: full, lora or scratch.
+        memory_before: Bytes that the process had before the model was loaded.
+    """
+    plan, seconds = measure_plan(adapted, objective, plan_for(settings, adapted, objective, approach))
+    weights = sum(parameter.nbytes for parameter in adapted.plain.parameters())
+    peak = memory_now() - memory_before + 2 * weights  # AdamW's moments come on top
     return {
-        "approach": approach.kind,
+        "approach": approach,
         "steps": plan.steps,
         "seconds": seconds,
         "batch_size": plan.batch_size,
@@ -53,6 +71,11 @@ def forecast_fit(recipe: Recipe, prepared: Prepared, tokens: TokenizedParts) -> 
         "checkpoint_bytes": 3 * 3 * weights,
         **free_resources(),
     }
+
+
+def memory_now() -> int:
+    """Bytes that this process has in memory."""
+    return int(psutil.Process().memory_info().rss)
 
 
 def free_resources() -> dict[str, int]:

@@ -115,15 +115,8 @@ def fit_language(recipe: Recipe, folder: Path, listener: Listener, stop: StopReq
     shop = open_language_shop(recipe, prepared, folder, listener)
     write_data(folder, prepared, shop)
     samples = choose_samples(shop)
-    place = TrainingPlace(
-        folder=folder / "checkpoints",
-        log=folder / "metrics.jsonl",
-        seed=recipe.seed,
-        environment=shop.environment,
-        stop=stop,
-        show=listener.show,
-        say=listener.say,
-        track=listener.track,
+    place = TrainingPlace.of_run(
+        folder, seed=recipe.seed, environment=shop.environment, stop=stop, listener=listener
     )
     with stop.deferred():
         result = train_language(shop, samples, place)

@@ -92,35 +92,16 @@ def _count(
 
 def _forecast(recipe: Recipe, prepared: PreparedDocuments, say: Callable[[str], None]) -> dict[str, Any]:
     """One real step on real blocks, and what follows from it for time and memory."""
-    import psutil
-
     from gptailor.pipeline.causal import adapt_causal, choose_text_approach
-    from gptailor.pipeline.forecast import free_resources
+    from gptailor.pipeline.forecast import forecast_training, memory_now
     from gptailor.pipeline.language import language_objective, open_language_shop
-    from gptailor.pipeline.measure import measure_plan
     from gptailor.pipeline.place import Listener
-    from gptailor.pipeline.trained import plan_for
 
     say("measuring one real step")
     with tempfile.TemporaryDirectory() as folder:
         shop = open_language_shop(recipe, prepared, Path(folder), Listener())
         approach = choose_text_approach(recipe, shop.base)
-        before = psutil.Process().memory_info().rss
+        before = memory_now()
         adapted = adapt_causal(recipe, shop.base, shop.tokenizer, approach, device=shop.environment["device"])
         objective = language_objective(shop, adapted)
-        plan, seconds = measure_plan(
-            adapted, objective, plan_for(recipe.train, adapted, objective, approach.kind)
-        )
-        weights = sum(parameter.nbytes for parameter in adapted.plain.parameters())
-        peak = psutil.Process().memory_info().rss - before + 2 * weights  # AdamW's moments come on top
-    return {
-        "approach": approach.kind,
-        "steps": plan.steps,
-        "seconds": seconds,
-        "batch_size": plan.batch_size,
-        "micro_batch_size": plan.micro_batch_size,
-        "precision": plan.precision,
-        "memory_bytes": peak,
-        "checkpoint_bytes": 3 * 3 * weights,
-        **free_resources(),
-    }
+        return forecast_training(adapted, objective, recipe.train, approach.kind, memory_before=before)

@@ -76,6 +76,22 @@ class TrainingPlace:
     say: Callable[[str], None] = lambda _: None
     track: Callable[[Mapping[str, Any]], None] = lambda _: None
 
+    @classmethod
+    def of_run(
+        cls, run: Path, *, seed: int, environment: Mapping[str, Any], stop: StopRequest, listener: Listener
+    ) -> TrainingPlace:
+        """The place in a run's folder; the listener hears of it."""
+        return cls(
+            folder=run / "checkpoints",
+            log=run / "metrics.jsonl",
+            seed=seed,
+            environment=environment,
+            stop=stop,
+            show=listener.show,
+            say=listener.say,
+            track=listener.track,
+        )
+
     def resume(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, Progress]:
         """The last committed step (0: none) and its progress; the log is cut back to that commit."""
         self.folder.mkdir(parents=True, exist_ok=True)

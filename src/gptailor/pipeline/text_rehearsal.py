@@ -35,13 +35,9 @@ def rehearse_texts(recipe: Recipe, folder: Path, listener: Listener) -> Rehearsa
     shop = dataclasses.replace(
         shop, tokens=dataclasses.replace(shop.tokens, rows={**shop.tokens.rows, "test": []})
     )
-    place = TrainingPlace(
-        folder=folder / "checkpoints",  # nothing is written there; a reference lies beside it
-        log=folder / "metrics.jsonl",
-        seed=recipe.seed,
-        environment=shop.environment,
-        stop=StopRequest(),
-        say=listener.say,
+    # Nothing is written there; a reference lies beside its checkpoints.
+    place = TrainingPlace.of_run(
+        folder, seed=recipe.seed, environment=shop.environment, stop=StopRequest(), listener=listener
     )
 
     def train(tried: Recipe) -> Iterator[Look]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from gptailor.pipeline.causal import adapt_causal, choose_text_approach, refuse_frozen
-from gptailor.pipeline.measure import measure_plan
 from gptailor.pipeline.place import Listener
 from gptailor.pipeline.prepare import PARTS
 from gptailor.pipeline.rendered import CheckReport, RenderedExample
@@ -17,7 +16,6 @@ from gptailor.pipeline.texts.objective import answer_objective, preference_objec
 from gptailor.pipeline.texts.road import train_settings
 from gptailor.pipeline.texts.shop import TextShop, open_text_shop
 from gptailor.pipeline.texts.tokens import TokenizedRow, length_histogram
-from gptailor.pipeline.trained import plan_for
 from gptailor.recipe import Recipe
 from gptailor.types import RejectedRow
 
@@ -85,30 +83,16 @@ def _rendered(shop: TextShop, row: TokenizedRow) -> RenderedExample:
 
 def _forecast(shop: TextShop, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """One real step on the longest batch, and what follows from it for time and memory."""
-    import psutil
-
-    from gptailor.pipeline.forecast import free_resources
+    from gptailor.pipeline.forecast import forecast_training, memory_now
 
     say("measuring one real step")
     recipe = shop.recipe
     approach = choose_text_approach(recipe, shop.base)
-    before = psutil.Process().memory_info().rss
+    before = memory_now()
     adapted = adapt_causal(
         recipe, shop.base, shop.text.tokenizer, approach, device=shop.environment["device"]
     )
     preferring = recipe.task == "preference"
     objective = preference_objective(shop, adapted, folder) if preferring else answer_objective(shop, adapted)
     settings = train_settings(recipe, approach)
-    plan, seconds = measure_plan(adapted, objective, plan_for(settings, adapted, objective, approach.kind))
-    weights = sum(parameter.nbytes for parameter in adapted.plain.parameters())
-    return {
-        "approach": approach.kind,
-        "steps": plan.steps,
-        "seconds": seconds,
-        "batch_size": plan.batch_size,
-        "micro_batch_size": plan.micro_batch_size,
-        "precision": plan.precision,
-        "memory_bytes": psutil.Process().memory_info().rss - before + 2 * weights,  # AdamW's moments, too
-        "checkpoint_bytes": 3 * 3 * weights,
-        **free_resources(),
-    }
+    return forecast_training(adapted, objective, settings, approach.kind, memory_before=before)

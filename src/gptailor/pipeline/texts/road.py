@@ -50,15 +50,8 @@ def fit_texts(recipe: Recipe, folder: Path, listener: Listener, stop: StopReques
     shop = open_text_shop(recipe, folder, listener)
     refuse_other_data(folder, shop.prepared.data_hash)
     write_data(folder, shop)
-    place = TrainingPlace(
-        folder=folder / "checkpoints",
-        log=folder / "metrics.jsonl",
-        seed=recipe.seed,
-        environment=shop.environment,
-        stop=stop,
-        show=listener.show,
-        say=listener.say,
-        track=listener.track,
+    place = TrainingPlace.of_run(
+        folder, seed=recipe.seed, environment=shop.environment, stop=stop, listener=listener
     )
     with stop.deferred():
         result = train_texts(shop, place)
