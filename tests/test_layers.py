@@ -35,6 +35,7 @@ LAYERS = {
     "types": 0,
     "recipe": 0,
     "errors": 0,
+    "plain_yaml": 0,
 }
 ABOVE_ALL = {"__init__": 7, "__main__": 7}  # the front doors
 # The version is a constant that anyone may read.

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 import gptailor
 from gptailor.errors import RecipeError
+from gptailor.plain_yaml import dump_yaml, load_yaml
 from gptailor.recipe import (
     APPROACHES,
     LoraApproach,
@@ -198,6 +199,46 @@ def test_labels_that_are_numbers_in_yaml_are_taken_as_text(tmp_path: Path) -> No
     assert recipe.train.class_weights == {"0": 2.5, "Sports": 1}
 
 
+@pytest.mark.parametrize(
+    "word", ["yes", "no", "on", "off", "y", "n", "null", "1e-3", "007", "2024-01-01", "12:30"]
+)
+def test_labels_are_the_text_that_stands_there(word: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(f"data:\n  train: news.csv\n  label_names: {{{word}: Word}}\n")
+    assert load_recipe(path).data.label_names == {word: "Word"}
+
+
+def test_a_choice_that_yaml_would_take_for_a_truth_value(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "data: {train: news.csv, text: on, label: no}\ntrain: {compile: off, learning_rate: 1e-3}\n"
+    )
+    recipe = load_recipe(path)
+    assert (recipe.data.text, recipe.data.label, recipe.train.compile) == ("on", "no", "off")
+    assert recipe.train.learning_rate == 1e-3
+    assert load_yaml(dump_recipe(recipe)) == yaml.safe_load(dump_recipe(recipe))
+    assert with_changes({}, ["train.compile=off"]) == {"train": {"compile": "off"}}
+
+
+def test_a_setting_that_stands_there_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("data: {train: news.csv}\ntrain: {clip: 2}\ntrain: {batch_size: 8}\n")
+    with pytest.raises(RecipeError, match=r"'train' stands there twice(.|\n)*line 3"):
+        load_recipe(path)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=12),
+        lambda below: st.lists(below, max_size=3) | st.dictionaries(st.text(max_size=6), below, max_size=3),
+        max_leaves=8,
+    )
+)
+@settings(deadline=None)
+def test_yaml_that_was_written_is_read_as_it_was(value: object) -> None:
+    assert load_yaml(dump_yaml(value)) == value
+
+
 def test_recipe_is_frozen() -> None:
     recipe = build_recipe(values())
     with pytest.raises(ValidationError):
@@ -294,9 +335,10 @@ recipes = st.fixed_dictionaries(
 @settings(deadline=None)
 def test_recipe_that_was_written_is_read_as_it_was(recipe: Recipe) -> None:
     text = dump_recipe(recipe)
-    assert build_recipe(yaml.safe_load(text)) == recipe
-    assert dump_recipe(build_recipe(yaml.safe_load(text))) == text
-    assert differences(recipe, build_recipe(yaml.safe_load(text))) == []
+    for load in (load_yaml, yaml.safe_load):  # other tools read YAML 1.1
+        assert build_recipe(load(text)) == recipe
+        assert dump_recipe(build_recipe(load(text))) == text
+        assert differences(recipe, build_recipe(load(text))) == []
 
 
 def test_recipe_survives_a_file(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from pydantic import (
 )
 
 from gptailor.errors import RecipeError, did_you_mean
+from gptailor.plain_yaml import dump_yaml, load_yaml
 from gptailor.types import Task
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -362,7 +363,7 @@ def build_recipe(values: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
 def load_recipe(path: Path) -> Recipe:
     """Reads a YAML recipe."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = load_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise RecipeError(f"can't be read: {error}", where=str(path), fix="Mend the file's YAML.") from None
     if not isinstance(values, dict):
@@ -372,11 +373,7 @@ def load_recipe(path: Path) -> Recipe:
 
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as YAML, every setting written out."""
-    values = recipe.model_dump(mode="json")
-    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    if yaml.safe_load(text) != values:  # PyYAML loses some unusual line ends; escaped, they survive
-        text = yaml.safe_dump(values, sort_keys=False)
-    return text
+    return dump_yaml(recipe.model_dump(mode="json"))
 
 
 def describe_settings() -> Iterator[tuple[str, str, str]]:
@@ -411,7 +408,7 @@ def with_changes(values: Mapping[str, Any], changes: Sequence[str]) -> dict[str,
                 f"{change!r} is not a setting.", fix="Write it as --set train.length='3 epochs'."
             )
         try:
-            value = yaml.safe_load(text)
+            value = load_yaml(text)
         except yaml.YAMLError:
             value = text
         *branches, leaf = path.strip().split(".")

@@ -15,6 +15,7 @@ from gptailor.cache import content_key
 from gptailor.data.folders import hash_folder
 from gptailor.errors import RecipeError, RunError
 from gptailor.launch import one_writer, write_atomically
+from gptailor.plain_yaml import load_yaml
 from gptailor.recipe import Recipe, build_recipe, differences, dump_recipe, load_recipe
 
 REQUEST = "request.yaml"  # the recipe as asked; recipe.yaml holds it as resolved
@@ -176,7 +177,7 @@ def read_request(folder: Path) -> Recipe:
     """The recipe a run was asked for."""
     path = folder / REQUEST
     try:
-        return build_recipe(yaml.safe_load(path.read_text(encoding="utf-8")), where=str(path))
+        return build_recipe(load_yaml(path.read_text(encoding="utf-8")), where=str(path))
     except (OSError, yaml.YAMLError, AttributeError, TypeError) as error:
         raise RecipeError(
             f"can't be read: {error}", where=str(path), fix="Choose another folder with --out."
