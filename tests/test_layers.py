@@ -170,6 +170,14 @@ def test_every_part_has_its_layer(imports: dict[str, list[Import]]) -> None:
     assert parts <= LAYERS.keys(), parts - LAYERS.keys()
 
 
+def test_what_only_unix_has_is_imported_where_it_is_used() -> None:
+    for path in ROOT.rglob("*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            assert not {"fcntl", "grp", "pwd", "resource", "termios", "tty"} & set(names), path
+
+
 @pytest.mark.parametrize("library", HOMES)
 def test_heavy_library_is_imported_only_at_home(imports: dict[str, list[Import]], library: str) -> None:
     users = [

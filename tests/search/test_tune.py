@@ -12,10 +12,11 @@ import pytest
 
 import tiny
 from gptailor.errors import RecipeError, RunError
+from gptailor.pipeline.fit import fit_recipe
 from gptailor.pipeline.place import Listener
 from gptailor.pipeline.rehearsal import rehearse_classification
 from gptailor.pipeline.run import Run
-from gptailor.recipe import Recipe, build_recipe
+from gptailor.recipe import Recipe, TuneSettings, build_recipe
 from gptailor.search.tune import Tuned, tune_recipe
 
 
@@ -71,6 +72,15 @@ def test_the_test_rows_are_opened_once_for_both(tuned: Tuned) -> None:
     assert tuned.result["test"]["difference"] == report["default"]["difference"]
     found = report["test"]["macro_f1"]["value"] - report["default"]["macro_f1"]["value"]
     assert report["default"]["difference"]["value"] == pytest.approx(found, abs=2e-6)
+
+
+def test_a_folder_with_a_fit_is_refused_before_the_search(place: Path) -> None:
+    recipe = recipe_in(place, "fitted")
+    fit_recipe(recipe.model_copy(update={"tune": TuneSettings()}))
+    with pytest.raises(RunError, match=r"holds a run that `fit` made") as refused:
+        tune_recipe(recipe)
+    assert "fitted-tuned" in str(refused.value)
+    assert not (place / "fitted" / "tune").exists()
 
 
 def test_trials_never_hold_a_test_row(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,6 +113,16 @@ def open_for_fit(folder: Path, recipe: Recipe) -> bool:
     return finished
 
 
+def refuse_fitted(folder: Path) -> None:
+    """Raises RunError where `fit` was before: a search would find out only at its end."""
+    if (folder / REQUEST).exists() and not (folder / SEARCH).exists() and holds_work(folder):
+        raise RunError(
+            "holds a run that `fit` made; a search ends with a fit of its own.",
+            where=str(folder),
+            fix=f"Choose another, such as --out {folder}-tuned, or --overwrite (the old run is moved aside).",
+        )
+
+
 def holds_work(folder: Path) -> bool:
     """Whether a run got as far as a checkpoint or a model."""
     checkpoints = folder / "checkpoints"

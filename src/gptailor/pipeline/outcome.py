@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 from transformers import PreTrainedModel
 
 from gptailor.data.ledger import write_csv_safely
@@ -64,6 +64,10 @@ def base_details(base: Base, model: PreTrainedModel) -> dict[str, Any]:
 
 def peak_memory_bytes() -> int:
     """The most memory this process has held."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

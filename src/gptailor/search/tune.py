@@ -13,7 +13,7 @@ from gptailor.cache import content_key
 from gptailor.errors import FolderBusyError, RunError
 from gptailor.launch import catch_signals, one_writer, write_atomically
 from gptailor.pipeline.fit import fit_recipe, fit_sealed
-from gptailor.pipeline.folder import SEARCH, claim_folder, hash_files
+from gptailor.pipeline.folder import SEARCH, claim_folder, hash_files, refuse_fitted
 from gptailor.pipeline.place import Listener
 from gptailor.pipeline.rehearsal import rehearse_classification
 from gptailor.pipeline.rehearse import Rehearsal
@@ -58,6 +58,7 @@ def tune_recipe(recipe: Recipe, *, overwrite: bool = False, listener: Listener |
     listener = listener or Listener()
     recipe = settle_task(recipe)
     folder = claim_folder(recipe, overwrite=overwrite)
+    refuse_fitted(folder)
     work = folder / SEARCH
     if (folder / RESULT).exists():
         refuse_other_request(work, recipe)
