@@ -388,7 +388,7 @@ def test_limits_are_those_of_the_server(serving: str) -> None:
     for row in (
         f"| body of a request | {app['max_body_bytes']:,} bytes",
         f"| texts in a request | {app['max_inputs']} |",
-        f"| characters of a text | {Predictor.max_characters:,} |",
+        f"| characters of a text to classify | {Predictor.max_characters:,} |",
         f"| texts that wait, per model | {app['queue_items']} |",
         f"| tokens that wait, per model | {queue:,};",
         f"| time until a text starts to run | {app['deadline_seconds']:.0f} s |",
