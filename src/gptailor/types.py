@@ -36,6 +36,7 @@ Reason = Literal[
     "rare_label",
     "leak_exact",  # stands in the given test or validation file
     "leak_near",
+    "leak_group",  # its group stands there
     "too_long",  # only with too_long: drop
     "nothing_to_learn",  # not one token that the loss could see
     "reviewed",  # a person's corrections say drop
@@ -97,7 +98,7 @@ class Example:
     row: int
     label: Label | None = None
     rejected: tuple[Segment, ...] = ()  # preference: the answer that was not chosen
-    group: str = ""
+    group: str = ""  # rows of one group stay together; empty: for itself
     time: str = ""
     slices: tuple[tuple[str, str], ...] = ()  # columns that the test is scored by, with its values
 
@@ -119,6 +120,7 @@ class TokenizedExample:
     row: int
     label: Label | None = None
     cut: int = 0
+    group: str = ""  # as of the example: also of what is cut into folds, none is cut through
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -158,11 +159,33 @@ def test_folds_see_only_their_own_vocabulary() -> None:
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=80), st.integers(0, 3))
 def test_folds_deal_every_class_out_evenly(labels: list[int], seed: int) -> None:
     answers = np.array(labels)
-    folds = baselines._stratified_folds(answers, seed=seed)
+    folds = baselines._stratified_folds(answers, None, seed=seed)
     assert np.bincount(folds, minlength=5).max() - np.bincount(folds, minlength=5).min() <= 1
     for label in set(labels):
         shares = np.bincount(folds[answers == label], minlength=5)
         assert shares.max() - shares.min() <= 1
+
+
+def test_no_fold_cuts_through_a_group() -> None:
+    groups = np.repeat(np.arange(30), 3)
+    folds = baselines._stratified_folds(np.repeat(np.arange(30) % 2, 3), groups, seed=0)
+    assert all(len(set(folds[groups == group].tolist())) == 1 for group in range(30))
+    assert len(set(folds.tolist())) == 5
+    texts, labels = rows(90, seed=0, labels=(0, 2))
+    copies, given = [*texts, *texts], np.concatenate([labels, labels[::-1]])
+    apart = baselines.tfidf_probabilities(copies, given, num_labels=3, groups=np.tile(np.arange(90), 2))
+    assert np.array_equal(apart[:90], apart[90:]), "a row was judged by a model that had seen its twin"
+
+
+def test_the_validation_rows_teach_what_answers_the_test_rows() -> None:
+    texts, labels = ["red one", "red two", "blue one", "blue two"] * 5, np.array([0, 0, 1, 1] * 5)
+    later, theirs = ["green one", "green two"] * 5, np.array([2] * 10)
+    settings: dict[str, Any] = {"validation_texts": later, "test_texts": ["green", "red"]}
+    alone = tfidf(texts, labels, **settings)
+    both = tfidf(texts, labels, validation_labels=theirs, **settings)
+    assert 2 not in alone.test.tolist()
+    assert both.test.tolist() == [2, 0]
+    assert both.validation.tolist() == alone.validation.tolist(), "validation was asked of who had seen it"
 
 
 def test_search_sample_keeps_every_class_in_proportion(monkeypatch: pytest.MonkeyPatch) -> None:

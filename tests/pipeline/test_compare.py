@@ -157,16 +157,16 @@ def test_sets_of_labels_numbers_texts_preferences_and_bits(tmp_path: Path) -> No
     rng = np.random.default_rng(0)
     sets = rng.integers(2, size=(120, 3))
     numbers = rng.normal(size=120)
-    for name, noise in (("a", 0.2), ("b", 0.4)):
+    for name, noise, mark in (("a", 0.2, ";"), ("b", 0.4, "|")):
         flips = np.random.default_rng(int(10 * noise)).random(sets.shape) < noise / 2
         given = np.where(flips, 1 - sets, sets)
-        cells = [[";".join(np.array(LABELS)[row == 1]) or "[]" for row in one] for one in (sets, given)]
+        cells = [[mark.join(np.array(LABELS)[row == 1]) or "[]" for row in one] for one in (sets, given)]
         write_run(
             tmp_path / "sets" / name,
             test=as_json(label_set_scores(sets, given, LABELS, resamples=100)),
             header=("text", "answer", "prediction"),
             rows=[(f"t{i}", *pair) for i, pair in enumerate(zip(*cells, strict=True))],
-            answer={"kind": "multiple", "separator": ";"},
+            answer={"kind": "multiple", "separator": mark},  # each run's cells are read with its own mark
         )
         guessed = numbers + noise * np.random.default_rng(1).normal(size=120)
         write_run(

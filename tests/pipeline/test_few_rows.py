@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from gptailor.models.approach import fit_frozen_head
 from gptailor.pipeline import kinds, trained
 from gptailor.pipeline.fit import open_workshop
 from gptailor.pipeline.frozen import features_of, run_frozen
+from gptailor.pipeline.ladder import cheap_rungs
 from gptailor.pipeline.place import Listener, Trained, TrainingPlace
 from gptailor.pipeline.prepare import prepare
 from gptailor.pipeline.trained import refit_steps, run_trained
@@ -101,13 +103,75 @@ def token_rows(labels: Sequence[int]) -> list[TokenizedExample]:
     return [TokenizedExample(ids, learn, "file", row, label) for row, label in enumerate(labels)]
 
 
-@pytest.mark.parametrize(("sizes", "count"), [([9, 9, 3], 3), ([9, 9, 1], 2), ([20, 20, 20], 5)])
+@pytest.mark.parametrize(("sizes", "count"), [([9, 9, 3], 3), ([9, 9, 1], 5), ([20, 20, 20], 5)])
 def test_a_rare_label_makes_fewer_folds(sizes: list[int], count: int) -> None:
     labels = [label for label, size in enumerate(sizes) for _ in range(size)]
     folds = folds_of(token_rows(labels), seed=0)
     assert len(folds) == count
     for inside, _ in folds:
         assert len({labels[at] for at in inside}) >= 2
+
+
+def test_no_fold_cuts_through_a_group() -> None:
+    """Nor anything that asks for folds: whoever saw a customer's other rows knows this one's label."""
+    rows = [
+        replace(row, group=str(place // 4))
+        for place, row in enumerate(token_rows([0, 0, 0, 0, 1, 1, 1, 1] * 10))
+    ]
+    for inside, outside in folds_of(rows, seed=0):
+        assert {rows[at].group for at in inside}.isdisjoint(rows[at].group for at in outside)
+        assert len({rows[at].label for at in outside}) == 2, "labels aren't spread evenly over the folds"
+
+
+def test_near_duplicates_and_a_group_column_reach_the_folds(place: Path, tmp_path: Path) -> None:
+    lines = (place / "news.csv").read_text().splitlines()
+    rows = [f"{line},{number // 2}" for number, line in enumerate(lines[1:])]
+    (tmp_path / "grouped.csv").write_text("\n".join(["text,label,who", *rows]))
+    data = {"train": str(tmp_path / "grouped.csv"), "split": {"group": "who"}}
+    shop = build_shop(place, tmp_path, data=data)
+    pool = rows_of(shop)
+    assert len({row.group for row in pool} - {""}) > 20
+    for inside, outside in folds_of(pool, seed=0):
+        assert {(pool[at].row - 2) // 2 for at in inside}.isdisjoint(
+            (pool[at].row - 2) // 2 for at in outside
+        )
+
+
+def test_near_duplicates_are_one_group(place: Path, tmp_path: Path) -> None:
+    words = " ".join(f"word{n}" for n in range(30))
+    lines = (place / "news.csv").read_text().splitlines()
+    near = [f"{words} {end},sports" for end in ("first", "second", "third", "fourth", "fifth", "sixth")]
+    (tmp_path / "near.csv").write_text("\n".join([*lines, *near]))
+    shop = build_shop(place, tmp_path, data={"train": str(tmp_path / "near.csv")})
+    parts = shop.tokens.examples.values()
+    told = [{row.group for row in rows if row.text.startswith(words)} for rows in parts]
+    [found] = [groups for groups in told if groups]
+    assert len(found) == 1
+    assert found != {""}
+
+
+def test_few_rows_don_t_train_on_a_given_validation_file(place: Path, tmp_path: Path) -> None:
+    tiny.write_news(tmp_path / "others.csv", rows=60)
+    text = (tmp_path / "others.csv").read_text().replace("town", "village")
+    (tmp_path / "others.csv").write_text(text)
+    data = {"train": str(place / "news.csv"), "validation": str(tmp_path / "others.csv"), "max_tokens": 32}
+    shop = build_shop(place, tmp_path, data=data)
+    assert len(shop.tokens.examples["train"]) < 200
+    assert not few_rows(shop)
+    assert few_rows(build_shop(place, tmp_path))
+    assert not few_rows(build_shop(place, tmp_path, train={"refit": False}))
+
+
+def test_the_cheap_rungs_are_judged_out_of_fold_too(shop: Workshop) -> None:
+    rows = [*shop.tokens.examples["train"], *shop.tokens.examples["validation"]]
+    answers = np.array(answers_of(shop))
+    guesses = np.empty(len(rows), np.int64)
+    for inside, outside in folds_of(rows, seed=0):
+        guesses[outside] = np.bincount(answers[inside]).argmax()
+    rungs = {result.name: (result, score) for result, score in cheap_rungs(shop)}
+    expected = macro_f1(answers, guesses, num_labels=len(shop.label_names))
+    assert rungs["majority"][1] == pytest.approx(expected, abs=1e-6)
+    assert "then fitted to training and validation rows" in rungs["tfidf"][0].note
 
 
 def test_one_label_and_a_single_other_text_are_refused() -> None:
@@ -283,6 +347,21 @@ def test_with_many_rows_training_is_done_anew_with_the_validation_rows(
     ), "the refitted weights weren't taken"
     if candidate.parity:
         assert candidate.parity["merge"] < 1e-4, "the adapter and the merged weights aren't of one training"
+
+
+def test_all_folds_together_share_the_minutes(
+    shop: Workshop, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trained, "measured_plan", lambda *_, **__: (_plan_of(_[2], _[3]), 60.0))
+    timed = build_shop(place, tmp_path, train={"minutes": 1, "length": "60 steps"})
+    trainings = note_trainings(monkeypatch)
+    assert run_trained(timed, FullApproach(), place_of(tmp_path / "run", timed)) is not None
+    assert len(trainings) == 6
+    assert timed.environment["steps"] == int(60 * trained.STEPPING / 6)
+
+
+def _plan_of(_: Any, plan: Any) -> Any:
+    return plan
 
 
 @pytest.mark.parametrize("why", ["beaten", "given"])

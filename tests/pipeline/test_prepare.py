@@ -22,6 +22,7 @@ from gptailor.errors import DataError, GptailorError
 from gptailor.pipeline.prepare import PARTS, Prepared, joined, prepare
 from gptailor.pipeline.tokens import choose_max_tokens, ledger_lines, tokenize_parts
 from gptailor.recipe import build_recipe
+from gptailor.tasks.classification import collect_labels
 from gptailor.types import RawExample
 
 TOPICS = {"sports": "cup final race goal", "business": "bank rate shares quarter", "health": "flu vaccine"}
@@ -112,8 +113,63 @@ def test_training_rows_that_stand_in_the_test_file_are_taken_out_and_said(tmp_pa
     assert {exact[0], near[0]}.isdisjoint(texts_of(prepared, "train") + texts_of(prepared, "validation"))
     said = {row.row: row.detail for row in prepared.rejected}
     assert said == {62: f"the same text as {test} row 2", 63: f"nearly the same text as {test} row 3"}
-    assert [(leak.train.row, leak.held_out.row) for leak in prepared.leaks] == [(62, 2), (63, 3)]
+    assert [(leak.row.row, leak.held_out.row) for leak in prepared.leaks] == [(62, 2), (63, 3)]
     assert prepared.read == 62 + 12
+
+
+def test_validation_rows_that_stand_in_the_test_file_choose_nothing(tmp_path: Path) -> None:
+    rows = easy_rows(120)
+    train = write_csv(tmp_path / "train.csv", ["text", "label"], rows[:60])
+    validation = write_csv(tmp_path / "validation.csv", ["text", "label"], rows[60:100])
+    test = write_csv(tmp_path / "test.csv", ["text", "label"], rows[75:120])
+    prepared = prepare_with(train, validation=validation, test=test)
+    assert texts_of(prepared, "validation") == [text for text, _ in rows[60:75]]
+    assert len(texts_of(prepared, "test")) == 45
+    assert reasons_of(prepared) == {"leak_exact": 25}
+    assert {row.source for row in prepared.rejected} == {validation}
+    copied = write_csv(tmp_path / "copied.csv", ["text", "label"], rows[80:90])
+    with pytest.raises(DataError, match="has no row that isn't"):
+        prepare_with(train, validation=copied, test=test)
+
+
+def test_groups_of_a_given_file_are_taken_out_of_the_others(tmp_path: Path) -> None:
+    rows = [(text, label, f"p{n % 12}") for n, (text, label) in enumerate(easy_rows(160))]
+    header = ["text", "label", "patient"]
+    train = write_csv(tmp_path / "train.csv", header, rows[:120])
+    test = write_csv(tmp_path / "test.csv", header, [row for row in rows[120:] if row[2] in ("p1", "p2", "")])
+    prepared = prepare_with(train, test=test, split={"group": "patient"})
+    assert reasons_of(prepared) == {"leak_group": 20}
+    assert {row.detail[:17] for row in prepared.rejected} == {"of the group 'p1'", "of the group 'p2'"}
+    assert any("stay together" in note and "too narrow" in note for note in prepared.notes)
+    bare = write_csv(tmp_path / "bare.csv", ["text", "label"], [row[:2] for row in rows[120:]])
+    prepared = prepare_with(train, test=bare, split={"group": "patient"})
+    assert reasons_of(prepared) == {}
+    assert any("no column 'patient'" in note for note in prepared.notes)
+
+
+@pytest.mark.parametrize("columns", ["title+body", "title +body", " title + body "])
+def test_columns_with_blanks_around_the_plus_are_all_read(columns: str, tmp_path: Path) -> None:
+    rows = [(f"title{n}", text, label) for n, (text, label) in enumerate(easy_rows(40))]
+    train = write_csv(tmp_path / "train.csv", ["title", "body", "label"], rows)
+    prepared = prepare_with(train, text=columns)
+    assert prepared.roles.text == "title+body"
+    assert all(example.text.startswith("title") for part in PARTS for example in prepared.parts[part])
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (["10", "2", "1"], ["1", "2", "10"]),
+        (["1.0", "1", "2"], ["1", "1.0", "2"]),
+        (["2.0", "nan", "1.0"], ["1.0", "2.0", "nan"]),
+        (["b", "1"], ["1", "b"]),
+    ],
+)
+def test_classes_have_one_order(labels: list[str], expected: list[str]) -> None:
+    """A set has another order in every process, and a class is a row of the head."""
+    for turned in (labels, labels[::-1]):
+        assert collect_labels([(label,) for label in turned * 10]) == expected
+    assert collect_labels([(label,) for label in labels * 10]) == expected
 
 
 def test_a_test_file_loses_no_row_that_has_text_and_label(tmp_path: Path, encoder: Encoder) -> None:
@@ -311,7 +367,8 @@ def check_lines(lines: Sequence[LedgerLine], prepared: Prepared, sizes: dict[str
     for line in lines:
         held = Path(line.source).stem
         if held != "train":
-            assert line.part == held or line.reason in {"no_text", "no_label"}
+            leaks = {"leak_exact", "leak_near", "leak_group"} if held == "validation" else set()
+            assert line.part == held or line.reason in {"no_text", "no_label", *leaks}
     assert summarize(lines, read=prepared.read)["read"] == sum(sizes.values())
 
 

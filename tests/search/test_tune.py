@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import tiny
@@ -72,6 +74,36 @@ def test_the_test_rows_are_opened_once_for_both(tuned: Tuned) -> None:
     assert tuned.result["test"]["difference"] == report["default"]["difference"]
     found = report["test"]["macro_f1"]["value"] - report["default"]["macro_f1"]["value"]
     assert report["default"]["difference"]["value"] == pytest.approx(found, abs=2e-6)
+
+
+@pytest.mark.parametrize("split", [{"time": "when"}, {"group": "who"}, {}])
+def test_no_repeat_is_judged_on_rows_that_taught_it(
+    split: dict[str, str], place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Labels are drawn at random, so whoever is right far more often than by chance has seen them."""
+    rng = np.random.default_rng(0)
+    lines = ["text,label,who,when"]
+    for n in range(400):
+        words = " ".join(rng.choice(list("abcdefghijklmnop"), 6))
+        lines.append(f"{words} {n},{'ab'[rng.integers(2)]},customer {n // 4},{2000 + n}")
+    (tmp_path / "noise.csv").write_text("\n".join(lines))
+    values = {
+        "data": {"train": str(tmp_path / "noise.csv"), "text": "text", "label": "label", "split": split},
+        "base": str(place / "base"),
+        "approach": {"kind": "frozen", "strengths": [100]},
+    }
+    recipe = build_recipe(values)
+    rehearsal = rehearse_classification(recipe, tmp_path, Listener())
+    repeats = [rehearsal.repeat(recipe, number) for number in range(3)]
+    assert np.mean([repeat.score for repeat in repeats]) < 0.65
+    others = [dataclasses.replace(repeat, predictions=repeat.answers) for repeat in repeats]
+    widths = [
+        gap.high - gap.low for gap in (rehearsal.gap(others, repeats), rehearsal.gap(others[:1], repeats[:1]))
+    ]
+    if "time" in split:  # always the same rows: asking them three times doesn't narrow anything
+        assert widths[0] == pytest.approx(widths[1], rel=0.25)
+    else:
+        assert widths[0] < 0.75 * widths[1]
 
 
 def test_a_folder_with_a_fit_is_refused_before_the_search(place: Path) -> None:

@@ -67,7 +67,10 @@ def test_what_the_person_says_wins() -> None:
         ('["a;b", "c"]', ("a;b", "c")),  # an array is never divided further
         ("[]", ()),
         ("", ("",)),
-        ("  ", ("  ",)),  # nobody labelled it
+        ("  ", ("",)),  # nobody labelled it
+        ('["a", null]', ("a",)),
+        ("[1.50, true, NaN]", ("1.50", "true", "NaN")),  # as they are spelled
+        ("['a', None, True]", ("a", "True")),
         ("[a", ("[a",)),
     ],
 )

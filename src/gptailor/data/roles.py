@@ -172,7 +172,7 @@ def infer_roles(
         label = _infer_label(free, shapes)
     if text is None:
         text = _infer_text([column for column in columns if column not in _parts(label, columns)], shapes)
-    return Roles(text, label)
+    return Roles("+".join(_parts(text, columns)), label)
 
 
 def _parts(name: str | None, columns: Sequence[str]) -> list[str]:

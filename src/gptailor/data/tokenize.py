@@ -160,7 +160,8 @@ class TokenizedRows(Sequence[TokenizedExample]):
             ids = np.concatenate([before, ids, after])
         learn = np.zeros(len(ids), np.bool_)
         learn[-1] = True
-        return TokenizedExample(ids, learn, example.source, example.row, example.label, int(self.cut[index]))
+        cut = int(self.cut[index])
+        return TokenizedExample(ids, learn, example.source, example.row, example.label, cut, example.group)
 
 
 def fit_rows(

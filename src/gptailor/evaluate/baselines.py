@@ -47,6 +47,7 @@ class FittedTfidf:
 
     pipeline: Pipeline
     note: str
+    strength: float | None = None  # None: there was nothing to learn from
 
 
 def majority(train_labels: IntArray, *, num_validation: int, num_test: int) -> BaselineResult:
@@ -79,23 +80,35 @@ def tfidf(
     validation_texts: Sequence[str],
     test_texts: Sequence[str],
     *,
+    validation_labels: Any = None,
+    groups: IntArray | None = None,
     seed: int = 0,
     max_seconds: float | None = None,
     target: Target = CLASSES,
 ) -> BaselineResult:
-    """Fits `fit_tfidf` on the training rows and gives what the target guesses of the other parts."""
+    """Fits `fit_tfidf` on the training rows and gives what the target guesses of the other parts.
+
+    With `validation_labels` a fit on training and validation rows answers the test rows, with the strength
+    that the training rows chose: the models it stands beside learn from both, too.
+    """
     started = time.perf_counter()
-    fitted = fit_tfidf(train_texts, train_labels, seed=seed, max_seconds=max_seconds, target=target)
-    validation, test = (
-        _predict(fitted.pipeline, texts, target, train_labels) for texts in (validation_texts, test_texts)
-    )
-    return BaselineResult("tfidf", test, validation, fitted.note, time.perf_counter() - started)
+    common: dict[str, Any] = {"seed": seed, "max_seconds": max_seconds, "target": target}
+    fitted = fit_tfidf(train_texts, train_labels, groups=groups, **common)
+    validation = _predict(fitted.pipeline, validation_texts, target, train_labels)
+    note = fitted.note
+    if validation_labels is not None and fitted.strength is not None:
+        texts, labels = [*train_texts, *validation_texts], np.concatenate([train_labels, validation_labels])
+        fitted = fit_tfidf(texts, labels, strength=fitted.strength, **common)
+        note += "; then fitted to training and validation rows"
+    test = _predict(fitted.pipeline, test_texts, target, train_labels)
+    return BaselineResult("tfidf", test, validation, note, time.perf_counter() - started)
 
 
 def fit_tfidf(
     texts: Sequence[str],
     labels: Any,
     *,
+    groups: IntArray | None = None,
     strength: float | None = None,
     seed: int = 0,
     max_seconds: float | None = None,
@@ -112,6 +125,7 @@ def fit_tfidf(
         texts: The training texts, N of them.
         labels: Their classes, shape (N,), or what else the target is. One single answer is allowed: it is
             always given.
+        groups: (N,) ids; no fold of the search cuts through a group. None: each row for itself.
         strength: Inverse regularization strength; None searches `STRENGTHS`.
         seed: Of the folds and of the solver.
         max_seconds: After this time no further fold is judged; one always is, and the fit is finished.
@@ -135,7 +149,7 @@ def fit_tfidf(
     note = "given"
     if strength is None:
         deadline = None if max_seconds is None else started + max_seconds
-        strength, note = _best_strength(counts, labels, target, seed=seed, deadline=deadline)
+        strength, note = _best_strength(counts, labels, target, groups=groups, seed=seed, deadline=deadline)
     weightings = [TfidfTransformer(sublinear_tf=True).fit(block) for block in counts]
     matrix = hstack([w.transform(block) for w, block in zip(weightings, counts, strict=True)], format="csr")
     classifier = target.fit(matrix, labels, strength=strength, tolerance=FINAL_TOLERANCE, seed=seed)
@@ -148,13 +162,20 @@ def fit_tfidf(
     return FittedTfidf(
         Pipeline([("features", features), ("classifier", classifier)]),
         f"word 1-2-grams and character 2-5-grams, {target.model} with C={strength:g} ({note})",
+        strength,
     )
 
 
 def tfidf_probabilities(
-    texts: Sequence[str], labels: IntArray, *, num_labels: int, strength: float = 1.0, seed: int = 0
+    texts: Sequence[str],
+    labels: IntArray,
+    *,
+    num_labels: int,
+    groups: IntArray | None = None,
+    strength: float = 1.0,
+    seed: int = 0,
 ) -> FloatArray:
-    """Out-of-fold probabilities (N, C): each row is judged by a model that was fitted without it.
+    """Out-of-fold probabilities (N, C): each row is judged by a model fitted without it and its group.
 
     What a search for wrong labels needs; a stronger fit believes more of them (docs/log.md). A class that a
     fold's model hasn't seen gets 0.
@@ -162,7 +183,7 @@ def tfidf_probabilities(
     probabilities = np.zeros((len(labels), num_labels))
     counters = _usable_counters(texts)
     counts = [csr_matrix(counter.fit_transform(texts)) for counter in counters]
-    folds = _stratified_folds(labels, seed=seed)
+    folds = _stratified_folds(labels, groups, seed=seed)
     for fold in range(folds.max(initial=0) + 1):
         inside, outside = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
         if not len(inside) or not len(outside):
@@ -195,12 +216,18 @@ def _usable_counters(texts: Sequence[str]) -> list[CountVectorizer]:
 
 
 def _best_strength(
-    counts: Sequence[csr_matrix], labels: Any, target: Target, *, seed: int, deadline: float | None
+    counts: Sequence[csr_matrix],
+    labels: Any,
+    target: Target,
+    *,
+    groups: IntArray | None,
+    seed: int,
+    deadline: float | None,
 ) -> tuple[float, str]:
     """The strength with the best k-fold score (ties: the smallest), and how it was found."""
     rows = _search_rows(target.strata(labels), problems=target.problems(labels), seed=seed)
     counts, labels = [block[rows] for block in counts], labels[rows]
-    folds = _stratified_folds(target.strata(labels), seed=seed)
+    folds = _stratified_folds(target.strata(labels), None if groups is None else groups[rows], seed=seed)
     num_folds = int(folds.max()) + 1
     judged: list[Any] = []
     guesses: dict[float, list[Any]] = {strength: [] for strength in STRENGTHS}
@@ -255,8 +282,15 @@ def _search_rows(labels: IntArray, *, problems: int, seed: int) -> IntArray:
     return np.sort(order[np.argsort(shares, kind="stable")[:limit]])
 
 
-def _stratified_folds(labels: IntArray, *, seed: int) -> IntArray:
-    """The fold of each row, shape (N,): each class is dealt out evenly, small classes to some folds only."""
+def _stratified_folds(labels: IntArray, groups: IntArray | None, *, seed: int) -> IntArray:
+    """The fold of each row, shape (N,): each class is dealt out evenly, small classes to some folds only.
+
+    A group is dealt out as its first row.
+    """
+    if groups is not None:
+        _, first, group_of = np.unique(groups, return_index=True, return_inverse=True)
+        if 1 < len(first) < len(labels):  # all in one group: there is nothing to hold out whole
+            return _stratified_folds(labels[first], None, seed=seed)[group_of]
     folds = np.empty(len(labels), dtype=np.int64)
     folds[_shuffled_by_class(labels, seed=seed)] = np.arange(len(labels)) % FOLDS
     return folds

@@ -162,7 +162,7 @@ def _tests(entries: Sequence[Entry], metric: str, *, resamples: int, seed: int) 
     if first is not None and len(same) > 1:
         order = sorted(first.keys, key=repr)  # not by which run is the best, so that intervals stay
         lines = [own.in_order_of(order) for own in same.values()]
-        sums, score = road.sums(lines, first.form, metric)
+        sums, score = road.sums(lines, [own.form for own in same.values()], metric)
         drawn = resampled_scores(dict(zip(same, sums, strict=True)), score, resamples=resamples, seed=seed)
         raw = {name: difference_of(own, drawn[best.name]) for name, own in drawn.items() if name != best.name}
         corrected = holm([p for _, p in raw.values()])

@@ -180,6 +180,7 @@ def write_data(folder: Path, prepared: Prepared, tokens: TokenizedParts) -> None
     summary["data_hash"] = prepared.data_hash
     summary["roles"] = {"text": prepared.roles.text, "label": prepared.roles.label}
     summary["rare_labels"] = prepared.cleaned.rare_labels
+    summary["label_merges"] = prepared.cleaned.label_merges
     if prepared.fixes.corrections:
         fixes = prepared.fixes
         summary["fixes"] = {

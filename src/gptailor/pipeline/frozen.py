@@ -20,7 +20,7 @@ from gptailor.pipeline.classify import by_text
 from gptailor.pipeline.kinds import Kind
 from gptailor.pipeline.labels import answers_of
 from gptailor.pipeline.tokens import sequences_of
-from gptailor.pipeline.workshop import Candidate, Workshop, few_rows, folds_of
+from gptailor.pipeline.workshop import Candidate, Workshop, few_rows, folds_of, may_refit
 from gptailor.recipe import FrozenApproach
 from gptailor.types import FloatArray, TokenizedExample
 
@@ -69,8 +69,8 @@ def base_classifier(shop: Workshop) -> PreTrainedModel:
 def fit_frozen(shop: Workshop, model: PreTrainedModel, settings: FrozenApproach) -> FrozenFit:
     """Chooses the strength on validation, or by five folds under 200 training rows, and fits the head.
 
-    The head that is kept has seen the validation rows, too, unless a person gave them as a file of their
-    own: what validation says was measured before, on a head that had not.
+    The head that is kept has seen the validation rows, too, where they may teach (`may_refit`): what
+    validation says was measured before, on a head that had not.
     """
     rows, kind = shop.tokens.rows, shop.kind
     count = len(rows["train"])
@@ -98,7 +98,7 @@ def fit_frozen(shop: Workshop, model: PreTrainedModel, settings: FrozenApproach)
             best = (score, loss, strength, text_logits, answers)
     assert best is not None
     _, _, strength, text_logits, answers = best
-    chosen = slice(None) if shop.recipe.data.validation is None else slice(0, count)
+    chosen = slice(None) if may_refit(shop) else slice(0, count)
     weights = fit_head(shop, features[chosen], labels[chosen], strength)
     return FrozenFit(weights, strength, searched, text_logits, answers)
 

@@ -21,7 +21,7 @@ from gptailor.evaluate import label_sets, metrics, numbers
 from gptailor.evaluate.baselines import BaselineResult, majority, mean_number, tfidf
 from gptailor.evaluate.calibrate import choose_threshold, fit_temperature, softmax
 from gptailor.evaluate.run import evaluate_logits, evaluation_details, macro_f1
-from gptailor.evaluate.targets import LABEL_SETS, NUMBERS
+from gptailor.evaluate.targets import CLASSES, LABEL_SETS, NUMBERS, Target
 from gptailor.models.approach import fit_frozen_head, fit_frozen_label_heads, fit_frozen_number_head
 from gptailor.models.readout import decide, sigmoid
 from gptailor.recipe import TrainSettings
@@ -64,7 +64,7 @@ class Kind:
     measure: Callable[..., dict[str, Any]]  # scores of answers and predictions
     difference: Callable[..., Score]  # of our metric and theirs on the same rows
     verdict: Callable[..., dict[str, Any]]
-    baselines: Callable[[Parts, Parts, int], list[tuple[BaselineResult, float]]]  # with validation scores
+    baselines: Callable[..., list[tuple[BaselineResult, float]]]  # with validation scores; see `climb`
     errors: Callable[[FloatArray, Any], FloatArray]  # (N,) how wrong each answer is; 0: right
     loss_unit: str = "nats"
     doubt: str = ""  # what a sure wrong answer says of the label; empty: nothing
@@ -161,13 +161,26 @@ def _settle_classes(
     return form, temperature, choose_threshold(softmax(logits, temperature), answers)
 
 
-def _class_baselines(texts: Parts, answers: Parts, seed: int) -> list[tuple[BaselineResult, float]]:
-    num_labels = 1 + max(int(part.max()) for part in answers.values())
-    results = [
-        _most_frequent(answers),
-        tfidf(texts["train"], answers["train"], texts["validation"], texts["test"], seed=seed),
-    ]
+def _class_baselines(texts: Parts, answers: Parts, **settings: Any) -> list[tuple[BaselineResult, float]]:
+    num_labels = 1 + max(int(part.max()) for part in answers.values() if len(part))
+    results = [_most_frequent(answers), _tfidf(texts, answers, **settings)]
     return [(r, macro_f1(answers["validation"], r.validation, num_labels=num_labels)) for r in results]
+
+
+def _tfidf(
+    texts: Parts, answers: Parts, *, groups: IntArray, refit: bool, seed: int, target: Target = CLASSES
+) -> BaselineResult:
+    """TF-IDF; with `refit` the validation rows teach what answers the test rows, as they do elsewhere."""
+    return tfidf(
+        texts["train"],
+        answers["train"],
+        texts["validation"],
+        texts["test"],
+        validation_labels=answers["validation"] if refit else None,
+        groups=groups,
+        seed=seed,
+        target=target,
+    )
 
 
 def _most_frequent(answers: Parts) -> BaselineResult:
@@ -223,17 +236,10 @@ def _settle_label_sets(
     return dataclasses.replace(form, cutoff=cutoff), temperature, None
 
 
-def _label_set_baselines(texts: Parts, answers: Parts, seed: int) -> list[tuple[BaselineResult, float]]:
+def _label_set_baselines(texts: Parts, answers: Parts, **settings: Any) -> list[tuple[BaselineResult, float]]:
     """The most frequent set, and TF-IDF with a cutoff of its own, chosen on validation as ours is."""
     most = _most_frequent(answers)
-    guessed = tfidf(
-        texts["train"],
-        answers["train"],
-        texts["validation"],
-        texts["test"],
-        seed=seed,
-        target=LABEL_SETS,
-    )
+    guessed = _tfidf(texts, answers, target=LABEL_SETS, **settings)
     cutoff, score = label_sets.best_cutoff(guessed.validation, answers["validation"])
     sets = dataclasses.replace(
         guessed,
@@ -301,11 +307,9 @@ def _numbers(logits: FloatArray, form: AnswerForm) -> FloatArray:
     return found
 
 
-def _number_baselines(texts: Parts, answers: Parts, seed: int) -> list[tuple[BaselineResult, float]]:
+def _number_baselines(texts: Parts, answers: Parts, **settings: Any) -> list[tuple[BaselineResult, float]]:
     sizes = {f"num_{part}": len(answers[part]) for part in ("validation", "test")}
-    ridge = tfidf(
-        texts["train"], answers["train"], texts["validation"], texts["test"], seed=seed, target=NUMBERS
-    )
+    ridge = _tfidf(texts, answers, target=NUMBERS, **settings)
     results = [mean_number(answers["train"], **sizes), dataclasses.replace(ridge, name="tfidf_ridge")]
     return [(r, -numbers.root_mean_square_error(answers["validation"], r.validation)) for r in results]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gptailor.evaluate.baselines import BaselineResult
 from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.prompted import build_prompter, choose_shots, prompted_scores, why_not
 from gptailor.evaluate.run import macro_f1
@@ -18,7 +19,7 @@ from gptailor.models.readout import decide, probabilities_of
 from gptailor.pipeline.classify import by_text
 from gptailor.pipeline.frozen import features_of, run_frozen
 from gptailor.pipeline.labels import answers_of
-from gptailor.pipeline.workshop import Candidate, Workshop
+from gptailor.pipeline.workshop import Candidate, Workshop, few_rows, folds_of, groups_of, may_refit
 from gptailor.recipe import FrozenApproach
 from gptailor.types import Example, IntArray
 
@@ -63,13 +64,44 @@ def climb(
     rungs: dict[str, Rung] = {}
 
     say("baseline: always the same answer, and TF-IDF")
-    for result, score in shop.kind.baselines(texts, answers, shop.recipe.seed):
+    for result, score in cheap_rungs(shop):
         rungs[result.name] = Rung(result.name, score, result.test, every_row, result.note, result.seconds)
     if chosen.approach != "frozen":
         say("baseline: frozen features")
         rungs["frozen"] = frozen_rung(shop, frozen)
     prompted, skipped = prompted_rungs(shop, chosen, answers=answers, texts=texts, say=say)
     return Ladder({**rungs, **prompted}, skipped)
+
+
+def cheap_rungs(shop: Workshop) -> list[tuple[BaselineResult, float]]:
+    """The kind's baselines and their validation scores, where there are few rows out of fold, as ours."""
+    examples, kind, seed = shop.tokens.examples, shop.kind, shop.recipe.seed
+
+    def fitted(parts: Mapping[Any, Sequence[Example]], *, refit: bool) -> list[tuple[BaselineResult, float]]:
+        texts = {part: [row.text for row in rows] for part, rows in parts.items()}
+        answers = {part: answers_of(rows) for part, rows in parts.items()}
+        return kind.baselines(texts, answers, groups=groups_of(parts["train"]), refit=refit, seed=seed)
+
+    results = fitted(examples, refit=may_refit(shop))
+    if not few_rows(shop):
+        return results
+    rows = [*examples["train"], *examples["validation"]]
+    answers = answers_of(rows)
+    order: list[IntArray] = []
+    guesses: dict[str, list[Any]] = {result.name: [] for result, _ in results}
+    for inside, outside in folds_of(rows, seed=seed, strata=kind.strata):
+        train, held = ([rows[place] for place in places.tolist()] for places in (inside, outside))
+        order.append(outside)
+        for result, _ in fitted({"train": train, "validation": held, "test": []}, refit=False):
+            guesses[result.name].append(result.validation)
+    judged = answers[np.concatenate(order)]
+    settings: dict[str, Any] = {"label_names": shop.label_names, "resamples": 1, "seed": seed}
+
+    def score(name: str) -> float:
+        measured = kind.measure(judged, np.concatenate(guesses[name]), **settings)
+        return kind.told(float(measured[kind.metric].value))  # told twice is as it was: higher is better
+
+    return [(result, score(result.name)) for result, _ in results]
 
 
 def frozen_rung(shop: Workshop, frozen: Candidate | None) -> Rung:

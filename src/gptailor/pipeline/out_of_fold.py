@@ -30,7 +30,7 @@ from gptailor.pipeline.suspects import (
     write_suspects,
 )
 from gptailor.pipeline.task import settle_task
-from gptailor.pipeline.workshop import Workshop, folds_of, tokenized_workshop
+from gptailor.pipeline.workshop import Workshop, folds_of, groups_of, tokenized_workshop
 from gptailor.recipe import Recipe
 from gptailor.types import Example, FloatArray, Part, TokenizedExample
 
@@ -121,5 +121,9 @@ def ngram_probabilities(shop: Workshop, examples: Sequence[Example]) -> FloatArr
     """(N, C) of N texts by TF-IDF and logistic regression."""
     texts = [example.text for example in examples]
     return tfidf_probabilities(
-        texts, answers_of(examples), num_labels=len(shop.label_names), seed=shop.recipe.seed
+        texts,
+        answers_of(examples),
+        num_labels=len(shop.label_names),
+        groups=groups_of(examples),
+        seed=shop.recipe.seed,
     )

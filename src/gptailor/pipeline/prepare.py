@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,9 +34,9 @@ PARTS: tuple[Part, ...] = ("train", "validation", "test")
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """A training row that stands, exactly or nearly, in a given held-out file."""
+    """A row that teaches or chooses, and the row of a given file that it is, exactly, nearly, or by group."""
 
-    train: RawExample
+    row: RawExample
     held_out: RawExample
     kind: Reason
 
@@ -96,6 +96,11 @@ def _prepare(recipe: Recipe, say: Callable[[str], None]) -> Prepared:
     }
     refuse_strays(fixes)
     kept, leaks = remove_leaks(cleaned.rows, [row for _, result in held_out.values() for row in result.rows])
+    given = {part: result.rows for part, (_, result) in held_out.items()}
+    if len(given) == 2:  # what chooses the settings must not stand in the test either
+        given["validation"], more = remove_leaks(given["validation"], given["test"])
+        leaks += more
+        refuse_all_leaked(given["validation"], settings)
     cells = cells_of(kept)
     label_names = classes_of(cells, form, roles.label or "")
     for location, part, flag in (
@@ -103,16 +108,14 @@ def _prepare(recipe: Recipe, say: Callable[[str], None]) -> Prepared:
         (settings.test, "test", "--test-label-names"),
     ):
         if location is not None:
-            carried = [labels_of(row.fields["label"], form) for row in held_out[part][1].rows]
+            carried = [labels_of(row.fields["label"], form) for row in given[part]]
             several = form.kind == "multiple"
             refuse_unknown_labels(carried, label_names, file=location, flag=flag, sets=several)
-    says = list(notes_on(cells, form, cleaned, asked=asked))
+    says = [*notes_on(cells, form, cleaned, asked=asked), *notes_on_groups(settings, held_out)]
     for line in says:
         say(line)
     say("splitting")
-    parts, near_groups = _split(
-        kept, cells, recipe, label_names, form, given={part: r.rows for part, (_, r) in held_out.items()}
-    )
+    parts, near_groups = _split(kept, cells, recipe, label_names, form, given=given)
     files = [train_file, *(file for file, _ in held_out.values())]
     rejected = [
         *(row for file in files for row in file.rejected),
@@ -120,7 +123,7 @@ def _prepare(recipe: Recipe, say: Callable[[str], None]) -> Prepared:
         *reviewed,
         *cleaned.rejected,
         *(row for _, result in held_out.values() for row in result.rejected),
-        *(RejectedRow(leak.train.source, leak.train.row, leak.kind, _says(leak)) for leak in leaks),
+        *(RejectedRow(leak.row.source, leak.row.row, leak.kind, _says(leak)) for leak in leaks),
     ]
     dropped = {(row.source, row.row) for row in rejected}
     return Prepared(
@@ -203,20 +206,57 @@ def joined(row: RawExample, columns: str) -> str:
 def remove_leaks(
     train: Sequence[RawExample], held_out: Sequence[RawExample]
 ) -> tuple[Sequence[RawExample], list[Leak]]:
-    """Takes training rows that stand in the held-out rows, exactly or nearly, out of training."""
+    """Takes rows that stand in the held-out rows, exactly, nearly, or by their group, out of the others."""
     if not held_out:
         return train, []
     matches = near_matches(each(train, _text), [_text(row) for row in held_out])
+    same_text = matches >= 0
+    of_group = {group: place for place, row in enumerate(held_out) if (group := _group(row))}
+    if of_group:
+        by_group = np.array([of_group.get(_group(row), -1) for row in train], matches.dtype)
+        matches = np.where(same_text, matches, by_group)
     leaks = []
     for place in np.flatnonzero(matches >= 0).tolist():
         row, found = train[place], held_out[int(matches[place])]
-        exact = is_exact(_text(row), _text(found))
-        leaks.append(Leak(row, found, "leak_exact" if exact else "leak_near"))
+        near: Reason = "leak_exact" if is_exact(_text(row), _text(found)) else "leak_near"
+        leaks.append(Leak(row, found, near if same_text[place] else "leak_group"))
     return picked(train, np.flatnonzero(matches < 0)), leaks
+
+
+def refuse_all_leaked(validation: Sequence[object], settings: DataSettings) -> None:
+    """Raises DataError where the given validation rows all stand in the given test file."""
+    if not validation:
+        raise DataError(
+            "has no row that isn't, exactly or nearly, in the test file, too.",
+            where=settings.validation,
+            fix="Give other rows to choose the settings by, or leave it out: a share of the rows is taken.",
+        )
+
+
+def notes_on_groups(settings: DataSettings, held_out: Mapping[str, tuple[ReadResult, object]]) -> list[str]:
+    """What to know of a split by group."""
+    column = settings.split.group
+    if column is None:
+        return []
+    unknown = [
+        f"{location} has no column {column!r}: whether its groups stand among the training rows, too, "
+        "nobody can tell."
+        for location, part in ((settings.validation, "validation"), (settings.test, "test"))
+        if location is not None and column not in held_out[part][0].columns
+    ]
+    return [
+        *unknown,
+        f"Rows with the same {column!r} stay together. The intervals take rows as independent: where those "
+        "of a group are alike, they are too narrow.",
+    ]
 
 
 def _text(row: RawExample) -> str:
     return row.fields["text"]
+
+
+def _group(row: RawExample) -> str:
+    return row.fields.get("group", "").strip()
 
 
 def refuse_same_file(settings: DataSettings) -> None:
@@ -261,10 +301,11 @@ def _read_held_out(
                 ", or in their order with --test-columns, such as label,text+text." if is_test else "."
             )
             raise DataError(error.what, where=location, fix=fix) from None
-    ungrouped = settings.model_copy(update={"split": SplitSettings()})
+    group = settings.split.group if settings.split.group in own else None
+    grouped = settings.model_copy(update={"split": SplitSettings(group=group)})
     names = settings.test_label_names if is_test else settings.label_names
     flag = "--test-label-names" if is_test else "--label-names"
-    rows, unlabelled = read_labels(take_roles(file, roles, ungrouped, slices=slices), form, names, flag=flag)
+    rows, unlabelled = read_labels(take_roles(file, roles, grouped, slices=slices), form, names, flag=flag)
     if not is_test:  # a test file is never touched
         rows, reviewed = apply_fixes(rows, fixes, form)
         unlabelled = [*unlabelled, *reviewed]
@@ -308,10 +349,18 @@ def _split(
         has_validation="validation" in given,
         has_test="test" in given,
     )
+    sizes = np.bincount(groups)
+
+    def in_its_group(place: int) -> Example:
+        group = str(groups[place]) if sizes[groups[place]] > 1 else ""
+        return dataclasses.replace(examples[place], group=group)
+
+    every = range(len(examples))
+    examples_in_groups = each(list(every) if isinstance(examples, list) else every, in_its_group)
     part_of = np.array([PARTS.index(part) for part in places], np.int8)
     parts: dict[Part, Sequence[Example]] = {
         part: chained(
-            picked(examples, np.flatnonzero(part_of == number)),
+            picked(examples_in_groups, np.flatnonzero(part_of == number)),
             [example_of(row) for row in given.get(part, ())],
         )
         for number, part in enumerate(PARTS)
@@ -328,5 +377,7 @@ def _large_groups(ids: IntArray) -> list[list[int]]:
 
 
 def _says(leak: Leak) -> str:
+    if leak.kind == "leak_group":
+        return f"of the group {_group(leak.row)!r}, as {leak.held_out.source} row {leak.held_out.row} is"
     same = "the same text as" if leak.kind == "leak_exact" else "nearly the same text as"
     return f"{same} {leak.held_out.source} row {leak.held_out.row}"

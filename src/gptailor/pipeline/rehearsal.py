@@ -58,10 +58,14 @@ def rehearse_classification(recipe: Recipe, folder: Path, listener: Listener) ->
             resamples=recipe.evaluate.resamples,
             seed=recipe.seed,
         )
-        error = (found.high - found.low) / (2 * 1.96)
+        # Rows that were asked several times tell no more than once: their resamples spread too little.
+        different = 1 if asked_are_fixed(recipe) else FOLDS
+        wider = math.sqrt(max(1.0, len(ours) / different))
+        low, high = (found.value + wider * (end - found.value) for end in (found.low, found.high))
+        error = (high - low) / (2 * 1.96)
         if kind.higher_is_better:
-            return Gap(found.value, found.low, found.high, error)
-        return Gap(-found.value, -found.high, -found.low, error)
+            return Gap(found.value, low, high, error)
+        return Gap(-found.value, -high, -low, error)
 
     return Rehearsal(
         metric=kind.metric,
@@ -153,16 +157,19 @@ def train_on(
 def repeat_elsewhere(shop: Workshop, recipe: Recipe, number: int) -> Repeat:
     """Fits the recipe on another split with another seed, and asks it rows that it has not seen.
 
-    Where a person gave the validation rows, or the split follows groups or time, the split stays.
+    Where a person gave the validation rows, or the split follows time, the split stays, and the validation
+    rows teach nothing.
     """
-    shop = dataclasses.replace(shop, recipe=recipe.model_copy(update={"seed": recipe.seed + 1 + number}))
+    train = recipe.train.model_copy(update={"refit": recipe.train.refit and not asked_are_fixed(recipe)})
+    settings = {"seed": recipe.seed + 1 + number, "train": train}
+    shop = dataclasses.replace(shop, recipe=recipe.model_copy(update=settings))
     rows, outside = elsewhere(shop, recipe, number)
     part = with_rows(shop, *rows)
     found: list[Seen] = []
     approach = recipe.approach
     if isinstance(approach, AutoApproach | FrozenApproach):
-        settings = approach if isinstance(approach, FrozenApproach) else FrozenApproach()
-        found.append(_see_frozen(part, settings, outside))
+        frozen = approach if isinstance(approach, FrozenApproach) else FrozenApproach()
+        found.append(_see_frozen(part, frozen, outside))
     if not isinstance(approach, FrozenApproach):
         trainable: Trainable = FullApproach() if isinstance(approach, AutoApproach) else approach
         found.append(_see_trained(part, trainable, outside))
@@ -174,10 +181,15 @@ def repeat_elsewhere(shop: Workshop, recipe: Recipe, number: int) -> Repeat:
     return Repeat(kind.score(logits, answers), answers, predictions)
 
 
+def asked_are_fixed(recipe: Recipe) -> bool:
+    """Whether the rows that judge are the same however often one asks."""
+    return recipe.data.validation is not None or recipe.data.split.time is not None
+
+
 def elsewhere(shop: Workshop, recipe: Recipe, number: int) -> tuple[tuple[Rows, Rows], Rows]:
     """Training and validation rows, and rows outside both; the same ones for the same number."""
-    rows, split = shop.tokens.rows, recipe.data.split
-    if recipe.data.validation is not None or split.group is not None or split.time is not None:
+    rows = shop.tokens.rows
+    if asked_are_fixed(recipe):
         return (rows["train"], rows["validation"]), rows["validation"]
     pool = [*rows["train"], *rows["validation"]]
     strata = shop.kind.strata

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gptailor.data.clean import CleanResult, clean_rows
 from gptailor.data.read import Roles, infer_roles, iterate_rows, read_rows
 from gptailor.errors import DataError, InputError, ModelError, RunError
 from gptailor.evaluate.metrics import as_json
@@ -26,14 +27,14 @@ from gptailor.pipeline.language_new import evaluate_language
 from gptailor.pipeline.prepare import joined
 from gptailor.pipeline.slices import score_slices, slice_columns
 from gptailor.pipeline.texts.new import answer_file, evaluate_preferences, evaluate_texts
-from gptailor.recipe import load_recipe
+from gptailor.recipe import CleanSettings, load_recipe
 from gptailor.tasks.classification import (
     refuse_unknown_labels,
     refuse_unknown_slices,
     slice_fields,
     to_example,
 )
-from gptailor.tasks.labels import label_of, labels_of
+from gptailor.tasks.labels import label_cell, label_of, labels_of
 from gptailor.types import RawExample, RejectedRow, Task
 
 
@@ -223,7 +224,7 @@ class Run:
         ]
         form, known = self.predictor.form, self.predictor.label_names
         rows, _ = read_labels(rows, form, names)
-        rows = without_labels(rows, form, self._trained("rare_labels") or {})
+        rows = without_labels(self._spelled(rows), form, self._trained("rare_labels") or {})
         carried = [labels_of(row.fields["label"], form) for row in rows]
         several = form.kind == "multiple"
         refuse_unknown_labels(carried, known, file=location, flag="--label-names", sets=several)
@@ -256,6 +257,22 @@ class Run:
                 **settings,
             ),
         }
+
+    def _spelled(self, rows: Sequence[RawExample]) -> Sequence[RawExample]:
+        """The rows with their texts mended and their labels spelled as training's test rows were."""
+        form = self.predictor.form
+        cells = [label_cell((name,), form) for name in self.predictor.label_names]
+        trained = CleanResult(
+            rows=[RawExample({"label": cell}, "", 0) for cell in cells],
+            rejected=[],
+            repaired=0,
+            label_merges=self._trained("label_merges") or {},
+            rare_labels=self._trained("rare_labels") or {},
+        )
+        path = self.folder / "recipe.yaml"
+        merge = load_recipe(path).data.clean.merge_labels if path.exists() else True
+        settings = CleanSettings(**self.predictor.bundle.clean, merge_labels=merge)
+        return clean_rows(rows, settings=settings, protected=True, known=trained, kind=form.kind).rows
 
     def _roles(
         self, columns: Sequence[str], rows: Sequence[RawExample], *, text: str | None, label: str | None

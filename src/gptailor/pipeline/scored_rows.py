@@ -55,7 +55,7 @@ class Road:
 
     file: str
     key: Callable[[Line, AnswerForm], Hashable]
-    sums: Callable[[Sequence[Sequence[Line]], AnswerForm, str], tuple[list[FloatArray], FromSums]]
+    sums: Callable[[Sequence[Sequence[Line]], Sequence[AnswerForm], str], tuple[list[FloatArray], FromSums]]
 
 
 def road_of(report: Mapping[str, Any], metric: str) -> Road | None:
@@ -93,13 +93,16 @@ def _labels(cell: str, form: AnswerForm) -> tuple[str, ...]:
 
 
 def _label_sums(
-    runs: Sequence[Sequence[Line]], form: AnswerForm, metric: str
+    runs: Sequence[Sequence[Line]], forms: Sequence[AnswerForm], metric: str
 ) -> tuple[list[FloatArray], FromSums]:
     """Each row's labels that are right, those it carries, and those given: (N, 3 C)."""
-    cells = [[(_labels(e["answer"], form), _labels(e["prediction"], form)) for e in run] for run in runs]
+    cells = [
+        [(_labels(line["answer"], form), _labels(line["prediction"], form)) for line in run]
+        for run, form in zip(runs, forms, strict=True)
+    ]
     names = sorted({label for run in cells for pair in run for labels in pair for label in labels})
     places = {name: place for place, name in enumerate(names)}
-    summaries = metrics.SUMMARIES if form.kind == "single" else label_sets.SUMMARIES
+    summaries = metrics.SUMMARIES if forms[0].kind == "single" else label_sets.SUMMARIES
 
     def marks(sets: Sequence[tuple[str, ...]]) -> FloatArray:
         found = np.zeros((len(sets), len(names)))
@@ -118,7 +121,7 @@ def _label_sums(
 
 
 def _number_sums(
-    runs: Sequence[Sequence[Line]], _: AnswerForm, metric: str
+    runs: Sequence[Sequence[Line]], _: Sequence[AnswerForm], metric: str
 ) -> tuple[list[FloatArray], FromSums]:
     """Each row's error, squared or absolute, and its count: (N, 2)."""
 
@@ -135,7 +138,7 @@ def _number_sums(
 
 
 def _text_sums(
-    runs: Sequence[Sequence[Line]], _: AnswerForm, metric: str
+    runs: Sequence[Sequence[Line]], _: Sequence[AnswerForm], metric: str
 ) -> tuple[list[FloatArray], FromSums]:
     """What each written answer gives beside the reference that stands in the file."""
 
@@ -148,14 +151,16 @@ def _text_sums(
 
 
 def _preference_sums(
-    runs: Sequence[Sequence[Line]], _: AnswerForm, __: str
+    runs: Sequence[Sequence[Line]], _: Sequence[AnswerForm], __: str
 ) -> tuple[list[FloatArray], FromSums]:
     """1 where the preferred answer is ahead, and its count: (N, 2)."""
     shares = [right_shares([float(line["margin"]) for line in run]) for run in runs]
     return [np.column_stack([one, np.ones(len(one))]) for one in shares], _quotient
 
 
-def _bit_sums(runs: Sequence[Sequence[Line]], _: AnswerForm, __: str) -> tuple[list[FloatArray], FromSums]:
+def _bit_sums(
+    runs: Sequence[Sequence[Line]], _: Sequence[AnswerForm], __: str
+) -> tuple[list[FloatArray], FromSums]:
     """Bits and bytes of each document or row: (N, 2)."""
 
     def costs(run: Sequence[Line]) -> FloatArray:

@@ -23,6 +23,8 @@ from gptailor.pipeline.tokens import TokenizedParts
 from gptailor.pipeline.workshop import Candidate, Workshop
 from gptailor.types import AnswerForm, Part, Predictions
 
+FOR_LATER = {"data_hash", "roles", "rare_labels", "label_merges"}  # in data/summary.json, not in the report
+
 
 def open_test(
     folder: Path,
@@ -149,9 +151,7 @@ def note_opening(folder: Path, *, command: str, scores: Mapping[str, Any]) -> No
 
 def _data_counts(folder: Path, tokens: TokenizedParts) -> dict[str, Any]:
     summary = json.loads((folder / "data" / "summary.json").read_text(encoding="utf-8"))
-    summary = {
-        key: value for key, value in summary.items() if key not in ("data_hash", "roles", "rare_labels")
-    }
+    summary = {key: value for key, value in summary.items() if key not in FOR_LATER}
     summary["tokens"]["padding"] = _padding(tokens, "train")
     return dict(summary)
 

@@ -170,10 +170,10 @@ def data_story(prepared: Prepared, tokens: TokenizedParts) -> dict[str, Any]:
         ],
         "leaks": [
             {
-                "train": _place(leak.train),
+                "train": _place(leak.row),
                 "test": _place(leak.held_out),
                 "kind": leak.kind,
-                "texts": [leak.train.fields["text"], leak.held_out.fields["text"]],
+                "texts": [leak.row.fields["text"], leak.held_out.fields["text"]],
             }
             for leak in prepared.leaks[:SHOWN]
         ],

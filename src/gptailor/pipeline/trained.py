@@ -50,8 +50,10 @@ def run_trained(
     adapted = adapt(shop, settings)
     rows = shop.tokens.rows
     objective = objective_of(shop, adapted, rows["train"], rows["validation"])
-    plan = settle_plan(shop.recipe.train, shop.environment, adapted, objective, settings.kind, place)
     trainings = 1 + FOLDS if few_rows(shop) else 2 if refits(shop) else 1
+    plan = settle_plan(
+        shop.recipe.train, shop.environment, adapted, objective, settings.kind, place, trainings=trainings
+    )
     forecast = float(shop.environment["forecast_seconds"]) * trainings
     if longest_seconds is not None and forecast > longest_seconds:
         place.say(
@@ -193,13 +195,18 @@ def settle_plan(
     objective: Objective,
     approach: str,
     place: TrainingPlace,
+    *,
+    trainings: int = 1,
 ) -> Plan:
-    """The plan with what is measured on this machine: once, before step 1; a resumed run reads it."""
+    """The plan with what is measured on this machine: once, before step 1; a resumed run reads it.
+
+    `trainings` of this length share the minutes.
+    """
     path = place.folder.parent / "environment.json"
     plan = plan_for(settings, adapted, objective, approach)
     if "micro_batch_size" not in environment:
         plan, seconds = measured_plan(settings, adapted, objective, plan, seed=place.seed, say=place.say)
-        steps = steps_within(settings.minutes, plan, seconds)
+        steps = steps_within(settings.minutes, plan, seconds * trainings)
         choices = {
             "micro_batch_size": plan.micro_batch_size,
             "precision": plan.precision,

@@ -19,7 +19,7 @@ from gptailor.pipeline.place import Trained
 from gptailor.pipeline.prepare import Prepared
 from gptailor.pipeline.tokens import TokenizedParts, tokenize_parts
 from gptailor.recipe import Recipe
-from gptailor.types import FloatArray, IntArray, TokenizedExample
+from gptailor.types import Example, FloatArray, IntArray, TokenizedExample
 
 FEW_ROWS = 200  # fewer training rows than this: settings by folds, then a refit on all
 FOLDS = 5
@@ -68,12 +68,19 @@ def tokenized_workshop(recipe: Recipe, prepared: Prepared, base: Base) -> Worksh
 
 
 def few_rows(shop: Workshop) -> bool:
-    """Whether there are too few training rows to give some away for choosing settings."""
-    return len(shop.tokens.examples["train"]) < FEW_ROWS
+    """Whether there are too few training rows to give some away for choosing settings: folds choose them.
+
+    Not where the rows that choose are fixed: given as a file, or the newest.
+    """
+    few = len(shop.tokens.examples["train"]) < FEW_ROWS
+    return few and may_refit(shop) and shop.recipe.data.split.time is None
 
 
 def may_refit(shop: Workshop) -> bool:
-    """Not where validation is a file of its own: whoever gives one may need it untouched."""
+    """Whether the validation rows may teach, once they chose the settings.
+
+    Not where they are a file of their own: whoever gives one may need it untouched.
+    """
     return shop.recipe.train.refit and shop.recipe.data.validation is None
 
 
@@ -83,36 +90,44 @@ def refits(shop: Workshop) -> bool:
     return may_refit(shop) and few and shop.recipe.train.minutes is None
 
 
+def groups_of(rows: Sequence[Example | TokenizedExample]) -> IntArray:
+    """(N,) ids, numbered from 0: alike for rows that no fold may tell apart.
+
+    Windows of one text, near-duplicates, and rows of one value of `data.split.group`.
+    """
+    ids: dict[object, int] = {}
+    return np.array([ids.setdefault(row.group or (row.source, row.row), len(ids)) for row in rows])
+
+
 def folds_of(
-    rows: Sequence[TokenizedExample],
+    rows: Sequence[Example] | Sequence[TokenizedExample],
     *,
     seed: int,
     strata: Callable[[Any], IntArray] = lambda answers: answers,
 ) -> list[tuple[IntArray, IntArray]]:
-    """Stratified folds over texts as (inside, outside) row indices: the windows of a text stay together.
+    """Stratified folds as (inside, outside) row indices; `groups_of` says which rows stay together.
 
-    `strata` says from the texts' answers what is dealt out evenly: the classes themselves, or a stand-in.
+    `strata` says from the answers what is dealt out evenly: the classes themselves, or a stand-in. A group
+    counts as its first row.
 
     Raises:
-        DataError: only one label has two texts or more, so a fold could have nothing to tell apart.
+        DataError: only one label has two groups or more, so a fold could have nothing to tell apart.
     """
     from sklearn.model_selection import StratifiedKFold
 
-    keys = list(dict.fromkeys((row.source, row.row) for row in rows))
-    text_of = {key: place for place, key in enumerate(keys)}
-    texts = np.array([text_of[row.source, row.row] for row in rows])
-    first = np.unique(texts, return_index=True)[1]
+    groups = groups_of(rows)
+    first = np.unique(groups, return_index=True)[1]
     labels = strata(np.array([rows[place].label for place in first.tolist()]))
     sizes = np.unique(labels, return_counts=True)[1]
     if (sizes > 1).sum() < 2:
         raise DataError(
-            "fewer than two labels have two texts or more for training and validation.",
+            "fewer than two labels have two texts (or groups of them) or more for training and validation.",
             fix="Add rows of the rarer labels.",
         )
-    splitter = StratifiedKFold(max(2, min(FOLDS, sizes.min())), shuffle=True, random_state=seed)
+    splitter = StratifiedKFold(min(FOLDS, sizes[sizes > 1].min()), shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class")  # it is held out once, untrained
-        folds = list(splitter.split(np.zeros(len(keys)), labels))
+        folds = list(splitter.split(np.zeros(len(first)), labels))
     return [
-        (np.flatnonzero(~np.isin(texts, held)), np.flatnonzero(np.isin(texts, held))) for _, held in folds
+        (np.flatnonzero(~np.isin(groups, held)), np.flatnonzero(np.isin(groups, held))) for _, held in folds
     ]

@@ -186,9 +186,11 @@ def _finding(kind: str, one: Values) -> dict[str, Any]:
             f"in {one.get('part') or 'one part'}",
         ],
         "leaks": [
-            f"train {one.get('train')}",
-            f"test {one.get('test')}",
-            "the same text" if one.get("kind") == "leak_exact" else "nearly the same text",
+            f"dropped {one.get('train')}",
+            f"held out {one.get('test')}",
+            {"leak_exact": "the same text", "leak_group": "the same group"}.get(
+                str(one.get("kind")), "nearly the same text"
+            ),
         ],
     }[kind]
     return {"texts": [str(text) for text in texts], "told": [clip(part, 160) for part in told if part]}

@@ -143,6 +143,7 @@ REASONS: dict[str, str] = {
     "rare_label": "label too rare to learn",
     "leak_exact": "stands in the test or validation file",
     "leak_near": "nearly stands in the test or validation file",
+    "leak_group": "of a group that stands in the test or validation file",
     "too_long": "too long",
     "nothing_to_learn": "no token to learn from",
     "reviewed": "dropped by your corrections",

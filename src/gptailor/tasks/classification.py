@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from gptailor.errors import DataError, Problem, RecipeError, did_you_mean, number_of, raise_together
+from gptailor.tasks.labels import number_in
 from gptailor.types import Example, Label, RawExample, Segment
 
 MINIMUM_ROWS = 20
@@ -57,10 +58,9 @@ def collect_labels(carried: Sequence[Sequence[str]]) -> list[str]:
             f"remain after cleaning; at least {MINIMUM_ROWS} rows and {MINIMUM_CLASSES} classes are needed.",
             fix="Look at what was dropped and why with `gptailor check`, and add labelled rows.",
         )
-    try:
-        return sorted(labels, key=float)
-    except ValueError:
-        return sorted(labels)
+    numbers = {label: number for label in labels if (number := number_in(label)) is not None}
+    # 1 and 1.0 are two labels, and a set has no order: which comes first must not be left to it.
+    return sorted(labels, key=lambda label: (numbers[label], label) if len(numbers) == len(labels) else label)
 
 
 def name_labels(

@@ -11,9 +11,9 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from gptailor.errors import DataError
-from gptailor.tasks.cells import parse_nested
 from gptailor.types import AnswerForm, AnswerKind, Label
 
 SEPARATORS = ("|", ";", ",")  # tried in this order
@@ -46,8 +46,10 @@ def infer_form(cells: Sequence[str], *, kind: AnswerKind | None, separator: str 
 
 def labels_in(cell: str, form: AnswerForm) -> tuple[str, ...]:
     """The labels of a cell as it stands in the file; `("",)` for an empty cell, which nobody labelled."""
-    if form.kind != "multiple" or not cell.strip():
+    if form.kind != "multiple":
         return (cell,)
+    if not cell.strip():
+        return ("",)
     found = _array(cell)
     if found is None:
         found = cell.split(form.separator) if form.separator else [cell]
@@ -98,16 +100,28 @@ def refuse_separator_without_sets(kind: AnswerKind | None, separator: str | None
 
 
 def _array(cell: str) -> list[str] | None:
-    """The texts of a cell that is an array, as JSON or as Python prints it; None for any other cell."""
-    value = parse_nested(cell)
-    if isinstance(value, str) and value.lstrip()[:1] == "[" and len(value) < 10_000:
+    """The texts of a cell that is an array, as JSON or as Python prints it; None for any other cell.
+
+    Numbers stay as JSON spells them, and so do true and false; null is no label.
+    """
+    if cell.lstrip()[:1] != "[":
+        return None
+    value: Any = None
+    try:
+        value = json.loads(cell, parse_int=str, parse_float=str, parse_constant=str)
+        spelled = {True: "true", False: "false"}
+    except (ValueError, RecursionError):
+        if len(cell) >= 10_000:
+            return None
         try:
-            value = ast.literal_eval(value.strip())
+            value = ast.literal_eval(cell.strip())
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             return None
-    if not isinstance(value, list) or not all(isinstance(item, (str, int, float)) for item in value):
+        spelled = {True: "True", False: "False"}
+    items = [item for item in value if item is not None] if isinstance(value, list) else [value]
+    if not isinstance(value, list) or not all(isinstance(item, str | int | float) for item in items):
         return None
-    return [str(item) for item in value]
+    return [spelled[item] if isinstance(item, bool) else str(item) for item in items]
 
 
 def _unused_separator(found: Iterable[Sequence[str]]) -> str:

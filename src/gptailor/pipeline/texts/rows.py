@@ -16,7 +16,7 @@ from gptailor.data.read import ReadResult, read_rows
 from gptailor.data.split import join_groups, split_rows, value_groups
 from gptailor.errors import DataError, did_you_mean
 from gptailor.pipeline.folder import hash_files
-from gptailor.pipeline.prepare import PARTS, refuse_same_file
+from gptailor.pipeline.prepare import PARTS, notes_on_groups, refuse_all_leaked, refuse_same_file
 from gptailor.recipe import CleanSettings, DataSettings, Recipe
 from gptailor.report.facts import clip
 from gptailor.tasks.cells import Mend
@@ -101,7 +101,19 @@ def prepare_texts(
             if not held_out[part]:
                 fix = "Name its columns as the training file does."
                 raise DataError("has no row with a prompt and an answer.", where=location, fix=fix)
-    kept, leaks = remove_leaks(rows, [row for given in held_out.values() for row in given])
+    by_group = settings.split.group is not None
+    kept, leaks = remove_leaks(rows, [row for given in held_out.values() for row in given], by_group=by_group)
+    if len(held_out) == 2:  # what chooses the settings must not stand in the test either
+        held_out["validation"], more = remove_leaks(
+            held_out["validation"], held_out["test"], by_group=by_group
+        )
+        leaks += more
+        refuse_all_leaked(held_out["validation"], settings)
+    notes = notes_on_groups(
+        settings, {part: (file, None) for part, file in zip(held_out, files[1:], strict=True)}
+    )
+    for line in notes:
+        say(line)
     say("splitting")
     parts, near_groups = split(kept, recipe, held_out)
     rejected = [row for file in files for row in file.rejected] + rejected + repeated + leaks
@@ -116,7 +128,7 @@ def prepare_texts(
         repaired=mend.changed,
         leaks=len(leaks),
         near_groups=near_groups,
-        notes=[note for file in files for note in file.notes],
+        notes=[*(note for file in files for note in file.notes), *notes],
     )
 
 
@@ -180,16 +192,22 @@ def drop_repeats(rows: Sequence[TextRow], settings: CleanSettings) -> tuple[list
 
 
 def remove_leaks(
-    rows: Sequence[TextRow], held_out: Sequence[TextRow]
+    rows: Sequence[TextRow], held_out: Sequence[TextRow], *, by_group: bool = False
 ) -> tuple[list[TextRow], list[RejectedRow]]:
-    """Takes training rows whose question stands in a given file, exactly or nearly, out of training."""
+    """Takes rows out whose question stands in a given file, exactly, nearly, or by its group."""
     if not held_out:
         return list(rows), []
     matches = near_matches([compared(row) for row in rows], [compared(row) for row in held_out])
+    of_group = {row.group.strip(): row for row in held_out if by_group and row.group.strip()}
     kept, rejected = [], []
     for row, match in zip(rows, matches, strict=True):
         if match < 0:
-            kept.append(row)
+            beside = of_group.get(row.group.strip())
+            if beside is None:
+                kept.append(row)
+            else:
+                detail = f"of the group {row.group.strip()!r}, as {beside.source} row {beside.row} is"
+                rejected.append(RejectedRow(row.source, row.row, "leak_group", detail))
             continue
         found = held_out[int(match)]
         exact = is_exact(compared(row), compared(found))
