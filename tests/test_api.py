@@ -95,6 +95,34 @@ def test_fit_returns_a_run_that_reports_predicts_and_evaluates(
     assert gptailor.load(run.folder / "model").predict(["the bank raised its rate"]) == answers[:1]
 
 
+def test_evaluate_reads_labels_as_fit_reads_those_of_a_test_file(
+    base: str, news_csv: Path, tmp_path: Path
+) -> None:
+    """Spelled otherwise, merged in training, or blank: the same numbers from the same file."""
+    lines = news_csv.read_text(encoding="utf-8").splitlines()
+    lines = [line.replace(",sports", ",sportz") if n == 7 else line for n, line in enumerate(lines * 4)]
+    rows = [
+        f"village {n} {line.replace('town', 'place')}" for n, line in enumerate(lines) if ",label" not in line
+    ]
+    train = tmp_path / "train.csv"
+    train.write_text("\n".join(["text,label", *rows]), encoding="utf-8")
+    words = [
+        (f"the cup final and extra time, evening {n}", name)
+        for n, name in enumerate(["sports", "Sports ", "SPORTS", "sportz", "health", "business", " ", ""])
+    ]
+    test = tmp_path / "test.csv"
+    test.write_text(
+        "text,label\n" + "".join(f'"{text}","{name}"\n' for text, name in words), encoding="utf-8"
+    )
+    settings = settings_for(base, tmp_path / "run")
+    run = gptailor.fit(train, settings={**settings, "data": {"test": str(test)}})
+    found = gptailor.load(run.folder).evaluate(str(test))
+    assert (found["read"], found["rows"], found["left_out"]) == (8, 6, 2)
+    assert run.report["test"]["rows"] == 6
+    for name in ("accuracy", "macro_f1"):
+        assert found["scores"][name]["value"] == run.report["test"][name]["value"]
+
+
 def test_fit_takes_a_recipe_a_recipe_file_and_a_runs_own_recipe(
     base: str, news_csv: Path, tmp_path: Path
 ) -> None:

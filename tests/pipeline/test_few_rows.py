@@ -137,6 +137,14 @@ def test_near_duplicates_and_a_group_column_reach_the_folds(place: Path, tmp_pat
         )
 
 
+def test_near_duplicates_give_way_where_a_label_is_one_pattern() -> None:
+    """Twenty rows of one sentence with another number: folds of groups would have nothing to tell apart."""
+    rows = [replace(row, group=f"~{row.label}") for row in token_rows([0, 1] * 10)]
+    assert len(folds_of(rows, seed=0)) == 5
+    with pytest.raises(DataError, match="groups of them"):
+        folds_of([replace(row, group=f"{row.label}") for row in rows], seed=0)
+
+
 def test_near_duplicates_are_one_group(place: Path, tmp_path: Path) -> None:
     words = " ".join(f"word{n}" for n in range(30))
     lines = (place / "news.csv").read_text().splitlines()

@@ -30,6 +30,7 @@ from gptailor.tasks.labels import LOOKED_AT, infer_form, label_of, labels_of, re
 from gptailor.types import AnswerForm, Example, IntArray, Part, RawExample, Reason, RejectedRow
 
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
+NEAR = "~"  # begins the name of a group that nobody asked for: near-duplicates
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,10 +350,10 @@ def _split(
         has_validation="validation" in given,
         has_test="test" in given,
     )
-    sizes = np.bincount(groups)
+    sizes, kind = np.bincount(groups), NEAR if settings.group is None else ""
 
     def in_its_group(place: int) -> Example:
-        group = str(groups[place]) if sizes[groups[place]] > 1 else ""
+        group = f"{kind}{groups[place]}" if sizes[groups[place]] > 1 else ""
         return dataclasses.replace(examples[place], group=group)
 
     every = range(len(examples))

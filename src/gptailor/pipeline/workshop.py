@@ -16,7 +16,7 @@ from gptailor.models.load import load_config, load_tokenizer
 from gptailor.models.names import Base, context_length
 from gptailor.pipeline.kinds import Kind, kind_of
 from gptailor.pipeline.place import Trained
-from gptailor.pipeline.prepare import Prepared
+from gptailor.pipeline.prepare import NEAR, Prepared
 from gptailor.pipeline.tokens import TokenizedParts, tokenize_parts
 from gptailor.recipe import Recipe
 from gptailor.types import Example, FloatArray, IntArray, TokenizedExample
@@ -90,13 +90,18 @@ def refits(shop: Workshop) -> bool:
     return may_refit(shop) and few and shop.recipe.train.minutes is None
 
 
-def groups_of(rows: Sequence[Example | TokenizedExample]) -> IntArray:
+def groups_of(rows: Sequence[Example | TokenizedExample], *, near: bool = True) -> IntArray:
     """(N,) ids, numbered from 0: alike for rows that no fold may tell apart.
 
-    Windows of one text, near-duplicates, and rows of one value of `data.split.group`.
+    Windows of one text, rows of one value of `data.split.group`, and with `near` near-duplicates.
     """
     ids: dict[object, int] = {}
-    return np.array([ids.setdefault(row.group or (row.source, row.row), len(ids)) for row in rows])
+
+    def key(row: Example | TokenizedExample) -> object:
+        grouped = row.group and (near or not row.group.startswith(NEAR))
+        return row.group if grouped else (row.source, row.row)
+
+    return np.array([ids.setdefault(key(row), len(ids)) for row in rows])
 
 
 def folds_of(
@@ -115,10 +120,16 @@ def folds_of(
     """
     from sklearn.model_selection import StratifiedKFold
 
+    def sized(groups: IntArray) -> tuple[IntArray, IntArray]:
+        first = np.unique(groups, return_index=True)[1]
+        labels = strata(np.array([rows[place].label for place in first.tolist()]))
+        return labels, np.unique(labels, return_counts=True)[1]
+
     groups = groups_of(rows)
-    first = np.unique(groups, return_index=True)[1]
-    labels = strata(np.array([rows[place].label for place in first.tolist()]))
-    sizes = np.unique(labels, return_counts=True)[1]
+    labels, sizes = sized(groups)
+    if (sizes > 1).sum() < 2:  # texts of one pattern a label: folds that tell nothing apart are worth less
+        groups = groups_of(rows, near=False)
+        labels, sizes = sized(groups)
     if (sizes > 1).sum() < 2:
         raise DataError(
             "fewer than two labels have two texts (or groups of them) or more for training and validation.",
@@ -127,7 +138,7 @@ def folds_of(
     splitter = StratifiedKFold(min(FOLDS, sizes[sizes > 1].min()), shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class")  # it is held out once, untrained
-        folds = list(splitter.split(np.zeros(len(first)), labels))
+        folds = list(splitter.split(np.zeros(len(labels)), labels))
     return [
         (np.flatnonzero(~np.isin(groups, held)), np.flatnonzero(np.isin(groups, held))) for _, held in folds
     ]
