@@ -313,6 +313,21 @@ def test_types_are_those_of_the_code() -> None:
 # --- recipe.md: what is decided --------------------------------------------------------------------
 
 
+def test_rates_of_answers_are_those_of_the_code() -> None:
+    from gptailor.pipeline.texts.road import PREFERENCE_RATES
+    from gptailor.pipeline.training import usual_rates
+
+    text = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
+    found = re.search(r"has\s+(\S+) with `full`; preferences have (\S+), with LoRA (\S+?)\.\n", text)
+    assert found is not None
+    rates = [
+        usual_rates(50_000_000, answers=True)["full"],
+        PREFERENCE_RATES["full"],
+        PREFERENCE_RATES["lora"],
+    ]
+    assert [float(rate) for rate in found.groups()] == rates
+
+
 @pytest.mark.parametrize("approach", ["full", "lora", "scratch"])
 def test_default_rates_are_those_of_the_code(approach: str) -> None:
     from gptailor.pipeline.training import resolve_plan

@@ -20,7 +20,7 @@ from gptailor.pipeline.language import write_data as write_language_data
 from gptailor.pipeline.objective import Objective
 from gptailor.pipeline.place import Listener, TrainingPlace
 from gptailor.pipeline.rehearse import Gap, Look, Rehearsal, Repeat, rehearse
-from gptailor.pipeline.texts.road import PREFERENCE_RATES, objective_of, train_settings
+from gptailor.pipeline.texts.road import objective_of, text_rates, train_settings
 from gptailor.pipeline.texts.shop import open_text_shop
 from gptailor.pipeline.trained import rehearsed_plan
 from gptailor.pipeline.training import usual_rates
@@ -46,15 +46,14 @@ def rehearse_texts(recipe: Recipe, folder: Path, listener: Listener) -> Rehearsa
         adapted = adapt_causal(
             tried, shop.base, shop.text.tokenizer, approach, device=shop.environment["device"]
         )
-        settled = tried.model_copy(update={"train": train_settings(tried, approach)})
+        settled = tried.model_copy(update={"train": train_settings(tried, approach, shop.base)})
         return train_on(settled, adapted, objective_of(mine, adapted, place), approach=approach.kind)
 
-    preference = recipe.task == "preference"
     return text_rehearsal(
         train,
         metric="loss",
         allowed=("full", "lora"),
-        rates=PREFERENCE_RATES if preference else usual_rates(estimate_weights(shop.base)),
+        rates=text_rates(recipe, shop.base),
         num_rows=len(shop.tokens.rows["train"]),
     )
 

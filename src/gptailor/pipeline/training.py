@@ -39,6 +39,7 @@ from gptailor.types import Batch, IntArray, StepResult
 EPOCHS, MOST_EPOCHS = 5, 15  # where the recipe leaves the length open
 ENOUGH = 1000  # steps; a new head gets more epochs than five up to here, where rows are few
 SHORTEST, LONGEST = 200, 20_000  # steps, where the recipe leaves the length open
+ANSWERING = 1e-3  # peak rate of a small base that learns to write answers
 VALIDATIONS = 25  # at most, where the recipe leaves the length open
 
 
@@ -109,10 +110,14 @@ def usual_steps(per_epoch: int, *, approach: str, new_head: bool) -> int:
     return min(max(steps, SHORTEST), LONGEST)
 
 
-def usual_rates(num_weights: int) -> dict[str, float]:
-    """Peak learning rates by approach, where the recipe leaves them open."""
+def usual_rates(num_weights: int, *, answers: bool = False) -> dict[str, float]:
+    """Peak learning rates by approach, where the recipe leaves them open.
+
+    A small base learns to write `answers` best at a higher rate than it learns to classify (docs/log.md).
+    """
     small = num_weights <= 50_000_000
-    return {"full": 5e-4 if small else 5e-5, "lora": 3e-3 if small else 2e-4, "scratch": 1e-3}
+    full = (ANSWERING if answers else 5e-4) if small else 5e-5
+    return {"full": full, "lora": 3e-3 if small else 2e-4, "scratch": 1e-3}
 
 
 def train(

@@ -11,7 +11,14 @@ from gptailor.data.ledger import summarize, write_ledger
 from gptailor.evaluate.language import PieceNats
 from gptailor.launch import StopRequest, write_atomically
 from gptailor.models.approach import Adapted
-from gptailor.pipeline.causal import TrainableText, adapt_causal, choose_text_approach, refuse_frozen
+from gptailor.models.names import Base
+from gptailor.pipeline.causal import (
+    TrainableText,
+    adapt_causal,
+    choose_text_approach,
+    estimate_weights,
+    refuse_frozen,
+)
 from gptailor.pipeline.folder import refuse_other_data
 from gptailor.pipeline.objective import Objective
 from gptailor.pipeline.place import Listener, Trained, TrainingPlace
@@ -19,7 +26,7 @@ from gptailor.pipeline.texts.objective import answer_objective, preference_objec
 from gptailor.pipeline.texts.shop import TextShop, open_text_shop
 from gptailor.pipeline.texts.tokens import ledger_lines
 from gptailor.pipeline.trained import settle_plan
-from gptailor.pipeline.training import train
+from gptailor.pipeline.training import train, usual_rates
 from gptailor.recipe import Recipe, TrainSettings
 from gptailor.report.terminal import duration_text
 
@@ -64,7 +71,7 @@ def train_texts(shop: TextShop, place: TrainingPlace) -> TextResult:
     adapted = adapt_causal(
         shop.recipe, shop.base, shop.text.tokenizer, approach, device=shop.environment["device"]
     )
-    settings = train_settings(shop.recipe, approach)
+    settings = train_settings(shop.recipe, approach, shop.base)
     objective = objective_of(shop, adapted, place)
     plan = settle_plan(settings, shop.environment, adapted, objective, approach.kind, place)
     forecast = duration_text(shop.environment["forecast_seconds"])
@@ -82,11 +89,18 @@ def objective_of(shop: TextShop, adapted: Adapted, place: TrainingPlace) -> Obje
     return answer_objective(shop, adapted)
 
 
-def train_settings(recipe: Recipe, approach: TrainableText) -> TrainSettings:
+def train_settings(recipe: Recipe, approach: TrainableText, base: Base) -> TrainSettings:
     """The recipe's, with the rate that the task asks for where the recipe leaves it open."""
-    if recipe.task != "preference" or recipe.train.learning_rate is not None:
+    if recipe.train.learning_rate is not None:
         return recipe.train
-    return recipe.train.model_copy(update={"learning_rate": PREFERENCE_RATES[approach.kind]})
+    return recipe.train.model_copy(update={"learning_rate": text_rates(recipe, base)[approach.kind]})
+
+
+def text_rates(recipe: Recipe, base: Base) -> dict[str, float]:
+    """Peak learning rates by approach, where the recipe leaves them open."""
+    if recipe.task == "preference":
+        return PREFERENCE_RATES
+    return usual_rates(estimate_weights(base), answers=True)
 
 
 def write_data(folder: Path, shop: TextShop) -> None:
