@@ -307,6 +307,7 @@ def _split(
         seed=recipe.seed,
         has_validation="validation" in given,
         has_test="test" in given,
+        name_of=lambda place: f"{examples[place].source} row {examples[place].row}",
     )
     part_of = np.array([PARTS.index(part) for part in places], np.int8)
     parts: dict[Part, Sequence[Example]] = {
