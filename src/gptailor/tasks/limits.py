@@ -17,6 +17,7 @@ MAX_MADE = 16 * MAX_CHARACTERS  # of all that filters, calls and outputs of one 
 MAX_NUMBER = 100_000  # of any whole number handed to a function
 MAX_BITS = 4096  # of any whole number that is computed
 MAX_SECONDS = 10.0
+MAX_COMPARED = 10**9  # characters of a text times those looked for at each, where Python compares them all
 MAX_DEPTH = 100  # of lists in lists that are looked through
 ITEM = 8  # what an item of a collection counts, in characters
 LARGEST_FLOAT = 320  # digits of 1e308, written out
@@ -25,6 +26,7 @@ WIDTH = re.compile(r"\d+")
 INNER_WIDTH = re.compile(r"\{[^{}]*:[^{}]*\{")  # {0:{1}}: a width that is an argument
 NESTED = (list, tuple, Set, ValuesView)  # what holds values, but for dicts
 CONSUMERS = ("join", "sort", "unique", "min", "max", "sum", "groupby")  # which look through all they're given
+QUADRATIC = {"trim", "strip", "lstrip", "rstrip", "rfind", "rindex", "rsplit", "rpartition"}
 SHALLOW = {  # filters that don't look into the values they're given
     "attr", "batch", "count", "d", "default", "first", "items", "last", "length", "list", "map", "random",
     "reject", "rejectattr", "reverse", "select", "selectattr", "slice",
@@ -134,6 +136,8 @@ def check_call(name: str, owner: Any, arguments: Sequence[Any], named: Mapping[s
     texts = [value for value in (owner, *given) if isinstance(value, str)]
     if name == "replace" and len(texts) >= 3:
         check_size(len(texts[0]) + texts[0].count(texts[1]) * len(texts[2]))
+    elif name in QUADRATIC and len(texts) >= 2 and len(texts[0]) * len(texts[1]) > MAX_COMPARED:
+        raise LimitError(f"{name}() with a text of {len(texts[1]):,} characters")
     elif name == "join" and given:
         between = sum(len(text) for text in texts if text is not given[0])
         check_size(weigh(given[0]) + between * size_of(given[0]))

@@ -49,12 +49,15 @@ from gptailor.tasks.limits import (
 
 MAX_SOURCE = 200_000  # characters of a template; the longest known ones have a tenth of it
 UNNEEDED = ("lipsum",)  # globals that no chat template has a use for
-UNNEEDED_FILTERS = ("pprint", "urlize", "wordwrap")  # whose time or text grows faster than what they're given
+UNNEEDED_FILTERS = (  # whose time or text grows faster than what they're given
+    "pprint", "striptags", "urlize", "wordwrap",
+)  # fmt: skip
 DEEP_TESTS = (  # which look through the values they're given
     "eq", "equalto", "==", "ne", "!=", "lt", "lessthan", "<", "le", "<=", "gt", "greaterthan", ">", "ge",
     ">=", "in", "lower", "upper",
 )  # fmt: skip
-REFUSED_METHODS = ("encode", "expandtabs", "translate")
+REFUSED_METHODS = ("encode", "expandtabs", "striptags", "translate")
+MOST_IN_STRFTIME = 256  # characters of memory for one of the form
 
 
 class TemplateRefusal(Exception):
@@ -299,6 +302,7 @@ def _raise_exception(message: Any) -> None:
 
 
 def _strftime_now(form: str) -> str:
+    check_size(MOST_IN_STRFTIME * size_of(form))
     return meter().now.strftime(form)
 
 
