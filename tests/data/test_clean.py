@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import time
 from pathlib import Path
+from typing import Any
 
 import ftfy
 import pytest
@@ -14,13 +15,14 @@ from gptailor.data.clean import (
     MOJIBAKE,
     MOJIBAKE_SUSPECT,
     CleanResult,
+    _drop_repeats,
     _mend_mojibake,
     clean_rows,
     merge_labels,
     repair,
 )
 from gptailor.recipe import CleanSettings
-from gptailor.types import RawExample
+from gptailor.types import RawExample, RejectedRow
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared/data"
 
@@ -138,6 +140,27 @@ def test_conflicting_rows_all_go_and_name_one_another() -> None:
     assert [row.row for row in result.rows] == [2]
     assert {r.reason for r in result.rejected} == {"conflict"}
     assert result.rejected[0].detail == 'same text as row 3, row 4, but the labels are "yes", "no"'
+
+
+class Counted(list[RawExample]):
+    """Rows that count how often one was looked at."""
+
+    looks = 0
+
+    def __getitem__(self, place: Any) -> Any:
+        self.looks += 1
+        return super().__getitem__(place)
+
+
+def test_a_conflict_of_many_rows_looks_at_each_a_few_times() -> None:
+    rows = Counted(rows_of(*[("good", str(row)) for row in range(300)]))
+    fates: dict[int, RejectedRow] = {}
+    labels = [row.fields["label"] for row in rows]
+    _drop_repeats(rows, [1] * 300, labels, fates, CleanSettings(), ("text",))
+    assert len(fates) == 300
+    assert "row 2, row 3, row 4, row 5, row 6 and more" in fates[0].detail
+    assert '"3", "4" and more' in fates[0].detail
+    assert rows.looks <= 10 * 300
 
 
 def test_conflict_that_is_only_spelling_is_a_duplicate() -> None:

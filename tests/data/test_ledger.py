@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptailor.data.ledger import LedgerLine, defuse, read_ledger, summarize, write_csv_safely, write_ledger
+from gptailor.data.ledger import (
+    LedgerLine,
+    defuse,
+    read_ledger,
+    summarize,
+    undo_defusing,
+    write_csv_safely,
+    write_ledger,
+)
 from gptailor.errors import RunError
 
 USED = LedgerLine("news.csv", 2, "used", "train", None, "", trained=3, context=20, cut=5)
@@ -116,6 +124,7 @@ def test_no_cell_begins_a_formula(cell: str) -> None:
     safe = defuse(cell)
     assert safe in (cell, f"'{cell}")
     assert defuse(safe) == safe
+    assert undo_defusing(safe) == cell or undo_defusing(cell) != cell
     if safe[:1] in "=@\t\r＝":
         assert safe == ""
 

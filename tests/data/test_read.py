@@ -17,7 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from gptailor.data import lines as lines_module
 from gptailor.data.read import ReadResult, Roles, infer_roles, iterate_rows, read_rows
+from gptailor.data.source import find_source
 from gptailor.errors import DataError, MissingExtraError
 from gptailor.types import RawExample, RejectedRow
 
@@ -312,6 +314,46 @@ def test_two_stray_quotes_do_not_swallow_the_rows_between(write: Write) -> None:
     lines[4], lines[9] = '"he said,bad', 'and left",good'
     result = read_rows(write("a.csv", "text,label\n" + "\n".join(lines)))
     assert [row.row for row in result.rows] == list(range(2, 42))
+
+
+def test_two_stray_quotes_do_not_swallow_thousands_of_rows(write: Write) -> None:
+    lines = [f"plain words {i},{'good' if i % 2 else 'bad'}" for i in range(3000)]
+    lines[4], lines[1909] = '"he said,bad', 'and left",good'
+    result = read_rows(write("a.csv", "text,label\n" + "\n".join(lines)))
+    assert [row.row for row in result.rows] == list(range(2, 3002))
+
+
+LETTER = "Dear all\n" + "\n".join(f"line {k}, and more" for k in range(1200))
+
+
+def test_a_quoted_value_of_many_lines_is_one_row(write: Write) -> None:
+    before, after = (
+        [f"short text {name} {i},{'good' if i % 2 else 'bad'}\n" for i in range(20)] for name in "ab"
+    )
+    text = "".join(["text,label\n", *before, f'"{LETTER}",bad\n', *after])
+    result = read_rows(write("a.csv", text))
+    assert (len(result.rows), len(result.rejected)) == (41, 0)
+    assert (result.rows[20].row, result.rows[20].fields) == (22, {"text": LETTER, "label": "bad"})
+    assert result.rows[21].row == 22 + 1201
+    assert any("1 row of more than 1,000 lines (line 22)" in note for note in result.notes)
+    result = read_rows(write("b.csv", text.replace('",bad', '",bad,bad')))
+    assert [(bad.row, bad.detail) for bad in result.rejected] == [
+        (22, "3 cells, but the file has 2 columns (lines 22 to 1,222)")
+    ]
+    assert len(result.rows) == 40
+
+
+def test_only_so_much_of_an_open_quote_is_held(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write("a.csv", "text,label\n" + '"he said,good\n' + "plain words,good\n" * 3000)
+    for name, limit, most in (("LINES", 100, 101), ("CHARACTERS", 1000, 60)):
+        with monkeypatch.context() as patch:
+            patch.setattr(lines_module, f"MAX_RECORD_{name}", limit)
+            feed = lines_module.LineFeed(find_source(path), "utf-8")
+            with pytest.raises(lines_module._OpenQuoteError):
+                list(feed)
+            assert len(feed.taken) == most
+            feed.close()
+            assert len(read_rows(path).rows) == 3001
 
 
 def test_quotes_of_a_tsv_stay_text(write: Write) -> None:

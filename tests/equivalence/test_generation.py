@@ -134,6 +134,34 @@ def test_many_rows_and_few_columns_give_the_bits_of_the_one_shape_that_always_se
     assert generate(model, prompts, settings, decode=no_text, end={END}) == free
 
 
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_who_moves_to_larger_pools_keeps_the_bits(
+    models: dict[str, Any], monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    """An answer outgrows pools of 8, 16 and 32 tokens, whose larger ones are full now and then."""
+    monkeypatch.setattr(decode, "SMALLEST_CAPACITY", 8)
+    monkeypatch.setattr(decode, "ROOM", 4)
+    monkeypatch.setattr(decode, "MOST_BETWEEN", 2)
+    moved, copy = [], SlotCache.copy
+
+    def counted(self: SlotCache, slot: int) -> Any:
+        moved.append(slot)
+        return copy(self, slot)
+
+    monkeypatch.setattr(SlotCache, "copy", counted)
+    model, stream = models[family], random.Random(family)
+    for settings in SETTINGS:
+        request = Request(draw_prompt(stream, longest=20), settings, 3)
+        alone = answer_among(model, request, [], stream)
+        for _ in range(4):
+            neighbors = [Request(draw_prompt(stream), stream.choice(SETTINGS)) for _ in range(20)]
+            assert answer_among(model, request, neighbors, stream) == alone
+        if settings.temperature == 0:
+            limit = min(settings.max_new_tokens, CONTEXT - len(request.prompt))
+            assert alone.token_ids == transformers_answer(model, request.prompt, max_new_tokens=limit)
+    assert len(moved) > 50
+
+
 def test_pools_of_different_capacity_do_not_mix(
     models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

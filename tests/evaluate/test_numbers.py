@@ -37,6 +37,24 @@ def test_point_values_equal_scipy_and_scikit_learn(pairs: list[tuple[int, int]])
         assert score.low <= score.value <= score.high
 
 
+@pytest.mark.parametrize("scale", [1e-200, 3e-7, 1.0, 1e12])
+@pytest.mark.parametrize("start", [0.0, 1e6])
+def test_correlations_do_not_depend_on_the_unit(scale: float, start: float) -> None:
+    answers, predictions = noisy(50, 0.5)
+    expected = number_scores(answers, predictions, resamples=50)
+    scaled = number_scores((answers + start) * scale, (predictions - start) * scale, resamples=50)
+    for name in ("pearson", "spearman"):
+        for end in ("value", "low", "high"):
+            assert getattr(scaled[name], end) == pytest.approx(getattr(expected[name], end), abs=1e-6)
+
+
+@pytest.mark.parametrize("same", [0.1, 1e-9, 1.7e9 + 0.1])
+def test_equal_numbers_have_no_correlation(same: float) -> None:
+    answers, _ = noisy(1001, 0.5)
+    for pair in ((answers, np.full(1001, same)), (np.full(1001, same), answers)):
+        assert number_scores(*pair, resamples=20)["pearson"] == Score(0.0, 0.0, 0.0)
+
+
 def noisy(rows: int, noise: float, seed: int = 0) -> tuple[FloatArray, FloatArray]:
     rng = np.random.default_rng(seed)
     answers = rng.normal(3, 1, rows)

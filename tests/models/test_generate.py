@@ -187,6 +187,53 @@ def test_all_seated_make_the_others_wait_and_a_cancelled_one_makes_room(
         assert events[handles[place]][-1].result == answer(model, [place % 20 + 1], sampling)
 
 
+@pytest.fixture
+def small_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two slots each, from 4 tokens on."""
+    for name in ("one_shape", "find_shapes"):
+        monkeypatch.setattr(decode, name, lambda _, capacity: shapes.Shapes((2,), (capacity,)))
+    monkeypatch.setattr(decode, "SMALLEST_CAPACITY", 4)
+    monkeypatch.setattr(decode, "ROOM", 2)
+    monkeypatch.setattr(decode, "MOST_BETWEEN", 1)
+
+
+@pytest.mark.usefixtures("small_pools")
+def test_memory_goes_to_what_is_written_and_not_to_what_may_be(model: Any) -> None:
+    decoder = Decoder(model, decode=spell, end=set())
+    decoder.add(Request((1,), Sampling(max_new_tokens=1000)))
+    largest = []
+    while decoder.busy:
+        decoder.step()
+        largest.append(max(decoder._pools))
+    assert largest[:8] == [4, 4, 8, 8, 8, 8, 16, 16]
+    assert largest[-1] == CONTEXT
+
+
+@pytest.mark.usefixtures("small_pools")
+def test_who_may_have_to_move_waits_while_others_are_between_pools(model: Any) -> None:
+    decoder = Decoder(model, decode=spell, end=set())
+    long = [decoder.add(Request((1,), Sampling(max_new_tokens=14))) for _ in range(20)]
+    short = decoder.add(Request((1,), Sampling(max_new_tokens=2)))
+    ended: list[int] = []
+    while decoder.busy:
+        ended += [event.handle for event in decoder.step() if event.result is not None]
+        between = {job.handle for pool in decoder._pools.values() for job in pool.moved}
+        assert len(between) <= 4  # who sat in the two smaller pools when the first found no slot
+        assert not between & decoder.waiting
+    assert sorted(ended) == [*long, short]
+    assert ended[0] == short, "it fits its pool, so that it needn't wait for those that don't"
+
+
+@pytest.mark.usefixtures("small_pools")
+def test_who_is_cancelled_between_pools_is_gone(model: Any) -> None:
+    decoder = Decoder(model, decode=spell, end=set())
+    handles = [decoder.add(Request((1,), Sampling(max_new_tokens=14))) for _ in range(8)]
+    while not (between := [job.handle for pool in decoder._pools.values() for job in pool.moved]):
+        decoder.step()
+    decoder.cancel(between[0])
+    assert set(run(decoder)) == set(handles) - {between[0]}
+
+
 def test_cancelling_everything_ends_the_work(model: Any) -> None:
     decoder = Decoder(model, decode=spell, end=set())
     kinds = (Sampling(), Sampling(), Sampling(num_beams=2), Sampling(num_beams=2))

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from gptailor.models.load import load_classifier, load_tokenizer, load_trainable_language_model
 from gptailor.models.names import resolve_base
@@ -88,3 +89,23 @@ def test_an_embedding_that_is_the_output_layer_too_stays_whole(tiny_bases: dict[
     embedding = model.get_input_embeddings()
     with used_rows_only(model, USED):
         assert model.get_input_embeddings() is embedding
+
+
+class Scaled(nn.Embedding):
+    """Twice what stands in the table, as Gemma's embedding scales."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+def test_an_embedding_that_does_more_than_look_up_stays_whole(tiny_bases: dict[str, Path]) -> None:
+    model = classifier(tiny_bases["gpt2"])
+    embedding = model.get_input_embeddings()
+    hook = embedding.register_forward_hook(lambda *_: None)
+    with used_rows_only(model, USED):
+        assert model.get_input_embeddings() is embedding
+    hook.remove()
+    scaled = Scaled(embedding.num_embeddings, embedding.embedding_dim)
+    model.set_input_embeddings(scaled)
+    with used_rows_only(model, USED):
+        assert model.get_input_embeddings() is scaled

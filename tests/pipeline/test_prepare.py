@@ -292,6 +292,16 @@ def test_time_trains_on_the_past_and_tests_on_the_newest(tmp_path: Path) -> None
     assert max(days[1]) < min(days[2])
 
 
+def test_a_time_that_cannot_be_ordered_is_named_by_its_own_row(tmp_path: Path) -> None:
+    rows = [(text, label, "2024-01-01") for text, label in easy_rows(40)]
+    rows[20:20] = rows[:10]  # repeats, which are dropped before rows are divided
+    rows[34] = (*rows[34][:2], "31/12/2023")
+    train = write_csv(tmp_path / "train.csv", ["text", "label", "day"], rows)
+    with pytest.raises(DataError, match="begin with the year") as caught:
+        prepare_with(train, split={"time": "day"})
+    assert caught.value.where == f"{train} row 36"
+
+
 @pytest.mark.parametrize("role", ["group", "time"])
 def test_an_unknown_group_or_time_column_is_named_with_a_suggestion(tmp_path: Path, role: str) -> None:
     rows = [(text, label, "x") for text, label in easy_rows(30)]

@@ -741,6 +741,15 @@ def test_what_cannot_be_used_is_refused_before_training(
     assert fix in str(error.fix)
 
 
+def test_a_time_that_cannot_be_ordered_is_named_by_its_own_row(place: Place) -> None:
+    rows = [{**row, "day": "2024-01-01"} for row in texts.pairs(40)]
+    rows[20:20] = rows[:10]  # repeats, which are dropped before rows are divided
+    rows[34]["day"] = "31/12/2023"
+    path = texts.write_jsonl(place.folder / "times.jsonl", rows)
+    data = {"train": path, "split": {"time": "day"}}
+    assert refusal(place, "times", task="completion", data=data).where == f"{path} row 35"
+
+
 def test_frozen_is_refused_before_anything_is_read(place: Place, odd_files: dict[str, Path]) -> None:
     error = refusal(place, "frozen", data=odd_files, task="completion", approach="frozen")
     assert isinstance(error, RecipeError)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from gptailor.data.read import read_rows
 from gptailor.errors import InputError, RunError
 from gptailor.serve import label as page
 from gptailor.serve.label import build_label_app, label_file
@@ -179,6 +180,27 @@ def test_texts_come_back_as_they_are(tmp_path: Path) -> None:
     assert "'=1+1" in file.out.read_text()
     again = LabelFile(rows, tmp_path / "out.csv", [])
     assert (again.current, list(again.answers.values())) == (None, ["a", "b", "a", "b", "a"])
+
+
+@pytest.mark.parametrize("names", [("-1", "+1"), ("@spam", "ham"), ("-", "+"), ("=)", "=("), ("'@a", "b")])
+def test_labels_come_back_as_they_are(tmp_path: Path, names: tuple[str, str]) -> None:
+    rows = [LabelRow("a.csv", number, text) for number, text in enumerate(["=1+1", "'quoted'", "plain"])]
+    file = LabelFile(rows, tmp_path / "out.csv", names)
+    file.label(0, names[0])
+    file.label(1, names[1])
+    again = LabelFile(rows, tmp_path / "out.csv", names)
+    assert (again.labels, list(again.answers.values())) == ([*names], [*names])
+    again.label(2, names[0])
+    if names[0] != "'@a":  # only who has the names can tell that from a defused one
+        read = read_rows(str(file.out))
+        assert [row.fields["label"] for row in read.rows] == [*names, names[0]]
+        assert [row.fields["text"] for row in read.rows] == ["=1+1", "'quoted'", "plain"]
+
+
+def test_apostrophes_of_other_files_stay(tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_text("source,row,text,label\na.csv,1,'=1+1,'@spam\na.csv,2,x,ham\n")
+    fields = read_rows(str(tmp_path / "own.csv")).rows[0].fields
+    assert (fields["text"], fields["label"]) == ("'=1+1", "'@spam")
 
 
 def test_mistakes_are_said_in_words(source: Path, tmp_path: Path) -> None:

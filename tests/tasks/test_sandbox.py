@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import datetime
+from typing import Any
 
 import pytest
 
@@ -54,6 +55,16 @@ def run(source: str) -> str:
         ("{{ messages | map(attribute='role') | list | length }}", "2"),
         ("{{ messages | selectattr('role', 'equalto', 'user') | map(attribute='content') | join }}", "hi"),
         ("{% generation %}a{% endgeneration %}", "a"),
+        ("{{ messages[1:] | length }}{{ messages[::-1][0].role }}{{ 'abc'[:-1] }}", "1assistantab"),
+        (
+            "{{ messages == messages }}{{ 1 < 2 <= messages | length }}{{ {messages[0].role: 1} }}",
+            "TrueTrue{'user': 1}",
+        ),
+        (
+            "{{ messages[0] in messages }}{{ [3, 1, 2] | sort | join(', ') }}{{ 'a' in ('a', 'b') }}",
+            "True1, 2, 3True",
+        ),
+        ("{{ '{:>4}|{:.1f}'.format('a', 2) }}{{ '%03d' % 7 }}{{ 'a\nb' | indent(2) }}", "   a|2.0007a\n  b"),
     ],
 )
 def test_what_templates_use_works(source: str, text: str) -> None:
@@ -155,6 +166,78 @@ def test_a_template_cannot_run_away(monkeypatch: pytest.MonkeyPatch, source: str
     assert time.monotonic() - began < 5
     if "lipsum" not in source:
         assert "no chat template needs" in str(caught.value)
+
+
+SHARED = "{% set ns = namespace(l=OPEN, k=OPEN) %}{% for i in range(22) %}" + (
+    "{% set ns.l = (ns.l, ns.l) %}{% set ns.k = (ns.k, ns.k) %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        "{{ ns.l }}", "{{ ns.l ~ 'a' }}", "{{ ns.l | string | length }}", "{{ ns.l | tojson | length }}",
+        "{{ ns.l | tojson(indent=1) | length }}", "{{ [ns.l] | join | length }}", "{{ ns.l == ns.k }}",
+        "{{ ns.l in [ns.k] }}", "{{ ns.l is eq(ns.k) }}", "{{ [ns.l] | select('in', [ns.k]) | list }}",
+        "{{ [ns.l].index(ns.k) }}", "{{ [ns.l, ns.k] | unique | list | length }}", "{{ {ns.l: 1} | length }}",
+        "{{ {}[ns.l] }}", "{{ ('%s' % ((ns.l,),)) | length }}", "{{ raise_exception(ns.l) }}",
+        "{{ {'a': ns.l}.values() }}", "{{ ns.l | upper | length }}", "{{ ns.l is upper }}",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("open", ["['a']", "('a',)"])
+def test_lists_that_share_their_parts_are_not_written_out(
+    monkeypatch: pytest.MonkeyPatch, use: str, open: str
+) -> None:
+    """In memory they are small; written out or compared they double with every level."""
+    monkeypatch.setattr(limits, "MAX_CHARACTERS", 100_000)
+    with pytest.raises(ModelError, match="no chat template needs: a value of 100,"):
+        run(SHARED.replace("OPEN", open) + use)
+
+
+def test_a_namespace_does_not_write_out_what_it_holds() -> None:
+    assert run(SHARED.replace("OPEN", "1") + "{{ ns }}") == "<Namespace>"
+
+
+@pytest.mark.parametrize(
+    ("name", "owner", "given"),
+    [
+        ("format", "{0:9999}" * 40_000, ["a"]),
+        ("format", "{0:{1}}", ["a", 5]),
+        ("format", "%9999d" * 40_000, [1]),
+        ("format", "{0}" * 1_000_000, [1e308]),
+        ("format", "{0}" * 1_000_000, [1 << 4000]),
+        ("indent", None, ["x\n" * 1_700, 100_000]),
+        ("join", None, ["a" * 10_000, "b" * 10_000]),
+    ],
+)
+def test_what_would_be_huge_is_refused_before_it_is_made(name: str, owner: Any, given: list[Any]) -> None:
+    with pytest.raises(limits.LimitError):
+        limits.check_call(name, owner, given, {})
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("{{ 'a\tb'.expandtabs(8) }}", "unsafe"),
+        ("{{ 'a'.encode() }}", "unsafe"),
+        ("{{ 'a' | wordwrap(1) }}", "No filter named 'wordwrap'"),
+        ("{{ 'a' | striptags }}", "No filter named 'striptags'"),
+        ("{{ ('a' | safe).striptags() }}", "unsafe"),
+        ("{{ strftime_now('%d' * 100000) }}", "a value of 51,200,000"),
+        ("{{ ('a' * 99999).strip('b' * 99999) }}", "with a text of 99,999 characters"),
+        ("{{ ('a' * 99999) | trim('b' * 99999) }}", "with a text of 99,999 characters"),
+        ("{{ ('a' * 99999).rfind('b' + 'a' * 50000) }}", "with a text of 50,001 characters"),
+        ("{{ ('f' * 10000) | int(base=16) }}", "a number without end"),
+        ("{% set s = 'a' * 999999 %}{% for i in range(300) %}{% set t = s[1:] %}{% endfor %}", "192,000,000"),
+        ("{% set s = 'a' * 999999 %}{% for i in range(300) %}{% set t = s + s %}{% endfor %}", "192,000,000"),
+        ("{% set ns = namespace(l=1) %}{% for i in range(101) %}{% set ns.l = [ns.l] %}{% endfor %}"
+         "{{ ns.l }}",
+         "more than 100 deep"),
+    ],
+)  # fmt: skip
+def test_every_way_to_grow_is_counted_or_closed(source: str, says: str) -> None:
+    with pytest.raises(ModelError, match=says):
+        run(source)
 
 
 def test_time_is_limited_too(monkeypatch: pytest.MonkeyPatch) -> None:

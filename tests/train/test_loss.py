@@ -196,6 +196,19 @@ def test_sets_and_numbers_are_summed_over_any_micro_batches(size: int, seed: int
         assert total == pytest.approx(loss(values, answers).item(), rel=1e-12)
 
 
+def test_large_numbers_keep_their_small_differences() -> None:
+    """Timestamps that are half a minute apart: as fp32 they are all one of two numbers."""
+    times = [1.7e9 + 30 * place for place in range(5)]
+    rows = [
+        TokenizedExample(np.array([place], np.int32), np.zeros(1, np.bool_), "r", place, label=time)
+        for place, time in enumerate(times)
+    ]
+    batch = collate(rows, pad_id=0)
+    assert batch.labels is not None
+    expected = torch.tensor([[-2.0], [-1.0], [0.0], [1.0], [2.0]])
+    assert number_loss(expected, batch.labels, mean=times[2], deviation=30.0).item() == 0
+
+
 def test_a_number_is_learned_in_deviations_from_the_mean() -> None:
     logits = torch.tensor([[1.0], [-1.0]])
     assert number_loss(logits, torch.tensor([12.0, 8.0]), mean=10.0, deviation=2.0).item() == 0

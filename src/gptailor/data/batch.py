@@ -85,7 +85,7 @@ def collate(examples: Sequence[TokenizedExample], *, pad_id: int, pad_to: int | 
         num_targets=len(examples),
         num_tokens=sum(lengths),
         rows=tuple(f"{example.source}:{example.row}" for example in examples),
-        labels=torch.tensor(labels),
+        labels=torch.from_numpy(np.array(labels)),  # numbers in float64: they aren't standardized yet
     )
 
 

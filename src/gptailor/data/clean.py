@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from html.entities import html5
+from itertools import islice
 
 import ftfy
 import numpy as np
@@ -520,9 +521,10 @@ def _drop_repeats(
         for i in same:
             first.setdefault(labels[i] if labels else "", i)
         if len(first) > 1 and settings.drop_conflicts:
-            names = ", ".join(f'"{label}"' for label in first)
+            names = _some([f'"{label}"' for label in first])
             for i in same:
-                others = _places(rows[i], [rows[j] for j in same if j != i][:6])
+                # No more than are named: a short text can be a conflict of thousands of rows.
+                others = _places(rows[i], [rows[j] for j in islice((j for j in same if j != i), 6)])
                 fates[i] = _rejected(
                     rows[i], "conflict", f"same text as {others}, but the labels are {names}"
                 )
@@ -586,11 +588,15 @@ def _without_rare(
     return store_rows(kept())
 
 
-def _places(row: RawExample, others: Sequence[RawExample], shown: int = 5) -> str:
+def _places(row: RawExample, others: Sequence[RawExample]) -> str:
     """`row 12, row 40 and more`; rows of another file with its name."""
     names = [
         f"row {other.row}" + ("" if other.source == row.source else f" of {other.source}") for other in others
     ]
+    return _some(names)
+
+
+def _some(names: Sequence[str], shown: int = 5) -> str:
     return ", ".join(names[:shown]) + (" and more" if len(names) > shown else "")
 
 

@@ -21,6 +21,7 @@ from gptailor.types import Part, Reason
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
 PLAIN_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:[.,][0-9]+)*\.?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?%?")
+LABEL_COLUMNS = ("source", "row", "text", "label")  # of the file that `gptailor label` writes
 INVISIBLE = " \n\v\f\xa0\u200b\u2060\u3000\ufeff"  # what a spreadsheet may skip before it sees a formula
 
 
@@ -130,6 +131,11 @@ def defuse(cell: str) -> str:
     if cell.lstrip(INVISIBLE).startswith(FORMULA_STARTS) and not PLAIN_NUMBER.fullmatch(cell):
         return f"'{cell}"
     return cell
+
+
+def undo_defusing(cell: str) -> str:
+    """The cell that `defuse` made this one of. One that had the apostrophe before loses it, too."""
+    return cell[1:] if cell.startswith("'") and defuse(cell[1:]) == cell else cell
 
 
 def _as_object(line: LedgerLine) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import csv
 import io
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Literal
 
@@ -19,7 +19,8 @@ from gptailor.data.values import BadValueError, parse_object
 from gptailor.errors import DataError, number_of
 from gptailor.types import RawExample, RejectedRow
 
-MAX_OPEN_LINES = 1000  # a quoted value longer than this was opened by a stray quote
+LONG_LINES = 1000  # a record of more is noted: two stray quotes could have made it
+MAX_RECORD_LINES, MAX_RECORD_CHARACTERS = 200_000, 4 * MAX_VALUE_BYTES  # what is held of an open quote
 MAX_COLUMNS = 1000  # different keys in a file of JSON lines
 Item = RawExample | RejectedRow
 Maker = Callable[[Row], dict[str, str]]
@@ -39,6 +40,7 @@ class LineFeed:
     def __init__(self, source: Source, encoding: str) -> None:
         self.taken: list[str] = []
         self.faults: dict[int, str] = {}
+        self._held = 0  # characters of the lines taken, where they are several
         self._returned: list[str] = []  # last one first
         self._encoding = encoding.removesuffix("-sig")
         self._text = io.TextIOWrapper(source.open(), encoding, errors=BAD_BYTES, newline="")
@@ -55,13 +57,20 @@ class LineFeed:
         while returned:
             taken.append(returned.pop())
             yield taken[-1]
-            if len(taken) > MAX_OPEN_LINES:
-                raise _OpenQuoteError
+            if taken:
+                self._refuse_endless()
         for line in self._fresh:
             taken.append(line)
             yield line
-            if len(taken) > MAX_OPEN_LINES:
-                raise _OpenQuoteError
+            if taken:
+                self._refuse_endless()
+
+    def _refuse_endless(self) -> None:
+        """Raises if the lines of one record are more than any record has."""
+        taken = self.taken
+        self._held = len(taken[-1]) + (self._held if len(taken) > 1 else 0)
+        if len(taken) > MAX_RECORD_LINES or self._held > MAX_RECORD_CHARACTERS:
+            raise _OpenQuoteError
 
     def _decode(self) -> Iterator[str]:
         # A little room, so that a value of the greatest size can still stand beside others.
@@ -93,11 +102,20 @@ class Tally:
 
     columns: list[str]
     quotes_as_text: int = 0
+    long_records: list[int] = field(default_factory=list)  # the lines they begin at
 
     def notes(self) -> list[str]:
-        if not self.quotes_as_text:
-            return []
-        return [f"quotes: {number_of(self.quotes_as_text, 'stray opening quote')} read as part of the text"]
+        notes = []
+        if self.quotes_as_text:
+            strays = number_of(self.quotes_as_text, "stray opening quote")
+            notes.append(f"quotes: {strays} read as part of the text")
+        if self.long_records:
+            rows = number_of(len(self.long_records), "row")
+            notes.append(
+                f"quotes: {rows} of more than {LONG_LINES:,} lines (line {self.long_records[0]:,}): "
+                "look whether a quote is missing there"
+            )
+        return notes
 
 
 def read_delimited(
@@ -119,6 +137,8 @@ def read_delimited(
                 for cells in reader:
                     if len(taken) > 1:
                         _refuse_swallowed(taken, layout)
+                        if len(taken) > LONG_LINES:
+                            tally.long_records.append(line)
                     first, line = line, line + len(taken)
                     taken.clear()
                     if in_header and cells == header:
@@ -131,7 +151,8 @@ def read_delimited(
                         if (fault := _ragged(cells, width, header)) is None:
                             yield RawExample(make(cells), name, first)
                         else:
-                            yield RejectedRow(name, first, "unreadable", fault)
+                            where = f" (lines {first:,} to {line - 1:,})" if line - first > 1 else ""
+                            yield RejectedRow(name, first, "unreadable", f"{fault}{where}")
             except (csv.Error, _OpenQuoteError) as error:
                 yield from _after_fault(feed, layout, error, line=line, name=name, make=make, tally=tally)
                 line += 1
@@ -154,7 +175,8 @@ def _after_fault(
         tally.quotes_as_text += 1
         yield RawExample(make(cells), name, line)
     elif never_closed:
-        yield RejectedRow(name, line, "unreadable", "a quote opens and does not close")
+        fault = "a quote opens and does not close; what follows is read from the next line on"
+        yield RejectedRow(name, line, "unreadable", fault)
     else:
         fault = (
             "a quote inside a quoted value is not doubled" if "expected after" in str(error) else str(error)

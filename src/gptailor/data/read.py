@@ -21,6 +21,7 @@ from gptailor.data.folders import hash_folder, read_folder
 from gptailor.data.formats import decode_whole, read_json
 from gptailor.data.hub import read_hub
 from gptailor.data.layout import Layout, Row, find_layout, is_tabular, looks_like_csv
+from gptailor.data.ledger import LABEL_COLUMNS, undo_defusing
 from gptailor.data.lines import (
     Item,
     Tally,
@@ -48,6 +49,7 @@ __all__ = ["ReadResult", "Roles", "infer_roles", "iterate_rows", "read_rows"]
 
 DELIMITED_SUFFIXES = {".csv", ".tsv", ".tab", ".psv"}
 TEXT_SUFFIXES = {".txt", ".text", ".md"}
+LABEL_FILE = ",".join(f'"{name}"' for name in LABEL_COLUMNS) + "\n"  # how it begins, as nobody else writes
 FEW_ROWS = 10  # below this many, bad rows never condemn a file
 
 
@@ -280,7 +282,11 @@ def _open_delimited(source: Source, encoding: str, text: str, columns: str | Non
         dropped = ", ".join(str(i + 1) for i in sorted(empty))
         notes.append(f"columns: {dropped} dropped (no name, always empty)")
     tally = Tally(list(outputs))
-    items = read_delimited(source, encoding, layout, _maker(outputs), tally)
+    make = _maker(outputs)
+    if text.startswith(LABEL_FILE):
+        notes.append("format: a file of `gptailor label`, read without its apostrophes before formulas")
+        make = _undone(make)
+    items = read_delimited(source, encoding, layout, make, tally)
     return _Opened(tally.columns, lambda: notes + tally.notes(), _guarded(source, items))
 
 
@@ -310,6 +316,10 @@ def _maker(outputs: dict[str, tuple[int, ...]]) -> Callable[[Row], dict[str, str
         return lambda cells: dict(zip(names, cells, strict=False))
     places = tuple(outputs.items())
     return lambda cells: {name: " ".join([cells[i] for i in where]) for name, where in places}
+
+
+def _undone(make: Callable[[Row], dict[str, str]]) -> Callable[[Row], dict[str, str]]:
+    return lambda cells: {name: undo_defusing(cell) for name, cell in make(cells).items()}
 
 
 def _guarded(source: Source, items: Iterator[Item]) -> Iterator[Item]:

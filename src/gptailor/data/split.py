@@ -6,7 +6,7 @@ import math
 import re
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import overload
@@ -42,6 +42,7 @@ def split_rows(
     seed: int,
     has_validation: bool = False,
     has_test: bool = False,
+    name_of: Callable[[int], str] | None = None,
 ) -> list[Part]:
     """The part of each row: a pure function of its arguments, the same on every machine.
 
@@ -66,6 +67,7 @@ def split_rows(
         seed: Of the random choice.
         has_validation: A validation file is given, so no row is taken for it.
         has_test: A test file is given.
+        name_of: What a row is called in an error; usually its file and its row there.
 
     Raises:
         RecipeError: The shares leave nothing to train on.
@@ -79,7 +81,7 @@ def split_rows(
     rows_of = _Groups(np.arange(size) if groups is None else groups)
     places: Sequence[int]
     if times is not None:
-        places = _split_by_time(rows_of, time_keys(times), targets)
+        places = _split_by_time(rows_of, time_keys(times, name_of), targets)
     else:
         given = [()] * size if labels is None else labels
         places = _split_by_label(rows_of, given, targets, seed)
@@ -115,7 +117,7 @@ def value_groups(values: Sequence[str]) -> IntArray:
     return np.array([ids.setdefault(key, len(ids)) for key in keys], dtype=np.int64)
 
 
-def time_keys(times: Sequence[str]) -> list[float | str]:
+def time_keys(times: Sequence[str], name_of: Callable[[int], str] | None = None) -> list[float | str]:
     """What to order rows by; see `split_rows`. Rows without a time come first."""
     given = [time.strip() for time in times]
     filled = [time for time in given if time]
@@ -128,7 +130,7 @@ def time_keys(times: Sequence[str]) -> list[float | str]:
     if wrong is not None:
         raise DataError(
             f"the time {given[wrong]!r} can't be ordered: it doesn't begin with the year.",
-            where=f"data row {wrong + 1}",
+            where=name_of(wrong) if name_of is not None else f"row {wrong + 1}",
             fix="Write times as 2024-03-31, 2024-03-31T18:00:00 or numbers.",
         )
     return list(given)

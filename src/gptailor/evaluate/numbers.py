@@ -15,6 +15,7 @@ from gptailor.evaluate.metrics import BASELINE_NAMES, CHEAPER, as_json, check_ro
 from gptailor.types import EvalReport, FloatArray, IntArray, Predictions, Score
 
 POINTS = 400  # of the plot of answers and predictions
+ROUNDING = 1e-14  # of the largest number; what is left of equal numbers after rounding is no spread
 
 
 def root_mean_square_error(answers: FloatArray, predictions: FloatArray) -> float:
@@ -123,12 +124,18 @@ def _drawn(size: int, *, resamples: int, seed: int) -> Iterator[IntArray]:
 
 def _correlation(left: FloatArray, right: FloatArray) -> FloatArray:
     """Pearson's, of the last axis."""
-    left = left - left.mean(axis=-1, keepdims=True)
-    right = right - right.mean(axis=-1, keepdims=True)
-    scale = np.sqrt((left**2).sum(axis=-1) * (right**2).sum(axis=-1))
-    # What is left of equal numbers after rounding is no spread.
-    flat = scale <= 1e-12 * max(1.0, float(np.abs(left).max()) * float(np.abs(right).max())) * left.shape[-1]
-    found: FloatArray = np.where(flat, 0.0, (left * right).sum(axis=-1) / np.where(flat, 1.0, scale))
+    found: FloatArray = (_standardized(left) * _standardized(right)).mean(axis=-1)
+    return found
+
+
+def _standardized(values: FloatArray) -> FloatArray:
+    """With mean 0 and deviation 1 over the last axis; 0 where all are the same."""
+    largest = np.abs(values).max(axis=-1, keepdims=True)
+    gaps = values / np.where(largest > 0, largest, 1.0)
+    gaps -= gaps.mean(axis=-1, keepdims=True)
+    deviation = np.sqrt((gaps**2).mean(axis=-1, keepdims=True))
+    flat = deviation <= ROUNDING
+    found: FloatArray = np.where(flat, 0.0, gaps / np.where(flat, 1.0, deviation))
     return found
 
 

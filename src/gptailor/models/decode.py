@@ -1,8 +1,9 @@
 """Many requests at once through one model: they join and leave between steps, and none sees another.
 
 A request's answer has the same bits alone and among any others. Its prompt is computed in the length bucket
-that the prompt's length gives; then it takes a slot in the pool whose capacity its own prompt and
-max_new_tokens give. A pool computes its steps in one shape, or in several that give the same bits.
+that the prompt's length gives; then it takes a slot in the pool whose capacity its own prompt and the next
+tokens of its answer give, and moves on to a larger one when these are written. A pool computes its steps in
+one shape, or in several that give the same bits.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from gptailor.models.slots import SlotCache
 from gptailor.models.text_stream import TextStream
 
 SMALLEST_CAPACITY = 256  # tokens
+ROOM = 256  # tokens of an answer that a pool is chosen for; max_new_tokens may be far more than is written
+MOST_BETWEEN = 8  # requests that have left a pool and find no free slot in the next
 
 Finished = Literal["stop", "length"]
 Reason = Literal["end_token", "stop_string", "max_new_tokens", "context"]
@@ -119,7 +122,7 @@ class Decoder:
         if request.sampling.num_beams > 1:
             self._beams.append(job)
         else:
-            self._pool_for(len(request.prompt) + limit).waiting.append(job)
+            self._pool_for(job.wanted).waiting.append(job)
         return job.handle
 
     def cancel(self, handle: int) -> None:
@@ -131,20 +134,25 @@ class Decoder:
     def step(self) -> list[Event]:
         """Lets waiting requests join, then brings every joined one a token further.
 
-        A request with beams is answered in one step, one such request a step.
+        Whoever has filled a pool moves on, and where the next one is full waits once more. A request with
+        beams is answered in one step, one such request a step.
 
         Raises:
             NonFiniteError: the model's logits are not numbers; start over with a new decoder.
         """
         found: list[Event] = []
+        between = sum(len(pool.moved) for pool in self._pools.values())
         with torch.inference_mode():
             for pool in self._pools.values():
-                for job, token in pool.step(self._prefill):
+                for job, token in pool.step(self._prefill, may_grow=between < MOST_BETWEEN):
                     event = self._take(job, token)
                     if event.result is not None:
                         pool.drop(job.handle)
                     if event.result is not None or event.text or event.tokens:
                         found.append(event)
+            grown = [job for pool in self._pools.values() for job in pool.let_go()]
+        for job in grown:
+            self._pool_for(job.wanted).moved.append(job)
         if self._beams:
             found.append(self._search(self._beams.popleft()))
         return found
@@ -240,6 +248,12 @@ class _Job:
         self.tokens: list[ScoredToken] = []
         self.next_id = request.prompt[-1]  # what the model reads next
         self.drawn = self.shown = 0
+        self.cache: Cache | None = None  # of all before next_id, while it moves from pool to pool
+
+    @property
+    def wanted(self) -> int:
+        """Tokens it should have room for: by its own prompt and answer alone, or its neighbors would show."""
+        return len(self.request.prompt) + min(self.drawn + ROOM, self.limit)
 
     def result(self, reason: Reason) -> Generated:
         """The answer as it stands."""
@@ -256,21 +270,26 @@ class _Job:
 
 
 class _Pool:
-    """Slots of one capacity and who sits in them; the others wait, first come, first served."""
+    """Slots of one capacity and who sits in them; the others wait, first come, first served.
+
+    Who comes from a smaller pool goes before those that haven't begun.
+    """
 
     def __init__(self, model: PreTrainedModel, capacity: int) -> None:
         self._model = model
         self.shapes = one_shape(model, capacity=capacity)
         self.cache = SlotCache(model, capacity=capacity)
         self.seated: list[_Job] = []  # in the first slots, one after the other
+        self.moved: deque[_Job] = deque()
         self.waiting: deque[_Job] = deque()
 
     @property
     def busy(self) -> bool:
-        return bool(self.waiting or self.seated)
+        return bool(self.moved or self.waiting or self.seated)
 
     def drop(self, handle: int) -> None:
         """Frees the slot or the place in the queue of a request, if it is here."""
+        self.moved = deque(job for job in self.moved if job.handle != handle)
         self.waiting = deque(job for job in self.waiting if job.handle != handle)
         for slot, job in enumerate(self.seated):
             if job.handle == handle:  # the last one takes its slot
@@ -280,12 +299,19 @@ class _Pool:
                     self.cache.move(len(self.seated), slot)
                 return
 
-    def step(self, prefill: Callable[[Sequence[int]], Cache]) -> list[tuple[_Job, ScoredToken]]:
-        """Seats who waits, then one token for everyone seated."""
-        if len(self.seated) + len(self.waiting) > self.shapes.rows[-1]:  # now the trial pays
-            self.shapes = find_shapes(self._model, capacity=self.cache.capacity)
-        while self.waiting and len(self.seated) < self.shapes.rows[-1]:
-            self._seat(self.waiting.popleft(), prefill)
+    def step(
+        self, prefill: Callable[[Sequence[int]], Cache], *, may_grow: bool
+    ) -> list[tuple[_Job, ScoredToken]]:
+        """Seats who waits, then one token for everyone seated.
+
+        Args:
+            prefill: From tokens to a cache of one row.
+            may_grow: Whether those may begin that may have to move on from here.
+        """
+        if len(self.seated) + len(self.moved) + len(self.waiting) > self.shapes.rows[-1]:
+            self.shapes = find_shapes(self._model, capacity=self.cache.capacity)  # now the trial pays
+        while len(self.seated) < self.shapes.rows[-1] and (job := self._next(may_grow)) is not None:
+            self._seat(job, prefill)
         if not self.seated:
             return []
         rows = self.shapes.rows_for(len(self.seated))
@@ -302,9 +328,33 @@ class _Pool:
             found.append((job, token))
         return found
 
+    def let_go(self) -> list[_Job]:
+        """Frees the slots of those who have filled them; they take along what was computed."""
+        # A column stays masked: see SlotCache.compute.
+        most = self.cache.capacity - 2
+        full = [slot for slot in range(len(self.seated)) if self.cache.past[slot] > most]
+        jobs = [self.seated[slot] for slot in full]
+        for slot, job in zip(full, jobs, strict=True):
+            job.cache = self.cache.copy(slot)
+        for job in jobs:
+            self.drop(job.handle)
+        return jobs
+
+    def _next(self, may_grow: bool) -> _Job | None:
+        if self.moved:
+            return self.moved.popleft()
+        for job in self.waiting:
+            if may_grow or len(job.request.prompt) + job.limit <= self.cache.capacity:
+                self.waiting.remove(job)
+                return job
+        return None
+
     def _seat(self, job: _Job, prefill: Callable[[Sequence[int]], Cache]) -> None:
-        head = job.request.prompt[:-1]  # the last token is read by the first step, which gives the logits
-        slot = len(self.seated)
+        # The last token is read by the next step, which gives the logits.
+        slot, past = len(self.seated), len(job.request.prompt) + job.drawn - 1
+        if past and job.cache is None:
+            job.cache = prefill(job.request.prompt[:-1])
         self.cache.grow(self.shapes.rows_for(slot + 1))
-        self.cache.load(slot, prefill(head) if head else None, len(head))
+        self.cache.load(slot, job.cache, past)
+        job.cache = None
         self.seated.append(job)

@@ -52,14 +52,14 @@ class UsedRows(nn.Module):
 def used_rows_only(model: PreTrainedModel, used: IntArray | None) -> Iterator[None]:
     """While inside, the embedding's trained rows are the `used` ones; afterwards it is whole again.
 
-    Nothing changes where that gains nothing, where the embedding isn't trained, or where it is the output
-    layer, too.
+    Nothing changes where that gains nothing, where the embedding isn't trained, where it is the output layer,
+    too, or where it does more than look up, such as Gemma's, which scales what it finds.
     """
     embedding: Any = model.get_input_embeddings()
     output: Any = model.get_output_embeddings()
     if (
         used is None
-        or not isinstance(embedding, nn.Embedding)
+        or not _only_looks_up(embedding)
         or not embedding.weight.requires_grad
         or (output is not None and output.weight is embedding.weight)
         or len(used) > LARGEST_SHARE * embedding.num_embeddings
@@ -75,6 +75,12 @@ def used_rows_only(model: PreTrainedModel, used: IntArray | None) -> Iterator[No
         with torch.no_grad():
             embedding.weight[rows.used] = rows.weight
         setattr(parent, name, embedding.train(rows.training))
+
+
+def _only_looks_up(embedding: nn.Module) -> bool:
+    # A subclass or a hook may compute something that UsedRows wouldn't.
+    hooks = (embedding._forward_hooks, embedding._forward_pre_hooks)
+    return type(embedding) is nn.Embedding and not any(hooks)
 
 
 def _place_of(model: nn.Module, wanted: nn.Module) -> tuple[nn.Module, str]:

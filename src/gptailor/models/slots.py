@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from transformers import Cache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin
 
 from gptailor.types import FloatArray
@@ -63,6 +63,15 @@ class SlotCache:
         for layer in self._layers:
             for tensor in layer.buffers:
                 tensor[to] = tensor[slot]
+
+    @torch.inference_mode()
+    def copy(self, slot: int) -> Cache:
+        """What a slot holds, as `load` takes it: the same bits."""
+        begin, found = self.newest - int(self.past[slot]), DynamicCache()
+        for place, layer in enumerate(self._layers):
+            keys, values = (tensor[slot : slot + 1, :, begin : self.newest] for tensor in layer.buffers)
+            found.update(keys.clone(), values.clone(), place)
+        return found
 
     @torch.inference_mode()
     def compute(self, token_ids: Sequence[int], *, window: int) -> FloatArray:

@@ -349,6 +349,7 @@ def _split(
         seed=recipe.seed,
         has_validation="validation" in given,
         has_test="test" in given,
+        name_of=lambda place: f"{examples[place].source} row {examples[place].row}",
     )
     sizes, kind = np.bincount(groups), NEAR if settings.group is None else ""
 

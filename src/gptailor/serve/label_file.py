@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptailor.data.ledger import defuse, write_csv_safely
+from gptailor.data.ledger import LABEL_COLUMNS, defuse, undo_defusing, write_csv_safely
 from gptailor.errors import GptailorError, InputError, RunError
 
-HEADER = ("source", "row", "text", "label")
 KEYS = "1234567890abcdefghijklmnopqrtvwxyz"  # s skips and u takes back
 SHOWN = 120  # characters of the last answer's text
 
@@ -58,7 +57,7 @@ class LabelFile:
         self.out = out
         self.answers: dict[int, str] = {}  # by place in rows, in the order of the answers
         self._stamp: tuple[int, int] | None = None
-        self._read()
+        self._read(labels)
         self.labels = list(dict.fromkeys([*labels, *self.answers.values()]))
         if not self.labels:
             raise InputError(
@@ -149,13 +148,13 @@ class LabelFile:
                 fix="Start `gptailor label` again: it goes on from what stands there now.",
             )
         lines = ((*self._key(place), self.rows[place].text, label) for place, label in self.answers.items())
-        write_csv_safely(self.out, HEADER, lines)
+        write_csv_safely(self.out, LABEL_COLUMNS, lines)
         self._stamp = _stamp_of(self.out)
 
     def _key(self, place: int) -> tuple[str, int]:
         return self.rows[place].source, self.rows[place].row
 
-    def _read(self) -> None:
+    def _read(self, labels: Sequence[str]) -> None:
         self._stamp = _stamp_of(self.out)
         if self._stamp is None:
             return
@@ -168,13 +167,14 @@ class LabelFile:
             raise InputError(
                 f"can't be read: {error}.", where=str(self.out), fix="Write to another file with --out."
             ) from None
-        if reader.fieldnames is not None and not set(HEADER) <= set(reader.fieldnames):
+        if reader.fieldnames is not None and not set(LABEL_COLUMNS) <= set(reader.fieldnames):
             raise InputError(
                 f"isn't a file of labels (its columns are {', '.join(reader.fieldnames)}).",
                 where=str(self.out),
                 fix="Write to another file with --out.",
             )
         places = {(_as_written(row.source), str(row.row)): place for place, row in enumerate(self.rows)}
+        known = {_as_written(label): label for label in labels}
         for number, line in enumerate(lines, 2):
             place = places.get((line["source"], line["row"]))
             if place is None or _as_written(self.rows[place].text) != line["text"]:
@@ -185,7 +185,7 @@ class LabelFile:
                     fix="Put the old file back, or label the new one into another file with --out.",
                 )
             if line["label"]:
-                self.answers[place] = line["label"]
+                self.answers[place] = known.get(line["label"]) or undo_defusing(line["label"])
 
 
 def _as_written(cell: str) -> str:

@@ -6,7 +6,7 @@ import functools
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set, ValuesView
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -17,7 +17,20 @@ MAX_MADE = 16 * MAX_CHARACTERS  # of all that filters, calls and outputs of one 
 MAX_NUMBER = 100_000  # of any whole number handed to a function
 MAX_BITS = 4096  # of any whole number that is computed
 MAX_SECONDS = 10.0
+MAX_COMPARED = 10**9  # characters of a text times those looked for at each, where Python compares them all
+MAX_DEPTH = 100  # of lists in lists that are looked through
+ITEM = 8  # what an item of a collection counts, in characters
+LARGEST_FLOAT = 320  # digits of 1e308, written out
 LIMITED_FORMAT = re.compile(r"\d{5,}|\*")  # a width in a format, which is a size
+WIDTH = re.compile(r"\d+")
+INNER_WIDTH = re.compile(r"\{[^{}]*:[^{}]*\{")  # {0:{1}}: a width that is an argument
+NESTED = (list, tuple, Set, ValuesView)  # what holds values, but for dicts
+CONSUMERS = ("join", "sort", "unique", "min", "max", "sum", "groupby")  # which look through all they're given
+QUADRATIC = {"trim", "strip", "lstrip", "rstrip", "rfind", "rindex", "rsplit", "rpartition"}
+SHALLOW = {  # filters that don't look into the values they're given
+    "attr", "batch", "count", "d", "default", "first", "items", "last", "length", "list", "map", "random",
+    "reject", "rejectattr", "reverse", "select", "selectattr", "slice",
+}  # fmt: skip
 
 
 class LimitError(Exception):
@@ -76,6 +89,43 @@ def size_of(value: Any) -> int:
     return len(value) if isinstance(value, (str, list, tuple, dict, set, range)) else 0
 
 
+def charge_made(value: Any) -> None:
+    """Counts a value that was just made."""
+    if isinstance(value, int) and value.bit_length() > MAX_BITS:
+        raise LimitError("a number without end")
+    check_size(size_of(value))
+    charge(characters=size_of(value) * (ITEM if isinstance(value, (list, tuple, dict)) else 1))
+
+
+def weigh(value: Any, *, per_item: int = ITEM, per_level: int = 0) -> int:
+    """About as many characters as a value has when it is written out, and steps to compare it.
+
+    Not what it takes in memory: thirty lists, each of which holds the one before twice, are a billion items.
+
+    Raises:
+        LimitError: it is too large, or too deep, to be looked through.
+    """
+    weight, depth, level = 0, 0, [value]
+    while level:
+        below: list[Any] = []
+        for item in level:
+            weight += per_item + depth * per_level
+            if isinstance(item, str):
+                weight += len(item)
+            elif isinstance(item, int):
+                weight += item.bit_length() // 3
+            elif isinstance(item, (dict, *NESTED)):
+                inside = 2 * len(item) if isinstance(item, dict) else len(item)
+                check_size(weight + per_item * (len(below) + inside))
+                below.extend(item)
+                below.extend(item.values() if isinstance(item, dict) else ())
+        check_size(weight)
+        level, depth = below, depth + 1
+        if level and depth > MAX_DEPTH:
+            raise LimitError(f"a value nested more than {MAX_DEPTH} deep")
+    return weight
+
+
 def check_call(name: str, owner: Any, arguments: Sequence[Any], named: Mapping[str, Any]) -> None:
     """Refuses what would make something huge, before it is made. `owner` is what a method belongs to."""
     charge(steps=1)
@@ -86,25 +136,37 @@ def check_call(name: str, owner: Any, arguments: Sequence[Any], named: Mapping[s
     texts = [value for value in (owner, *given) if isinstance(value, str)]
     if name == "replace" and len(texts) >= 3:
         check_size(len(texts[0]) + texts[0].count(texts[1]) * len(texts[2]))
-    elif name == "join":
-        check_size(_size_joined(given, sum(map(len, texts))))
+    elif name in QUADRATIC and len(texts) >= 2 and len(texts[0]) * len(texts[1]) > MAX_COMPARED:
+        raise LimitError(f"{name}() with a text of {len(texts[1]):,} characters")
+    elif name == "join" and given:
+        between = sum(len(text) for text in texts if text is not given[0])
+        check_size(weigh(given[0]) + between * size_of(given[0]))
     elif name == "sum" and any(isinstance(value, (list, tuple)) for value in given[1:]):
         raise LimitError("sum() of lists")
-    elif name in ("indent", "format", "format_map") and texts:
-        if LIMITED_FORMAT.search(texts[0]) and name != "indent":
-            raise LimitError(f"{name}() with a width")
-        values = [*given, *(v for value in given if isinstance(value, dict) for v in value.values())]
-        if any(isinstance(value, (list, dict)) for value in values) and name != "format_map":
-            raise LimitError(f"{name}() of a list")
-        marks = texts[0].count("\n") if name == "indent" else texts[0].count("{") + texts[0].count("%")
-        check_size(len(texts[0]) + (1 + marks) * sum(map(size_of, values)))
+    elif name == "indent" and texts:
+        wide = sum(value for value in given if isinstance(value, int)) + sum(map(len, texts[1:]))
+        check_size(len(texts[0]) + (1 + texts[0].count("\n")) * wide)
+    elif name in ("format", "format_map") and texts:
+        _check_format(name, texts[0], given)
 
 
-def _size_joined(given: Sequence[Any], separator: int) -> int:
-    """At most so long is what a join makes of its arguments, one of which holds the parts."""
-    parts = next((value for value in given if isinstance(value, (list, tuple))), ())
-    inner = [value for part in parts if isinstance(part, dict) for value in part.values()]
-    return sum(map(size_of, [*parts, *inner])) + separator * max(1, len(parts))
+def _check_format(name: str, text: str, given: Sequence[Any]) -> None:
+    if LIMITED_FORMAT.search(text) or INNER_WIDTH.search(text.replace("{{", "")):
+        raise LimitError(f"{name}() with a width")
+    values = [*given, *(v for value in given if isinstance(value, dict) for v in value.values())]
+    if any(isinstance(value, (list, dict)) for value in values) and name != "format_map":
+        raise LimitError(f"{name}() of a list")
+    longest = sum(map(weigh, values)) + LARGEST_FLOAT * any(isinstance(value, float) for value in values)
+    widths = sum(int(width) for width in WIDTH.findall(text))
+    check_size(len(text) + widths + (1 + text.count("{") + text.count("%")) * longest)
+
+
+def consumable(name: str, given: Sequence[Any]) -> tuple[Any, ...]:
+    """Arguments whose first one can be looked at before it is used up."""
+    first = given[:1]
+    if name in CONSUMERS and first and not isinstance(first[0], (str, dict, range, *NESTED)):
+        return list(first[0]), *given[1:]
+    return tuple(given)
 
 
 def limited(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -116,12 +178,23 @@ def limited(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         context: tuple[Any, ...]
         given: tuple[Any, ...]
         context, given = (args[:1], args[1:]) if takes_context else ((), args)
-        if name == "join" and given and not isinstance(given[0], (str, list, tuple)):
-            given = (list(given[0]), *given[1:])  # its parts have to be seen before they are joined
+        given = consumable(name, given)
         check_call(name, None, given, kwargs)
+        if name not in SHALLOW:
+            weigh([*given, *kwargs.values()])
         result = function(*context, *given, **kwargs)
-        check_size(size_of(result))
-        charge(characters=size_of(result))
+        charge_made(result)
         return result
+
+    return checked
+
+
+def weighed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A test that looks through values, such as `eq`, with a check of what it is given."""
+
+    @functools.wraps(function)
+    def checked(*given: Any) -> Any:
+        weigh(given)
+        return function(*given)
 
     return checked

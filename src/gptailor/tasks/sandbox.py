@@ -21,29 +21,43 @@ from jinja2 import nodes
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
+from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 from gptailor.errors import ModelError
 from gptailor.tasks.limits import (
+    ITEM,
     MAX_BITS,
     MAX_CHARACTERS,
     MAX_SECONDS,
     LimitError,
     Meter,
     charge,
+    charge_made,
     check_call,
     check_size,
+    consumable,
     limited,
     meter,
     meters,
     size_of,
+    weigh,
+    weighed,
 )
 
 MAX_SOURCE = 200_000  # characters of a template; the longest known ones have a tenth of it
 UNNEEDED = ("lipsum",)  # globals that no chat template has a use for
-REFUSED_METHODS = ("translate",)
+UNNEEDED_FILTERS = (  # whose time or text grows faster than what they're given
+    "pprint", "striptags", "urlize", "wordwrap",
+)  # fmt: skip
+DEEP_TESTS = (  # which look through the values they're given
+    "eq", "equalto", "==", "ne", "!=", "lt", "lessthan", "<", "le", "<=", "gt", "greaterthan", ">", "ge",
+    ">=", "in", "lower", "upper",
+)  # fmt: skip
+REFUSED_METHODS = ("encode", "expandtabs", "striptags", "translate")
+MOST_IN_STRFTIME = 256  # characters of memory for one of the form
 
 
 class TemplateRefusal(Exception):
@@ -132,6 +146,10 @@ class _Environment(ImmutableSandboxedEnvironment):
         )
         self.filters = {name: limited(name, made) for name, made in self.filters.items()}
         self.filters["tojson"] = limited("tojson", _to_json)
+        for name in UNNEEDED_FILTERS:
+            self.filters.pop(name, None)
+        tests: dict[str, Any] = self.tests
+        self.tests = {**tests, **{name: weighed(tests[name]) for name in DEEP_TESTS}}
         for name in UNNEEDED:
             self.globals.pop(name, None)
         self.globals["raise_exception"] = _raise_exception
@@ -140,12 +158,21 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def call(__self, __context: Any, __function: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
         wrapped = getattr(__function, "__wrapped__", __function)
-        name = str(getattr(wrapped, "__name__", ""))
-        check_call(name, getattr(wrapped, "__self__", None), args, kwargs)
+        name, owner = str(getattr(wrapped, "__name__", "")), getattr(wrapped, "__self__", None)
+        args = consumable(name, args)
+        check_call(name, owner, args, kwargs)
+        if isinstance(owner, _Limits):
+            return super().call(__context, __function, *args, **kwargs)
+        if not isinstance(__function, Macro) and __function is not _Namespace:  # they look at nothing
+            weigh([owner, *args, *kwargs.values()])
         result = super().call(__context, __function, *args, **kwargs)
-        check_size(size_of(result))
-        charge(characters=size_of(result))
+        charge_made(result)
         return result
+
+    def getitem(self, obj: Any, argument: Any) -> Any:
+        if isinstance(argument, tuple):
+            weigh(argument)  # it is hashed
+        return super().getitem(obj, argument)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         if operator == "*":
@@ -162,7 +189,9 @@ class _Environment(ImmutableSandboxedEnvironment):
             check_size(size_of(left) + size_of(right))
         elif operator == "%" and isinstance(left, str):
             check_call("format", left, right if isinstance(right, tuple) else (right,), {})
-        return super().call_binop(context, operator, left, right)
+        result = super().call_binop(context, operator, left, right)
+        charge_made(result)
+        return result
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         return attr not in REFUSED_METHODS and super().is_safe_attribute(obj, attr, value)
@@ -181,6 +210,7 @@ class _Limits(Extension):
     def mark(self, caller: Callable[[], str]) -> str:
         """Notes where a `{% generation %}` block stands, counted in what has left the template."""
         text, used = caller(), meter()
+        charge_made(text)
         used.blocks.append((used.written, text))
         return text
 
@@ -190,13 +220,26 @@ class _Limits(Extension):
 
     def concat(self, *parts: Any) -> str:
         """`a ~ b`"""
-        texts = [str(part) for part in parts]
-        check_size(sum(map(len, texts)))
-        return "".join(texts)
+        check_size(sum(map(weigh, parts)))
+        text = "".join([str(part) for part in parts])
+        charge_made(text)
+        return text
+
+    def light(self, value: Any) -> Any:
+        """A value that is about to be compared or hashed, if that takes no more than looking through it."""
+        weigh(value)
+        return value
+
+    def made(self, value: Any) -> Any:
+        """A slice, counted."""
+        charge_made(value)
+        return value
 
 
 class _Counted(NodeTransformer):
-    """Puts a count into every body that can run more than once, and a check into every `~`."""
+    """Puts a count into every body that can run more than once and every slice, and a check into every `~`,
+    comparison and key.
+    """
 
     def _with_tick(self, node: Any) -> Any:
         self.generic_visit(node)
@@ -211,13 +254,31 @@ class _Counted(NodeTransformer):
         self.generic_visit(node)
         return _call("concat", node.nodes).set_lineno(node.lineno)
 
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        holders: list[Any] = [node, *node.ops]
+        unknown = [holder for holder in holders if not isinstance(holder.expr, nodes.Const)]
+        for holder in unknown if len(unknown) > 1 else ():  # a constant is found unequal at once
+            holder.expr = _call("light", [holder.expr])
+        return node
+
+    def visit_Pair(self, node: nodes.Pair) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        if not isinstance(node.key, nodes.Const):
+            node.key = _call("light", [node.key])
+        return node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        return _call("made", [node]) if isinstance(node.arg, nodes.Slice) else node
+
 
 def _call(method: str, arguments: list[nodes.Expr]) -> nodes.Call:
     return nodes.Call(nodes.ExtensionAttribute(_Limits.identifier, method), arguments, [], None, None)
 
 
 def _finalize(value: Any) -> Any:
-    charge(characters=size_of(value) if isinstance(value, str) else 0)
+    charge(characters=len(value) if isinstance(value, str) else weigh(value))
     return value
 
 
@@ -232,12 +293,16 @@ class _Namespace(Namespace):
             raise SecurityError(f"it sets the attribute {name!r}")
         super().__setitem__(name, value)
 
+    def __repr__(self) -> str:
+        return "<Namespace>"  # what it holds may be far too long
+
 
 def _raise_exception(message: Any) -> None:
     raise jinja2.TemplateError(str(message))
 
 
 def _strftime_now(form: str) -> str:
+    check_size(MOST_IN_STRFTIME * size_of(form))
     return meter().now.strftime(form)
 
 
@@ -250,6 +315,7 @@ def _to_json(
 ) -> str:
     if indent is not None and (not isinstance(indent, int) or indent > 16):
         raise LimitError("tojson() with a wide indent")
+    weigh(value, per_item=ITEM + sum(map(len, separators or ())), per_level=indent or 0)
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )

@@ -242,6 +242,7 @@ def split(
         seed=recipe.seed,
         has_validation="validation" in given,
         has_test="test" in given,
+        name_of=lambda place: f"{rows[place].source} row {rows[place].row}",
     )
     parts: dict[Part, list[TextRow]] = {part: [] for part in PARTS}
     for row, part in zip(rows, places, strict=True):
