@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from texts import Served, alone, serving
 
 from gptailor import cli
-from gptailor.errors import ModelError
+from gptailor.errors import ModelError, PromptTooLong
 from gptailor.models.answerer import Answerer, load_answerer
 from gptailor.serve.openai import CHAT, COMPLETION, NEUTRAL
+from gptailor.tasks.sandbox import run_template
 
 PROMPT = "the race 5"
 TURNS: Any = [{"role": "user", "content": "the race 5"}]
@@ -270,6 +271,26 @@ def test_other_refusals_of_the_right_kind(client: openai.OpenAI, http: httpx.Cli
     for body in (b"{", b"[]", b'{"prompt": "\\ud83d"}', b'{"temperature": NaN, "prompt": "x"}'):
         headers = {"content-type": "application/json"}
         assert http.post("/v1/completions", content=body, headers=headers).status_code == 400
+
+
+def test_a_conversation_far_too_long_is_refused_before_its_answers_are_looked_for(
+    answerers: dict[str, Answerer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To find them takes a rendering for each."""
+    rendered = []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        rendered.append(args)
+        return run_template(*args, **kwargs)
+
+    monkeypatch.setattr("gptailor.tasks.writing.run_template", counted)
+    turns = [*TURNS, {"role": "assistant", "content": "the goal 5"}]
+    assert answerers["chat"].feed_messages([*turns, *TURNS])
+    assert len(rendered) >= 2
+    rendered.clear()
+    with pytest.raises(PromptTooLong, match="the conversation is longer than 48 tokens"):
+        answerers["chat"].feed_messages([*turns * 200, *TURNS])
+    assert len(rendered) <= 3
 
 
 def test_what_says_no_more_than_the_default_is_taken(client: openai.OpenAI) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Sequence
 from datetime import datetime
@@ -259,6 +260,27 @@ def test_a_template_that_refuses_is_the_requests_fault() -> None:
     found = form.read(CHAT)
     assert isinstance(found, RejectedRow)
     assert "one turn only" in found.detail
+
+
+def test_a_template_beyond_its_limits_is_the_requests_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    form = ChatForm(infer_chat(["messages"], [CHAT]), TEMPLATE)
+    monkeypatch.setattr("gptailor.tasks.limits.MAX_STEPS", 30)
+    with pytest.raises(InputError, match="more than 30 steps for one conversation") as caught:
+        form.ask_messages([{"role": "user", "content": "a"}] * 40)
+    assert (caught.value.where, caught.value.fix) == ("messages", "Shorten the conversation.")
+
+
+def test_all_renderings_of_a_request_share_its_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them needs few; one for every earlier answer needs many."""
+    form = ChatForm(infer_chat(["messages"], [CHAT]), TEMPLATE)
+    clock = itertools.count(0.0, 0.001)
+    monkeypatch.setattr("gptailor.tasks.limits.time.monotonic", lambda: next(clock))
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    last = {"role": "user", "content": "a"}
+    assert form.ask_messages([*turns * 3, last])
+    with pytest.raises(InputError, match="more than 10 seconds for one conversation"):
+        form.ask_messages([*turns * 60, last])
+    assert form.read(row(messages=turns * 60)), "in training a long conversation may take longer"
 
 
 def test_columns_of_a_chat_are_written_into_the_turn_as_in_training() -> None:

@@ -158,9 +158,7 @@ def test_a_template_cannot_run_away(monkeypatch: pytest.MonkeyPatch, source: str
 
 
 def test_time_is_limited_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    import gptailor.tasks.sandbox as sandbox
-
-    monkeypatch.setattr(sandbox, "MAX_SECONDS", 0.05)
+    monkeypatch.setattr(limits, "MAX_SECONDS", 0.05)
     with pytest.raises(ModelError, match="seconds for one conversation"):
         run("{% for i in range(90000) %}{% set x = messages | tojson %}{% endfor %}")
 

@@ -145,16 +145,19 @@ class Answerer:
     def _fed(self, feeder: Feeder, segments: Sequence[Segment]) -> tuple[int, ...]:
         [ids] = feeder.feed([segments])
         if ids is None:
-            what, fix = ("conversation", "Leave out its earliest turns.")
-            if not self.is_chat or feeder.reserve == 1:
-                what, fix = "prompt", "Shorten it."
-            raise PromptTooLong(
-                f"the {what} is longer than {feeder.max_tokens - feeder.reserve:,} tokens, "
-                "which is as far as the model reads with an answer.",
-                where="messages" if what == "conversation" else "prompt",
-                fix=fix,
-            )
+            raise self._too_long(feeder)
         return ids or tuple(self.end_ids)[:1]
+
+    def _too_long(self, feeder: Feeder) -> PromptTooLong:
+        what, fix = ("conversation", "Leave out its earliest turns.")
+        if not self.is_chat or feeder.reserve == 1:
+            what, fix = "prompt", "Shorten it."
+        return PromptTooLong(
+            f"the {what} is longer than {feeder.max_tokens - feeder.reserve:,} tokens, "
+            "which is as far as the model reads with an answer.",
+            where="messages" if what == "conversation" else "prompt",
+            fix=fix,
+        )
 
     def feed_messages(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
         """The token ids for a conversation in OpenAI's layout.
@@ -168,7 +171,15 @@ class Answerer:
                 where="messages",
                 fix="Ask it by /v1/completions, with a prompt.",
             )
-        return self.feed(self.form.ask_messages(messages))
+        return self.feed(self.form.ask_messages(messages, check=self._check_room))
+
+    def _check_room(self, segments: Sequence[Segment]) -> None:
+        """Refuses a conversation that is far too long, wherever its answers begin: no token reaches over
+        such a place, which may save a token here and there, and never half of them.
+        """
+        room = self.feeder.max_tokens - self.feeder.reserve
+        if replace(self.feeder, max_tokens=2 * room, reserve=0).feed([segments]) == [None]:
+            raise self._too_long(self.feeder)
 
     def feed_row(self, row: RawExample) -> tuple[int, ...] | RejectedRow:
         """The token ids for a row of a file, or why it can't be asked."""
