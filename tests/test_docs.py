@@ -378,6 +378,7 @@ def test_routes_are_those_of_the_server(serving: str) -> None:
 
 
 def test_limits_are_those_of_the_server(serving: str) -> None:
+    from gptailor.models.answerer import Answerer
     from gptailor.models.predictor import Predictor
     from gptailor.serve import batcher, requests, run, service
     from gptailor.serve.app import build_app
@@ -389,6 +390,7 @@ def test_limits_are_those_of_the_server(serving: str) -> None:
         f"| body of a request | {app['max_body_bytes']:,} bytes",
         f"| texts in a request | {app['max_inputs']} |",
         f"| characters of a text to classify | {Predictor.max_characters:,} |",
+        f"| characters of a prompt or of one of its `values` | {Answerer.max_characters:,} |",
         f"| texts that wait, per model | {app['queue_items']} |",
         f"| tokens that wait, per model | {queue:,};",
         f"| time until a text starts to run | {app['deadline_seconds']:.0f} s |",

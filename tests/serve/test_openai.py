@@ -219,6 +219,13 @@ def test_columns_and_raw_prompts(client: openai.OpenAI, answerers: dict[str, Ans
     ("asked", "code", "words"),
     [
         ({"prompt": "the race " * 80}, "context_length_exceeded", "tokens"),
+        ({"prompt": "x" * 100_001}, "input_too_long", "'prompt' has 100,001 characters; 100,000 are allowed"),
+        ({"prompt": ["a", "x" * 100_001]}, "input_too_long", r"prompt\[1\] has 100,001 characters"),
+        (
+            {"prompt": "", "extra_body": {"values": {"prompt": "x" * 100_001}}},
+            "input_too_long",
+            r"values\['prompt'\] has 100,001 characters",
+        ),
         ({"prompt": 3}, "invalid_value", "a text or a list"),
         ({"prompt": [1, 2]}, "invalid_value", "token ids"),
         ({"prompt": []}, "invalid_value", "a text or a list"),

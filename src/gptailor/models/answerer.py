@@ -12,7 +12,7 @@ from gptailor.data.clean import repair
 from gptailor.data.feeder import Feeder
 from gptailor.data.segments import build_segment_encoder, counter_of
 from gptailor.errors import InputError, ModelError, PromptTooLong, did_you_mean
-from gptailor.models.bundle import PARITY_TOLERANCE, find_model_folder, read_bundle
+from gptailor.models.bundle import LONGEST_TEXT, PARITY_TOLERANCE, find_model_folder, read_bundle
 from gptailor.models.decode import Decoder, Generated, Request
 from gptailor.models.generate import generate
 from gptailor.models.load import load_saved_language_model, load_tokenizer
@@ -34,6 +34,8 @@ class Answerer:
     A request becomes the very token ids that training saw for such a row: same repair, same template, same
     cut of what is too long.
     """
+
+    max_characters = LONGEST_TEXT
 
     def __init__(self, folder: Path, bundle: Bundle) -> None:
         self.bundle = bundle

@@ -219,14 +219,25 @@ def _prompts(content: Mapping[str, Any], answerer: ServableAnswerer, *, most: in
             raise refuse("'values' takes the place of 'prompt' and 'raw'. Give one of them.", key="values")
         if not isinstance(values, dict) or not all(isinstance(text, str) for text in values.values()):
             raise refuse("'values' must be an object of texts, by column.", key="values")
+        for column, text in values.items():
+            _check_length(text, answerer, where=f"values[{shortened(column)}]", key="values")
         return [_fed(partial(answerer.feed_values, values, whole=True), key="values")]
     texts = [given] if isinstance(given, str) else given
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise refuse("'prompt' must be a text or a list of texts; token ids aren't taken.", key="prompt")
     if len(texts) > most:
         raise refuse(f"'prompt' holds {len(texts):,} texts; {most:,} are allowed.", key="prompt")
+    for place, text in enumerate(texts):
+        where = "'prompt'" if isinstance(given, str) else f"prompt[{place}]"
+        _check_length(text, answerer, where=where, key="prompt")
     feed = answerer.feed_raw if raw or answerer.is_chat else partial(answerer.feed_text, whole=True)
     return [_fed(partial(feed, text), key="prompt") for text in texts]
+
+
+def _check_length(text: str, answerer: ServableAnswerer, *, where: str, key: str) -> None:
+    if len(text) > answerer.max_characters:
+        most = f"{answerer.max_characters:,} are allowed"
+        raise refuse(f"{where} has {len(text):,} characters; {most}.", key=key, code="input_too_long")
 
 
 def _fed(feed: Callable[[], tuple[int, ...]], *, key: str) -> tuple[int, ...]:
