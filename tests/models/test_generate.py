@@ -187,6 +187,18 @@ def test_all_seated_make_the_others_wait_and_a_cancelled_one_makes_room(
         assert events[handles[place]][-1].result == answer(model, [place % 20 + 1], sampling)
 
 
+def test_free_seats_are_those_that_nobody_sits_in_or_waits_for(model: Any) -> None:
+    decoder = Decoder(model, decode=spell, end=set())
+    assert decoder.free == 8
+    handles = [decoder.add(Request((1,), Sampling(max_new_tokens=10))) for _ in range(3)]
+    assert decoder.free == 5
+    decoder.step()
+    decoder.cancel(handles[0])
+    assert decoder.free == 6
+    run(decoder)
+    assert decoder.free == 8
+
+
 def test_cancelling_everything_ends_the_work(model: Any) -> None:
     decoder = Decoder(model, decode=spell, end=set())
     kinds = (Sampling(), Sampling(), Sampling(num_beams=2), Sampling(num_beams=2))

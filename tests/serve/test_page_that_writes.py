@@ -31,6 +31,10 @@ class FakeDecoder:
     def busy(self) -> bool:
         return bool(self.jobs)
 
+    @property
+    def free(self) -> int:
+        return 1
+
     def add(self, request: Request) -> int:
         self.handles += 1
         self.jobs[self.handles] = list(request.prompt)

@@ -106,6 +106,13 @@ class Decoder:
         queues = (self._beams, *(pool.waiting for pool in self._pools.values()))
         return {job.handle for queue in queues for job in queue}
 
+    @property
+    def free(self) -> int:
+        """Seats for more requests than there are, at least: some lengths have seats of their own."""
+        held = sum(len(pool.seated) + len(pool.waiting) for pool in self._pools.values())
+        (fewest,) = one_shape(self.model, capacity=self.context).rows
+        return max(0, fewest - held)
+
     def add(self, request: Request) -> int:
         """Takes a request in; its events carry the handle that comes back.
 
