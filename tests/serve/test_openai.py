@@ -18,7 +18,8 @@ from texts import Served, alone, serving
 from gptailor import cli
 from gptailor.errors import ModelError, PromptTooLong
 from gptailor.models.answerer import Answerer, load_answerer
-from gptailor.serve.openai import CHAT, COMPLETION, NEUTRAL
+from gptailor.serve.app import build_app
+from gptailor.serve.openai import CHAT, COMPLETION, NEUTRAL, read_completion
 from gptailor.tasks.sandbox import run_template
 
 PROMPT = "the race 5"
@@ -199,6 +200,23 @@ def test_a_seed_repeats_the_answer_and_the_kth_of_n_has_a_seed_of_its_own(client
     assert len({client.completions.create(**asked).choices[0].text for _ in range(3)}) == 3
 
 
+def test_without_a_seed_no_two_answers_of_a_list_share_their_draws(runs: dict[str, Path]) -> None:
+    service = build_app([], answerers=[load_answerer(runs["plain"])]).state.service
+
+    def seeds(**more: Any) -> list[int]:
+        body = json.dumps({"prompt": [PROMPT] * 3, "n": 2, **more}).encode()
+        return [asked.sampling.seed for asked in read_completion(body, service).requests]
+
+    assert len(set(seeds())) == 6
+    assert seeds(seed=5) == [5, 6] * 3, "as each prompt alone"
+
+
+def test_of_a_top_p_of_0_the_likeliest_token_is_left(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "run-plain", "prompt": PROMPT, "max_tokens": 8}
+    greedy = client.completions.create(**asked, temperature=0).choices[0].text
+    assert client.completions.create(**asked, temperature=2, top_p=0).choices[0].text == greedy
+
+
 def test_columns_and_raw_prompts(client: openai.OpenAI, answerers: dict[str, Answerer]) -> None:
     columns, chat = answerers["columns"], answerers["chat"]
     written = "the bank 3 and its rate 3: "
@@ -232,7 +250,10 @@ def test_columns_and_raw_prompts(client: openai.OpenAI, answerers: dict[str, Ans
         ({"max_tokens": 0}, "invalid_value", "whole number from 1"),
         ({"max_tokens": True}, "invalid_value", "whole number from 1"),
         ({"temperature": "hot"}, "invalid_value", "a number from 0 to 2"),
-        ({"top_p": 0}, "invalid_value", "above 0"),
+        ({"top_p": 1.5}, "invalid_value", "from 0 to 1"),
+        ({"extra_body": {"repetition_penalty": 0}}, "invalid_value", "a number from 0.01 to 10"),
+        ({"temperature": 10**400}, "invalid_value", "a number from 0 to 2"),
+        ({"seed": -(10**400)}, "invalid_value", "a whole number from"),
         ({"n": 500}, "invalid_value", "from 1 to 128"),
         ({"logprobs": 21}, "invalid_value", "from 0 to 20"),
         ({"stop": ["a"] * 5}, "invalid_value", "up to 4"),
