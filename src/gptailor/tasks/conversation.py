@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gptailor.errors import did_you_mean
+from gptailor.errors import did_you_mean, number_of
 from gptailor.tasks.cells import Mend, is_empty, kind_of
 from gptailor.types import Reason
 
@@ -46,6 +46,8 @@ UNTRAINED_PARTS = {
 # hh_rlhf's dialogues: a blank line, who speaks, a colon (Bai et al. 2022, https://github.com/anthropics/hh-rlhf).
 SPEAKER = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+MOST_TOLD = 20  # faults of one conversation
+LONGEST_QUOTE = 60  # characters
 IGNORED = ("refusal", "annotations", "id")  # what an answer of an API carries beside its text
 
 
@@ -131,8 +133,15 @@ def spoken_turns(text: str) -> list[dict[str, str]]:
 
 
 def told(faults: Faults) -> str:
-    """All faults in one line."""
-    return "; ".join(faults.says)
+    """The faults in one line; of very many the first."""
+    line, more = "; ".join(faults.says[:MOST_TOLD]), len(faults.says) - MOST_TOLD
+    return f"{line}; and {number_of(more, 'fault')} more" if more > 0 else line
+
+
+def _quoted(value: Any) -> str:
+    """Somebody's own words, bounded."""
+    shown = repr(value)
+    return shown if len(shown) <= LONGEST_QUOTE else f"{shown[: LONGEST_QUOTE - 3]}..."
 
 
 def _beside(value: Mapping[str, Any]) -> list[str]:
@@ -182,7 +191,7 @@ def _read_turn(message: Any, number: int, faults: list[str], mend: Mend | None) 
         fault(f"has the role {role!r}: tools can't be trained on yet")
     elif role not in ROLES:
         hint = did_you_mean(str(told_role), [*ROLES, *(SHAREGPT_ROLES if keys is SHAREGPT_KEYS else ())])
-        fault(f"has the role {told_role!r}, which is none of {', '.join(ROLES)}.{hint}")
+        fault(f"has the role {_quoted(told_role)}, which is none of {', '.join(ROLES)}.{hint}")
     _check_keys(message, keys, fault)
     calls = any(not is_empty(message.get(key)) for key in UNTRAINED)
     text = _content(message.get(keys[1], None), fault, missing=keys[1] not in message, excused=calls)
@@ -202,7 +211,8 @@ def _check_keys(message: Mapping[str, Any], keys: tuple[str, ...], fault: Any) -
         if key in UNTRAINED:
             fault(f"holds {UNTRAINED[key]} ({key}), which can't be trained on yet")
         else:
-            fault(f"has the key {key!r}, which means nothing here.{did_you_mean(str(key), keys)}")
+            hint = did_you_mean(str(key), keys)
+            fault(f"has the key {_quoted(key)}, which means nothing here.{hint}")
 
 
 def _content(value: Any, fault: Any, *, missing: bool, excused: bool) -> str | None:
@@ -213,8 +223,8 @@ def _content(value: Any, fault: Any, *, missing: bool, excused: bool) -> str | N
             kind = part.get("type") if isinstance(part, Mapping) else None
             if isinstance(part, Mapping) and isinstance(part.get("text"), str):
                 texts.append(part["text"])
-            elif kind in UNTRAINED_PARTS:
-                fault(f"holds {UNTRAINED_PARTS[str(kind)]}; only text can be trained on")
+            elif isinstance(kind, str) and kind in UNTRAINED_PARTS:
+                fault(f"holds {UNTRAINED_PARTS[kind]}; only text can be trained on")
                 return None
             else:
                 fault(f"has a part of the content that is {kind_of(part)} without text")
@@ -238,7 +248,7 @@ def _weight(value: Any, role: str | None, fault: Any) -> bool:
     if value is None:
         return role == "assistant"
     if isinstance(value, bool) or value not in (0, 1):
-        fault(f"has the weight {value!r}; a weight is 0 or 1")
+        fault(f"has the weight {_quoted(value)}; a weight is 0 or 1")
     elif role in ROLES and role != "assistant":
         fault(f"has a weight, but only the assistant's turns can have one, not {role!r}")
     return role == "assistant" and value == 1
