@@ -179,6 +179,22 @@ def test_logprobs_are_the_models_own(client: openai.OpenAI, answerers: dict[str,
         assert len(token.top_logprobs) == 2
 
 
+def test_a_token_stands_at_its_offset_also_when_text_was_held_back(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {
+        "model": "run-plain",
+        "prompt": PROMPT,
+        "seed": 1,
+        "max_tokens": 20,
+        "logprobs": 0,
+    }
+    free = client.completions.create(**asked).choices[0]
+    held = client.completions.create(**asked, stop=f"{free.text[3:9]}\N{SNOWMAN}").choices[0]
+    assert held == free
+    assert held.logprobs is not None
+    last, offset = (held.logprobs.tokens or [])[-1], (held.logprobs.text_offset or [])[-1]
+    assert held.text[offset:] == last
+
+
 def test_a_stop_string_ends_the_answer_and_is_no_part_of_it(client: openai.OpenAI) -> None:
     asked: dict[str, Any] = {"model": "run-plain", "prompt": PROMPT, "seed": 1, "max_tokens": 30}
     text = client.completions.create(**asked).choices[0].text

@@ -61,12 +61,16 @@ class Generated:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What a step brought to one request: the new text, the tokens it holds; at the end the whole answer."""
+    """What a step brought to one request: the new text, the tokens it holds; at the end the whole answer.
+
+    `begins` says where in the answer's text each of the tokens begins.
+    """
 
     handle: int
     text: str
     tokens: tuple[ScoredToken, ...]
     result: Generated | None = None
+    begins: tuple[int, ...] = ()
 
 
 class Decoder:
@@ -172,9 +176,10 @@ class Decoder:
         if job.stream.stopped:
             reason = "stop_string"
         text, count = job.stream.take(ended=reason is not None)
-        shown = tuple(job.tokens[job.shown : job.shown + count])
+        new = slice(job.shown, job.shown + count)
         job.shown += count
-        return Event(job.handle, text, shown, None if reason is None else job.result(reason))
+        result = None if reason is None else job.result(reason)
+        return Event(job.handle, text, tuple(job.tokens[new]), result, tuple(job.stream.begins[new]))
 
     def _search(self, job: _Job) -> Event:
         request = job.request
@@ -193,7 +198,8 @@ class Decoder:
             if events[-1].result is not None:
                 break
         shown = tuple(token for event in events for token in event.tokens)
-        return Event(job.handle, "".join(event.text for event in events), shown, events[-1].result)
+        begins = tuple(begin for event in events for begin in event.begins)
+        return Event(job.handle, "".join(event.text for event in events), shown, events[-1].result, begins)
 
     def _prefill(self, tokens: Sequence[int]) -> Cache:
         """A one-row cache of the tokens, computed in their length bucket. Padding follows them: no token
