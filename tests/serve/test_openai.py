@@ -419,6 +419,19 @@ def test_a_run_that_must_not_repeat_itself_does_not_here_unless_asked_to(
     assert usual != free, "the tiny model doesn't repeat itself, so nothing is shown"
 
 
+def test_a_models_files_are_hashed_before_the_first_request(
+    runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answerer = load_answerer(runs["plain"])
+    build_app([], answerers=[answerer])
+
+    def never(_: Path) -> str:
+        raise AssertionError("the files were read while requests wait")
+
+    monkeypatch.setattr("gptailor.models.answerer.folder_hash", never)
+    assert answerer.version
+
+
 def test_the_key_is_asked_for(runs: dict[str, Path]) -> None:
     with serving([load_answerer(runs["plain"])], api_key="open sesame") as guarded:
         with guarded.client() as wrong, pytest.raises(openai.AuthenticationError):
