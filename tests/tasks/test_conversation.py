@@ -169,5 +169,18 @@ def test_an_answer_to_nobody_is_remarked() -> None:
     assert read.remarks == ("there is no user turn",)
 
 
+def test_what_a_model_answered_with_nothing_can_be_sent_back() -> None:
+    for said in ("", " \n"):
+        value = [USER, {"role": "assistant", "content": said}, USER]
+        turns = (Turn("user", "hi"), Turn("assistant", said, learn=True), Turn("user", "hi"))
+        assert read_conversation(value, needs_answer=False, empty_answers=True) == Conversation(turns)
+        for told_nothing in (value, [*value, ANSWER]):
+            read = read_conversation(told_nothing, needs_answer=False)
+            assert read == Faults(("turn 2 has an empty content",)), "nothing to learn from"
+    for role in ("user", "system"):
+        read = read_conversation([{"role": role, "content": ""}], needs_answer=False, empty_answers=True)
+        assert read == Faults(("turn 1 has an empty content",))
+
+
 def test_a_prompt_needs_no_answer() -> None:
     assert read_conversation([USER], needs_answer=False) == Conversation((Turn("user", "hi"),))

@@ -295,6 +295,35 @@ def test_columns_of_a_chat_are_written_into_the_turn_as_in_training() -> None:
     assert again.state() == form.state()
 
 
+@pytest.mark.parametrize("prompt", [None, "{question}", "{question}\n\n"])
+def test_a_question_of_a_column_is_asked_as_in_training_whatever_white_space_is_around_it(
+    prompt: str | None,
+) -> None:
+    one = row(question="  why?\n", reply=" because ")
+    form = chat_form(one, prompt=prompt, completion=prompt and "reply")
+    asked = read(form, one).prompt
+    spaced = "why?\n\n" if prompt and prompt.endswith("\n") else one.fields["question"]
+    assert form.ask_messages([{"role": "user", "content": spaced}]) == asked
+    assert restored(form).ask_text(one.fields["question"]) == asked
+    several = [
+        {"role": "user", "content": " a "},
+        {"role": "assistant", "content": " b "},
+        {"role": "user", "content": "c"},
+    ]
+    assert "assistant\n B <|im_end|>" in text_of(form.ask_messages(several)), "as it was written"
+    held = chat_form(CHAT).ask_messages(several)
+    assert "user\n A <|im_end|>" in text_of(held), "turns are trained on as they stand"
+
+
+def test_an_answer_of_nothing_is_fed_as_the_template_writes_it() -> None:
+    turns = [{"role": "user", "content": "one?"}, {"role": "assistant", "content": ""}]
+    asked = chat_form(CHAT).ask_messages([*turns, {"role": "user", "content": "two?"}])
+    assert text_of(asked) == (
+        "<|im_start|>user\nONE?<|im_end|>\n<|im_start|>assistant\n<|im_end|>\n"
+        "<|im_start|>user\nTWO?<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
 def test_a_template_remembers_what_day_it_was() -> None:
     """A template that writes the date must write the day of training, whenever it is asked."""
     source = "{{ strftime_now('%Y-%m-%d') }}\n" + CHATML

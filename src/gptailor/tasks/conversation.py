@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +78,12 @@ class Faults:
 
 
 def read_conversation(
-    value: Any, *, system: str = "", mend: Mend | None = None, needs_answer: bool = True
+    value: Any,
+    *,
+    system: str = "",
+    mend: Mend | None = None,
+    needs_answer: bool = True,
+    empty_answers: bool = False,
 ) -> Conversation | Faults:
     """A parsed JSON value as a conversation, or all that is wrong with it.
 
@@ -88,6 +93,7 @@ def read_conversation(
         system: A system text that stands beside the turns.
         mend: Repairs every text.
         needs_answer: Whether the last turn must be the assistant's; a prompt's is not.
+        empty_answers: Whether the assistant may have said nothing, as a model may that is served.
     """
     faults: list[str] = []
     if isinstance(value, Mapping):
@@ -98,7 +104,11 @@ def read_conversation(
         return Faults((*faults, f"the conversation is {kind_of(value)}, not an array of turns"))
     if not value:
         return Faults((*faults, "the conversation has no turns"))
-    turns = [_read_turn(message, number, faults, mend) for number, message in enumerate(value, start=1)]
+    may_be_empty = ("assistant",) if empty_answers else ()
+    turns = [
+        _read_turn(message, number, faults, mend, may_be_empty)
+        for number, message in enumerate(value, start=1)
+    ]
     read = [turn for turn in turns if turn is not None]
     if system.strip():
         read.insert(0, Turn("system", mend(system) if mend else system))
@@ -172,7 +182,9 @@ def _role_of(message: Any) -> str | None:
     return SHAREGPT_ROLES.get(role, role) if isinstance(role, str) else None
 
 
-def _read_turn(message: Any, number: int, faults: list[str], mend: Mend | None) -> Turn | None:
+def _read_turn(
+    message: Any, number: int, faults: list[str], mend: Mend | None, may_be_empty: Collection[str]
+) -> Turn | None:
     """One turn; None where it has faults, which are added to the list."""
     before = len(faults)
 
@@ -194,7 +206,9 @@ def _read_turn(message: Any, number: int, faults: list[str], mend: Mend | None) 
         fault(f"has the role {_quoted(told_role)}, which is none of {', '.join(ROLES)}.{hint}")
     _check_keys(message, keys, fault)
     calls = any(not is_empty(message.get(key)) for key in UNTRAINED)
-    text = _content(message.get(keys[1], None), fault, missing=keys[1] not in message, excused=calls)
+    text: str | None = message.get(keys[1])
+    if not isinstance(text, str) or text.strip() or role not in may_be_empty:
+        text = _content(text, fault, missing=keys[1] not in message, excused=calls)
     learn = _weight(message.get("weight"), role, fault)
     name = message.get("name") or ""
     if not isinstance(name, str):
