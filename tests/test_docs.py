@@ -396,6 +396,7 @@ def test_limits_are_those_of_the_server(serving: str) -> None:
         f"| time until a text starts to run | {app['deadline_seconds']:.0f} s |",
         f"| time for a body to arrive | {requests.BODY_SECONDS:.0f} s |",
         f"| time for a request's head to arrive | {run.HEAD_SECONDS:.0f} s |",
+        f"| time for which a client may let an answer lie unread | {run.STALL_SECONDS:.0f} s |",
         f"| bodies in memory, all together | {service.BODIES_HELD} of",
         f"within {drain:.0f} s",
     ):
