@@ -421,6 +421,21 @@ def test_a_column_written_into_a_turn_is_so_written_when_asked(make: Maker, valu
     assert found.asked(raw, "reply") == parts[0] == list(found.answerer.feed_text(value))
 
 
+@given(value=ANYTHING)
+@quickly
+def test_a_question_of_a_column_is_asked_in_a_conversation_as_it_was_trained(make: Maker, value: str) -> None:
+    """Also with white space around it, which training takes off."""
+    rows = [{"question": row["prompt"], "reply": row["completion"]} for row in texts.pairs(30)]
+    found = make("chatml", "bare", rows, task="chat", max_new_tokens=8)
+    raw = RawExample({"question": value, "reply": "x"}, "any", 1)
+    read = found.shop.form.read(raw)
+    if isinstance(read, RejectedRow):
+        return
+    parts = found.trained(read)
+    assert parts is not None
+    assert list(found.answerer.feed_messages([{"role": "user", "content": value}])) == parts[0]
+
+
 # Preference.
 
 

@@ -128,6 +128,15 @@ def test_a_stop_string_that_never_comes_holds_nothing_back_at_the_end(model: Any
     assert stopped == free
 
 
+def test_tokens_begin_where_they_do_also_when_text_was_held_back(model: Any) -> None:
+    free = answer(model, [1, 2], Sampling(max_new_tokens=12))
+    decoder = Decoder(model, decode=spell, end=set())
+    decoder.add(Request((1, 2), Sampling(max_new_tokens=12, stop=(free.text[2:6] + "!",))))
+    (events,) = run(decoder).values()
+    assert max(len(event.tokens) for event in events) > 1, "nothing was held back"
+    assert [begin for event in events for begin in event.begins] == list(range(12))
+
+
 def test_an_event_a_token_and_the_whole_answer_with_the_last(model: Any) -> None:
     decoder = Decoder(model, decode=spell, end=set())
     handle = decoder.add(Request((1, 2), Sampling(max_new_tokens=5), top_log_probabilities=2))
@@ -232,6 +241,18 @@ def test_who_is_cancelled_between_pools_is_gone(model: Any) -> None:
         decoder.step()
     decoder.cancel(between[0])
     assert set(run(decoder)) == set(handles) - {between[0]}
+
+
+def test_free_seats_are_those_that_nobody_sits_in_or_waits_for(model: Any) -> None:
+    decoder = Decoder(model, decode=spell, end=set())
+    assert decoder.free == 8
+    handles = [decoder.add(Request((1,), Sampling(max_new_tokens=10))) for _ in range(3)]
+    assert decoder.free == 5
+    decoder.step()
+    decoder.cancel(handles[0])
+    assert decoder.free == 6
+    run(decoder)
+    assert decoder.free == 8
 
 
 def test_cancelling_everything_ends_the_work(model: Any) -> None:

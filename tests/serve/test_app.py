@@ -443,6 +443,15 @@ def test_the_key_guards_all_but_the_page_and_the_probes() -> None:
     talk(main, api_key="schlüssel")
 
 
+def test_white_space_around_the_key_is_no_part_of_it() -> None:
+    """A key that comes from a file ends with a line end, which no header can hold."""
+
+    async def main(client: httpx.AsyncClient) -> httpx.Response:
+        return await client.get("/v1/models", headers={"authorization": "Bearer open sesame"})
+
+    assert talk(main, api_key=" open sesame\r\n").status_code == 200
+
+
 def test_the_key_is_checked_before_the_body_is_read() -> None:
     async def main(client: httpx.AsyncClient) -> None:
         async def never() -> Any:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +16,7 @@ import texts
 from texts import Served, alone, serving, until
 
 from gptailor.models.answerer import Answerer, load_answerer
+from gptailor.models.decode import Event
 
 PROMPT = "the race 5"
 
@@ -53,6 +57,45 @@ def test_many_clients_at_once_get_what_each_would_get_alone(
         found = list(pool.map(ask, asked))
     assert len(set(expected)) > 50
     assert found == expected
+
+
+class Endless:
+    """A decoder that writes more than a socket holds, and never comes to an end."""
+
+    busy, waiting, free = True, frozenset[int](), 1
+
+    def __init__(self) -> None:
+        self.handles: list[int] = []
+        self.left = 60
+
+    def add(self, _: Any) -> int:
+        self.handles.append(len(self.handles))
+        return self.handles[-1]
+
+    def cancel(self, handle: int) -> None:
+        self.handles.remove(handle)
+
+    def step(self) -> list[Event]:
+        time.sleep(0.002)
+        self.left -= 1
+        return [Event(handle, "x" * 200_000, ()) for handle in self.handles if self.left >= 0]
+
+
+def test_a_client_that_reads_nothing_is_cut_off_and_frees_its_place(
+    runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gptailor.serve.run.STALL_SECONDS", 0.2)
+    answerer = load_answerer(runs["plain"])
+    monkeypatch.setattr(answerer, "decoder", Endless)
+    body = json.dumps({"prompt": PROMPT, "stream": True}).encode()
+    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    with serving([answerer]) as served:
+        port = int(served.url.rpartition(":")[2])
+        with socket.create_connection(("127.0.0.1", port)) as deaf:
+            deaf.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            until(lambda: served.service.accepted == 1)
+            until(lambda: served.service.accepted == 0)
+            until(lambda: served.service.workers["run-plain"].items == 0)
 
 
 def test_a_client_that_leaves_mid_stream_frees_its_place(runs: dict[str, Path]) -> None:

@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from texts import Served, alone, serving
 
 from gptailor import cli
-from gptailor.errors import ModelError
+from gptailor.errors import ModelError, PromptTooLong
 from gptailor.models.answerer import Answerer, load_answerer
-from gptailor.serve.openai import CHAT, COMPLETION, NEUTRAL
+from gptailor.serve.app import build_app
+from gptailor.serve.openai import CHAT, COMPLETION, NEUTRAL, read_completion
+from gptailor.tasks.sandbox import run_template
 
 PROMPT = "the race 5"
 TURNS: Any = [{"role": "user", "content": "the race 5"}]
@@ -177,6 +179,22 @@ def test_logprobs_are_the_models_own(client: openai.OpenAI, answerers: dict[str,
         assert len(token.top_logprobs) == 2
 
 
+def test_a_token_stands_at_its_offset_also_when_text_was_held_back(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {
+        "model": "run-plain",
+        "prompt": PROMPT,
+        "seed": 1,
+        "max_tokens": 20,
+        "logprobs": 0,
+    }
+    free = client.completions.create(**asked).choices[0]
+    held = client.completions.create(**asked, stop=f"{free.text[3:9]}\N{SNOWMAN}").choices[0]
+    assert held == free
+    assert held.logprobs is not None
+    last, offset = (held.logprobs.tokens or [])[-1], (held.logprobs.text_offset or [])[-1]
+    assert held.text[offset:] == last
+
+
 def test_a_stop_string_ends_the_answer_and_is_no_part_of_it(client: openai.OpenAI) -> None:
     asked: dict[str, Any] = {"model": "run-plain", "prompt": PROMPT, "seed": 1, "max_tokens": 30}
     text = client.completions.create(**asked).choices[0].text
@@ -196,6 +214,23 @@ def test_a_seed_repeats_the_answer_and_the_kth_of_n_has_a_seed_of_its_own(client
     for place, choice in enumerate(several):
         assert client.completions.create(**asked, seed=7 + place).choices[0].text == choice.text
     assert len({client.completions.create(**asked).choices[0].text for _ in range(3)}) == 3
+
+
+def test_without_a_seed_no_two_answers_of_a_list_share_their_draws(runs: dict[str, Path]) -> None:
+    service = build_app([], answerers=[load_answerer(runs["plain"])]).state.service
+
+    def seeds(**more: Any) -> list[int]:
+        body = json.dumps({"prompt": [PROMPT] * 3, "n": 2, **more}).encode()
+        return [asked.sampling.seed for asked in read_completion(body, service).requests]
+
+    assert len(set(seeds())) == 6
+    assert seeds(seed=5) == [5, 6] * 3, "as each prompt alone"
+
+
+def test_of_a_top_p_of_0_the_likeliest_token_is_left(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "run-plain", "prompt": PROMPT, "max_tokens": 8}
+    greedy = client.completions.create(**asked, temperature=0).choices[0].text
+    assert client.completions.create(**asked, temperature=2, top_p=0).choices[0].text == greedy
 
 
 def test_columns_and_raw_prompts(client: openai.OpenAI, answerers: dict[str, Answerer]) -> None:
@@ -218,13 +253,23 @@ def test_columns_and_raw_prompts(client: openai.OpenAI, answerers: dict[str, Ans
     ("asked", "code", "words"),
     [
         ({"prompt": "the race " * 80}, "context_length_exceeded", "tokens"),
+        ({"prompt": "x" * 100_001}, "input_too_long", "'prompt' has 100,001 characters; 100,000 are allowed"),
+        ({"prompt": ["a", "x" * 100_001]}, "input_too_long", r"prompt\[1\] has 100,001 characters"),
+        (
+            {"prompt": "", "extra_body": {"values": {"prompt": "x" * 100_001}}},
+            "input_too_long",
+            r"values\['prompt'\] has 100,001 characters",
+        ),
         ({"prompt": 3}, "invalid_value", "a text or a list"),
         ({"prompt": [1, 2]}, "invalid_value", "token ids"),
         ({"prompt": []}, "invalid_value", "a text or a list"),
         ({"max_tokens": 0}, "invalid_value", "whole number from 1"),
         ({"max_tokens": True}, "invalid_value", "whole number from 1"),
         ({"temperature": "hot"}, "invalid_value", "a number from 0 to 2"),
-        ({"top_p": 0}, "invalid_value", "above 0"),
+        ({"top_p": 1.5}, "invalid_value", "from 0 to 1"),
+        ({"extra_body": {"repetition_penalty": 0}}, "invalid_value", "a number from 0.01 to 10"),
+        ({"temperature": 10**400}, "invalid_value", "a number from 0 to 2"),
+        ({"seed": -(10**400)}, "invalid_value", "a whole number from"),
         ({"n": 500}, "invalid_value", "from 1 to 128"),
         ({"logprobs": 21}, "invalid_value", "from 0 to 20"),
         ({"stop": ["a"] * 5}, "invalid_value", "up to 4"),
@@ -270,6 +315,26 @@ def test_other_refusals_of_the_right_kind(client: openai.OpenAI, http: httpx.Cli
     for body in (b"{", b"[]", b'{"prompt": "\\ud83d"}', b'{"temperature": NaN, "prompt": "x"}'):
         headers = {"content-type": "application/json"}
         assert http.post("/v1/completions", content=body, headers=headers).status_code == 400
+
+
+def test_a_conversation_far_too_long_is_refused_before_its_answers_are_looked_for(
+    answerers: dict[str, Answerer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To find them takes a rendering for each."""
+    rendered = []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        rendered.append(args)
+        return run_template(*args, **kwargs)
+
+    monkeypatch.setattr("gptailor.tasks.writing.run_template", counted)
+    turns = [*TURNS, {"role": "assistant", "content": "the goal 5"}]
+    assert answerers["chat"].feed_messages([*turns, *TURNS])
+    assert len(rendered) >= 2
+    rendered.clear()
+    with pytest.raises(PromptTooLong, match="the conversation is longer than 48 tokens"):
+        answerers["chat"].feed_messages([*turns * 200, *TURNS])
+    assert len(rendered) <= 3
 
 
 def test_what_says_no_more_than_the_default_is_taken(client: openai.OpenAI) -> None:
@@ -352,6 +417,19 @@ def test_a_run_that_must_not_repeat_itself_does_not_here_unless_asked_to(
     assert usual == alone(answerer, prompt, max_new_tokens=12, no_repeat=1).text
     assert free == alone(answerer, prompt, max_new_tokens=12, no_repeat=0).text
     assert usual != free, "the tiny model doesn't repeat itself, so nothing is shown"
+
+
+def test_a_models_files_are_hashed_before_the_first_request(
+    runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answerer = load_answerer(runs["plain"])
+    build_app([], answerers=[answerer])
+
+    def never(_: Path) -> str:
+        raise AssertionError("the files were read while requests wait")
+
+    monkeypatch.setattr("gptailor.models.answerer.folder_hash", never)
+    assert answerer.version
 
 
 def test_the_key_is_asked_for(runs: dict[str, Path]) -> None:

@@ -31,6 +31,10 @@ class FakeDecoder:
     def busy(self) -> bool:
         return bool(self.jobs)
 
+    @property
+    def free(self) -> int:
+        return 1
+
     def add(self, request: Request) -> int:
         self.handles += 1
         self.jobs[self.handles] = list(request.prompt)
@@ -59,6 +63,7 @@ class FakeWriter:
     """A model of one kind."""
 
     version, context, max_new_tokens, no_repeat, template = "1", 512, 64, 0, None
+    max_characters = 100_000
 
     def __init__(self, name: str, *, task: str = "chat", columns: Sequence[str] = ()) -> None:
         self.name, self.task, self.columns = name, task, columns

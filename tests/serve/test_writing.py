@@ -37,6 +37,10 @@ class FakeDecoder:
     def waiting(self) -> set[int]:
         return set(self.queue)
 
+    @property
+    def free(self) -> int:
+        return max(0, SLOTS - len(self.seated) - len(self.queue))
+
     def add(self, request: Request) -> int:
         self.handles += 1
         self.queue[self.handles] = list(request.prompt)
@@ -231,6 +235,26 @@ def test_the_first_answers_speed_is_measured_from_when_it_began() -> None:
         await asyncio.sleep(1.0)  # idle time is nobody's
         await written(worker, "ab")
         assert worker._seconds_per_answer < before + 0.05
+
+    talk(main)
+
+
+def test_only_what_finds_no_free_seat_would_be_late() -> None:
+    async def main(worker: TextWorker, fake: FakeAnswerer) -> None:
+        await written(worker, "a")
+        await until(lambda: worker.items == worker.waiting == 0)
+        fake.gate.clear()
+        worker._seconds_per_answer = 50.0
+        tasks = [asyncio.create_task(written(worker, text, deadline_seconds=60)) for text in ("ab", "cd")]
+        await until(lambda: worker.items == 2)
+        assert worker.retry_after_seconds() == 1
+        tasks += [asyncio.create_task(written(worker, text, deadline_seconds=60)) for text in ("ef", "gh")]
+        await until(lambda: worker.items == 4)
+        assert worker.retry_after_seconds() == 100
+        with pytest.raises(Overloaded):
+            await written(worker, "ij", deadline_seconds=60)
+        fake.gate.set()
+        assert await asyncio.gather(*tasks) == [["ab"], ["cd"], ["ef"], ["gh"]]
 
     talk(main)
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -211,6 +215,57 @@ def test_any_window_is_part_of_its_context_and_fits(context: str, question: str,
     assert context[window.start : window.end] == window.text
     assert len(window.text.split()) <= budget
     assert window.text.strip() or not context.strip()
+
+
+def naive_window(context: str, question: str, budget: int) -> tuple[int, int]:
+    """The first and the last sentence of the best window, every score computed anew."""
+    units = re.findall(r"[^.]*\.\s*", context)
+    held = [Counter(unit.replace(".", "").split()) for unit in units]
+    sizes = [len(unit.split()) for unit in units]
+    score, found = -1.0, (0, 0)
+    for first in range(len(units)):
+        last = first
+        while last + 1 < len(units) and sum(sizes[first : last + 2]) <= budget:
+            last += 1
+        counts = sum(held[first : last + 1], Counter())
+        own = 0.0
+        for word, asked in Counter(question.split()).items():
+            rare = math.log((1 + len(units)) / (1 + sum(word in unit for unit in held))) + 1
+            own += asked * rare**2 * (1 + math.log(counts[word])) if counts[word] else 0
+        if own > score + 1e-9:
+            score, found = own, (first, last)
+    return found
+
+
+SENTENCES = st.lists(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=5), min_size=1, max_size=25)
+
+
+@given(SENTENCES, st.lists(st.sampled_from("abcdefgh"), max_size=6), st.integers(5, 20))
+@settings(deadline=None)
+def test_the_window_that_moves_is_the_one_found_by_looking_at_each(
+    sentences: list[list[str]], question: list[str], budget: int
+) -> None:
+    written = [" ".join(sentence) + "." for sentence in sentences]
+    context = " ".join(written)
+    first, last = naive_window(context, " ".join(question), budget)
+    window = choose_window(context, " ".join(question), budget, words)
+    whole = len(words([context])[0]) <= budget
+    assert window.text == (context if whole else " ".join(written[first : last + 1]))
+
+
+def test_a_window_costs_no_more_than_the_words_it_moves_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the words of the question times the sentences."""
+    logs = []
+
+    def counted(value: float) -> float:
+        logs.append(value)
+        return math.log(value)
+
+    monkeypatch.setattr("gptailor.tasks.windows.math", SimpleNamespace(log=counted))
+    question = " ".join(f"q{n}" for n in range(300))
+    context = " ".join(f"one q{n} here." for n in range(300))
+    assert len(words([choose_window(context, question, 90, words).text])[0]) == 90
+    assert len(logs) <= 300 * 5
 
 
 def test_a_long_context_is_shortened_by_its_question_and_the_answer_has_no_say() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gptailor.tasks.conversation import Conversation, Faults, Turn, read_conversation
+from gptailor.tasks.conversation import Conversation, Faults, Turn, read_conversation, told
 
 USER = {"role": "user", "content": "hi"}
 ANSWER = {"role": "assistant", "content": "ho"}
@@ -62,7 +62,7 @@ IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": 
 
 
 @pytest.mark.parametrize(
-    ("value", "told"),
+    ("value", "says"),
     [
         ("hi", "the conversation is text, not an array of turns"),
         ([], "the conversation has no turns"),
@@ -103,14 +103,22 @@ IMAGE = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": 
             "turn 1 has a part of the content that is a number without text",
         ),
         (
+            [{"role": "user", "content": [{"type": ["image"]}]}, ANSWER],
+            "turn 1 has a part of the content that is an object without text",
+        ),
+        (
+            [{"role": "u" * 99, "content": "hi"}, ANSWER],
+            f"turn 1 has the role '{'u' * 56}..., {ROLES}.",
+        ),
+        (
             {"messages": [USER, ANSWER], "tools": [{"type": "function"}]},
             f"it comes with tools (tools), {NOT_YET}",
         ),
         ({"messages": [USER, ANSWER], "functions": [1]}, f"it comes with functions (functions), {NOT_YET}"),
     ],
 )
-def test_each_fault_is_told(value: Any, told: str) -> None:
-    assert faults(value) == (told,)
+def test_each_fault_is_told(value: Any, says: str) -> None:
+    assert faults(value) == (says,)
 
 
 def test_all_faults_are_told_at_once() -> None:
@@ -135,6 +143,16 @@ def test_all_faults_are_told_at_once() -> None:
     )
 
 
+def test_of_very_many_faults_the_first_are_named_and_the_others_counted() -> None:
+    read = read_conversation([5] * 1_500, needs_answer=False)
+    assert isinstance(read, Faults)
+    line = told(read)
+    assert line.startswith("turn 1 is a number, not an object; turn 2 is")
+    assert line.endswith("turn 20 is a number, not an object; and 1,480 faults more")
+    assert told(Faults(read.says[:20])).endswith("turn 20 is a number, not an object")
+    assert told(Faults(read.says[:21])).endswith("; and 1 fault more")
+
+
 def test_rows_that_teach_nothing_have_that_reason() -> None:
     for value in ([USER], [USER, {**ANSWER, "weight": 0}], [ANSWER, USER]):
         read = read_conversation(value)
@@ -149,6 +167,19 @@ def test_an_answer_to_nobody_is_remarked() -> None:
     read = read_conversation([{"role": "system", "content": "s"}, ANSWER])
     assert isinstance(read, Conversation)
     assert read.remarks == ("there is no user turn",)
+
+
+def test_what_a_model_answered_with_nothing_can_be_sent_back() -> None:
+    for said in ("", " \n"):
+        value = [USER, {"role": "assistant", "content": said}, USER]
+        turns = (Turn("user", "hi"), Turn("assistant", said, learn=True), Turn("user", "hi"))
+        assert read_conversation(value, needs_answer=False, empty_answers=True) == Conversation(turns)
+        for told_nothing in (value, [*value, ANSWER]):
+            read = read_conversation(told_nothing, needs_answer=False)
+            assert read == Faults(("turn 2 has an empty content",)), "nothing to learn from"
+    for role in ("user", "system"):
+        read = read_conversation([{"role": role, "content": ""}], needs_answer=False, empty_answers=True)
+        assert read == Faults(("turn 1 has an empty content",))
 
 
 def test_a_prompt_needs_no_answer() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Sequence
 from datetime import datetime
@@ -261,6 +262,27 @@ def test_a_template_that_refuses_is_the_requests_fault() -> None:
     assert "one turn only" in found.detail
 
 
+def test_a_template_beyond_its_limits_is_the_requests_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    form = ChatForm(infer_chat(["messages"], [CHAT]), TEMPLATE)
+    monkeypatch.setattr("gptailor.tasks.limits.MAX_STEPS", 30)
+    with pytest.raises(InputError, match="more than 30 steps for one conversation") as caught:
+        form.ask_messages([{"role": "user", "content": "a"}] * 40)
+    assert (caught.value.where, caught.value.fix) == ("messages", "Shorten the conversation.")
+
+
+def test_all_renderings_of_a_request_share_its_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of them needs few; one for every earlier answer needs many."""
+    form = ChatForm(infer_chat(["messages"], [CHAT]), TEMPLATE)
+    clock = itertools.count(0.0, 0.001)
+    monkeypatch.setattr("gptailor.tasks.limits.time.monotonic", lambda: next(clock))
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    last = {"role": "user", "content": "a"}
+    assert form.ask_messages([*turns * 3, last])
+    with pytest.raises(InputError, match="more than 10 seconds for one conversation"):
+        form.ask_messages([*turns * 60, last])
+    assert form.read(row(messages=turns * 60)), "in training a long conversation may take longer"
+
+
 def test_columns_of_a_chat_are_written_into_the_turn_as_in_training() -> None:
     one = row(question=" why ", reply="because", system_prompt="be kind")
     form = chat_form(one, prompt="Q: {question}", completion="reply")
@@ -271,6 +293,35 @@ def test_columns_of_a_chat_are_written_into_the_turn_as_in_training() -> None:
     assert again.ask(dataclasses.replace(one, fields={**one.fields, "reply": ""})) == asked
     assert "user\nQ: WHY<|im_end|>" in text_of(again.ask_text(" why "))
     assert again.state() == form.state()
+
+
+@pytest.mark.parametrize("prompt", [None, "{question}", "{question}\n\n"])
+def test_a_question_of_a_column_is_asked_as_in_training_whatever_white_space_is_around_it(
+    prompt: str | None,
+) -> None:
+    one = row(question="  why?\n", reply=" because ")
+    form = chat_form(one, prompt=prompt, completion=prompt and "reply")
+    asked = read(form, one).prompt
+    spaced = "why?\n\n" if prompt and prompt.endswith("\n") else one.fields["question"]
+    assert form.ask_messages([{"role": "user", "content": spaced}]) == asked
+    assert restored(form).ask_text(one.fields["question"]) == asked
+    several = [
+        {"role": "user", "content": " a "},
+        {"role": "assistant", "content": " b "},
+        {"role": "user", "content": "c"},
+    ]
+    assert "assistant\n B <|im_end|>" in text_of(form.ask_messages(several)), "as it was written"
+    held = chat_form(CHAT).ask_messages(several)
+    assert "user\n A <|im_end|>" in text_of(held), "turns are trained on as they stand"
+
+
+def test_an_answer_of_nothing_is_fed_as_the_template_writes_it() -> None:
+    turns = [{"role": "user", "content": "one?"}, {"role": "assistant", "content": ""}]
+    asked = chat_form(CHAT).ask_messages([*turns, {"role": "user", "content": "two?"}])
+    assert text_of(asked) == (
+        "<|im_start|>user\nONE?<|im_end|>\n<|im_start|>assistant\n<|im_end|>\n"
+        "<|im_start|>user\nTWO?<|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
 def test_a_template_remembers_what_day_it_was() -> None:

@@ -241,9 +241,7 @@ def test_every_way_to_grow_is_counted_or_closed(source: str, says: str) -> None:
 
 
 def test_time_is_limited_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    import gptailor.tasks.sandbox as sandbox
-
-    monkeypatch.setattr(sandbox, "MAX_SECONDS", 0.05)
+    monkeypatch.setattr(limits, "MAX_SECONDS", 0.05)
     with pytest.raises(ModelError, match="seconds for one conversation"):
         run("{% for i in range(90000) %}{% set x = messages | tojson %}{% endfor %}")
 

@@ -12,7 +12,7 @@ from gptailor.data.clean import repair
 from gptailor.data.feeder import Feeder
 from gptailor.data.segments import build_segment_encoder, counter_of
 from gptailor.errors import InputError, ModelError, PromptTooLong, did_you_mean
-from gptailor.models.bundle import PARITY_TOLERANCE, find_model_folder, read_bundle
+from gptailor.models.bundle import LONGEST_TEXT, PARITY_TOLERANCE, find_model_folder, read_bundle
 from gptailor.models.decode import Decoder, Generated, Request
 from gptailor.models.generate import generate
 from gptailor.models.load import load_saved_language_model, load_tokenizer
@@ -34,6 +34,8 @@ class Answerer:
     A request becomes the very token ids that training saw for such a row: same repair, same template, same
     cut of what is too long.
     """
+
+    max_characters = LONGEST_TEXT
 
     def __init__(self, folder: Path, bundle: Bundle) -> None:
         self.bundle = bundle
@@ -145,16 +147,19 @@ class Answerer:
     def _fed(self, feeder: Feeder, segments: Sequence[Segment]) -> tuple[int, ...]:
         [ids] = feeder.feed([segments])
         if ids is None:
-            what, fix = ("conversation", "Leave out its earliest turns.")
-            if not self.is_chat or feeder.reserve == 1:
-                what, fix = "prompt", "Shorten it."
-            raise PromptTooLong(
-                f"the {what} is longer than {feeder.max_tokens - feeder.reserve:,} tokens, "
-                "which is as far as the model reads with an answer.",
-                where="messages" if what == "conversation" else "prompt",
-                fix=fix,
-            )
+            raise self._too_long(feeder)
         return ids or tuple(self.end_ids)[:1]
+
+    def _too_long(self, feeder: Feeder) -> PromptTooLong:
+        what, fix = ("conversation", "Leave out its earliest turns.")
+        if not self.is_chat or feeder.reserve == 1:
+            what, fix = "prompt", "Shorten it."
+        return PromptTooLong(
+            f"the {what} is longer than {feeder.max_tokens - feeder.reserve:,} tokens, "
+            "which is as far as the model reads with an answer.",
+            where="messages" if what == "conversation" else "prompt",
+            fix=fix,
+        )
 
     def feed_messages(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
         """The token ids for a conversation in OpenAI's layout.
@@ -168,7 +173,15 @@ class Answerer:
                 where="messages",
                 fix="Ask it by /v1/completions, with a prompt.",
             )
-        return self.feed(self.form.ask_messages(messages))
+        return self.feed(self.form.ask_messages(messages, check=self._check_room))
+
+    def _check_room(self, segments: Sequence[Segment]) -> None:
+        """Refuses a conversation that is far too long, wherever its answers begin: no token reaches over
+        such a place, which may save a token here and there, and never half of them.
+        """
+        room = self.feeder.max_tokens - self.feeder.reserve
+        if replace(self.feeder, max_tokens=2 * room, reserve=0).feed([segments]) == [None]:
+            raise self._too_long(self.feeder)
 
     def feed_row(self, row: RawExample) -> tuple[int, ...] | RejectedRow:
         """The token ids for a row of a file, or why it can't be asked."""

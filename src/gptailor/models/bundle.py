@@ -22,6 +22,7 @@ BUNDLE_FILE = "gptailor.json"
 BUNDLE_VERSION = 1
 # Largest difference between the logits we evaluated and those the saved folder gives elsewhere (fp32).
 PARITY_TOLERANCE = 1e-3
+LONGEST_TEXT = 100_000  # characters of a text that a server takes
 
 
 def save_model(folder: Path, *, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

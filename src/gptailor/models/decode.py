@@ -64,12 +64,16 @@ class Generated:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What a step brought to one request: the new text, the tokens it holds; at the end the whole answer."""
+    """What a step brought to one request: the new text, the tokens it holds; at the end the whole answer.
+
+    `begins` says where in the answer's text each of the tokens begins.
+    """
 
     handle: int
     text: str
     tokens: tuple[ScoredToken, ...]
     result: Generated | None = None
+    begins: tuple[int, ...] = ()
 
 
 class Decoder:
@@ -108,6 +112,13 @@ class Decoder:
         """Handles of the requests that nothing was computed for yet."""
         queues = (self._beams, *(pool.waiting for pool in self._pools.values()))
         return {job.handle for queue in queues for job in queue}
+
+    @property
+    def free(self) -> int:
+        """Seats for more requests than there are, at least: some lengths have seats of their own."""
+        held = sum(len(pool.seated) + len(pool.waiting) + len(pool.moved) for pool in self._pools.values())
+        (fewest,) = one_shape(self.model, capacity=self.context).rows
+        return max(0, fewest - held)
 
     def add(self, request: Request) -> int:
         """Takes a request in; its events carry the handle that comes back.
@@ -173,9 +184,10 @@ class Decoder:
         if job.stream.stopped:
             reason = "stop_string"
         text, count = job.stream.take(ended=reason is not None)
-        shown = tuple(job.tokens[job.shown : job.shown + count])
+        new = slice(job.shown, job.shown + count)
         job.shown += count
-        return Event(job.handle, text, shown, None if reason is None else job.result(reason))
+        result = None if reason is None else job.result(reason)
+        return Event(job.handle, text, tuple(job.tokens[new]), result, tuple(job.stream.begins[new]))
 
     def _search(self, job: _Job) -> Event:
         request = job.request
@@ -194,7 +206,8 @@ class Decoder:
             if events[-1].result is not None:
                 break
         shown = tuple(token for event in events for token in event.tokens)
-        return Event(job.handle, "".join(event.text for event in events), shown, events[-1].result)
+        begins = tuple(begin for event in events for begin in event.begins)
+        return Event(job.handle, "".join(event.text for event in events), shown, events[-1].result, begins)
 
     def _prefill(self, tokens: Sequence[int]) -> Cache:
         """A one-row cache of the tokens, computed in their length bucket. Padding follows them: no token

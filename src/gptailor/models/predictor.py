@@ -18,7 +18,7 @@ from gptailor.data.clean import repair
 from gptailor.data.tokenize import Encoder, TooLong, build_encoder, encode_texts, fit_length
 from gptailor.errors import InputError, ModelError
 from gptailor.launch import Precision
-from gptailor.models.bundle import find_model_folder, read_bundle
+from gptailor.models.bundle import LONGEST_TEXT, find_model_folder, read_bundle
 from gptailor.models.forward import FixedShapes, compute_features, tokens_per_pass
 from gptailor.models.load import head_name, load_saved_classifier
 from gptailor.models.names import folder_hash
@@ -51,7 +51,7 @@ class Predictor:
         precision: `bf16` is faster, and its probabilities are off by a measured little (`verify_probes`).
     """
 
-    max_characters = 100_000
+    max_characters = LONGEST_TEXT
 
     def __init__(self, folder: Path, *, precision: Precision = "fp32") -> None:
         self.bundle = read_bundle(folder)

@@ -26,7 +26,7 @@ class TextStream:
         self._decode, self._stop = decode, tuple(stop)
         self._longest = max(map(len, self._stop), default=0)
         self._ids: list[int] = []
-        self._begins: list[int] = []  # where in the text each token begins
+        self.begins: list[int] = []  # where in the text each token begins
         # Decoding starts one run of tokens before what is new: some decoders treat a text's first token
         # differently (a leading space is dropped). vLLM's detokenizer does the same.
         self._before = self._settled = 0
@@ -36,7 +36,7 @@ class TextStream:
         """Appends a token. After a stop string nothing more is taken."""
         if self.stopped:
             return
-        self._begins.append(len(self.text))
+        self.begins.append(len(self.text))
         self._ids.append(token_id)
         self._settle(ended=False)
 
@@ -48,7 +48,7 @@ class TextStream:
     @property
     def num_tokens(self) -> int:
         """Tokens of the answer: those that begin before the stop string; without one, all."""
-        return bisect_left(self._begins, len(self.text)) if self.stopped else len(self._ids)
+        return bisect_left(self.begins, len(self.text)) if self.stopped else len(self._ids)
 
     def take(self, *, ended: bool = False) -> tuple[str, int]:
         """What may be shown since the last time: text, and how many tokens it completes.
@@ -58,7 +58,7 @@ class TextStream:
         until = len(self.text) - (0 if ended or self.stopped else self._held())
         piece = self.text[self._shown : until]
         self._shown = until
-        released = self.num_tokens if ended or self.stopped else bisect_left(self._begins, until)
+        released = self.num_tokens if ended or self.stopped else bisect_left(self.begins, until)
         count, self._released = released - self._released, released
         return piece, count
 

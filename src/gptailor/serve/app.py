@@ -201,10 +201,12 @@ def build_app(
     Raises:
         GptailorError: No model, two of the same name, or an empty API key.
     """
-    if api_key is not None and not api_key.strip():
+    if api_key is not None and not (api_key := api_key.strip()):  # a file's line end is no part of a key
         raise GptailorError("The API key is empty.", fix="Give a key of some length, or none at all.")
     limits = Limits(deadline_seconds, max_body_bytes, max_inputs, begin_seconds)
     service = Service(predictors, answerers, queue_items=queue_items, limits=limits)
+    for answerer in answerers:
+        _ = answerer.version  # which reads all of the model's files: now, not while requests wait
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -32,6 +32,7 @@ def _listed(service: Service) -> dict[str, dict[str, Any]]:
             "columns": list(answerer.columns),
             "template": answerer.template,
             "context": answerer.context,
+            "max_characters": answerer.max_characters,
             "max_tokens": answerer.max_new_tokens,
         }
     common = {"object": "model", "created": service.started, "owned_by": "gptailor"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ NUMBERS = {  # key: lowest, highest, whole
     "temperature": (0, 2, False),
     "top_p": (0, 1, False),
     "min_p": (0, 1, False),
-    "repetition_penalty": (0, 10, False),
+    "repetition_penalty": (0.01, 10, False),
     "top_k": (0, 1_000_000, True),
     "no_repeat": (0, 1_000_000, True),
     "max_tokens": (1, 1_000_000, True),
@@ -38,7 +37,7 @@ COMMON = {
     "model": "one of /v1/models; the first that fits where absent",
     "max_tokens": "most tokens of an answer; the model's own longest where absent",
     "temperature": "0 takes the likeliest token each time; 1 where absent",
-    "top_p": "only the likeliest tokens that together reach this probability",
+    "top_p": "only the likeliest tokens that together reach this probability; 0: the likeliest one",
     "n": "answers to each prompt",
     "seed": "of the draws; the k-th answer is drawn from seed + k; random where absent",
     "stop": "a text, or up to 4, that end an answer and are no part of it",
@@ -178,7 +177,7 @@ def _number(content: Mapping[str, Any], key: str, low: float, high: float, *, wh
     if value is None:
         return
     right = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-    if not right or not math.isfinite(value) or not low <= value <= high:
+    if not right or not low <= value <= high:  # which is false for what isn't a number
         kind = "a whole number" if whole else "a number"
         raise refuse(f"{key!r} must be {kind} from {low:,} to {high:,}.", key=key)
 
@@ -219,14 +218,25 @@ def _prompts(content: Mapping[str, Any], answerer: ServableAnswerer, *, most: in
             raise refuse("'values' takes the place of 'prompt' and 'raw'. Give one of them.", key="values")
         if not isinstance(values, dict) or not all(isinstance(text, str) for text in values.values()):
             raise refuse("'values' must be an object of texts, by column.", key="values")
+        for column, text in values.items():
+            _check_length(text, answerer, where=f"values[{shortened(column)}]", key="values")
         return [_fed(partial(answerer.feed_values, values, whole=True), key="values")]
     texts = [given] if isinstance(given, str) else given
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise refuse("'prompt' must be a text or a list of texts; token ids aren't taken.", key="prompt")
     if len(texts) > most:
         raise refuse(f"'prompt' holds {len(texts):,} texts; {most:,} are allowed.", key="prompt")
+    for place, text in enumerate(texts):
+        where = "'prompt'" if isinstance(given, str) else f"prompt[{place}]"
+        _check_length(text, answerer, where=where, key="prompt")
     feed = answerer.feed_raw if raw or answerer.is_chat else partial(answerer.feed_text, whole=True)
     return [_fed(partial(feed, text), key="prompt") for text in texts]
+
+
+def _check_length(text: str, answerer: ServableAnswerer, *, where: str, key: str) -> None:
+    if len(text) > answerer.max_characters:
+        most = f"{answerer.max_characters:,} are allowed"
+        raise refuse(f"{where} has {len(text):,} characters; {most}.", key=key, code="input_too_long")
 
 
 def _fed(feed: Callable[[], tuple[int, ...]], *, key: str) -> tuple[int, ...]:
@@ -254,11 +264,15 @@ def _asked(
     if not isinstance(options, dict) or not isinstance(options.get("include_usage"), bool | None):
         raise refuse("'stream_options' must be {\"include_usage\": true} or absent.", key="stream_options")
     sampling = _sampling(content, worker.answerer)
+    # A seed gives a prompt the same answers in any list; without one no two answers share their draws.
+    apart = n if content.get("seed") is None else 0
     return Asked(
         worker=worker,
         requests=tuple(
-            worker.answerer.request(prompt, replace(sampling, seed=sampling.seed + place), top=top)
-            for prompt in prompts
+            worker.answerer.request(
+                prompt, replace(sampling, seed=sampling.seed + apart * number + place), top=top
+            )
+            for number, prompt in enumerate(prompts)
             for place in range(n)
         ),
         prompt_tokens=sum(map(len, prompts)),
@@ -287,6 +301,8 @@ def _sampling(content: Mapping[str, Any], answerer: ServableAnswerer) -> Samplin
         for key in ("top_p", "top_k", "min_p", "repetition_penalty")
         if content.get(key) is not None
     }
+    if given.get("top_p") == 0:  # as OpenAI's: the likeliest token alone
+        temperature = given.pop("top_p")
     try:
         return Sampling(
             temperature=1.0 if temperature is None else temperature,

@@ -20,16 +20,19 @@ from gptailor.serve.service import Service
 from gptailor.serve.writing import ServableAnswerer
 
 HEAD_SECONDS = 20.0  # a connection that hasn't brought a whole request head by then is closed
+STALL_SECONDS = 30.0  # a client that lets an answer lie for so long is cut off
 
 
 class Connection(H11Protocol):
-    """uvicorn's connection with a clock on the request's head.
+    """uvicorn's connection with a clock on the request's head, and one on a client that doesn't read.
 
     uvicorn's own setting ends a connection that falls silent after an answer. One that never speaks, or
-    sends its headers a byte at a time, would hold its socket forever.
+    sends its headers a byte at a time, would hold its socket forever; one that reads nothing of a stream
+    would hold its answer, too.
     """
 
     clock: asyncio.TimerHandle | None = None
+    stall: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """The clock runs from the first moment."""
@@ -50,6 +53,22 @@ class Connection(H11Protocol):
         """Nothing is left to time."""
         super().connection_lost(exc)
         self._stop()
+        self._go_on()
+
+    def pause_writing(self) -> None:
+        """So much lies unread that the answer waits. What is cut off frees its place as one who leaves."""
+        super().pause_writing()
+        self.stall = self.loop.call_later(STALL_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        super().resume_writing()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        if self.stall is not None:
+            self.stall.cancel()
+            self.stall = None
 
     def _wind(self) -> None:
         answering = self.cycle is not None and not self.cycle.response_complete

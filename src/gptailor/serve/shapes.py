@@ -90,7 +90,6 @@ class Teller:
 
     def _take(self, place: int, event: Event) -> Json | None:
         """Notes an event; gives the log-probabilities of its tokens, if they were asked for."""
-        begin = len(self._texts[place])
         self._texts[place] += event.text
         if event.result is not None:
             self._finished[place] = event.result.finished
@@ -100,19 +99,17 @@ class Teller:
             return None
         if self.asked.chat:
             return _chat_scores([_chat_token(self._answerer, token) for token in event.tokens])
-        return self._completion_tokens(event.tokens, begin=begin, end=len(self._texts[place]))
+        return self._completion_tokens(event.tokens, event.begins)
 
-    def _completion_tokens(self, tokens: Sequence[ScoredToken], *, begin: int, end: int) -> Json:
-        texts, offsets, tops = [], [], []
+    def _completion_tokens(self, tokens: Sequence[ScoredToken], begins: Sequence[int]) -> Json:
+        texts, tops = [], []
         for token in tokens:
             texts.append(self._answerer.token_text(token.token_id))
-            offsets.append(min(begin, end))
-            begin += len(texts[-1])
             top = {texts[-1]: token.log_probability}
             for other, score in token.top:
                 top.setdefault(self._answerer.token_text(other), score)
             tops.append(top)
-        return _completion_scores(offsets, [token.log_probability for token in tokens], texts, tops)
+        return _completion_scores(list(begins), [token.log_probability for token in tokens], texts, tops)
 
     def _piece(self, choices: list[Json]) -> Json:
         name = "chat.completion.chunk" if self.asked.chat else "text_completion"

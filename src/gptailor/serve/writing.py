@@ -34,6 +34,8 @@ class ServableDecoder(Protocol):
     def busy(self) -> bool: ...
     @property
     def waiting(self) -> set[int]: ...
+    @property
+    def free(self) -> int: ...
     def add(self, request: Request) -> int: ...
     def cancel(self, handle: int) -> None: ...
     def step(self) -> list[Event]: ...
@@ -52,6 +54,8 @@ class ServableAnswerer(Protocol):
     def is_chat(self) -> bool: ...
     @property
     def context(self) -> int: ...
+    @property
+    def max_characters(self) -> int: ...
     @property
     def max_new_tokens(self) -> int: ...
     @property
@@ -97,6 +101,7 @@ class TextWorker:
         self.answerer, self.max_items, self._turn = answerer, queue_items, turn
         self.on_step: Callable[[int, int], None] = lambda *_: None  # told answers written, prompt tokens read
         self.waiting = 0  # answers of which nothing is computed yet
+        self._free = 0  # seats for them, after the last step
         self._changed = threading.Condition()
         self._tickets: set[Ticket] = set()
         self._arrived: deque[_Answer] = deque()
@@ -120,7 +125,11 @@ class TextWorker:
 
     def retry_after_seconds(self) -> float:
         """When what waits now will have begun, by the measured speed; at least one second."""
-        return max(1.0, self._seconds_per_answer * self.waiting)
+        return max(1.0, self._seconds_to_begin())
+
+    def _seconds_to_begin(self) -> float:
+        """Only what finds no free seat waits until another answer is finished."""
+        return self._seconds_per_answer * max(0, self.waiting - self._free)
 
     @contextmanager
     def writing(
@@ -162,7 +171,7 @@ class TextWorker:
         with self._changed:
             if self._draining:
                 raise Draining("The server is shutting down.", fix="Send the request again in a moment.")
-            late = self.waiting and self._seconds_per_answer * self.waiting > deadline_seconds
+            late = self._seconds_to_begin() > deadline_seconds
             if self.items + len(requests) > self.max_items or late or deadline_seconds <= 0:
                 raise Overloaded(self.retry_after_seconds())
             ticket = Ticket(
@@ -199,6 +208,7 @@ class TextWorker:
         with self._changed:
             if not self.items:
                 self.waiting = 0
+                self._free = 0 if self._decoder is None else self._decoder.free
             while not self._stopped and not self.items:
                 self._changed.wait()
                 self._finished = time.monotonic()
@@ -255,6 +265,7 @@ class TextWorker:
         self.on_step(len(self._handles) - len(waiting), read)
         with self._changed:
             self.waiting = len(waiting) + len(self._arrived)
+            self._free = decoder.free
         self._hand_out(events)
 
     def _hand_out(self, events: Sequence[Event]) -> None:

@@ -7,15 +7,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gptailor.errors import InputError
+from gptailor.errors import InputError, ModelError
 from gptailor.tasks.cells import Mend
 from gptailor.tasks.chat import ChatRoles, to_conversation, to_examples
 from gptailor.tasks.completion_form import CompletionForm
 from gptailor.tasks.conversation import Conversation, Faults, Turn, read_conversation, told
 from gptailor.tasks.form import TextRow
+from gptailor.tasks.limits import one_deadline
+from gptailor.tasks.pattern import fill
 from gptailor.tasks.preference import PreferenceRoles, to_preference
 from gptailor.tasks.preference import to_example as to_preference_example
-from gptailor.tasks.rendering import TemplateRefusal, render_prompt
+from gptailor.tasks.recognize import CompletionRoles
+from gptailor.tasks.rendering import Check, TemplateRefusal, render_prompt
 from gptailor.tasks.writing import ChatTemplate
 from gptailor.types import RawExample, RejectedRow, Segment
 
@@ -69,13 +72,18 @@ class ChatForm:
             return self.ask_messages([{"role": "user", "content": text}])
         return found
 
-    def ask_messages(self, messages: Sequence[Mapping[str, Any]]) -> tuple[Segment, ...]:
-        """What the model is fed for a conversation in OpenAI's layout.
+    def ask_messages(
+        self, messages: Sequence[Mapping[str, Any]], *, check: Check | None = None
+    ) -> tuple[Segment, ...]:
+        """What the model is fed for a conversation in OpenAI's layout; `check` as in `render_prompt`.
+
+        Where training made the question of columns, their outer white space was taken off, as is here.
 
         Raises:
-            InputError: the conversation has a fault, or the template can't write it.
+            InputError: the conversation has a fault, or the template can't write it within its limits.
         """
-        return ask_messages(messages, self.template, mend=self.mend)
+        strip = self.roles.pair is not None and _is_bare(self.roles.pair)
+        return ask_messages(messages, self.template, mend=self.mend, strip=strip, check=check)
 
     def state(self) -> dict[str, Any]:
         return chat_state(self.roles, self.template, self.max_new_tokens)
@@ -150,22 +158,43 @@ def chat_state(roles: ChatRoles, template: ChatTemplate, max_new_tokens: int) ->
 
 
 def ask_messages(
-    messages: Sequence[Mapping[str, Any]], template: ChatTemplate, *, mend: Mend | None
+    messages: Sequence[Mapping[str, Any]],
+    template: ChatTemplate,
+    *,
+    mend: Mend | None,
+    strip: bool = False,
+    check: Check | None = None,
 ) -> tuple[Segment, ...]:
     """The segments a model is fed before it answers a conversation in OpenAI's layout.
 
+    Args:
+        messages: The turns.
+        template: Writes them.
+        mend: Repairs every text.
+        strip: Takes the outer white space off what the user says.
+        check: As in `render_prompt`.
+
     Raises:
-        InputError: the conversation has a fault, or the template can't write it.
+        InputError: the conversation has a fault, or the template can't write it within its limits.
     """
-    read: Conversation | Faults = read_conversation(list(messages), mend=mend, needs_answer=False)
+    read: Conversation | Faults = read_conversation(
+        list(messages), mend=mend, needs_answer=False, empty_answers=True
+    )
     if isinstance(read, Faults):
         raise InputError(told(read), where="messages", fix="Mend the conversation.")
+    turns = [
+        dataclasses.replace(turn, text=turn.text.strip()) if strip and turn.role == "user" else turn
+        for turn in read.turns
+    ]
     try:
-        return render_prompt(read.turns, template)
+        with one_deadline():
+            return render_prompt(turns, template, check=check)
     except TemplateRefusal as error:
         raise InputError(
             f"the model's chat template refuses it: {error}", where="messages", fix="Change the turns."
         ) from None
+    except ModelError as error:  # it was tried when the model was loaded, so it is this conversation
+        raise InputError(error.what, where="messages", fix="Shorten the conversation.") from None
 
 
 def spoken(turns: Sequence[Turn]) -> str:
@@ -182,6 +211,12 @@ def _rendered(
         return render_prompt(turns, template)
     except TemplateRefusal as error:
         return RejectedRow(row.source, row.row, "unreadable", f"the chat template refuses it: {error}")
+
+
+def _is_bare(pair: CompletionRoles) -> bool:
+    """Whether what columns are written into has no outer white space of its own."""
+    written = fill(pair.prompt, dict.fromkeys(pair.inputs, "x"))
+    return written == written.strip()
 
 
 def _prompt_alone(roles: PreferenceRoles) -> ChatRoles:

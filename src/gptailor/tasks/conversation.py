@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gptailor.errors import did_you_mean
+from gptailor.errors import did_you_mean, number_of
 from gptailor.tasks.cells import Mend, is_empty, kind_of
 from gptailor.types import Reason
 
@@ -46,6 +46,8 @@ UNTRAINED_PARTS = {
 # hh_rlhf's dialogues: a blank line, who speaks, a colon (Bai et al. 2022, https://github.com/anthropics/hh-rlhf).
 SPEAKER = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 SPEAKERS = {"Human": "user", "Assistant": "assistant"}
+MOST_TOLD = 20  # faults of one conversation
+LONGEST_QUOTE = 60  # characters
 IGNORED = ("refusal", "annotations", "id")  # what an answer of an API carries beside its text
 
 
@@ -76,7 +78,12 @@ class Faults:
 
 
 def read_conversation(
-    value: Any, *, system: str = "", mend: Mend | None = None, needs_answer: bool = True
+    value: Any,
+    *,
+    system: str = "",
+    mend: Mend | None = None,
+    needs_answer: bool = True,
+    empty_answers: bool = False,
 ) -> Conversation | Faults:
     """A parsed JSON value as a conversation, or all that is wrong with it.
 
@@ -86,6 +93,7 @@ def read_conversation(
         system: A system text that stands beside the turns.
         mend: Repairs every text.
         needs_answer: Whether the last turn must be the assistant's; a prompt's is not.
+        empty_answers: Whether the assistant may have said nothing, as a model may that is served.
     """
     faults: list[str] = []
     if isinstance(value, Mapping):
@@ -96,7 +104,11 @@ def read_conversation(
         return Faults((*faults, f"the conversation is {kind_of(value)}, not an array of turns"))
     if not value:
         return Faults((*faults, "the conversation has no turns"))
-    turns = [_read_turn(message, number, faults, mend) for number, message in enumerate(value, start=1)]
+    may_be_empty = ("assistant",) if empty_answers else ()
+    turns = [
+        _read_turn(message, number, faults, mend, may_be_empty)
+        for number, message in enumerate(value, start=1)
+    ]
     read = [turn for turn in turns if turn is not None]
     if system.strip():
         read.insert(0, Turn("system", mend(system) if mend else system))
@@ -131,8 +143,15 @@ def spoken_turns(text: str) -> list[dict[str, str]]:
 
 
 def told(faults: Faults) -> str:
-    """All faults in one line."""
-    return "; ".join(faults.says)
+    """The faults in one line; of very many the first."""
+    line, more = "; ".join(faults.says[:MOST_TOLD]), len(faults.says) - MOST_TOLD
+    return f"{line}; and {number_of(more, 'fault')} more" if more > 0 else line
+
+
+def _quoted(value: Any) -> str:
+    """Somebody's own words, bounded."""
+    shown = repr(value)
+    return shown if len(shown) <= LONGEST_QUOTE else f"{shown[: LONGEST_QUOTE - 3]}..."
 
 
 def _beside(value: Mapping[str, Any]) -> list[str]:
@@ -163,7 +182,9 @@ def _role_of(message: Any) -> str | None:
     return SHAREGPT_ROLES.get(role, role) if isinstance(role, str) else None
 
 
-def _read_turn(message: Any, number: int, faults: list[str], mend: Mend | None) -> Turn | None:
+def _read_turn(
+    message: Any, number: int, faults: list[str], mend: Mend | None, may_be_empty: Collection[str]
+) -> Turn | None:
     """One turn; None where it has faults, which are added to the list."""
     before = len(faults)
 
@@ -182,10 +203,12 @@ def _read_turn(message: Any, number: int, faults: list[str], mend: Mend | None) 
         fault(f"has the role {role!r}: tools can't be trained on yet")
     elif role not in ROLES:
         hint = did_you_mean(str(told_role), [*ROLES, *(SHAREGPT_ROLES if keys is SHAREGPT_KEYS else ())])
-        fault(f"has the role {told_role!r}, which is none of {', '.join(ROLES)}.{hint}")
+        fault(f"has the role {_quoted(told_role)}, which is none of {', '.join(ROLES)}.{hint}")
     _check_keys(message, keys, fault)
     calls = any(not is_empty(message.get(key)) for key in UNTRAINED)
-    text = _content(message.get(keys[1], None), fault, missing=keys[1] not in message, excused=calls)
+    text: str | None = message.get(keys[1])
+    if not isinstance(text, str) or text.strip() or role not in may_be_empty:
+        text = _content(text, fault, missing=keys[1] not in message, excused=calls)
     learn = _weight(message.get("weight"), role, fault)
     name = message.get("name") or ""
     if not isinstance(name, str):
@@ -202,7 +225,8 @@ def _check_keys(message: Mapping[str, Any], keys: tuple[str, ...], fault: Any) -
         if key in UNTRAINED:
             fault(f"holds {UNTRAINED[key]} ({key}), which can't be trained on yet")
         else:
-            fault(f"has the key {key!r}, which means nothing here.{did_you_mean(str(key), keys)}")
+            hint = did_you_mean(str(key), keys)
+            fault(f"has the key {_quoted(key)}, which means nothing here.{hint}")
 
 
 def _content(value: Any, fault: Any, *, missing: bool, excused: bool) -> str | None:
@@ -213,8 +237,8 @@ def _content(value: Any, fault: Any, *, missing: bool, excused: bool) -> str | N
             kind = part.get("type") if isinstance(part, Mapping) else None
             if isinstance(part, Mapping) and isinstance(part.get("text"), str):
                 texts.append(part["text"])
-            elif kind in UNTRAINED_PARTS:
-                fault(f"holds {UNTRAINED_PARTS[str(kind)]}; only text can be trained on")
+            elif isinstance(kind, str) and kind in UNTRAINED_PARTS:
+                fault(f"holds {UNTRAINED_PARTS[kind]}; only text can be trained on")
                 return None
             else:
                 fault(f"has a part of the content that is {kind_of(part)} without text")
@@ -238,7 +262,7 @@ def _weight(value: Any, role: str | None, fault: Any) -> bool:
     if value is None:
         return role == "assistant"
     if isinstance(value, bool) or value not in (0, 1):
-        fault(f"has the weight {value!r}; a weight is 0 or 1")
+        fault(f"has the weight {_quoted(value)}; a weight is 0 or 1")
     elif role in ROLES and role != "assistant":
         fault(f"has a weight, but only the assistant's turns can have one, not {role!r}")
     return role == "assistant" and value == 1

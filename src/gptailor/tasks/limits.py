@@ -6,7 +6,8 @@ import functools
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence, Set, ValuesView
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set, ValuesView
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -53,6 +54,7 @@ class Meters(threading.local):
     """The rendering that this thread is at."""
 
     current: Meter | None = None
+    deadline: float | None = None  # of all renderings together, where they are to share one
 
 
 meters = Meters()
@@ -63,6 +65,22 @@ def meter() -> Meter:
     if meters.current is None:  # while a template is compiled
         return Meter(time.monotonic() + MAX_SECONDS, datetime.now())
     return meters.current
+
+
+@contextmanager
+def one_deadline() -> Iterator[None]:
+    """Within it all renderings of this thread together have the seconds that one has."""
+    meters.deadline = time.monotonic() + MAX_SECONDS
+    try:
+        yield
+    finally:
+        meters.deadline = None
+
+
+def new_meter(now: datetime) -> Meter:
+    """The meter of a rendering that begins."""
+    deadline = time.monotonic() + MAX_SECONDS if meters.deadline is None else meters.deadline
+    return Meter(deadline, now)
 
 
 def charge(*, steps: int = 0, characters: int = 0) -> None:

@@ -7,7 +7,7 @@ those that don't begin with a character of somebody's text.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from itertools import pairwise
 
@@ -21,6 +21,7 @@ __all__ = [
     "CHATML",
     "PLAIN",
     "ChatTemplate",
+    "Check",
     "Rendering",
     "TemplateRefusal",
     "choose_template",
@@ -29,6 +30,8 @@ __all__ = [
     "render_answer",
     "render_prompt",
 ]
+
+Check = Callable[[Sequence[Segment]], object]  # of a prompt whose earlier answers aren't found yet
 
 CHATML = (
     "{% for message in messages %}"
@@ -122,9 +125,17 @@ def render(turns: Sequence[Turn], template: ChatTemplate) -> tuple[tuple[Segment
     return tuple(sequences)
 
 
-def render_prompt(turns: Sequence[Turn], template: ChatTemplate) -> tuple[Segment, ...]:
-    """What a server feeds the model before it answers. Raises as `render`."""
+def render_prompt(
+    turns: Sequence[Turn], template: ChatTemplate, *, check: Check | None = None
+) -> tuple[Segment, ...]:
+    """What a server feeds the model before it answers. Raises as `render`, and what `check` raises.
+
+    `check` sees the prompt before it is known where the earlier answers begin, which takes one rendering
+    for each of them: a prompt that is far too long should be refused by then.
+    """
     written = write(template, turns, prompt=True)
+    if check is not None and any(turn.role == "assistant" for turn in turns):
+        check(_segments(template, written, [], []))
     return _segments(template, written, [], _answer_starts(template, turns, written))
 
 

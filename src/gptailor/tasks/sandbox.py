@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import json
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -31,9 +30,7 @@ from gptailor.tasks.limits import (
     ITEM,
     MAX_BITS,
     MAX_CHARACTERS,
-    MAX_SECONDS,
     LimitError,
-    Meter,
     charge,
     charge_made,
     check_call,
@@ -42,6 +39,7 @@ from gptailor.tasks.limits import (
     limited,
     meter,
     meters,
+    new_meter,
     size_of,
     weigh,
     weighed,
@@ -85,7 +83,7 @@ def run_template(source: str, variables: Mapping[str, Any], *, now: datetime) ->
         ModelError: it can't be compiled, or goes beyond the limits.
     """
     template = _compiled(source)
-    used = meters.current = Meter(time.monotonic() + MAX_SECONDS, now)
+    used = meters.current = new_meter(now)
     pieces: list[str] = []
     try:
         for piece in template.generate(**variables):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 Encode = Callable[[Sequence[str]], Sequence[Sequence[int]]]  # texts to token ids
 
+PRECISION = 1 << 60
+ALIKE = PRECISION // 10**12  # scores that are no further apart are equal
 WORD = re.compile(r"\w+")
 # A sentence and the white space after it. Where no mark ends it, a line does.
 UNIT = re.compile(r"(?:[^.!?\n。！？]|[.!?](?=\w))+(?:[.!?。！？]+[\"')\]]*|\n|\Z)\s*|\s+|[.!?。！？]+\s*")
@@ -47,31 +49,60 @@ def choose_window(context: str, question: str, budget: int, encode: Encode) -> W
         Counter(word for word in WORD.findall(context[a:b].casefold()) if word in asked)
         for a, b in zip(starts, ends, strict=True)
     ]
-    weights = {
-        word: count * (math.log((1 + len(words)) / (1 + sum(word in unit for unit in words))) + 1) ** 2
-        for word, count in asked.items()
-    }
-    best, found = -1.0, (0, 1)
-    stop, held, counts = 0, 0, Counter[str]()
+    overlap = _Overlap(asked, words)
+    best, found = -PRECISION, (0, 1)
+    stop, held = 0, 0
     for first in range(len(starts)):
         if stop < first + 1:  # a single unit may be over the budget by a token or two
             stop, held = first + 1, sizes[first]
-            counts = Counter(words[first])
+            overlap.add(words[first])
         while stop < len(starts) and held + sizes[stop] <= budget:
             held += sizes[stop]
-            counts += words[stop]
+            overlap.add(words[stop])
             stop += 1
-        score = sum(weight * (1 + math.log(counts[word])) for word, weight in weights.items() if counts[word])
-        if score > best + 1e-12:
-            best, found = score, (first, stop)
+        if overlap.score > best + ALIKE:
+            best, found = overlap.score, (first, stop)
         held -= sizes[first]
-        counts -= words[first]
+        overlap.take_away(words[first])
     return _trimmed(context, starts[found[0]], [ends[place] for place in range(*found)], budget, encode)
 
 
 def holds_answer(window: Window, answers: Sequence[str]) -> bool:
     """Whether one of the answers stands in the window."""
     return any(answer.strip() in window.text for answer in answers if answer.strip())
+
+
+class _Overlap:
+    """How much a window has in common with a question, kept while the window moves.
+
+    A move costs as much as the words that come and go, and scores are whole numbers, so that no rounding
+    adds up on the way: windows with the same words have the same score.
+    """
+
+    def __init__(self, asked: Mapping[str, int], units: Sequence[Mapping[str, int]]) -> None:
+        holding = Counter(word for unit in units for word in unit)
+        self._weights = {
+            word: count * (math.log((1 + len(units)) / (1 + holding[word])) + 1) ** 2
+            for word, count in asked.items()
+        }
+        self._counts = Counter[str]()
+        self.score = 0  # in units of 1 / PRECISION
+
+    def add(self, unit: Mapping[str, int]) -> None:
+        self._change(unit, 1)
+
+    def take_away(self, unit: Mapping[str, int]) -> None:
+        self._change(unit, -1)
+
+    def _change(self, unit: Mapping[str, int], sign: int) -> None:
+        for word, count in unit.items():
+            self.score -= self._part(word)
+            self._counts[word] += sign * count
+            self.score += self._part(word)
+
+    def _part(self, word: str) -> int:
+        count = self._counts[word]
+        return round(PRECISION * self._weights[word] * (1 + math.log(count))) if count else 0
 
 
 def _units(context: str, budget: int, encode: Encode) -> tuple[list[int], list[int]]:
