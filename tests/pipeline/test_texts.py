@@ -495,7 +495,7 @@ def test_what_was_settled_is_kept_and_used_everywhere(
     place: Place, odd_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(story, "settle_no_repeat", lambda *_: 2)
-    run = place.fit(place.recipe("no-repeats", data=odd_files, dropout=0.0))
+    run = place.fit(place.recipe("no-repeats", data=odd_files, dropout=0.0, learning_rate=5e-4))
     answerer = load_answerer(run.folder)
     assert answerer.usual == Sampling(max_new_tokens=answerer.max_new_tokens, no_repeat=2)
     rows = predictions_of(run)
