@@ -321,7 +321,7 @@ def test_rates_of_answers_are_those_of_the_code() -> None:
     found = re.search(r"has\s+(\S+) with `full`; preferences have (\S+), with LoRA (\S+?)\.\n", text)
     assert found is not None
     rates = [
-        usual_rates(50_000_000, answers=True)["full"],
+        usual_rates(50_000_000, new_form=True)["full"],
         PREFERENCE_RATES["full"],
         PREFERENCE_RATES["lora"],
     ]

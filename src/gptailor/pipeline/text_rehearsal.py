@@ -46,14 +46,14 @@ def rehearse_texts(recipe: Recipe, folder: Path, listener: Listener) -> Rehearsa
         adapted = adapt_causal(
             tried, shop.base, shop.text.tokenizer, approach, device=shop.environment["device"]
         )
-        settled = tried.model_copy(update={"train": train_settings(tried, approach, shop.base)})
+        settled = tried.model_copy(update={"train": train_settings(mine, approach)})
         return train_on(settled, adapted, objective_of(mine, adapted, place), approach=approach.kind)
 
     return text_rehearsal(
         train,
         metric="loss",
         allowed=("full", "lora"),
-        rates=text_rates(recipe, shop.base),
+        rates=text_rates(shop),
         num_rows=len(shop.tokens.rows["train"]),
     )
 

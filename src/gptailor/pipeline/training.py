@@ -39,7 +39,7 @@ from gptailor.types import Batch, IntArray, StepResult
 EPOCHS, MOST_EPOCHS = 5, 15  # where the recipe leaves the length open
 ENOUGH = 1000  # steps; a new head gets more epochs than five up to here, where rows are few
 SHORTEST, LONGEST = 200, 20_000  # steps, where the recipe leaves the length open
-ANSWERING = 1e-3  # peak rate of a small base that learns to write answers
+NEW_FORM = 1e-3  # peak rate of a small base that learns to write what it has hardly seen
 VALIDATIONS = 25  # at most, where the recipe leaves the length open
 
 
@@ -110,13 +110,13 @@ def usual_steps(per_epoch: int, *, approach: str, new_head: bool) -> int:
     return min(max(steps, SHORTEST), LONGEST)
 
 
-def usual_rates(num_weights: int, *, answers: bool = False) -> dict[str, float]:
+def usual_rates(num_weights: int, *, new_form: bool = False) -> dict[str, float]:
     """Peak learning rates by approach, where the recipe leaves them open.
 
-    A small base learns to write `answers` best at a higher rate than it learns to classify (docs/log.md).
+    A small base learns a language or a form that is new to it best at a higher rate (docs/log.md).
     """
     small = num_weights <= 50_000_000
-    full = (ANSWERING if answers else 5e-4) if small else 5e-5
+    full = (NEW_FORM if new_form else 5e-4) if small else 5e-5
     return {"full": full, "lora": 3e-3 if small else 2e-4, "scratch": 1e-3}
 
 

@@ -24,6 +24,7 @@ class Preset:
     context: str = ""  # the role that may be long; shortened where the whole doesn't fit
     question: str = ""  # the role that decides which part of a long context is read
     keep_together: tuple[str, ...] = ()  # roles whose equal values stay in one part
+    is_new_form: bool = False  # answers are of a form or a language that a small base has hardly seen
     unpacks: bool = False  # arrays of texts are sentences to join, or answers that are all right; else JSON
 
 
@@ -90,6 +91,7 @@ PRESETS: dict[str, Preset] = {
             "target": ("target", "tgt", "target_text", "translation"),
         },
         answer="target",
+        is_new_form=True,
         unpacks=True,
     ),
     "data_to_text": Preset(
@@ -102,6 +104,7 @@ PRESETS: dict[str, Preset] = {
             "text": ("ref", "reference", "references", "human_reference", "text", "target"),
         },
         answer="text",
+        is_new_form=True,
         unpacks=True,
     ),
     "completion": Preset(

@@ -94,5 +94,5 @@ def _forecast(shop: TextShop, folder: Path, say: Callable[[str], None]) -> dict[
     )
     preferring = recipe.task == "preference"
     objective = preference_objective(shop, adapted, folder) if preferring else answer_objective(shop, adapted)
-    settings = train_settings(recipe, approach, shop.base)
+    settings = train_settings(shop, approach)
     return forecast_training(adapted, objective, settings, approach.kind, memory_before=before)

@@ -11,7 +11,6 @@ from gptailor.data.ledger import summarize, write_ledger
 from gptailor.evaluate.language import PieceNats
 from gptailor.launch import StopRequest, write_atomically
 from gptailor.models.approach import Adapted
-from gptailor.models.names import Base
 from gptailor.pipeline.causal import (
     TrainableText,
     adapt_causal,
@@ -29,6 +28,8 @@ from gptailor.pipeline.trained import settle_plan
 from gptailor.pipeline.training import train, usual_rates
 from gptailor.recipe import Recipe, TrainSettings
 from gptailor.report.terminal import duration_text
+from gptailor.tasks.completion_form import CompletionForm
+from gptailor.tasks.presets import PRESETS
 
 # Preferences move a model that writes well already; at the usual rates it forgets how.
 PREFERENCE_RATES = {"full": 3e-5, "lora": 1e-4, "scratch": 1e-4}
@@ -71,7 +72,7 @@ def train_texts(shop: TextShop, place: TrainingPlace) -> TextResult:
     adapted = adapt_causal(
         shop.recipe, shop.base, shop.text.tokenizer, approach, device=shop.environment["device"]
     )
-    settings = train_settings(shop.recipe, approach, shop.base)
+    settings = train_settings(shop, approach)
     objective = objective_of(shop, adapted, place)
     plan = settle_plan(settings, shop.environment, adapted, objective, approach.kind, place)
     forecast = duration_text(shop.environment["forecast_seconds"])
@@ -89,18 +90,21 @@ def objective_of(shop: TextShop, adapted: Adapted, place: TrainingPlace) -> Obje
     return answer_objective(shop, adapted)
 
 
-def train_settings(recipe: Recipe, approach: TrainableText, base: Base) -> TrainSettings:
+def train_settings(shop: TextShop, approach: TrainableText) -> TrainSettings:
     """The recipe's, with the rate that the task asks for where the recipe leaves it open."""
-    if recipe.train.learning_rate is not None:
-        return recipe.train
-    return recipe.train.model_copy(update={"learning_rate": text_rates(recipe, base)[approach.kind]})
+    settings = shop.recipe.train
+    if settings.learning_rate is not None:
+        return settings
+    return settings.model_copy(update={"learning_rate": text_rates(shop)[approach.kind]})
 
 
-def text_rates(recipe: Recipe, base: Base) -> dict[str, float]:
+def text_rates(shop: TextShop) -> dict[str, float]:
     """Peak learning rates by approach, where the recipe leaves them open."""
-    if recipe.task == "preference":
+    if shop.recipe.task == "preference":
         return PREFERENCE_RATES
-    return usual_rates(estimate_weights(base), answers=True)
+    form = shop.form
+    new_form = isinstance(form, CompletionForm) and PRESETS[form.roles.preset].is_new_form
+    return usual_rates(estimate_weights(shop.base), new_form=new_form)
 
 
 def write_data(folder: Path, shop: TextShop) -> None:
