@@ -671,3 +671,41 @@ def test_predict_orders_rows_by_what_labelling_them_teaches(invoke: Invoke) -> N
     answers = said.result["answers"]
     assert len({(one["source"], one["row"]) for one in answers}) == len(answers)
     assert answers[0]["doubt"] >= answers[-1]["doubt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["curve", "run", "--seed", "0", "--base", "gpt2"], 2, "--base, --seed can't be used here"),
+        (["predict", "run", "--input", "x", "--out", "a.csv"], 2, "--out can't be used here"),
+        (["predict", "run", "news.csv", "--input", "x"], 2, "not both"),
+        (["predict", "run", "--input", "x", "--temperature", "1"], 1, "draws nothing"),
+        (["evaluate", "run", "news.csv", "--target", "news.csv"], 1, "for runs that write"),
+    ],
+)
+def test_no_option_is_passed_over(
+    arguments: list[str], code: int, words: str, invoke: Invoke, place: Path
+) -> None:
+    said = invoke(*arguments)
+    assert said.code == code
+    assert words in " ".join(said.err.replace("│", " ").split())
+    assert not (place / "a.csv").exists()
+
+
+def test_labels_are_not_taken_for_markup(place: Path, invoke: Invoke) -> None:
+    rows = [
+        f"town {n} and the {'cup' if n % 2 else 'bank'} again {n * n},{'[/INST]' if n % 2 else '[b]'}"
+        for n in range(60)
+    ]
+    (place / "marks.csv").write_text("text,label\n" + "\n".join(rows))
+    said = invoke("suspects", "marks.csv", "--base", "base", "--out", "marks-suspects.csv", "--top", "5")
+    assert said.code == 0
+    assert "[/INST]" in said.err or "[b]" in said.err
+
+
+def test_a_page_goes_into_a_folder_that_is_made(place: Path, invoke: Invoke) -> None:
+    tiny.write_news(place / "longer.csv", rows=240)
+    said = invoke("curve", "longer.csv", "--base", "base", "--more", "100", "--page", "new/curve.html")
+    assert said.code == 0
+    assert (place / "new" / "curve.html").is_file()
+    assert invoke("curve", "longer.csv", "--base", "base", "--page", "new").code == 2

@@ -239,6 +239,11 @@ def test_yaml_that_was_written_is_read_as_it_was(value: object) -> None:
     assert load_yaml(dump_yaml(value)) == value
 
 
+def test_an_approach_and_its_settings_may_be_given_one_by_one() -> None:
+    changed = with_changes({}, ["approach=lora", "approach.rank=4"])
+    assert changed == {"approach": {"kind": "lora", "rank": 4}}
+
+
 def test_recipe_is_frozen() -> None:
     recipe = build_recipe(values())
     with pytest.raises(ValidationError):

@@ -352,20 +352,19 @@ def evaluate(
             ),
             console,
         )
-        if "answers" in result and not as_json:
-            rows = [(name.replace("_", " "), score_text(score)) for name, score in result["scores"].items()]
-            print_table(console, f"{result['rows']:,} rows, {result['answers']:,} answers written", rows)
-        elif "bits_per_byte" in result["scores"] and not as_json:
-            rows = [
-                (name.replace("_", " "), score_text(result["scores"][name]))
-                for name in ("bits_per_byte", "perplexity")
-            ]
-            print_table(console, f"{result['rows']:,} documents, {result['bytes']:,} bytes", rows)
-        elif not as_json:
-            shown = opened.shown_scores
-            rows = [(name.replace("_", " "), score_text(result["scores"][name])) for name in shown]
-            left_out = f" ({result['left_out']} without usable text or label)" if result["left_out"] else ""
-            print_table(console, f"{result['rows']:,} of {result['read']:,} rows{left_out}", rows)
+        if not as_json:
+            scores, shown = result["scores"], list(result["scores"])
+            left_out = f" ({result['left_out']:,} can't be used)" if result["left_out"] else ""
+            title = f"{result['rows']:,} of {result['read']:,} rows{left_out}"
+            if "answers" in result:
+                title += f", {result['answers']:,} answers written"
+            elif opened.task == "language":
+                shown, title = ["bits_per_byte", "perplexity"], f"{title}, {result['bytes']:,} bytes"
+            elif opened.task == "classification":
+                shown = list(opened.shown_scores)
+            print_table(
+                console, title, [(name.replace("_", " "), score_text(scores[name])) for name in shown]
+            )
             print_slices(console, result)
     _emit(result, as_json)
 
@@ -393,11 +392,17 @@ def curve(
     as_json: JsonOption = False,
 ) -> None:
     """How many more labels? The score over the number of rows, measured and carried on."""
+    given = {name: value for name, value in locals().items() if name not in NOT_OF_THE_RECIPE}
     is_run = (Path(data) / "recipe.yaml").is_file()
-    place = Path(data) if is_run else _recipe(data, locals())
+    _refuse_given(given if is_run else {}, "a run folder has its own data and settings")
+    place = Path(data) if is_run else _recipe(data, given)
     with _talking() as (console, narrator):
+        from gptailor.launch import write_atomically
         from gptailor.pipeline.curve_new import curve_of, curve_page
         from gptailor.report.terminal import print_curve
+
+        if page is not None and page.is_dir():
+            raise typer.BadParameter(f"--page {page} is a folder; name a file")
 
         result = _asking(
             lambda chosen: curve_of(
@@ -405,11 +410,12 @@ def curve(
             ),
             console,
         )
-        if page is not None:
-            page.write_text(curve_page(result, title=data), encoding="utf-8")
-            _point(console, f"Page:    {page}")
         if not as_json:
             print_curve(console, result)
+        if page is not None:
+            page.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(page, curve_page(result, title=data))
+            _point(console, f"Page:    {page}")
     _emit(result, as_json)
 
 
@@ -438,8 +444,10 @@ def predict(
     with _talking() as (console, narrator):
         from gptailor.pipeline.answers import predict_inputs, predict_to
 
-        if given and rank is not None:
-            raise typer.BadParameter("--rank orders the rows of a file; it has no use for --input")
+        beside = {"rank": rank, "out": out, "text": text, "columns": columns}
+        _refuse_given(beside if given else {}, "--input texts are answered where they are given")
+        if given and data != "-":
+            raise typer.BadParameter("give a file or --input texts, not both")
         narrator.say(f"loading {run}")
         if given:
             answers = predict_inputs(run, given, sampling=sampling, precision=precision)
@@ -768,6 +776,7 @@ def _point(console: Any, line: str) -> None:
 
 
 # Options that are settings of the same name under `data`.
+NOT_OF_THE_RECIPE = ("data", "more", "page", "as_json")  # what `curve` takes beside one
 DATA_OPTIONS = (
     *("text", "label", "fix", "prompt", "completion", "preset", "columns"),
     *("test", "test_target", "test_columns", "validation", "validation_target"),
@@ -835,6 +844,8 @@ def _recipe(data: str, options: Mapping[str, Any]) -> Any:
         beside = folder_to_repeat(path)
         if beside is not None:
             given.setdefault("out", str(beside))
+        if given.get("approach") == values["approach"]["kind"]:
+            del given["approach"]  # the recipe says more of it
         for key, value in given.items():
             values[key] = {**values[key], **value} if key in ("data", "train", "tune", "evaluate") else value
     else:
@@ -881,6 +892,12 @@ def _values(options: Mapping[str, Any]) -> dict[str, Any]:
     if evaluate:
         values["evaluate"] = evaluate
     return values
+
+
+def _refuse_given(options: Mapping[str, Any], why: str) -> None:
+    """Refuses options that would be passed over."""
+    if given := [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]:
+        raise typer.BadParameter(f"{', '.join(given)} can't be used here: {why}")
 
 
 def _pairs(text: str | None, flag: str) -> dict[str, str]:

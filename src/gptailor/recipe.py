@@ -415,6 +415,7 @@ def with_changes(values: Mapping[str, Any], changes: Sequence[str]) -> dict[str,
         place = result
         for branch in branches:
             below = place.get(branch)
+            below = {"kind": below} if branch == "approach" and isinstance(below, str) else below
             place[branch] = dict(below) if isinstance(below, Mapping) else {}
             place = place[branch]
         place[leaf] = value

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from gptailor.data.ledger import write_csv_safely
 from gptailor.errors import DataError
+from gptailor.pipeline import fix_effect
 from gptailor.pipeline.fixes import Fixes, apply_fixes, read_fixes, refuse_strays, refuse_to_lose_corrections
+from gptailor.pipeline.kinds import kind_of
 from gptailor.pipeline.suspects import HEADER, Suspect, merge_suspects, write_suspects
 from gptailor.types import AnswerForm, RawExample
 
@@ -155,3 +158,22 @@ def test_a_row_stands_once_with_all_its_reasons(tmp_path: Path) -> None:
     write_suspects(tmp_path / "s.csv", merged)
     with (tmp_path / "s.csv").open(newline="") as file:
         assert [(line["row"], line["correction"]) for line in csv.DictReader(file)] == [("7", ""), ("3", "")]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "word"), [(-0.3, -0.1, "better"), (0.1, 0.3, "worse"), (-0.1, 0.1, "no clear")]
+)
+def test_less_error_is_better(low: float, high: float, word: str) -> None:
+    """Of numbers the difference is an error's: below zero is better, and an error is never negative."""
+    kind = kind_of(AnswerForm("score"))
+    effect = {
+        "relabelled": 3,
+        "dropped": 0,
+        "relabelled_in_test": 0,
+        "without": {"rmse": {"value": 1.2}},
+        "with": {"rmse": {"value": 1.1}},
+        "difference": {"value": (low + high) / 2, "low": low, "high": high},
+    }
+    said = fix_effect._says(effect, SimpleNamespace(kind=kind))  # type: ignore[arg-type]
+    assert "from 1.200 to 1.100" in said
+    assert f"rows, {word}" in said

@@ -271,7 +271,10 @@ def test_the_recipe_of_a_run_repeats_it_beside_it(
     assert run_cli(monkeypatch, "fit", "run/recipe.yaml", "--seed", "1") == 0
     assert load_recipe(tmp_path / "run-3" / "recipe.yaml").seed == 1
     assert contents(tmp_path / "run-3")["model/model.safetensors"] != before["model/model.safetensors"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run-2", "run-3"]
+    monkeypatch.chdir(run)
+    assert run_cli(monkeypatch, "fit", "recipe.yaml", "--seed", "2") == 0, "the command of the run's page"
+    assert load_recipe(tmp_path / "run-4" / "recipe.yaml").seed == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run-2", "run-3", "run-4"]
 
 
 def test_an_interrupted_repetition_is_gone_on_with(

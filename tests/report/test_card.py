@@ -6,6 +6,7 @@ import ast
 import re
 from typing import Any
 
+import pytest
 import yaml
 
 from gptailor.report.card import render_card
@@ -30,7 +31,7 @@ def test_front_matter_is_what_the_hub_reads(report: Any, details: Any) -> None:
     values = front_matter(card)
     assert values["library_name"] == "transformers"
     assert values["pipeline_tag"] == "text-classification"
-    assert values["base_model"] == "starter"
+    assert "base_model" not in values, "the hub knows no starter of ours"
     assert "gptailor" in values["tags"]
     assert values["metrics"] == ["f1", "accuracy", "precision", "recall"]
     (result,) = values["model-index"][0]["results"]
@@ -124,12 +125,16 @@ def test_folders_of_the_persons_machine_stay_out(report: Any, details: Any) -> N
     assert "ann" not in card
     assert "news.csv" in card
     assert "data/new.csv" in card
-    assert front_matter(card)["base_model"] == "mine"
+    assert "base_model" not in front_matter(card), "mine may be a stranger's on the hub"
 
 
-def test_a_hub_base_keeps_its_whole_name(report: Any) -> None:
-    card = render_card(report | {"base": "EleutherAI/pythia-70m"}, {})
-    assert front_matter(card)["base_model"] == "EleutherAI/pythia-70m"
+@pytest.mark.parametrize(
+    ("kind", "told"), [("hub", "EleutherAI/pythia-70m"), ("folder", None), ("run", None)]
+)
+def test_only_a_base_of_the_hub_is_named_to_the_hub(kind: str, told: str | None, report: Any) -> None:
+    base = {"name": "EleutherAI/pythia-70m", "kind": kind}
+    card = render_card(report | {"base": base["name"]}, {"base_details": base})
+    assert front_matter(card).get("base_model") == told
 
 
 def test_missing_or_odd_keys_are_survived(report: Any, details: Any) -> None:

@@ -78,7 +78,7 @@ def test_the_summary_of_a_classifier(report: Any) -> None:
         "most frequent answer 0.100 (0.099 to 0.101) 0.250",
         "zero-shot 0.512 (0.462 to 0.562) on 150 rows",
         "this model (full) 0.884 (0.863 to 0.905) 0.891",
-        "at least 62% sure: 85% of the rows, 95% of them right",
+        "at least 62.0 % sure: 85.0 % of the rows, 95.0 % of them right",
         "beats frozen features",
     ):
         assert expected in said, expected

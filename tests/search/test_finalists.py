@@ -8,10 +8,11 @@ import pytest
 
 from fake_search import recipe_with, rehearsal_of
 from gptailor.errors import NonFiniteError
-from gptailor.pipeline.rehearse import Rehearsal, Repeat
+from gptailor.pipeline.rehearse import Gap, Rehearsal, Repeat
 from gptailor.pipeline.text_rehearsal import gap_of_seeds
 from gptailor.recipe import Recipe
-from gptailor.search.finalists import Final, choose_finalists, compare_finalists
+from gptailor.search.finalists import Final, Finalist, choose_finalists, compare_finalists
+from gptailor.search.outcome import says
 from gptailor.search.study import Tried
 
 
@@ -105,3 +106,12 @@ def test_the_gap_of_seeds() -> None:
     assert gap.low == pytest.approx(0.15 - 4.3027 * gap.error, abs=1e-4)
     single = gap_of_seeds([Repeat(0.8)], [Repeat(0.7)])
     assert not single.value > single.error
+
+
+def test_the_sealed_test_is_told_as_how_far_the_winner_is_ahead() -> None:
+    """Of an error the raw difference runs the other way."""
+    gap = Gap(0.05, 0.02, 0.08, 0.015)
+    winner = Finalist(tried(3, 0.9), recipe_with(), [0.5], gap)
+    test = {"difference": {"value": -0.04, "low": -0.07, "high": -0.01}}
+    said = says(Final([0.4], [winner], winner), "rmse", test, higher_is_better=False)
+    assert "+0.0400 (+0.0100 to +0.0700; above zero is better)" in said

@@ -38,6 +38,7 @@ def predict_inputs(
         InputError: a text is empty.
     """
     opened = load(run, precision=precision)
+    refuse_sampling(opened, sampling)
     if opened.task == "language":
         return [{"text": text, "continuation": opened.write(text, **(sampling or {}))} for text in texts]
     if opened.task != "classification":
@@ -79,6 +80,7 @@ def predict_to(
     if out is not None:
         _refuse_unwritable(out, location)
     opened = load(run, precision=precision)
+    refuse_sampling(opened, sampling)
     writes = opened.task != "classification"
     labelled = not writes and opened.predictor.form.kind != "score"
     names: Sequence[str] = opened.predictor.label_names if labelled else ()
@@ -124,6 +126,16 @@ def predict_to(
         _print_csv(header, (cells(row) for row in counted()))
         return dict(counts)
     return {"answers": list(counted()), **counts}
+
+
+def refuse_sampling(opened: Run, sampling: Mapping[str, Any] | None) -> None:
+    """Raises InputError where a classifier is told how to draw."""
+    if sampling and opened.task == "classification":
+        raise InputError(
+            "a classifier draws nothing.",
+            where=", ".join(f"--{name.replace('_', '-')}" for name in sampling),
+            fix="Leave it out.",
+        )
 
 
 def describe_row(row: RawExample | RejectedRow, text: str, answer: Answer | None) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from gptailor.pipeline.fixes import Place
 from gptailor.pipeline.frozen import features_of, fit_head
 from gptailor.pipeline.labels import answers_of
 from gptailor.pipeline.prepare import Prepared, remove_leaks
-from gptailor.pipeline.workshop import Workshop
+from gptailor.pipeline.workshop import Workshop, may_refit
 from gptailor.recipe import FrozenApproach
 from gptailor.tasks.classification import to_example
 from gptailor.tasks.labels import label_of, labels_of
@@ -112,7 +112,7 @@ def _fit_best(
         return shop.kind.score(*by_text(features[held] @ weights.T, held_rows))
 
     best = max(sorted(FrozenApproach().strengths), key=score)
-    chosen = slice(None) if shop.recipe.data.validation is None else ~held
+    chosen = slice(None) if may_refit(shop) else ~held
     return fit_head(shop, features[chosen], labels[chosen], best)
 
 
@@ -131,9 +131,10 @@ def _counts(shop: Workshop, prepared: Prepared) -> dict[str, Any]:
 def _says(effect: Mapping[str, Any], shop: Workshop) -> str:
     """One sentence, and another where corrected rows are among the tested."""
     kind, difference = shop.kind, effect["difference"]
-    before, after = (kind.told(effect[name][kind.metric]["value"]) for name in ("without", "with"))
+    before, after = (effect[name][kind.metric]["value"] for name in ("without", "with"))
     low, high = difference["low"], difference["high"]
-    judged = "better" if low > 0 else "worse" if high < 0 else "no clear difference"
+    better, worse = (low > 0, high < 0) if kind.higher_is_better else (high < 0, low > 0)
+    judged = "better" if better else "worse" if worse else "no clear difference"
     said = (
         f"{number_of(effect['relabelled'], 'label')} corrected and {number_of(effect['dropped'], 'row')} "
         f"dropped: a head on frozen features goes from {before:.3f} to {after:.3f} {kind.metric_name} on the "

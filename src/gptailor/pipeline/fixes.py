@@ -170,7 +170,12 @@ def refuse_to_lose_corrections(path: Path) -> None:
 
 def _by_place(rows: Sequence[RawExample], corrections: Mapping[Place, Correction]) -> dict[Place, Correction]:
     """Corrections by the rows they mean: the same source, else the same file name (from another folder)."""
-    by_name = {(Path(source).name, row): correction for (source, row), correction in corrections.items()}
+    read = {row.source for row in rows}
+    by_name = {
+        (Path(source).name, row): correction
+        for (source, row), correction in corrections.items()
+        if source not in read
+    }
     found: dict[Place, Correction] = {}
     for row in rows:
         place = (row.source, row.row)

@@ -38,7 +38,8 @@ def claim_folder(recipe: Recipe, *, overwrite: bool = False) -> Path:
         if overwrite and begun:  # a folder that holds no run stays where it is
             stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S-%f")
             with one_writer(folder):
-                folder.rename(folder.with_name(f"{folder.name}.old-{stamp}"))
+                place = folder.resolve()
+                place.rename(place.with_name(f"{place.name}.old-{stamp}"))
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(
@@ -69,7 +70,7 @@ def next_to(run: Path) -> Path:
 
 def folder_to_repeat(recipe_file: Path) -> Path | None:
     """Where `fit RUN/recipe.yaml` writes: beside RUN. None for a recipe that isn't a run's own."""
-    run = recipe_file.parent
+    run = recipe_file.resolve().parent  # it may be named from inside the run
     return next_to(run) if recipe_file.name == "recipe.yaml" and (run / REQUEST).exists() else None
 
 

@@ -32,6 +32,7 @@ from gptailor.models.load import (
 from gptailor.pipeline.causal import save_causal
 from gptailor.pipeline.outcome import (
     BITS,
+    REPEAT,
     base_details,
     openings_of,
     text_repairs,
@@ -210,7 +211,7 @@ def tell_language(
         "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "version": __version__,
         "title": folder.name,
-        "command": f"gptailor fit {recipe.data.train} --task language",
+        "command": REPEAT,
         "base_details": base_details(shop.base, model),
         "curves": result.trained.curves,
         "candidates": [

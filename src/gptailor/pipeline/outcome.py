@@ -24,6 +24,7 @@ from gptailor.report.page import render_page
 
 BITS = "test_bits.csv"
 BITS_HEADER = ("source", "row", "bytes", "tokens", "nats")
+REPEAT = "gptailor fit recipe.yaml"  # in the run's folder
 STARTER_LICENSE = "CC BY-SA 4.0 (see LICENSE.md of the starter)"
 
 
@@ -56,6 +57,7 @@ def base_details(base: Base, model: PreTrainedModel) -> dict[str, Any]:
     """What the page and the card say of the base."""
     return {
         "name": base.name,
+        "kind": base.kind,
         "revision": base.revision,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         **({"license": STARTER_LICENSE} if base.kind == "starter" else {}),

@@ -183,6 +183,13 @@ class Run:
             raise InputError(
                 "slices are for classification; this run writes or continues text.", fix="Leave --slice out."
             )
+        if target and self.task in ("classification", "language"):
+            raise InputError("a file of answers is for runs that write.", fix="Leave --target out.")
+        if (text or label or label_names) and self.task not in ("classification", "language"):
+            raise InputError(
+                "columns of text and label are for classifiers; this run's template names those it reads.",
+                fix="Leave --text, --label and --label-names out.",
+            )
         if self.task == "language":
             return evaluate_language(
                 self.writer, location, text=text, columns=columns, separator=self._separator()

@@ -16,7 +16,7 @@ from gptailor.data.ledger import write_csv_safely
 from gptailor.models.readout import as_label, decide, joined, label_text, labels_named, read_answer
 from gptailor.pipeline.kinds import Kind, kind_of
 from gptailor.pipeline.labels import answers_of
-from gptailor.pipeline.outcome import base_details, openings_of, write_outcome
+from gptailor.pipeline.outcome import REPEAT, base_details, openings_of, write_outcome
 from gptailor.pipeline.prepare import PARTS, Prepared, names_of
 from gptailor.pipeline.tokens import TokenizedParts, length_histogram
 from gptailor.pipeline.workshop import Candidate, Workshop
@@ -44,7 +44,7 @@ def tell(
         **{key: value for key, value in details.items() if key != "probabilities"},
         **data_story(prepared, tokens),
         "title": folder.name,
-        "command": f"gptailor fit {prepared.parts['train'][0].source}",
+        "command": REPEAT,
         "mistakes": worst_mistakes(examples, probabilities, prepared.label_names, kind),
         "baseline_notes": {
             name: rung.get("skipped") or rung.get("note", "") for name, rung in report["baselines"].items()

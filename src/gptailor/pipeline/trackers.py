@@ -43,7 +43,7 @@ class TrackedRun:
     @property
     def settings(self) -> dict[str, Any]:
         """Every setting that is set, by its dotted key."""
-        values = self.recipe.model_dump(mode="json", exclude={"trackers"})
+        values = self.recipe.model_dump(mode="json", exclude={"trackers", "tune"})
         return {key: value for key, value in leaves(values) if value is not None}
 
 

@@ -96,14 +96,18 @@ def _base_name(report: Values, details: Values) -> str:
     return re.split(r"[/\\]", name.rstrip("/\\"))[-1] if is_path else name
 
 
+def _is_of_the_hub(report: Values, details: Values) -> bool:
+    return report.get("approach") != "scratch" and mapping(details.get("base_details")).get("kind") == "hub"
+
+
 def _front_matter(report: Values, details: Values) -> str:
     pipeline = task_of(report).pipeline
     known = [(key, metric, score) for key, metric, score in scores(report.get("test")) if key in _HUB_METRICS]
     values: dict[str, Any] = {
         "library_name": "transformers",
         "pipeline_tag": pipeline,
-        # Weights that began at random come from nobody.
-        "base_model": "" if report.get("approach") == "scratch" else _base_name(report, details),
+        # Weights that began at random come from nobody, and a folder's name may be a stranger's on the hub.
+        "base_model": _base_name(report, details) if _is_of_the_hub(report, details) else "",
         "tags": [
             "gptailor",
             "gpt",

@@ -56,7 +56,7 @@ def print_comparison(console: Console, found: Mapping[str, Any]) -> None:
         for head in ("", *(run["run"] for run in runs)):
             settings.add_column(Text(head), overflow="fold")
         for entry in found["settings"]:
-            settings.add_row(entry["key"], *(Text(_value_text(entry, run["run"])) for run in runs))
+            settings.add_row(Text(entry["key"]), *(Text(_value_text(entry, run["run"])) for run in runs))
         console.print(settings)
     console.print(Text(f"\n{found['says']}", style="bold"), soft_wrap=True)
     for note in found["notes"]:

@@ -85,7 +85,7 @@ def axis_text(value: float) -> str:
         return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
     if abs(value) >= 10_000:
         return f"{value / 1e6:g}M" if abs(value) >= 1e6 else f"{value / 1e3:g}k"
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.3g}"
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.6g}"
 
 
 def y_axis(y: Scale, ticks: Sequence[float], title: str = "") -> list[Markup]:
@@ -100,8 +100,9 @@ def y_axis(y: Scale, ticks: Sequence[float], title: str = "") -> list[Markup]:
 def x_axis(x: Scale, bottom: float, title: str, ticks: Sequence[float] | None = None) -> list[Markup]:
     """The lower line with its values and title."""
     if ticks is None and x.log:
-        first, last = math.ceil(math.log10(x.low) - 1e-9), math.floor(math.log10(x.high) + 1e-9)
-        ticks = [10.0**power for power in range(first, last + 1)]
+        first, last = math.floor(math.log10(x.low)), math.floor(math.log10(x.high) + 1e-9)
+        steps = (1, 2, 5) if x.high < 100 * x.low else (1,)  # or a short axis would have no number
+        ticks = [step * 10.0**power for power in range(first, last + 1) for step in steps]
     ticks = nice_ticks(x.low, x.high) if ticks is None else ticks
     parts = [element("line", x1=x.start, x2=x.end, y1=bottom, y2=bottom, class_="axis")]
     parts += [

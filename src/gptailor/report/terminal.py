@@ -23,6 +23,7 @@ from gptailor.report.facts import (
     metric_of,
     primary_metric,
     rows_of,
+    share_text,
     task_name,
     task_of,
     visible,
@@ -143,8 +144,9 @@ def print_summary(console: Console, report: Mapping[str, Any], *, folder: str) -
     threshold, covered = finite(sure.get("threshold")), measured(sure.get("coverage"))
     right = measured(sure.get("accuracy"))
     if threshold is not None and covered and right:
-        answers = f"Answers that are at least {threshold:.0%} sure: {covered.value:.0%} of the rows"
-        console.print(Text(f"{answers}, {right.value:.0%} of them right.", style="dim"))
+        least, share, exact = map(share_text, (threshold, covered.value, right.value))
+        answers = f"Answers that are at least {least} sure: {share} of the rows, {exact} of them right."
+        console.print(Text(answers, style="dim"))
     print_slices(console, report)
     if says := mapping(report.get("curve")).get("says"):
         console.print(Text(str(says), style="dim"))
@@ -236,5 +238,5 @@ def print_table(console: Console, title: str, rows: Sequence[tuple[str, object]]
     table.add_column(style="dim")
     table.add_column()
     for name, value in rows:
-        table.add_row(name, Text(str(value)))
+        table.add_row(Text(name), Text(str(value)))
     console.print(table)

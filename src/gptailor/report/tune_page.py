@@ -37,8 +37,8 @@ def render_tune(result: Mapping[str, Any]) -> str:
             counted(len(trials), "trial", "trials"),
             seconds_text(result["seconds"]),
         ],
-        "headline": "Better settings found" if won else "The default stays",
-        "tone": "good" if won else "unclear",
+        "headline": _headline(result, won=won),
+        "tone": "good" if won and not _lost_the_test(result) else "unclear",
         "says": result["says"],
         "apart": _apart(result, won=won),
         "keys": _keys(result, metric),
@@ -63,14 +63,35 @@ def _lead(trials: Sequence[Mapping[str, Any]]) -> str:
     return "; ".join(parts) + ". Scores are of the validation rows; no trial has seen a test row."
 
 
-def _apart(result: Mapping[str, Any], *, won: bool) -> Any:
+def _headline(result: Mapping[str, Any], *, won: bool) -> str:
+    if not won:
+        return "The default stays"
+    return (
+        "Ahead in the search, behind on the test set" if _lost_the_test(result) else "Better settings found"
+    )
+
+
+def _lost_the_test(result: Mapping[str, Any]) -> bool:
+    """Whether the default was surely better on the sealed test set."""
+    ahead = _ahead(result)
+    return ahead is not None and ahead[2] < 0
+
+
+def _ahead(result: Mapping[str, Any]) -> tuple[float, float, float] | None:
+    """How far the winner is ahead of the default on the sealed test set, and its interval."""
     found = measured((result["test"] or {}).get("difference"))
-    if not won or found is None or found.low is None or found.high is None:
+    if found is None or found.low is None or found.high is None:
         return None
-    value, low, high = found.value, found.low, found.high
-    if not result["higher_is_better"]:
-        value, low, high = -value, -high, -low
-    return difference(value, low, high, tone="a", label="winner against default on the sealed test set")
+    if result["higher_is_better"]:
+        return found.value, found.low, found.high
+    return -found.value, -found.high, -found.low
+
+
+def _apart(result: Mapping[str, Any], *, won: bool) -> Any:
+    ahead = _ahead(result)
+    if not won or ahead is None:
+        return None
+    return difference(*ahead, tone="a", label="winner against default on the sealed test set")
 
 
 def _keys(result: Mapping[str, Any], metric: str) -> list[dict[str, str]]:

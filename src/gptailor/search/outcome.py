@@ -48,11 +48,11 @@ def result_of(
             "validation": told(own.score if winner is None else winner.trial.score or 0.0),
         },
         "test": test,
-        "says": says(final, metric, test),
+        "says": says(final, metric, test, higher_is_better=told(1.0) > 0),
     }
 
 
-def says(final: Final, metric: str, test: Mapping[str, Any] | None) -> str:
+def says(final: Final, metric: str, test: Mapping[str, Any] | None, *, higher_is_better: bool = True) -> str:
     """Whether it was worth it, in one or two sentences."""
     name = inside(metric_of(metric).title)
     if final.winner is None:
@@ -73,9 +73,12 @@ def says(final: Final, metric: str, test: Mapping[str, Any] | None) -> str:
     )
     difference = (test or {}).get("difference")
     if difference is not None:
+        ends = (difference["low"], difference["high"])
+        sign = 1 if higher_is_better else -1
+        low, high = sorted(sign * end for end in ends)
         line += (
-            f" On the sealed test set, opened once: {difference['value']:+.4f} "
-            f"({difference['low']:+.4f} to {difference['high']:+.4f})."
+            f" On the sealed test set, opened once: {sign * difference['value']:+.4f} "
+            f"({low:+.4f} to {high:+.4f}; above zero is better)."
         )
     return line
 

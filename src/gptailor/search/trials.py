@@ -132,7 +132,8 @@ def _may_begin(search: Search, trials: Sequence[Tried], *, seconds: float) -> bo
     if settings.time is not None and counted(trials):
         left = seconds_of(settings.time) - seconds - closing_seconds(search, trials)
         if left <= 0:
-            search.say(f"the time is spent ({settings.time}, with what the finalists need)")
+            if not any(one.state == "running" for one in trials):  # others end theirs: it was said before
+                search.say(f"the time is spent ({settings.time}, with what the finalists need)")
             return False
     last = [one for one in trials if one.state in ("complete", "pruned")][-REPEATED:]
     if len(last) == REPEATED and all(one.same_as is not None for one in last):

@@ -49,7 +49,7 @@ def label_file(
         rows, names = _most_telling_first(run, location, text=text, columns=columns, say=say)
         labels = [*labels, *names]
     chosen = [name for label in labels if (name := label.strip())]
-    target = out or Path(location).with_name(f"{_stem(location)}.labels.csv")
+    target = out or _usual_target(location)
     file = LabelFile(rows, target, chosen)
     if not file.rows:
         raise InputError("has no row with a text.", where=location, fix="Check its columns.")
@@ -198,6 +198,15 @@ def _most_telling_first(
     ranked = rank_file(run, location, text=text, columns=columns)
     rows = [LabelRow(one.row.source, one.row.row, one.text) for one in ranked if one.answer is not None]
     return rows, run.predictor.label_names
+
+
+def _usual_target(location: str) -> Path:
+    """Beside the file or the folder; of a hub's rows here."""
+    if location.startswith("hub:"):
+        return Path(f"{_stem(location)}.labels.csv")
+    place = Path(location)
+    place = place if place.name.strip(".") else place.resolve()  # `.` has no name of its own
+    return place.with_name(f"{_stem(str(place))}.labels.csv")
 
 
 def _stem(location: str) -> str:

@@ -21,6 +21,7 @@ from gptailor.models.bundle import write_bundle
 from gptailor.pipeline.causal import save_causal
 from gptailor.pipeline.outcome import (
     BITS,
+    REPEAT,
     base_details,
     openings_of,
     text_repairs,
@@ -154,7 +155,7 @@ def tell_texts(
         "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "version": __version__,
         "title": folder.name,
-        "command": f"gptailor fit {shop.recipe.data.train} --task {shop.recipe.task}",
+        "command": REPEAT,
         "base_details": base_details(shop.base, result.adapted.plain),
         "curves": result.trained.curves,
         "candidates": [
