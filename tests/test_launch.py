@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from gptailor import launch
-from gptailor.errors import RunError
+from gptailor.errors import FolderBusyError, RunError
 from gptailor.launch import (
     BF16_PAYS_FROM,
     choose_micro_batch,
@@ -63,7 +64,10 @@ def test_on_a_gpu_bf16_where_it_is_supported(
     supported: bool, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
+    # torch counts what it emulates unless told otherwise; that is slower than fp32.
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: supported or including_emulation
+    )
     assert choose_precision("auto", num_weights=1000) == expected
     assert launch.device_name() == "cuda"
 
@@ -103,7 +107,47 @@ def test_the_micro_batch_fits_the_memory_and_is_one_at_least(monkeypatch: pytest
     assert micro_batch(64e9, monkeypatch, batch_size=7) == 7
 
 
+def test_a_container_may_take_less_than_the_machine_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit, used = tmp_path / "memory.max", tmp_path / "memory.current"
+    monkeypatch.setattr(launch, "CONTAINER_LIMITS", [(limit, used)])
+    free = launch.available_memory()
+    limit.write_text("3000000\n")
+    used.write_text("1000000\n")
+    assert launch.available_memory() == 2_000_000
+    limit.write_text("max\n")
+    assert launch.available_memory() > 0.5 * free
+
+
+@pytest.mark.parametrize(("code", "busy"), [(errno.EWOULDBLOCK, True), (errno.EOPNOTSUPP, False)])
+def test_a_file_system_without_locks_is_not_a_busy_folder(
+    code: int, busy: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*_: object) -> None:
+        raise OSError(code, "no")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    if busy:
+        with pytest.raises(FolderBusyError), launch.one_writer(tmp_path):
+            pass
+    else:
+        with launch.one_writer(tmp_path):
+            assert (tmp_path / ".lock").exists()
+
+
 # The environment.
+
+
+def test_a_run_begun_on_a_gpu_says_that_it_needs_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "environment.json"
+    monkeypatch.setattr(launch, "device_name", lambda: "cuda")
+    resolve_environment(path, {})
+    monkeypatch.setattr(launch, "device_name", lambda: "cpu")
+    with pytest.raises(RunError, match="begun on a GPU"):
+        resolve_environment(path, {})
 
 
 def test_the_environment_is_written_once_and_read_on_resume(tmp_path: Path) -> None:

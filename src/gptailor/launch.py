@@ -7,6 +7,7 @@ resume. torch is imported only inside the functions that need it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import platform
@@ -23,6 +24,13 @@ Precision = Literal["fp32", "bf16"]
 REPORTED_PACKAGES = ("gptailor", "torch", "transformers", "tokenizers", "peft", "numpy", "scikit-learn")
 # Under this many weights the casts to bf16 cost more than the faster products give (docs/log.md).
 BF16_PAYS_FROM = 5_000_000
+CONTAINER_LIMITS = [  # what a container may take, and what it has taken: cgroups of version 2 and 1
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ),
+]
 
 
 def describe_machine() -> dict[str, Any]:
@@ -78,7 +86,7 @@ def choose_precision(wanted: str, *, num_weights: int) -> Precision:
     if wanted in ("fp32", "bf16"):
         return wanted  # type: ignore[return-value]
     if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     flags = _processor_flags()
     fast = "amx_bf16" in flags or "avx512_bf16" in flags
     return "bf16" if fast and num_weights >= BF16_PAYS_FROM else "fp32"
@@ -99,15 +107,24 @@ def choose_micro_batch(batch_size: int, *, max_tokens: int, layers: int, width: 
     An estimate on the safe side: 40 floats per layer, token and unit of width are kept for the
     backward pass (about 34 in a GPT-2 block, plus fragmentation), half the free memory may be used.
     """
-    import psutil
-
-    free = psutil.virtual_memory().available / 2 - 16 * weights
+    free = available_memory() / 2 - 16 * weights
     per_row = 40 * 4 * layers * width * max_tokens
     fits = max(1, int(free / per_row))
     micro = batch_size
     while micro > fits:
         micro = -(-micro // 2)
     return micro
+
+
+def available_memory() -> int:
+    """Bytes that this process may still take: what the machine has free, or what a container allows."""
+    import psutil
+
+    free = int(psutil.virtual_memory().available)
+    for limit, used in CONTAINER_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # no container, or no limit ("max")
+            free = min(free, max(0, int(limit.read_text()) - int(used.read_text())))
+    return free
 
 
 def resolve_environment(path: Path, choices: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -133,6 +150,12 @@ def resolve_environment(path: Path, choices: Mapping[str, Any]) -> tuple[dict[st
                 where=str(path),
                 fix="Put the old one back, choose another folder with --out, or use --overwrite.",
             )
+    if then.get("device") == "cuda" and device_name() != "cuda":
+        raise RunError(
+            "this run was begun on a GPU, and there is none here.",
+            where=str(path),
+            fix="Go on where there is one, choose another folder with --out, or use --overwrite.",
+        )
     torch.set_num_threads(int(then["threads"]))
     before = then.get("changed", [])
     changed = list(dict.fromkeys([*before, *_changes(then, describe_machine())]))
@@ -174,6 +197,17 @@ def write_atomically(path: Path, text: str) -> None:
             where=str(path),
             fix="Free some space or mend the disk, then run the same command again.",
         ) from None
+
+
+def sync(path: Path) -> None:
+    """fsync of a file or folder."""
+    if os.name == "nt":  # Windows: best effort, it has no fsync of folders
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class StopRequest:
@@ -288,8 +322,9 @@ def _try_lock(descriptor: int) -> bool:
         return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
+    except OSError as error:
+        # Some file systems (NFS, Lustre, FUSE) have no locks: nobody is there, and nobody can be kept out.
+        return error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)
     return True
 
 

@@ -205,6 +205,16 @@ def test_a_checkpoint_whose_best_is_damaged_cannot_finish_and_is_passed_over(tmp
     assert "step-000004" in passed_over[0]
 
 
+def test_checkpoints_of_steps_that_are_taken_anew_are_forgotten(tmp_path: Path) -> None:
+    """A later one would be taken for the newest, with a log that is gone."""
+    for step, best in ((2, 2), (4, 4), (6, 4), (8, 4)):
+        trainee().train(step).save(tmp_path, step, best_step=best)
+    (tmp_path / "step-000004" / "state.json").write_text("{}")
+    checkpoint.forget_after(tmp_path, 2)
+    assert [path.name for path in sorted(tmp_path.glob("step-*"))] == ["step-000002"]
+    assert newest_verified(tmp_path)[1] == []
+
+
 def test_the_same_step_saved_again_is_never_missing(
     two: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,13 +19,15 @@ from transformers import (
     AutoModelForSequenceClassification,
     BloomConfig,
     GPTJConfig,
+    LlamaConfig,
     OpenAIGPTConfig,
 )
 
 import gptailor
 import tiny
 from gptailor.errors import Interrupted, ModelError, NonFiniteError, RunError
-from gptailor.models.forward import refuse_looking_ahead
+from gptailor.models.dropout import draws_from_the_process
+from gptailor.models.forward import keeps_documents_apart, refuse_looking_ahead
 from gptailor.models.load import load_classifier, load_config, load_language_model, load_tokenizer
 from gptailor.models.names import resolve_base
 from gptailor.pipeline.place import Listener
@@ -256,6 +258,39 @@ def test_an_architecture_without_fused_attention_is_a_base(config: Any, tmp_path
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     tiny.build_tokenizer("gpt2").save_pretrained(tmp_path)
     assert open_base(str(tmp_path)).config.num_labels == 3
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt_neo", "llama", "qwen2"])
+def test_documents_of_one_row_are_kept_apart(family: str) -> None:
+    assert keeps_documents_apart(AutoModelForCausalLM.from_config(tiny.build_config(family, 400)))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        BloomConfig(**small(hidden_size=16, n_layer=2, n_head=2)),
+        OpenAIGPTConfig(vocab_size=400, n_positions=64, n_embd=16, n_layer=2, n_head=2),
+    ],
+    ids=lambda config: str(config.model_type),
+)
+def test_some_families_let_documents_of_one_row_see_each_other(config: Any) -> None:
+    """Then answers lie one to a row, and documents can't be learned."""
+    torch.manual_seed(0)
+    assert not keeps_documents_apart(AutoModelForCausalLM.from_config(config))
+
+
+def test_dropout_that_is_no_layer_is_known() -> None:
+    """BLOOM calls a function, attention a fused operation: both draw from the process's one stream."""
+    for config, alone in (
+        (tiny.build_config("gpt_neo", 400), False),
+        (tiny.build_config("llama", 400), False),
+        (LlamaConfig(**tiny.build_config("llama", 400).to_dict() | {"attention_dropout": 0.1}), True),
+        (BloomConfig(**small(hidden_size=16, n_layer=1, n_head=2, hidden_dropout=0.1)), True),
+    ):
+        if config.model_type == "gpt_neo":
+            config.resid_dropout = config.embed_dropout = 0.1
+        model = AutoModelForCausalLM.from_config(config)
+        assert draws_from_the_process(model, config.to_dict()) == alone, config.model_type
 
 
 def test_a_model_that_looks_ahead_is_refused(

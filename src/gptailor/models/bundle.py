@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gptailor.errors import ModelError
+from gptailor.launch import sync
 from gptailor.models.load import load_saved_classifier, load_saved_language_model
 from gptailor.types import AnswerForm, Bundle, FloatArray
 
@@ -35,6 +36,8 @@ def save_model(folder: Path, *, model: PreTrainedModel, tokenizer: PreTrainedTok
     config.use_cache = False
     tokenizer.save_pretrained(partial)
     _limit_length(partial, config)
+    for path in (*partial.iterdir(), partial):
+        sync(path)
     if folder.exists():
         shutil.rmtree(folder)
     partial.rename(folder)
@@ -49,6 +52,7 @@ def write_bundle(bundle: Bundle) -> None:
     partial.write_text(
         json.dumps({"version": BUNDLE_VERSION, **values}, indent=1, ensure_ascii=False), encoding="utf-8"
     )
+    sync(partial)
     partial.replace(path)
 
 

@@ -7,7 +7,7 @@ masks are the same whichever thread comes first, and a resumed run draws them ag
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -81,6 +81,27 @@ class Dropout(nn.Module):
         if not self.training or self.p == 0 or generator is None or x.device.type != "cpu":
             return functional.dropout(x, self.p, self.training)
         return _masked(x, self.p, generator)
+
+
+def draws_from_the_process(model: nn.Module, settings: Mapping[str, object]) -> bool:
+    """Whether some dropout isn't a layer, so that it draws from the process's own stream.
+
+    Attention draws in a fused operation of torch's; some families (BLOOM, Falcon, OPT) call a function for
+    the rest. Threads side by side would then draw in an order that nobody can repeat.
+
+    Args:
+        model: With its layers as they are trained.
+        settings: Of its configuration.
+    """
+    shares = {name: share for name, share in settings.items() if "drop" in name and isinstance(share, float)}
+    if any(share > 0 for name, share in shares.items() if "att" in name):
+        return True
+    layers = [
+        module.p
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Dropout | Dropout) and "lora" not in name
+    ]
+    return any(share > 0 for share in shares.values()) and not any(share > 0 for share in layers)
 
 
 def use_streams(model: nn.Module) -> None:

@@ -88,6 +88,26 @@ def refuse_looking_ahead(model: PreTrainedModel, name: str) -> None:
         )
 
 
+def keeps_documents_apart(model: PreTrainedModel) -> bool:
+    """Whether documents in one row, whose positions start again, don't see each other.
+
+    transformers does that for most families where it is given positions and no mask; some take no notice.
+    """
+    ids = torch.arange(8, device=model.device)[None]
+    places = torch.arange(4, device=model.device).repeat(2)[None]
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        alone = model.base_model(input_ids=ids[:, 4:], use_cache=False).last_hidden_state.float()
+        try:
+            row = model.base_model(input_ids=ids, position_ids=places, use_cache=False).last_hidden_state
+        except TypeError:  # it takes no positions
+            return False
+        finally:
+            model.train(was_training)
+    return torch.allclose(row[:, 4:].float(), alone, rtol=1e-3, atol=1e-4, equal_nan=True)
+
+
 def in_shapes(
     sequences: Sequence[Sequence[int]], *, max_tokens: int, per_pass: int
 ) -> Iterator[tuple[tuple[int, int], list[int]]]:

@@ -29,8 +29,11 @@ from gptailor.models.names import Base, first_line, read_config_file
 from gptailor.types import AnswerKind
 
 PAD = "<|pad|>"
-DROPOUT_KEYS = ("resid_pdrop", "embd_pdrop", "resid_dropout", "embed_dropout", "hidden_dropout")
-ATTENTION_DROPOUT_KEYS = ("attn_pdrop", "attention_dropout")
+DROPOUT_KEYS = (
+    *("resid_pdrop", "embd_pdrop", "resid_dropout", "embed_dropout", "hidden_dropout"),
+    *("dropout", "residual_dropout", "embedding_dropout", "hidden_dropout_prob"),
+)
+ATTENTION_DROPOUT_KEYS = ("attn_pdrop", "attention_dropout", "attention_probs_dropout_prob")
 # transformers' own names, so that any tool that trains or serves the folder takes the right loss.
 PROBLEM_TYPES: dict[AnswerKind, str] = {
     "single": "single_label_classification",

@@ -66,7 +66,10 @@ def resolve_base(name: str, *, revision: str | None = None) -> Base:
 def folder_hash(folder: Path) -> str:
     """SHA-256 over the names and bytes of a model folder's configuration, tokenizer and weights."""
     digest = hashlib.sha256()
-    names = ("config.json", "tokenizer.json", "tokenizer_config.json")
+    names = (
+        *("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
+        *("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer.model"),
+    )
     paths = [folder / name for name in names if (folder / name).is_file()]
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:

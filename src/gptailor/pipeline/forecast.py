@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 
 from gptailor.data.tokenize import build_encoder
-from gptailor.launch import describe_machine
+from gptailor.launch import available_memory, describe_machine
 from gptailor.models.approach import Adapted
 from gptailor.models.load import load_tokenizer
 from gptailor.models.names import resolve_base
@@ -81,6 +81,6 @@ def memory_now() -> int:
 def free_resources() -> dict[str, int]:
     """Memory and disk that nobody uses now, in bytes."""
     return {
-        "memory_free_bytes": psutil.virtual_memory().available,
+        "memory_free_bytes": available_memory(),
         "disk_free_bytes": psutil.disk_usage(str(Path(tempfile.gettempdir()))).free,
     }

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from transformers import PreTrainedModel
 
 from gptailor.cache import cached_array, content_key
@@ -120,6 +121,7 @@ def features_of(shop: Workshop, model: PreTrainedModel, rows: Sequence[Tokenized
     key = content_key(
         FEATURES_VERSION,
         shop.base.revision,
+        *(torch.__version__, transformers.__version__, torch.backends.cpu.get_cpu_capability()),
         str(torch.get_num_threads()),
         str(model.device.type),
         flat,

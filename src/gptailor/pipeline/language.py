@@ -19,10 +19,11 @@ from gptailor.data.blocks import TokenStore, block_lengths, collate_blocks, num_
 from gptailor.data.documents import iterate_pieces
 from gptailor.data.ledger import summarize, write_ledger
 from gptailor.data.tokenize import Encoder, build_encoder
-from gptailor.errors import DataError
+from gptailor.errors import DataError, ModelError
 from gptailor.evaluate.language import PieceNats, piece_nats
 from gptailor.launch import Precision, StopRequest, precision_context, resolve_environment, write_atomically
 from gptailor.models.approach import Adapted
+from gptailor.models.forward import keeps_documents_apart
 from gptailor.models.generate import continue_tokens
 from gptailor.models.load import (
     load_config,
@@ -219,6 +220,12 @@ def train_language(shop: LanguageShop, samples: list[Sample], place: TrainingPla
 
 def language_objective(shop: LanguageShop, adapted: Adapted) -> Objective:
     """Cross-entropy of the next token over packed blocks; the score is the negative validation loss."""
+    if not keeps_documents_apart(adapted.plain):
+        raise ModelError(
+            "documents that lie in one row would see each other with this base.",
+            where=f"base {shop.base.name!r}",
+            fix="Use another base, such as one of GPT-2's, GPT-Neo's, Llama's or Qwen's family.",
+        )
     device = adapted.plain.device
     store, block = shop.stores["train"], shop.block
 

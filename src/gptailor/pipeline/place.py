@@ -17,6 +17,7 @@ from gptailor.errors import RunError
 from gptailor.launch import StopRequest
 from gptailor.train.checkpoint import (
     clear_errors,
+    forget_after,
     load_optimizer,
     load_weights,
     newest_verified,
@@ -98,6 +99,7 @@ class TrainingPlace:
         newest, passed_over = newest_verified(self.folder)
         for fault in passed_over:
             self.say(f"damaged checkpoint passed over: {fault}")
+        forget_after(self.folder, 0 if newest is None else newest.step)
         if newest is None:
             self.log.write_bytes(b"")
             return 0, Progress()

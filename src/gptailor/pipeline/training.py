@@ -20,7 +20,7 @@ from gptailor.data.batch import Order, StepRows, split_step
 from gptailor.errors import Interrupted, NonFiniteError
 from gptailor.launch import Precision, keep_freed_memory, precision_context
 from gptailor.models.approach import Adapted
-from gptailor.models.dropout import use_streams
+from gptailor.models.dropout import draws_from_the_process, use_streams
 from gptailor.models.lean import LeanBody, is_lean, lean_training
 from gptailor.models.rows import used_rows_only
 from gptailor.pipeline.objective import Objective, Validation
@@ -186,7 +186,9 @@ def engine(adapted: Adapted, plan: Plan) -> Iterator[tuple[Workers, LeanBody | N
     """What computes a step: workers side by side, and the lean body where the base is a GPT-2."""
     model: Any = adapted.plain.base_model
     # torch draws dropout again where it recomputes, and knows only the process's own stream.
-    alone = model.is_activation_checkpointing and not is_lean(adapted.plain)
+    alone = not is_lean(adapted.plain) and (
+        model.is_activation_checkpointing or draws_from_the_process(adapted.trained, model.config.to_dict())
+    )
     if not alone:
         use_streams(adapted.trained)
     keep_freed_memory()

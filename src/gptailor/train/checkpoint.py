@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gptailor.errors import CheckpointError, NonFiniteError
+from gptailor.launch import sync
 from gptailor.types import Checkpoint
 
 MANIFEST = "manifest.json"
@@ -81,17 +82,6 @@ def commit_folder(temporary: Path, final: Path, *, extra: Mapping[str, Any]) -> 
     sync(final.parent)
 
 
-def sync(path: Path) -> None:
-    """fsync of a file or folder."""
-    if os.name == "nt":  # Windows: best effort, it has no fsync of folders
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def file_hash(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     with path.open("rb") as file:
@@ -127,6 +117,14 @@ def newest_verified(folder: Path) -> tuple[Checkpoint | None, list[str]]:
                 return Checkpoint(path, int(state["step"]), state.get("score")), passed_over
         passed_over.extend(fault for fault in found if fault not in passed_over)
     return None, passed_over
+
+
+def forget_after(folder: Path, step: int) -> None:
+    """Removes the checkpoints of later steps, which will be taken anew: an old one would be gone on from."""
+    for path in _newest_first(folder):
+        if _step(path) > step:
+            with suppress(OSError):
+                _discard(_hide(path))
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:

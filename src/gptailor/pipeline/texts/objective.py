@@ -15,7 +15,7 @@ from gptailor.data.batch import collate_texts, length_buckets, pack, to_device
 from gptailor.evaluate.language import PieceNats
 from gptailor.launch import Precision, precision_context
 from gptailor.models.approach import Adapted
-from gptailor.models.forward import learned_states, target_nats
+from gptailor.models.forward import keeps_documents_apart, learned_states, target_nats
 from gptailor.pipeline.objective import Objective, Validation
 from gptailor.pipeline.texts.shop import TextShop
 from gptailor.pipeline.texts.tokens import TokenizedRow
@@ -34,8 +34,10 @@ def answer_objective(shop: TextShop, adapted: Adapted) -> Objective:
     sequences = [one for row in shop.tokens.rows["train"] for one in row.sequences]
     looked_at = spread(shop.tokens.rows["validation"], VALIDATED)
 
+    beside = packed if keeps_documents_apart(adapted.plain) else one_by_one
+
     def batch(chosen: Sequence[int]) -> Batch:
-        return to_device(collate_texts(packed([sequences[row] for row in chosen])), device)
+        return to_device(collate_texts(beside([sequences[row] for row in chosen])), device)
 
     def loss(batch: Batch) -> tuple[Tensor, int]:
         return language_loss(adapted.plain, adapted.head, batch), batch.num_targets
@@ -193,8 +195,13 @@ def packed(examples: Sequence[TokenizedExample]) -> list[list[TokenizedExample]]
     lengths = lengths_of(examples)
     rows = pack(lengths, capacity=int(lengths.max()))
     if len(rows) > LEAST_SAVED * len(examples):
-        return [[example] for example in examples]
+        return one_by_one(examples)
     return [[examples[place] for place in row] for row in rows]
+
+
+def one_by_one(examples: Sequence[TokenizedExample]) -> list[list[TokenizedExample]]:
+    """A row for each."""
+    return [[example] for example in examples]
 
 
 def lengths_of(sequences: Sequence[TokenizedExample]) -> IntArray:
