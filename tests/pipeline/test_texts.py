@@ -491,6 +491,13 @@ def test_repeats_are_forbidden_where_validation_gains_by_it(
     assert bool(told) == bool(expected)
 
 
+def test_other_tools_stop_where_an_answer_ends(chat: Run) -> None:
+    """generation_config.json names every token that ends a turn, not only the base's own end."""
+    saved = json.loads((chat.folder / "model" / "generation_config.json").read_text(encoding="utf-8"))
+    bundle = json.loads((chat.folder / "model" / "gptailor.json").read_text(encoding="utf-8"))
+    assert saved["eos_token_id"] == bundle["form"]["end_ids"]
+
+
 def test_what_was_settled_is_kept_and_used_everywhere(
     place: Place, odd_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

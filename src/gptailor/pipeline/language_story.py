@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gptailor import __version__
-from gptailor.data.blocks import TokenStore, num_blocks, targets_by_piece
+from gptailor.data.blocks import num_blocks, targets_by_piece
 from gptailor.evaluate.language import (
     PieceNats,
     at_constant_cost,
@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 
 PARITY_TOKENS = 64
 FEWEST_UNITS = 5  # held-out documents or pieces; an interval over fewer says nothing
+SEEN_BY_XZ = 1_200_000  # tokens of the training text: its window reaches no further back
+MOST_COMPRESSED = 4_000_000  # tokens of a held-out part that xz is asked for: it holds them in memory
 HARDEST = 8  # held-out pieces on the page
 SHOWN_CHARACTERS = 400
 BASELINE_NAMES = {
@@ -148,7 +150,9 @@ def baselines(
     store, train = shop.stores[part], shop.stores["train"]
     vocabulary = len(shop.tokenizer)
     found = {"unigram": unigram_nats(train, store, vocabulary=vocabulary, length=shop.block)}
-    bits = compressed_bits_per_byte(_text(shop, train, last=1_200_000), _text(shop, store))
+    bits = compressed_bits_per_byte(
+        _text(shop, train.tokens[-SEEN_BY_XZ:]), _text(shop, store.tokens[:MOST_COMPRESSED])
+    )
     found["xz"] = at_constant_cost(found["unigram"], bits)
     if isinstance(result.approach, ScratchApproach):
         return found, {"base": "skipped: trained from scratch, with a tokenizer of its own"}
@@ -297,8 +301,7 @@ def _data_counts(folder: Path, shop: LanguageShop) -> dict[str, Any]:
     return dict(summary)
 
 
-def _text(shop: LanguageShop, store: TokenStore, *, last: int | None = None) -> str:
-    tokens = store.tokens if last is None else store.tokens[-last:]
+def _text(shop: LanguageShop, tokens: Any) -> str:
     text: str = shop.encoder.backend.decode(np.asarray(tokens).tolist(), skip_special_tokens=True)
     return text
 

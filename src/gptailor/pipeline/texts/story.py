@@ -97,6 +97,9 @@ def seal(folder: Path, shop: TextShop, result: TextResult) -> dict[str, float]:
     tokenizer.backend_tokenizer.post_processor = without_suffix(tokenizer)
     if isinstance(shop.form, ChatForm | PreferenceForm):
         tokenizer.chat_template = shop.form.template.source  # so that any tool writes the same prompt
+    generation: Any = result.adapted.plain.generation_config
+    if generation is not None:  # other tools stop where a turn ends, too, not only where a document does
+        generation.eos_token_id = sorted(shop.end_ids)
     probe = shop.tokens.rows["validation"][0].sequences[0].token_ids[:PARITY_TOKENS]
     probes, parity = save_causal(
         folder, result.adapted, shop.text.tokenizer, probe=probe.tolist(), decode=shop.decode
