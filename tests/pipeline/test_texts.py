@@ -32,7 +32,9 @@ from gptailor.models.sampling import Sampling
 from gptailor.pipeline.answers import predict_inputs, predict_to
 from gptailor.pipeline.compare import compare_runs
 from gptailor.pipeline.fit import fit_recipe
+from gptailor.pipeline.place import Listener
 from gptailor.pipeline.run import Run
+from gptailor.pipeline.text_rehearsal import rehearse_texts
 from gptailor.pipeline.texts import answers, judge, shop, story
 from gptailor.recipe import load_recipe
 from gptailor.tasks.rendering import PLAIN
@@ -561,6 +563,27 @@ def test_every_preference_loss(place: Place, preference_file: Path, loss: str, f
         kept = np.load(reference / "train.npy")
         assert kept.shape == (run.report["data"]["train"], 2)
         assert (kept < 0).all()
+
+
+def test_trials_of_preferences_are_compared_without_the_scale_of_their_loss(
+    place: Place, preference_file: Path
+) -> None:
+    """Of IPO with nearly no rate, the loss is 1 / (4 beta²): the largest beta would win untrained."""
+    data = {"train": preference_file}
+    recipe = place.recipe(
+        "trials", task="preference", data=data, dropout=0.0, length="2 steps", learning_rate=1e-9
+    )
+    folder = place.folder / "trials-work"
+    folder.mkdir()
+    rehearsal = rehearse_texts(recipe, folder, Listener())
+    assert rehearsal.metric == "preference_accuracy"
+    scores = []
+    for beta in (0.03, 3.0):
+        tried = recipe.preference.model_copy(update={"loss": "ipo", "beta": beta})
+        *_, last = rehearsal.trial(recipe.model_copy(update={"preference": tried}))
+        scores.append(last.result)
+        assert 0 <= rehearsal.told(last.result) <= 1
+    assert abs(scores[0] - scores[1]) <= 1, "the losses are 278 and 0.03"
 
 
 def test_the_reference_of_another_base_is_never_reused(place: Place, preference_file: Path) -> None:

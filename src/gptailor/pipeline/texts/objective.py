@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gptailor.data.batch import collate_texts, length_buckets, pack, to_device
 from gptailor.evaluate.language import PieceNats
+from gptailor.evaluate.preference import ranking_score, right_shares
 from gptailor.launch import Precision, precision_context
 from gptailor.models.approach import Adapted
 from gptailor.models.forward import learned_states, target_nats
@@ -74,17 +75,18 @@ def preference_objective(shop: TextShop, adapted: Adapted, folder: Path) -> Obje
     def validate(precision: Precision) -> Validation:
         was_training = adapted.trained.training
         adapted.trained.eval()
-        total, ahead = 0.0, 0
+        total, margins = 0.0, []
         with torch.inference_mode(), precision_context(precision, device.type):
             for start in range(0, len(looked_at), 8):
                 piece = looked_at[start : start + 8]
                 known = None if seen_reference is None else seen_reference[start : start + 8]
                 chosen, rejected = preference_scores(adapted, collated(piece, known), settings)
                 total += float(pair_loss(chosen, rejected, settings))
-                ahead += int((chosen > rejected).sum())
+                margins += (chosen - rejected).tolist()
         adapted.trained.train(was_training)
         mean = total / len(looked_at)
-        return Validation(mean, -mean, {"preference_accuracy": ahead / len(looked_at)})
+        shown = {"preference_accuracy": float(right_shares(margins).mean())}
+        return Validation(mean, -mean, shown, compared=ranking_score(margins))
 
     lengths = np.array([max(len(one.token_ids) for one in row.sequences) for row in rows], np.int64)
     return Objective(lengths, batch, loss, validate, new_head=False)
