@@ -30,16 +30,18 @@ from gptailor.evaluate.text_metrics import TextAnswers, text_answer_scores
 from gptailor.models.answerer import load_answerer
 from gptailor.models.sampling import Sampling
 from gptailor.pipeline.answers import predict_inputs, predict_to
+from gptailor.pipeline.causal import adapt_causal
 from gptailor.pipeline.compare import compare_runs
 from gptailor.pipeline.fit import fit_recipe
 from gptailor.pipeline.place import Listener
 from gptailor.pipeline.run import Run
 from gptailor.pipeline.text_rehearsal import rehearse_texts
-from gptailor.pipeline.texts import answers, judge, shop, story
-from gptailor.recipe import load_recipe
+from gptailor.pipeline.texts import answers, judge, objective, shop, story
+from gptailor.pipeline.texts.tokens import TokenizedRow
+from gptailor.recipe import FullApproach, load_recipe
 from gptailor.tasks.rendering import PLAIN
 from gptailor.train import checkpoint
-from gptailor.types import RawExample
+from gptailor.types import RawExample, TokenizedExample
 
 PARTS = ("train", "validation", "test")
 UNLIKE = (*crashed.UNLIKE, "today")  # a template may write the date
@@ -543,7 +545,17 @@ def test_likelihoods_of_a_preference_run_are_those_of_the_chosen_answers(prefere
     ("loss", "first"),
     [("dpo", math.log(2)), ("ipo", 25.0), ("simpo", None)],
 )
-def test_every_preference_loss(place: Place, preference_file: Path, loss: str, first: float | None) -> None:
+def test_every_preference_loss(
+    place: Place, preference_file: Path, loss: str, first: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tested: list[tuple[str, bool, list[float]]] = []
+
+    def listening(kind: str, ours: Any, theirs: Any, rows: Any) -> Any:
+        found = objective.margins_as_trained(kind, ours, theirs, rows)
+        tested.append((kind, theirs is not None, found.tolist()))
+        return found
+
+    monkeypatch.setattr(judge, "margins_as_trained", listening)
     recipe = place.recipe(
         f"by-{loss}",
         data={"train": preference_file},
@@ -552,6 +564,7 @@ def test_every_preference_loss(place: Place, preference_file: Path, loss: str, f
         length="2 steps",
     )
     run = place.fit(recipe)
+    assert tested == [(loss, True, [float(line["margin"]) for line in predictions_of(run)])]
     step = steps_of(run)[0]
     if first is None:  # margin 1: the chosen isn't yet ahead by that much
         assert step["loss"] > math.log(2)
@@ -563,6 +576,44 @@ def test_every_preference_loss(place: Place, preference_file: Path, loss: str, f
         kept = np.load(reference / "train.npy")
         assert kept.shape == (run.report["data"]["train"], 2)
         assert (kept < 0).all()
+
+
+@pytest.mark.parametrize(("loss", "ahead"), [("dpo", 4.0), ("ipo", -1.0), ("simpo", -3.0)])
+def test_pairs_are_ranked_in_the_test_as_the_loss_compares_them(loss: str, ahead: float) -> None:
+    """The chosen answer has eight tokens and gained 8 nats, the rejected one has two and gained 4."""
+    sizes, ours, theirs = (8, 2), np.array([[-32.0, -2.0]]), np.array([[-40.0, -6.0]])
+    sequences = tuple(
+        TokenizedExample(np.zeros(size + 1, np.int32), np.arange(size + 1) > 0, "", 1) for size in sizes
+    )
+    rows = [TokenizedRow(None, sequences, None)]  # type: ignore[arg-type]
+    assert objective.margins_as_trained(loss, ours, theirs, rows).tolist() == [ahead]
+    assert objective.margins_as_trained(loss, ours, None, rows).tolist() == [-3.0], "no reference"
+
+
+@pytest.mark.parametrize("loss", ["dpo", "ipo", "simpo"])
+def test_validation_and_test_rank_by_the_same_margins(
+    loss: str, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(objective, "ranking_score", lambda margins: seen.append(margins) or 0.0)
+    pairs = texts.preferences(40)
+    for number, row in enumerate(pairs):
+        row["rejected"] += f" {texts.words(number, number % 7)}"
+    path = texts.write_jsonl(place.folder / f"uneven-{loss}.jsonl", pairs)
+    recipe = place.recipe(f"uneven-{loss}", data={"train": path}, preference={"loss": loss}, dropout=0.0)
+    listener, folder = Listener(), place.folder / f"uneven-{loss}-work"
+    folder.mkdir()
+    work = shop.open_text_shop(recipe, folder, listener)
+    adapted = adapt_causal(recipe, work.base, work.text.tokenizer, FullApproach(), device="cpu")
+    rows = work.tokens.rows["validation"]
+    found = objective.preference_objective(work, adapted, folder)
+    theirs = objective.log_likelihoods(adapted, rows)
+    with torch.no_grad():
+        for weight in adapted.trained.parameters():
+            weight.mul_(1.05)
+    found.validate("fp32")
+    ours = objective.log_likelihoods(adapted, rows)
+    np.testing.assert_allclose(seen[0], objective.margins_as_trained(loss, ours, theirs, rows), atol=1e-4)
 
 
 def test_trials_of_preferences_are_compared_without_the_scale_of_their_loss(

@@ -25,7 +25,7 @@ from gptailor.pipeline.texts.answers import (
     is_scratch,
     metric_names,
 )
-from gptailor.pipeline.texts.objective import by_token, log_likelihoods, row_nats
+from gptailor.pipeline.texts.objective import by_token, log_likelihoods, margins_as_trained, row_nats
 from gptailor.report.facts import inside, metric_of, score_text
 from gptailor.report.words import BASELINES
 from gptailor.types import FloatArray, Part, Score
@@ -156,7 +156,7 @@ def judge_preferences(shop: TextShop, answerer: Answerer, result: TextResult, sa
     for part, ones in rows.items():
         longer = by_length([row.row.references[0] for row in ones], [row.row.references[1] for row in ones])
         margins["longer"][part], margins["shorter"][part] = longer, -longer
-    gained = by_token(ours, rows["test"])
+    reference = None
     if not is_scratch(result.approach):
         say("baselines: the base as it came")
         base = adapt_full(_base(shop))
@@ -164,8 +164,9 @@ def judge_preferences(shop: TextShop, answerer: Answerer, result: TextResult, sa
         for part, ones in rows.items():
             theirs = log_likelihoods(base, ones)
             margins["base"][part] = by_token(theirs, ones)
-            if part == "test" and shop.recipe.preference.loss != "simpo":
-                gained = (ours - theirs)[:, 0] - (ours - theirs)[:, 1]
+            if part == "test":
+                reference = theirs
+    gained = margins_as_trained(shop.recipe.preference.loss, ours, reference, rows["test"])
     if shop.recipe.evaluate.baselines == "none":
         margins = {}
     shares = right_shares(gained)

@@ -22,7 +22,7 @@ from gptailor.models.load import load_trainable_language_model
 from gptailor.models.names import resolve_base
 from gptailor.models.sampling import Sampling
 from gptailor.pipeline.texts.answers import ALWAYS
-from gptailor.pipeline.texts.objective import by_token, log_likelihoods, sequence_nats
+from gptailor.pipeline.texts.objective import log_likelihoods, margins_as_trained, sequence_nats
 from gptailor.pipeline.texts.rows import read_texts
 from gptailor.pipeline.texts.tokens import TokenizedRow, sequences_of
 from gptailor.tasks.chat_form import ChatForm
@@ -114,12 +114,12 @@ def evaluate_preferences(
         fix = "Name its columns as in training."
         raise DataError("has no row with a prompt and two answers that fit.", where=location, fix=fix)
     ours = log_likelihoods(adapt_full(answerer.model), pairs)
-    margins = by_token(ours, pairs)
+    reference = None
     if state["loss"] != "simpo" and answerer.bundle.approach != "scratch":
         base = resolve_base(answerer.bundle.base, revision=answerer.bundle.base_revision or None)
-        theirs = adapt_full(load_trainable_language_model(base, answerer.tokenizer))
-        gained = ours - log_likelihoods(theirs, pairs)
-        margins = gained[:, 0] - gained[:, 1]
+        before = adapt_full(load_trainable_language_model(base, answerer.tokenizer))
+        reference = log_likelihoods(before, pairs)
+    margins = margins_as_trained(state["loss"], ours, reference, pairs)
     score = share_score(right_shares(margins), resamples=resamples, seed=0)
     read = len(file.rows) + len(file.rejected)
     return {

@@ -153,6 +153,17 @@ def by_token(likelihoods: FloatArray, rows: Sequence[TokenizedRow]) -> FloatArra
     return margins
 
 
+def margins_as_trained(
+    loss: str, ours: FloatArray, theirs: FloatArray | None, rows: Sequence[TokenizedRow]
+) -> FloatArray:
+    """(N,) how far the chosen answers are ahead, as the loss compares them. `theirs` is the reference's."""
+    if theirs is None or loss == "simpo":
+        return by_token(ours, rows)
+    gained = ours - theirs
+    margins: FloatArray = by_token(gained, rows) if loss == "ipo" else gained[:, 0] - gained[:, 1]
+    return margins
+
+
 def row_nats(
     adapted: Adapted, rows: Sequence[TokenizedRow], shop: TextShop, *, precision: Precision = "fp32"
 ) -> PieceNats:
