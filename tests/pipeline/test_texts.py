@@ -26,6 +26,7 @@ import tiny_texts as texts
 from crashed import Crash, alike, metrics_of
 from gptailor.data.ledger import LedgerLine, read_ledger
 from gptailor.errors import DataError, GptailorError, RecipeError, RunError
+from gptailor.evaluate.language import PieceNats
 from gptailor.evaluate.text_metrics import TextAnswers, text_answer_scores
 from gptailor.models.answerer import load_answerer
 from gptailor.models.sampling import Sampling
@@ -354,7 +355,7 @@ def test_two_files_keep_step_and_so_do_their_test_files(place: Place) -> None:
 
 
 def test_texts_from_nothing_are_compared_by_their_likelihood(place: Place) -> None:
-    path = texts.write_jsonl(place.folder / "poems.jsonl", [{"text": texts.words(n)} for n in range(40)])
+    path = texts.write_jsonl(place.folder / "poems.jsonl", [{"text": texts.words(n)} for n in range(120)])
     data = {"train": path, "preset": "generation"}
     run = place.fit(place.recipe("poems", data=data, baselines="quick", learning_rate=3e-3))
     assert set(run.report["baselines"]) == {"base"}
@@ -364,6 +365,17 @@ def test_texts_from_nothing_are_compared_by_their_likelihood(place: Place) -> No
     assert verdict["difference"]["value"] == pytest.approx(-gained, abs=2e-6)
     assert verdict["worth_it"] is True
     assert {line["prompt"] for line in predictions_of(run)} == {""}
+
+
+@pytest.mark.parametrize(("rows", "worth_it"), [(1, False), (9, False), (10, True)])
+def test_a_handful_of_texts_is_too_few_to_tell(rows: int, worth_it: bool) -> None:
+    """One text has an interval without a width."""
+    sizes = np.full(rows, 10)
+    ours, base = (PieceNats(np.full(rows, nats), sizes, sizes, np.arange(rows)) for nats in (10.0, 20.0))
+    verdict = judge._verdict_by_bits(ours, base, {"resamples": 50, "seed": 0})
+    assert verdict["worth_it"] is worth_it
+    told = f"on {rows} test row{'s' if rows > 1 else ''}: too few to tell"
+    assert (told in verdict["says"]) is not worth_it
 
 
 def test_a_long_summary_source_is_cut_and_said_so_without_talk_of_questions(place: Place) -> None:

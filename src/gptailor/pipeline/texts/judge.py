@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from gptailor.data.ledger import write_csv_safely
 from gptailor.evaluate.language import PieceNats, bits_difference, text_scores
 from gptailor.evaluate.metrics import as_json
@@ -269,8 +271,12 @@ def _verdict_by_bits(ours: PieceNats, base: PieceNats | None, settings: Mapping[
     gap = bits_difference(ours, base, **settings)
     turned = Score(-gap.value, -gap.high, -gap.low)
     between = f"(95 % interval {score_text(turned.low)} to {score_text(turned.high)})"
+    rows = len(np.unique(ours.documents))
     says = f"No clear difference to the base as it came {between}."
-    if turned.low > 0:
+    if rows < FEWEST_ROWS:
+        change = f"{gap.value:+.3f} bits per byte against the base as it came"
+        says = f"{change}, on {rows} test row{'s' if rows > 1 else ''}: too few to tell."
+    elif turned.low > 0:
         less = f"{score_text(turned.value)} bits per byte less than the base"
         says = f"The model needs {less} {between}: worth it."
     elif turned.high < 0:
@@ -279,7 +285,7 @@ def _verdict_by_bits(ours: PieceNats, base: PieceNats | None, settings: Mapping[
         "metric": "bits_per_byte",
         "best_baseline": "base",
         "difference": as_json(gap),
-        "worth_it": bool(turned.low > 0),
+        "worth_it": bool(turned.low > 0) and rows >= FEWEST_ROWS,
         "says": says,
     }
 
