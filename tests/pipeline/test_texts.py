@@ -446,6 +446,29 @@ def test_scores_are_those_of_the_predictions_and_the_verdict_a_difference(comple
     assert {one["baseline_name"] for one in samples} == {"The prompt, copied"}
 
 
+def test_the_best_baseline_is_chosen_on_the_rows_that_all_of_them_answered() -> None:
+    """The copy is right on four easy rows at the end, which the base wasn't asked."""
+    sample: Any = answers.Sample((None,) * 8, (("yes",),) * 8)  # type: ignore[arg-type]
+
+    def written(right: str) -> answers.Written:
+        return answers.Written(tuple("yes" if one == "1" else "no" for one in right), (True,) * len(right))
+
+    rungs = {
+        "copy": answers.Rung(written("10001111"), written("10001111")),
+        "zero_shot": answers.Rung(written("1100"), written("1100")),
+        "few_shot": answers.Rung(skipped="skipped"),
+    }
+    verdict = judge._verdict(
+        "exact_match",
+        rungs,
+        written("11111111"),
+        {"validation": sample, "test": sample},
+        {"resamples": 10, "seed": 0},
+    )
+    assert verdict["best_baseline"] == "zero_shot"
+    assert verdict["says"].endswith("on 4 test rows: too few to tell.")
+
+
 def test_without_baselines_nothing_is_compared(
     place: Place, odd_files: dict[str, Path], chat_file: Path
 ) -> None:

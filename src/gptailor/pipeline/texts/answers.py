@@ -49,6 +49,10 @@ class Written:
         """The share that ended by itself."""
         return sum(self.stopped) / len(self.stopped)
 
+    def first(self, size: int) -> Written:
+        """The answers to the first rows."""
+        return Written(self.texts[:size], self.stopped[:size])
+
     def beside(self, sample: Sample) -> TextAnswers:
         """The answers with the references of their rows."""
         return TextAnswers(self.texts, sample.references[: len(self.texts)], self.stopped)

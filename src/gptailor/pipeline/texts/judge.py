@@ -219,18 +219,19 @@ def _verdict(
     settings: Mapping[str, int],
 ) -> dict[str, Any]:
     """Against the rung that did best on validation, on the test rows that both answered."""
+    answered = {name: rung.validation for name, rung in rungs.items() if rung.validation is not None}
+    shared = min((len(one.texts) for one in answered.values()), default=0)  # other rows may be easier
     found: dict[str, float] = {}
-    for name, rung in rungs.items():
-        if rung.validation is not None:
-            answers = rung.validation.beside(samples["validation"])
-            found[name] = text_answer_scores(answers, metrics=[primary], resamples=1)[primary].value
+    for name, one in answered.items():
+        answers = one.first(shared).beside(samples["validation"])
+        found[name] = text_answer_scores(answers, metrics=[primary], resamples=1)[primary].value
     best = max(found, key=lambda name: found[name], default=None)
     if best is None:
         return _verdict_of(primary, None, None, rows=0)
     theirs = rungs[best].test
     assert theirs is not None
     size = len(theirs.texts)
-    same = Written(ours.texts[:size], ours.stopped[:size]).beside(samples["test"])
+    same = ours.first(size).beside(samples["test"])
     gap = paired_text_difference(same, theirs.texts, metric=primary, **settings)
     return _verdict_of(primary, best, gap, rows=size)
 
