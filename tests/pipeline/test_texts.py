@@ -29,6 +29,7 @@ from gptailor.errors import DataError, GptailorError, RecipeError, RunError
 from gptailor.evaluate.language import PieceNats
 from gptailor.evaluate.text_metrics import TextAnswers, text_answer_scores
 from gptailor.models.answerer import load_answerer
+from gptailor.models.generate import generate
 from gptailor.models.sampling import Sampling
 from gptailor.pipeline.answers import predict_inputs, predict_to
 from gptailor.pipeline.causal import adapt_causal
@@ -533,8 +534,17 @@ def test_repeats_are_forbidden_where_validation_gains_by_it(
 def test_what_was_settled_is_kept_and_used_everywhere(
     place: Place, odd_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked: list[int] = []
+
+    def listening(model: Any, prompts: Any, sampling: Sampling, **more: Any) -> Any:
+        asked.append(sampling.no_repeat)
+        return generate(model, prompts, sampling, **more)
+
     monkeypatch.setattr(story, "settle_no_repeat", lambda *_: 2)
-    run = place.fit(place.recipe("no-repeats", data=odd_files, dropout=0.0, learning_rate=5e-4))
+    monkeypatch.setattr(answers, "generate", listening)
+    recipe = place.recipe("no-repeats", data=odd_files, baselines="quick", dropout=0.0, learning_rate=5e-4)
+    run = place.fit(recipe)
+    assert asked == [2] * 4, "the base without and with examples, on validation and on test"
     answerer = load_answerer(run.folder)
     assert answerer.usual == Sampling(max_new_tokens=answerer.max_new_tokens, no_repeat=2)
     rows = predictions_of(run)

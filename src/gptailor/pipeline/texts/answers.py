@@ -89,9 +89,14 @@ def metric_names(shop: TextShop) -> tuple[str, ...]:
 
 
 def climb(
-    shop: TextShop, samples: Mapping[Part, Sample], *, scratch: bool, say: Callable[[str], None]
+    shop: TextShop,
+    samples: Mapping[Part, Sample],
+    *,
+    scratch: bool,
+    no_repeat: int,
+    say: Callable[[str], None],
 ) -> dict[str, Rung]:
-    """Every rung of the ladder, on the same rows."""
+    """Every rung of the ladder, on the same rows; what writes may repeat itself as little as our model."""
     mode = shop.recipe.evaluate.baselines
     if mode == "none":
         return {}
@@ -109,7 +114,9 @@ def climb(
     rungs = {
         name: _rung({part: make(sample) for part, sample in samples.items()}) for name, make in simple.items()
     }
-    return {**rungs, **prompted(shop, samples, whole=mode == "all", scratch=scratch, say=say)}
+    whole = mode == "all"
+    asked_base = prompted(shop, samples, whole=whole, scratch=scratch, no_repeat=no_repeat, say=say)
+    return {**rungs, **asked_base}
 
 
 def prompted(
@@ -118,6 +125,7 @@ def prompted(
     *,
     whole: bool,
     scratch: bool,
+    no_repeat: int,
     say: Callable[[str], None],
 ) -> dict[str, Rung]:
     """The base as it came, asked with and without examples. It may stop at a line's end, as answers do."""
@@ -135,7 +143,8 @@ def prompted(
         found: dict[Part, Written] = {}
         for part, sample in samples.items():
             limit = len(sample.rows) if whole else shop.recipe.evaluate.prompted_rows // QUICK_SHARE
-            found[part] = _ask(shop, model, replace(sample, rows=sample.rows[:limit]), examples)
+            first = replace(sample, rows=sample.rows[:limit])
+            found[part] = _ask(shop, model, first, examples, no_repeat=no_repeat)
         rungs[name] = Rung(found["validation"], found["test"])
     return rungs
 
@@ -154,7 +163,9 @@ def choose_shots(shop: TextShop) -> list[TokenizedRow]:
     return chosen
 
 
-def _ask(shop: TextShop, model: Any, sample: Sample, shots: Sequence[TokenizedRow]) -> Written:
+def _ask(
+    shop: TextShop, model: Any, sample: Sample, shots: Sequence[TokenizedRow], *, no_repeat: int
+) -> Written:
     """What the base writes. A prompt that has no room left loses examples, not its question."""
     lines = all("\n" not in row.row.references[0].strip() for row in shop.tokens.rows["train"][:200])
     longest = shop.max_new_tokens
@@ -168,7 +179,7 @@ def _ask(shop: TextShop, model: Any, sample: Sample, shots: Sequence[TokenizedRo
     made = generate(
         model,
         prompts,
-        Sampling(max_new_tokens=longest, stop=("\n",) if lines else ()),
+        Sampling(max_new_tokens=longest, no_repeat=no_repeat, stop=("\n",) if lines else ()),
         decode=shop.decode,
         end=shop.end_ids,
         pad=0,

@@ -104,7 +104,7 @@ def judge_answers(
     names = metric_names(shop)
     scores = text_answer_scores(ours.beside(sample), metrics=names, **settings) if sample.rows else {}
     rungs = (
-        climb(shop, samples, scratch=is_scratch(result.approach), say=say)
+        climb(shop, samples, scratch=is_scratch(result.approach), no_repeat=answerer.no_repeat, say=say)
         if all(one.rows for one in samples.values())
         else {}
     )
@@ -137,7 +137,7 @@ def _notes(shop: TextShop, sample: Sample, *, no_repeat: int) -> tuple[str, ...]
     """What the scores of answers stand on."""
     written = f"answers were written to {len(sample.rows):,} test questions drawn from the seed, greedily"
     if no_repeat:
-        written += f", no run of {no_repeat} tokens twice in one (chosen on validation)"
+        written += f", no run of {no_repeat} tokens twice in one, the base's as well (chosen on validation)"
     long = sum(row.prompt_ids is None for row in shop.tokens.rows["test"])
     if not long:
         return (written,)
