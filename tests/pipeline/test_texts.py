@@ -365,7 +365,15 @@ def test_texts_from_nothing_are_compared_by_their_likelihood(place: Place) -> No
     gained = run.report["baselines"]["base"]["bits_per_byte"]["value"] - test["bits_per_byte"]["value"]
     assert verdict["difference"]["value"] == pytest.approx(-gained, abs=2e-6)
     assert verdict["worth_it"] is True
-    assert {line["prompt"] for line in predictions_of(run)} == {""}
+    told = predictions_of(run)
+    assert {line["prompt"] for line in told} == {""}
+    written = [line["answer"] for line in told]
+    assert len(set(written)) == len(written) == test["answers"] > 5, "not one greedy text again and again"
+    assert any("drawn at temperature 1" in note for note in details_of(run)["notes"])
+    found = Run(run.folder).evaluate(str(path))
+    assert found["answers"] == 120
+    assert found["scores"]["distinct_2"]["value"] > 0.2, "of one text, hardly any"
+    assert run.evaluate(str(path))["scores"] == found["scores"]
 
 
 @pytest.mark.parametrize(("rows", "worth_it"), [(1, False), (9, False), (10, True)])

@@ -17,6 +17,7 @@ from gptailor.pipeline.texts.shop import TextShop
 from gptailor.pipeline.texts.tokens import TokenizedRow
 from gptailor.recipe import ScratchApproach
 from gptailor.tasks.completion_form import CompletionForm
+from gptailor.tasks.form import TextRow
 from gptailor.types import Part, Segment
 
 VALIDATION_SHARE = 2  # one validation row is answered for so many test rows: it only chooses the baseline
@@ -80,6 +81,17 @@ def choose_sample(shop: TextShop, part: Part, most: int) -> Sample:
     keys = list(first)
     chosen = [keys[place] for place in order.tolist()]
     return Sample(tuple(first[key] for key in chosen), tuple(tuple(known[key]) for key in chosen))
+
+
+def samplings(usual: Sampling, rows: Sequence[TextRow], *, seed: int = 0) -> list[Sampling]:
+    """How each row is answered: as usual, but where nothing is asked drawn, with a seed for each.
+
+    From nothing the likeliest answer is always the same, and its scores would be those of one text.
+    """
+    return [
+        usual if row.asked else replace(usual, temperature=1.0, seed=seed + place)
+        for place, row in enumerate(rows)
+    ]
 
 
 def metric_names(shop: TextShop) -> tuple[str, ...]:

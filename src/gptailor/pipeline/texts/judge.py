@@ -26,6 +26,7 @@ from gptailor.pipeline.texts.answers import (
     climb,
     is_scratch,
     metric_names,
+    samplings,
 )
 from gptailor.pipeline.texts.objective import by_token, log_likelihoods, margins_as_trained, row_nats
 from gptailor.report.facts import inside, metric_of, score_text
@@ -136,6 +137,11 @@ def judge_answers(
 def _notes(shop: TextShop, sample: Sample, *, no_repeat: int) -> tuple[str, ...]:
     """What the scores of answers stand on."""
     written = f"answers were written to {len(sample.rows):,} test questions drawn from the seed, greedily"
+    if sample.rows and not any(row.row.asked for row in sample.rows):
+        written = (
+            f"{len(sample.rows):,} texts were written from nothing, drawn at temperature 1 with a seed for "
+            "each: greedily they would all be the same"
+        )
     if no_repeat:
         written += f", no run of {no_repeat} tokens twice in one, the base's as well (chosen on validation)"
     long = sum(row.prompt_ids is None for row in shop.tokens.rows["test"])
@@ -193,9 +199,9 @@ def judge_preferences(shop: TextShop, answerer: Answerer, result: TextResult, sa
 
 def _write(shop: TextShop, answerer: Answerer, sample: Sample, *, no_repeat: int = 0) -> Written:
     """As the answerer usually does, unless a run of so many tokens may not come twice."""
-    sampling = replace(answerer.usual, no_repeat=no_repeat or answerer.no_repeat)
+    usual = replace(answerer.usual, no_repeat=no_repeat or answerer.no_repeat)
     prompts = [ids or shop.text.prefix for ids in sample.prompts]
-    made = answerer.answer(prompts, sampling)
+    made = answerer.answer(prompts, samplings(usual, [one.row for one in sample.rows], seed=shop.recipe.seed))
     return Written(tuple(one.text.strip() for one in made), tuple(one.finished == "stop" for one in made))
 
 

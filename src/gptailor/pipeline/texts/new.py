@@ -21,7 +21,7 @@ from gptailor.models.decode import Generated
 from gptailor.models.load import load_trainable_language_model
 from gptailor.models.names import resolve_base
 from gptailor.models.sampling import Sampling
-from gptailor.pipeline.texts.answers import ALWAYS
+from gptailor.pipeline.texts.answers import ALWAYS, samplings
 from gptailor.pipeline.texts.objective import log_likelihoods, margins_as_trained, sequence_nats
 from gptailor.pipeline.texts.rows import read_texts
 from gptailor.pipeline.texts.tokens import TokenizedRow, sequences_of
@@ -74,12 +74,13 @@ def evaluate_texts(
     names = [name for name in (*answerer.form.metrics, *ALWAYS) if name in METRICS]
     chosen = _first_of_each(rows)
     prompts = answerer.feeder.feed([row.prompt for row, _ in chosen])
-    asked = [(ids, references) for ids, (_, references) in zip(prompts, chosen, strict=True) if ids]
+    asked = [(ids, row, references) for ids, (row, references) in zip(prompts, chosen, strict=True) if ids]
     if asked:
-        made = answerer.answer([ids for ids, _ in asked])
+        usual = samplings(answerer.usual, [row for _, row, _ in asked])
+        made = answerer.answer([ids for ids, _, _ in asked], usual)
         answers = TextAnswers(
             [one.text.strip() for one in made],
-            [references for _, references in asked],
+            [references for _, _, references in asked],
             [one.finished == "stop" for one in made],
         )
         scores = {**as_json(text_answer_scores(answers, metrics=names, **settings)), **scores}
