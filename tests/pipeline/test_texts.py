@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,11 +40,11 @@ from gptailor.pipeline.place import Listener
 from gptailor.pipeline.run import Run
 from gptailor.pipeline.text_rehearsal import rehearse_texts
 from gptailor.pipeline.texts import answers, judge, objective, shop, story
-from gptailor.pipeline.texts.tokens import TokenizedRow
+from gptailor.pipeline.texts.tokens import TokenizedRow, ledger_lines, tokenize_texts
 from gptailor.recipe import FullApproach, load_recipe
 from gptailor.tasks.rendering import PLAIN
 from gptailor.train import checkpoint
-from gptailor.types import RawExample, TokenizedExample
+from gptailor.types import Example, RawExample, Segment, TokenizedExample
 
 PARTS = ("train", "validation", "test")
 UNLIKE = (*crashed.UNLIKE, "today")  # a template may write the date
@@ -413,6 +414,30 @@ def test_conversations_without_room_for_an_answer_are_scored_by_likelihood_alone
     assert predictions_of(run) == []
     (note,) = [note for note in details_of(run)["notes"] if "longer than 56 tokens" in note]
     assert note.startswith(f"{report['data']['test']} test conversations")
+
+
+def test_an_answer_that_lies_behind_the_cut_is_counted_and_drops_its_row_where_asked(
+    place: Place, chat_file: Path
+) -> None:
+    """Some chat templates write a conversation anew for each of its answers: one sequence each."""
+    folder = place.folder / "behind-work"
+    folder.mkdir()
+    recipe = place.recipe("behind", task="chat", data={"train": chat_file})
+    work = shop.open_text_shop(recipe, folder, Listener())
+    row = work.prepared.parts["train"][0]
+    short = Example((Segment("one ", learn=False), Segment("two", learn=True)), row.source, row.row)
+    long = Example((Segment("one " * 90, learn=False), Segment("two", learn=True)), row.source, row.row)
+    parts = {part: [replace(row, sequences=(short, long))] for part in PARTS}
+    prepared = replace(work.prepared, parts=parts, rejected=[])
+    found = tokenize_texts(prepared, work.feeder, recipe.data)
+    (size,) = {size for size in found.lengths if size > 64}
+    for part in PARTS:
+        (one,) = found.rows[part]
+        assert (len(one.sequences), one.cut) == (1, size)
+    assert [line.cut for line in ledger_lines(prepared, found)] == [size] * 3
+    strict = recipe.data.model_copy(update={"too_long": "drop"})
+    with pytest.raises(DataError, match="no row is left for train"):
+        tokenize_texts(prepared, work.feeder, strict)
 
 
 # What is measured.
