@@ -27,7 +27,7 @@ import tiny_texts as texts
 from crashed import Crash, alike, metrics_of
 from gptailor.data.ledger import LedgerLine, read_ledger
 from gptailor.errors import DataError, GptailorError, RecipeError, RunError
-from gptailor.evaluate.language import PieceNats
+from gptailor.evaluate.language import PieceNats, num_units, text_scores
 from gptailor.evaluate.text_metrics import TextAnswers, text_answer_scores
 from gptailor.models.answerer import load_answerer
 from gptailor.models.generate import generate
@@ -39,7 +39,7 @@ from gptailor.pipeline.fit import fit_recipe
 from gptailor.pipeline.place import Listener
 from gptailor.pipeline.run import Run
 from gptailor.pipeline.text_rehearsal import rehearse_texts
-from gptailor.pipeline.texts import answers, judge, objective, shop, story
+from gptailor.pipeline.texts import answers, judge, new, objective, shop, story
 from gptailor.pipeline.texts.tokens import TokenizedRow, ledger_lines, tokenize_texts
 from gptailor.recipe import FullApproach, load_recipe
 from gptailor.tasks.rendering import PLAIN
@@ -511,6 +511,30 @@ def test_without_baselines_nothing_is_compared(
         assert run.report["baselines"] == {}
         assert run.report["verdict"]["best_baseline"] is None
         assert run.report["verdict"]["says"] == "No baseline was run."
+
+
+def test_intervals_of_bits_take_rows_with_one_prompt_as_one(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three answers to each of forty prompts are forty things that can be drawn, not 120."""
+    units: list[PieceNats] = []
+
+    def listening(pieces: PieceNats, **settings: Any) -> Any:
+        units.append(pieces)
+        return text_scores(pieces, **settings)
+
+    test = [{**row, "completion": f"{row['completion']} {n}"} for row in texts.pairs(40) for n in range(3)]
+    train = texts.write_csv(place.folder / "for-thrice.csv", texts.pairs(40, first=300))
+    data = {"train": train, "test": texts.write_csv(place.folder / "thrice.csv", test)}
+    monkeypatch.setattr(story, "text_scores", listening)
+    run = place.fit(place.recipe("thrice", data=data))
+    (tested,) = [one for one in units if len(one.nats) == 120]
+    monkeypatch.setattr(new, "text_scores", listening)
+    found = Run(run.folder).evaluate(str(data["test"]))
+    for one in (tested, units[-1]):
+        assert one.documents.tolist() == [number // 3 for number in range(120)]
+        assert num_units(one) == 40
+    assert found["scores"]["bits_per_byte"]["value"] == run.report["test"]["bits_per_byte"]["value"]
 
 
 def test_validation_is_logged_and_the_best_step_kept(completion: Run) -> None:

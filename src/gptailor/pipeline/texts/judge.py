@@ -7,10 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from gptailor.data.ledger import write_csv_safely
-from gptailor.evaluate.language import PieceNats, bits_difference, text_scores
+from gptailor.evaluate.language import PieceNats, bits_difference, num_units, text_scores
 from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.preference import by_length, right_shares, share_difference, share_score
 from gptailor.evaluate.text_metrics import METRICS, paired_text_difference, signature, text_answer_scores
@@ -278,7 +276,7 @@ def _verdict_by_bits(ours: PieceNats, base: PieceNats | None, settings: Mapping[
     gap = bits_difference(ours, base, **settings)
     turned = Score(-gap.value, -gap.high, -gap.low)
     between = f"(95 % interval {score_text(turned.low)} to {score_text(turned.high)})"
-    rows = len(np.unique(ours.documents))
+    rows = num_units(ours)
     says = f"No clear difference to the base as it came {between}."
     if rows < FEWEST_ROWS:
         change = f"{gap.value:+.3f} bits per byte against the base as it came"

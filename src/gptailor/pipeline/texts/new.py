@@ -10,6 +10,7 @@ import numpy as np
 
 from gptailor.data.feeder import Feeder
 from gptailor.data.read import iterate_rows
+from gptailor.data.split import value_groups
 from gptailor.errors import DataError, InputError
 from gptailor.evaluate.language import PieceNats, text_scores
 from gptailor.evaluate.metrics import as_json
@@ -177,7 +178,7 @@ def _nats(answerer: Answerer, rows: list[TextRow]) -> tuple[PieceNats, int]:
         np.bincount(owner, nats).astype(np.float64),
         np.bincount(owner, tokens).astype(np.int64),
         np.bincount(owner, sizes).astype(np.int64),
-        np.arange(len(used)),
+        value_groups([rows[place].group for place in used.tolist()]),
     )
     return pieces, len(used)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gptailor.data.batch import collate_texts, length_buckets, pack, to_device
+from gptailor.data.split import value_groups
 from gptailor.evaluate.language import PieceNats
 from gptailor.evaluate.preference import ranking_score, right_shares
 from gptailor.launch import Precision, precision_context
@@ -167,7 +168,9 @@ def margins_as_trained(
 def row_nats(
     adapted: Adapted, rows: Sequence[TokenizedRow], shop: TextShop, *, precision: Precision = "fp32"
 ) -> PieceNats:
-    """What the right answers of each row cost: nats, tokens and bytes; a row is a document."""
+    """What the right answers of each row cost: nats, tokens and bytes. Rows of one group are one document,
+    for what is alike in them, such as a context, was drawn once.
+    """
     sequences = [one for row in rows for one in row.right]
     owner = np.repeat(np.arange(len(rows)), [len(row.right) for row in rows])
     nats, tokens = sequence_nats(adapted, sequences, precision=precision)
@@ -176,7 +179,7 @@ def row_nats(
         nats=np.bincount(owner, nats, minlength=len(rows)).astype(np.float64),
         tokens=np.bincount(owner, tokens, minlength=len(rows)).astype(np.int64),
         bytes=np.bincount(owner, sizes, minlength=len(rows)).astype(np.int64),
-        documents=np.arange(len(rows)),
+        documents=value_groups([row.row.group for row in rows]),
     )
 
 
