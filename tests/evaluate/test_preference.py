@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptailor.evaluate.preference import by_length, right_shares, share_difference, share_score
+from gptailor.evaluate.preference import (
+    by_length,
+    ranked_share,
+    ranking_score,
+    right_shares,
+    share_difference,
+    share_score,
+)
 
 SETTINGS = {"resamples": 500, "seed": 0}
 margins = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40)
@@ -58,3 +65,16 @@ def test_length_counts_characters_and_sees_nothing_else() -> None:
     assert by_length(["longer", "a", "ab", "日本"], ["long", "ab", "ba", "J"]).tolist() == [2, -1, 0, 1]
     with pytest.raises(ValueError, match="argument 2 is shorter"):
         by_length(["a", "b"], ["c"])
+
+
+@given(st.lists(st.integers(-1000, 1000), min_size=1, max_size=40), st.sampled_from([0.03, 1.0, 250.0]))
+def test_a_ranking_score_has_no_scale_and_holds_the_share(values: list[int], factor: float) -> None:
+    score = ranking_score(values)
+    assert ranking_score([factor * value for value in values]) == pytest.approx(score, abs=1e-6)
+    assert ranked_share(score, len(values)) == pytest.approx(right_shares(values).mean())
+
+
+def test_equal_shares_are_told_apart_by_their_margins() -> None:
+    assert ranking_score([3.0, -1.0]) > ranking_score([1.0, -1.0]) > ranking_score([1.0, -3.0])
+    assert ranking_score([0.1, 0.1, -9.0]) > ranking_score([9.0, -0.1, -0.1]), "a pair outweighs all margins"
+    assert ranking_score([0.0, 0.0]) == 0.5

@@ -31,6 +31,7 @@ from gptailor.models.predictor import load_predictor
 from gptailor.pipeline import language
 from gptailor.pipeline.answers import predict_inputs
 from gptailor.pipeline.compare import compare_runs
+from gptailor.pipeline.documents import PreparedDocuments, prepare_documents
 from gptailor.pipeline.fit import fit_recipe
 from gptailor.pipeline.place import Listener
 from gptailor.pipeline.run import Run
@@ -484,6 +485,86 @@ def test_what_stands_in_the_test_file_is_left_out_of_training_and_told(place: Pl
     assert sum(map(sum, found)) == 12
     assert sum(found[4]) == 12, "a few words are no leak"
     assert run.report["test"]["documents"] == 6
+
+
+def marked(place: Place, name: str, marks: Sequence[Mapping[str, str]]) -> Path:
+    """A row for each, with a text of its own."""
+    rows = [{"text": prose(400 + number, 24), **mark} for number, mark in enumerate(marks)]
+    path = place.folder / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def rows_by_part(prepared: PreparedDocuments) -> dict[str, set[int]]:
+    """The rows of the training file, numbered from 0."""
+    file = prepared.files[0]
+    found: dict[str, set[int]] = {part: set() for part in PARTS}
+    for document, part in zip(file.documents.piece_document, file.parts.tolist(), strict=True):
+        if part >= 0:
+            found[PARTS[part]].add(document)
+    return found
+
+
+@pytest.mark.parametrize("count", [12, 60])
+def test_documents_of_a_group_stay_in_one_part(place: Place, count: int) -> None:
+    """Also fewer than are otherwise divided; the largest group, half of everything, trains."""
+    writers = [{"writer": f"w{n % 6}" if n % 2 else "most"} for n in range(count)]
+    path = marked(place, f"writers-{count}.jsonl", writers)
+    for seed in range(4):
+        data = {"train": str(path), "split": {"group": "writer", "validation": 0.2, "test": 0.2}}
+        prepared = prepare_documents(place.recipe("writers", data=data, seed=seed))
+        parts = rows_by_part(prepared)
+        assert all(parts.values())
+        of = {part: {writers[row]["writer"] for row in rows} for part, rows in parts.items()}
+        assert not of["train"] & of["test"] | of["train"] & of["validation"] | of["validation"] & of["test"]
+        assert "most" in of["train"]
+        assert sum(map(len, parts.values())) == count
+
+
+def test_the_newest_documents_test_and_the_oldest_train(place: Place) -> None:
+    days = [{"day": f"2024-{1 + (7 * n) % 12:02d}-{1 + n % 28:02d}"} for n in range(40)]
+    data = {"train": str(marked(place, "days.jsonl", days)), "split": {"time": "day"}}
+    parts = rows_by_part(prepare_documents(place.recipe("days", data=data)))
+    when = {part: [days[row]["day"] for row in rows] for part, rows in parts.items()}
+    assert max(when["train"]) < min(when["validation"])
+    assert max(when["validation"]) < min(when["test"])
+
+
+def test_a_group_of_the_test_file_trains_nothing(place: Place) -> None:
+    train = marked(place, "grouped.jsonl", [{"writer": f"w{n % 5}"} for n in range(30)])
+    test = place.folder / "grouped-test.jsonl"
+    test.write_text(json.dumps({"text": prose(950, 40), "writer": "w3 "}) + "\n", encoding="utf-8")
+    data = {"train": str(train), "test": str(test), "split": {"group": "writer"}}
+    prepared = prepare_documents(place.recipe("grouped", data=data))
+    reasons = prepared.files[0].reasons
+    assert {row: reason for row, (reason, _) in reasons.items()} == dict.fromkeys(
+        range(3, 30, 5), "leak_group"
+    )
+
+
+@pytest.mark.parametrize(("role", "word"), [("group", "group"), ("time", "order")])
+def test_a_column_to_split_by_that_is_not_there_is_refused(place: Place, role: str, word: str) -> None:
+    for path, told in ((place.book, "a plain text has none"), (place.stories, "it has text")):
+        data = {"train": str(path), "split": {role: "writer"}}
+        with pytest.raises(DataError) as caught:
+            prepare_documents(place.recipe("unknown", data=data))
+        assert f"there is no column 'writer' to {word} by; {told}" in str(caught.value)
+        assert f"data.split.{role}" in str(caught.value)
+
+
+def test_what_stands_in_the_test_file_does_not_validate(place: Place) -> None:
+    texts = [prose(seed, 60) for seed in range(500, 506)]
+    train = write_rows(place.folder / "fit.jsonl", [prose(seed, 60) for seed in range(600, 630)])
+    test = write_rows(place.folder / "both-test.jsonl", texts[:3])
+    validation = write_rows(place.folder / "both.jsonl", [texts[1], f"As they say: {texts[2]}", *texts[3:]])
+    data = {"train": str(train), "validation": str(validation), "test": str(test)}
+    prepared = prepare_documents(place.recipe("both", data=data))
+    _, found, tested = prepared.files
+    assert {row: reason for row, (reason, _) in found.reasons.items()} == {0: "leak_exact", 1: "leak_near"}
+    assert tested.reasons == {}
+    write_rows(validation, texts[:2])
+    with pytest.raises(DataError, match="in the test file, too"):
+        prepare_documents(place.recipe("both", data=data))
 
 
 def test_a_test_file_that_is_the_training_file_is_refused(place: Place) -> None:

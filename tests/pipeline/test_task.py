@@ -172,6 +172,7 @@ UNREAD: dict[str, Any] = {
     "data.chosen": "good",
     "data.rejected": "bad",
     "data.separator": "---",
+    "data.clean.near_duplicates": False,
     "train.class_weights": "balanced",
     "train.label_smoothing": 0.1,
     "evaluate.slices": ["language"],

@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,18 +27,24 @@ import tiny_texts as texts
 from crashed import Crash, alike, metrics_of
 from gptailor.data.ledger import LedgerLine, read_ledger
 from gptailor.errors import DataError, GptailorError, RecipeError, RunError
+from gptailor.evaluate.language import PieceNats, num_units, text_scores
 from gptailor.evaluate.text_metrics import TextAnswers, text_answer_scores
 from gptailor.models.answerer import load_answerer
+from gptailor.models.generate import generate
 from gptailor.models.sampling import Sampling
 from gptailor.pipeline.answers import predict_inputs, predict_to
+from gptailor.pipeline.causal import adapt_causal
 from gptailor.pipeline.compare import compare_runs
 from gptailor.pipeline.fit import fit_recipe
+from gptailor.pipeline.place import Listener
 from gptailor.pipeline.run import Run
-from gptailor.pipeline.texts import answers, judge, shop, story
-from gptailor.recipe import load_recipe
+from gptailor.pipeline.text_rehearsal import rehearse_texts
+from gptailor.pipeline.texts import answers, judge, new, objective, shop, story
+from gptailor.pipeline.texts.tokens import TokenizedRow, ledger_lines, tokenize_texts
+from gptailor.recipe import FullApproach, load_recipe
 from gptailor.tasks.rendering import PLAIN
 from gptailor.train import checkpoint
-from gptailor.types import RawExample
+from gptailor.types import Example, RawExample, Segment, TokenizedExample
 
 PARTS = ("train", "validation", "test")
 UNLIKE = (*crashed.UNLIKE, "today")  # a template may write the date
@@ -350,7 +357,7 @@ def test_two_files_keep_step_and_so_do_their_test_files(place: Place) -> None:
 
 
 def test_texts_from_nothing_are_compared_by_their_likelihood(place: Place) -> None:
-    path = texts.write_jsonl(place.folder / "poems.jsonl", [{"text": texts.words(n)} for n in range(40)])
+    path = texts.write_jsonl(place.folder / "poems.jsonl", [{"text": texts.words(n)} for n in range(120)])
     data = {"train": path, "preset": "generation"}
     run = place.fit(place.recipe("poems", data=data, baselines="quick", learning_rate=3e-3))
     assert set(run.report["baselines"]) == {"base"}
@@ -359,7 +366,26 @@ def test_texts_from_nothing_are_compared_by_their_likelihood(place: Place) -> No
     gained = run.report["baselines"]["base"]["bits_per_byte"]["value"] - test["bits_per_byte"]["value"]
     assert verdict["difference"]["value"] == pytest.approx(-gained, abs=2e-6)
     assert verdict["worth_it"] is True
-    assert {line["prompt"] for line in predictions_of(run)} == {""}
+    told = predictions_of(run)
+    assert {line["prompt"] for line in told} == {""}
+    written = [line["answer"] for line in told]
+    assert len(set(written)) == len(written) == test["answers"] > 5, "not one greedy text again and again"
+    assert any("drawn at temperature 1" in note for note in details_of(run)["notes"])
+    found = Run(run.folder).evaluate(str(path))
+    assert found["answers"] == 120
+    assert found["scores"]["distinct_2"]["value"] > 0.2, "of one text, hardly any"
+    assert run.evaluate(str(path))["scores"] == found["scores"]
+
+
+@pytest.mark.parametrize(("rows", "worth_it"), [(1, False), (9, False), (10, True)])
+def test_a_handful_of_texts_is_too_few_to_tell(rows: int, worth_it: bool) -> None:
+    """One text has an interval without a width."""
+    sizes = np.full(rows, 10)
+    ours, base = (PieceNats(np.full(rows, nats), sizes, sizes, np.arange(rows)) for nats in (10.0, 20.0))
+    verdict = judge._verdict_by_bits(ours, base, {"resamples": 50, "seed": 0})
+    assert verdict["worth_it"] is worth_it
+    told = f"on {rows} test row{'s' if rows > 1 else ''}: too few to tell"
+    assert (told in verdict["says"]) is not worth_it
 
 
 def test_a_long_summary_source_is_cut_and_said_so_without_talk_of_questions(place: Place) -> None:
@@ -388,6 +414,30 @@ def test_conversations_without_room_for_an_answer_are_scored_by_likelihood_alone
     assert predictions_of(run) == []
     (note,) = [note for note in details_of(run)["notes"] if "longer than 56 tokens" in note]
     assert note.startswith(f"{report['data']['test']} test conversations")
+
+
+def test_an_answer_that_lies_behind_the_cut_is_counted_and_drops_its_row_where_asked(
+    place: Place, chat_file: Path
+) -> None:
+    """Some chat templates write a conversation anew for each of its answers: one sequence each."""
+    folder = place.folder / "behind-work"
+    folder.mkdir()
+    recipe = place.recipe("behind", task="chat", data={"train": chat_file})
+    work = shop.open_text_shop(recipe, folder, Listener())
+    row = work.prepared.parts["train"][0]
+    short = Example((Segment("one ", learn=False), Segment("two", learn=True)), row.source, row.row)
+    long = Example((Segment("one " * 90, learn=False), Segment("two", learn=True)), row.source, row.row)
+    parts = {part: [replace(row, sequences=(short, long))] for part in PARTS}
+    prepared = replace(work.prepared, parts=parts, rejected=[])
+    found = tokenize_texts(prepared, work.feeder, recipe.data)
+    (size,) = {size for size in found.lengths if size > 64}
+    for part in PARTS:
+        (one,) = found.rows[part]
+        assert (len(one.sequences), one.cut) == (1, size)
+    assert [line.cut for line in ledger_lines(prepared, found)] == [size] * 3
+    strict = recipe.data.model_copy(update={"too_long": "drop"})
+    with pytest.raises(DataError, match="no row is left for train"):
+        tokenize_texts(prepared, work.feeder, strict)
 
 
 # What is measured.
@@ -430,6 +480,29 @@ def test_scores_are_those_of_the_predictions_and_the_verdict_a_difference(comple
     assert {one["baseline_name"] for one in samples} == {"The prompt, copied"}
 
 
+def test_the_best_baseline_is_chosen_on_the_rows_that_all_of_them_answered() -> None:
+    """The copy is right on four easy rows at the end, which the base wasn't asked."""
+    sample: Any = answers.Sample((None,) * 8, (("yes",),) * 8)  # type: ignore[arg-type]
+
+    def written(right: str) -> answers.Written:
+        return answers.Written(tuple("yes" if one == "1" else "no" for one in right), (True,) * len(right))
+
+    rungs = {
+        "copy": answers.Rung(written("10001111"), written("10001111")),
+        "zero_shot": answers.Rung(written("1100"), written("1100")),
+        "few_shot": answers.Rung(skipped="skipped"),
+    }
+    verdict = judge._verdict(
+        "exact_match",
+        rungs,
+        written("11111111"),
+        {"validation": sample, "test": sample},
+        {"resamples": 10, "seed": 0},
+    )
+    assert verdict["best_baseline"] == "zero_shot"
+    assert verdict["says"].endswith("on 4 test rows: too few to tell.")
+
+
 def test_without_baselines_nothing_is_compared(
     place: Place, odd_files: dict[str, Path], chat_file: Path
 ) -> None:
@@ -438,6 +511,30 @@ def test_without_baselines_nothing_is_compared(
         assert run.report["baselines"] == {}
         assert run.report["verdict"]["best_baseline"] is None
         assert run.report["verdict"]["says"] == "No baseline was run."
+
+
+def test_intervals_of_bits_take_rows_with_one_prompt_as_one(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three answers to each of forty prompts are forty things that can be drawn, not 120."""
+    units: list[PieceNats] = []
+
+    def listening(pieces: PieceNats, **settings: Any) -> Any:
+        units.append(pieces)
+        return text_scores(pieces, **settings)
+
+    test = [{**row, "completion": f"{row['completion']} {n}"} for row in texts.pairs(40) for n in range(3)]
+    train = texts.write_csv(place.folder / "for-thrice.csv", texts.pairs(40, first=300))
+    data = {"train": train, "test": texts.write_csv(place.folder / "thrice.csv", test)}
+    monkeypatch.setattr(story, "text_scores", listening)
+    run = place.fit(place.recipe("thrice", data=data))
+    (tested,) = [one for one in units if len(one.nats) == 120]
+    monkeypatch.setattr(new, "text_scores", listening)
+    found = Run(run.folder).evaluate(str(data["test"]))
+    for one in (tested, units[-1]):
+        assert one.documents.tolist() == [number // 3 for number in range(120)]
+        assert num_units(one) == 40
+    assert found["scores"]["bits_per_byte"]["value"] == run.report["test"]["bits_per_byte"]["value"]
 
 
 def test_validation_is_logged_and_the_best_step_kept(completion: Run) -> None:
@@ -501,8 +598,17 @@ def test_other_tools_stop_where_an_answer_ends(chat: Run) -> None:
 def test_what_was_settled_is_kept_and_used_everywhere(
     place: Place, odd_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked: list[int] = []
+
+    def listening(model: Any, prompts: Any, sampling: Sampling, **more: Any) -> Any:
+        asked.append(sampling.no_repeat)
+        return generate(model, prompts, sampling, **more)
+
     monkeypatch.setattr(story, "settle_no_repeat", lambda *_: 2)
-    run = place.fit(place.recipe("no-repeats", data=odd_files, dropout=0.0, learning_rate=5e-4))
+    monkeypatch.setattr(answers, "generate", listening)
+    recipe = place.recipe("no-repeats", data=odd_files, baselines="quick", dropout=0.0, learning_rate=5e-4)
+    run = place.fit(recipe)
+    assert asked == [2] * 4, "the base without and with examples, on validation and on test"
     answerer = load_answerer(run.folder)
     assert answerer.usual == Sampling(max_new_tokens=answerer.max_new_tokens, no_repeat=2)
     rows = predictions_of(run)
@@ -548,7 +654,17 @@ def test_likelihoods_of_a_preference_run_are_those_of_the_chosen_answers(prefere
     ("loss", "first"),
     [("dpo", math.log(2)), ("ipo", 25.0), ("simpo", None)],
 )
-def test_every_preference_loss(place: Place, preference_file: Path, loss: str, first: float | None) -> None:
+def test_every_preference_loss(
+    place: Place, preference_file: Path, loss: str, first: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tested: list[tuple[str, bool, list[float]]] = []
+
+    def listening(kind: str, ours: Any, theirs: Any, rows: Any) -> Any:
+        found = objective.margins_as_trained(kind, ours, theirs, rows)
+        tested.append((kind, theirs is not None, found.tolist()))
+        return found
+
+    monkeypatch.setattr(judge, "margins_as_trained", listening)
     recipe = place.recipe(
         f"by-{loss}",
         data={"train": preference_file},
@@ -557,6 +673,7 @@ def test_every_preference_loss(place: Place, preference_file: Path, loss: str, f
         length="2 steps",
     )
     run = place.fit(recipe)
+    assert tested == [(loss, True, [float(line["margin"]) for line in predictions_of(run)])]
     step = steps_of(run)[0]
     if first is None:  # margin 1: the chosen isn't yet ahead by that much
         assert step["loss"] > math.log(2)
@@ -568,6 +685,65 @@ def test_every_preference_loss(place: Place, preference_file: Path, loss: str, f
         kept = np.load(reference / "train.npy")
         assert kept.shape == (run.report["data"]["train"], 2)
         assert (kept < 0).all()
+
+
+@pytest.mark.parametrize(("loss", "ahead"), [("dpo", 4.0), ("ipo", -1.0), ("simpo", -3.0)])
+def test_pairs_are_ranked_in_the_test_as_the_loss_compares_them(loss: str, ahead: float) -> None:
+    """The chosen answer has eight tokens and gained 8 nats, the rejected one has two and gained 4."""
+    sizes, ours, theirs = (8, 2), np.array([[-32.0, -2.0]]), np.array([[-40.0, -6.0]])
+    sequences = tuple(
+        TokenizedExample(np.zeros(size + 1, np.int32), np.arange(size + 1) > 0, "", 1) for size in sizes
+    )
+    rows = [TokenizedRow(None, sequences, None)]  # type: ignore[arg-type]
+    assert objective.margins_as_trained(loss, ours, theirs, rows).tolist() == [ahead]
+    assert objective.margins_as_trained(loss, ours, None, rows).tolist() == [-3.0], "no reference"
+
+
+@pytest.mark.parametrize("loss", ["dpo", "ipo", "simpo"])
+def test_validation_and_test_rank_by_the_same_margins(
+    loss: str, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(objective, "ranking_score", lambda margins: seen.append(margins) or 0.0)
+    pairs = texts.preferences(40)
+    for number, row in enumerate(pairs):
+        row["rejected"] += f" {texts.words(number, number % 7)}"
+    path = texts.write_jsonl(place.folder / f"uneven-{loss}.jsonl", pairs)
+    recipe = place.recipe(f"uneven-{loss}", data={"train": path}, preference={"loss": loss}, dropout=0.0)
+    listener, folder = Listener(), place.folder / f"uneven-{loss}-work"
+    folder.mkdir()
+    work = shop.open_text_shop(recipe, folder, listener)
+    adapted = adapt_causal(recipe, work.base, work.text.tokenizer, FullApproach(), device="cpu")
+    rows = work.tokens.rows["validation"]
+    found = objective.preference_objective(work, adapted, folder)
+    theirs = objective.log_likelihoods(adapted, rows)
+    with torch.no_grad():
+        for weight in adapted.trained.parameters():
+            weight.mul_(1.05)
+    found.validate("fp32")
+    ours = objective.log_likelihoods(adapted, rows)
+    np.testing.assert_allclose(seen[0], objective.margins_as_trained(loss, ours, theirs, rows), atol=1e-4)
+
+
+def test_trials_of_preferences_are_compared_without_the_scale_of_their_loss(
+    place: Place, preference_file: Path
+) -> None:
+    """Of IPO with nearly no rate, the loss is 1 / (4 beta²): the largest beta would win untrained."""
+    data = {"train": preference_file}
+    recipe = place.recipe(
+        "trials", task="preference", data=data, dropout=0.0, length="2 steps", learning_rate=1e-9
+    )
+    folder = place.folder / "trials-work"
+    folder.mkdir()
+    rehearsal = rehearse_texts(recipe, folder, Listener())
+    assert rehearsal.metric == "preference_accuracy"
+    scores = []
+    for beta in (0.03, 3.0):
+        tried = recipe.preference.model_copy(update={"loss": "ipo", "beta": beta})
+        *_, last = rehearsal.trial(recipe.model_copy(update={"preference": tried}))
+        scores.append(last.result)
+        assert 0 <= rehearsal.told(last.result) <= 1
+    assert abs(scores[0] - scores[1]) <= 1, "the losses are 278 and 0.03"
 
 
 def test_the_reference_of_another_base_is_never_reused(place: Place, preference_file: Path) -> None:

@@ -51,6 +51,23 @@ def test_class_settings_are_tried_only_where_rows_have_one_label(rehearsal: Rehe
     assert not {"train.class_weights", "train.label_smoothing"} & names
 
 
+@pytest.mark.parametrize(
+    ("preference", "betas"),
+    [
+        ({}, (0.03, 0.1, 0.3)),
+        ({"loss": "simpo"}, (0.6, 2.0, 6.0)),
+        ({"loss": "ipo"}, (0.03, 0.1, 0.3)),
+        ({"beta": 0.5}, (0.15, 0.5, 1.5)),
+    ],
+)
+def test_the_strength_of_preferences_lies_around_what_is_usual_for_the_loss(
+    rehearsal: Rehearsal, preference: dict[str, Any], betas: tuple[float, ...]
+) -> None:
+    recipe = recipe_with(task="preference", preference=preference)
+    space = {d.name: d for d in build_space(recipe, rehearsal)}
+    assert space["preference.beta"].choices == betas
+
+
 def test_a_condition_binds_a_setting_to_its_approach(rehearsal: Rehearsal) -> None:
     space = {d.name: d for d in build_space(recipe_with(), rehearsal)}
     assert space["approach[lora].rank"].belongs_to("lora")

@@ -7,10 +7,11 @@ still be divided into parts.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gptailor.data.lines import LineFeed
@@ -34,10 +35,26 @@ class Piece:
     source: str
     row: int
     begins: bool
+    group: str = ""  # of a table's row, where a column is named for it
+    time: str = ""
+
+
+def columns_of(location: str, columns: str | None = None) -> list[str]:
+    """The columns of a location's first rows; a plain text has none."""
+    if columns is None and _is_plain_text(location):
+        return []
+    rows = itertools.islice(iterate_rows(location, columns=columns), LOOK_AHEAD)
+    return list(dict.fromkeys(name for row in rows if isinstance(row, RawExample) for name in row.fields))
 
 
 def iterate_pieces(
-    location: str, *, text: str | None = None, columns: str | None = None, separator: str | None = None
+    location: str,
+    *,
+    text: str | None = None,
+    columns: str | None = None,
+    separator: str | None = None,
+    group: str | None = None,
+    time: str | None = None,
 ) -> Iterator[Piece | RejectedRow]:
     """The documents of a location in order, in pieces; rows that can't be read come as they are.
 
@@ -48,6 +65,8 @@ def iterate_pieces(
         columns: Names for a headerless file's columns. One name for a plain text makes every line a
             document.
         separator: A line that divides a plain text into documents, such as `<|endoftext|>`.
+        group: The column of a table whose value each piece carries.
+        time: The column of a table that says when a row happened.
 
     Raises:
         DataError: the location can't be read or the text column isn't plain.
@@ -68,7 +87,11 @@ def iterate_pieces(
             continue
         parts = (column or "text").split("+")
         whole = item.fields.get(column or "") or " ".join(v for n in parts if (v := item.fields.get(n, "")))
-        yield from _pieces_of(whole, item.source, item.row, separator if Path(location).is_dir() else None)
+        pieces = _pieces_of(whole, item.source, item.row, separator if Path(location).is_dir() else None)
+        marks = (item.fields.get(group or "", "").strip(), item.fields.get(time or "", "").strip())
+        yield from (
+            (replace(piece, group=marks[0], time=marks[1]) for piece in pieces) if any(marks) else pieces
+        )
 
 
 def cut_pieces(text: str, size: int = PIECE) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ import numpy as np
 from gptailor.cache import content_key
 from gptailor.data.blocks import TokenStore, TokenWriter, open_store, targets_by_piece
 from gptailor.data.clean import repair
-from gptailor.data.documents import Piece, iterate_pieces
+from gptailor.data.documents import Piece, columns_of, iterate_pieces
 from gptailor.data.ledger import LedgerLine
 from gptailor.data.overlap import NgramSet, build_ngram_set, shares_a_run, shares_across
+from gptailor.data.split import time_keys, value_groups
 from gptailor.data.tokenize import Encoder
-from gptailor.errors import DataError
+from gptailor.errors import DataError, did_you_mean
 from gptailor.pipeline.folder import hash_files
-from gptailor.pipeline.prepare import PARTS, refuse_same_file
+from gptailor.pipeline.prepare import PARTS, refuse_all_leaked, refuse_same_file
 from gptailor.recipe import CleanSettings, DataSettings, Recipe
 from gptailor.types import IntArray, Part, RejectedRow
 
@@ -50,6 +51,8 @@ class Documents:
     piece_document: array[int] = field(default_factory=lambda: array("q"))
     overlapping: set[int] = field(default_factory=set)  # pieces that stand in a held-out file
     rejected: list[RejectedRow] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)  # for each document, where a column is named for them
+    times: list[str] = field(default_factory=list)
 
     def place(self, document: int) -> tuple[str, int]:
         return self.sources[self.source_of[document]], self.row_of[document]
@@ -82,25 +85,29 @@ def prepare_documents(recipe: Recipe, say: Callable[[str], None] = lambda _: Non
     """
     settings = recipe.data
     refuse_same_file(settings)
-    given: dict[Part, Documents] = {}
-    grams: NgramSet | None = None
-    held_out: tuple[tuple[Part, str | None, str | None], ...] = (
-        ("validation", settings.validation, settings.columns),
-        ("test", settings.test, settings.test_columns),
-    )
-    for part, location, columns in held_out:
-        if location is not None:
-            say(f"reading {location}")
-            given[part] = survey(location, settings, columns=columns)
-    if given:
-        texts = (piece.text for d in given.values() for piece in _pieces(d, settings))
-        grams = build_ngram_set(texts)
+    _refuse_unknown_columns(settings)
+    tests, validations = [], []
+    if settings.test is not None:
+        say(f"reading {settings.test}")
+        tests = [survey(settings.test, settings, columns=settings.test_columns)]
+    if settings.validation is not None:
+        say(f"reading {settings.validation}")
+        grams = _grams(tests, settings)
+        validations = [survey(settings.validation, settings, columns=settings.columns, held_out=grams)]
+    held_out = [*validations, *tests]
     say(f"reading {settings.train}")
-    train = survey(settings.train, settings, columns=settings.columns, held_out=grams)
-    known = {digest for documents in given.values() for digest in documents.digests}
-    files = [divide(train, recipe, known=known, given=set(given))]
-    for part, documents in given.items():
-        files.append(all_in(documents, part))
+    train = survey(settings.train, settings, columns=settings.columns, held_out=_grams(held_out, settings))
+    given: set[Part] = set()
+    if validations:
+        given.add("validation")
+    if tests:
+        given.add("test")
+    files = [divide(train, recipe, beside=held_out, given=given)]
+    # What chooses the settings must not stand in the test either.
+    files += [all_in(documents, "validation", beside=tests) for documents in validations]
+    if validations and tests:
+        refuse_all_leaked(np.flatnonzero(files[1].parts != DROPPED).tolist(), settings)
+    files += [all_in(documents, "test") for documents in tests]
     _refuse_too_little(files, settings.train)
     return PreparedDocuments(
         files=files,
@@ -117,11 +124,16 @@ def survey(
     names: dict[str, int] = {}
     digest = hashlib.blake2b(digest_size=16)
     before = ""
-    if location == "-":
-        raise DataError(
-            "standard input can't be read twice, and texts are.", fix="Write it to a file and give that."
-        )
-    for item in iterate_pieces(location, text=settings.text, columns=columns, separator=settings.separator):
+    _refuse_stream(location)
+    pieces = iterate_pieces(
+        location,
+        text=settings.text,
+        columns=columns,
+        separator=settings.separator,
+        group=settings.split.group,
+        time=settings.split.time,
+    )
+    for item in pieces:
         if isinstance(item, RejectedRow):
             found.rejected.append(item)
             continue
@@ -131,6 +143,10 @@ def survey(
             digest = hashlib.blake2b(digest_size=16)
             found.source_of.append(names.setdefault(item.source, len(names)))
             found.row_of.append(item.row)
+            if settings.split.group is not None:
+                found.groups.append(item.group)
+            if settings.split.time is not None:
+                found.times.append(item.time)
         digest.update(item.text.encode(errors="surrogateescape"))
         if held_out is not None:
             number = len(found.piece_bytes)
@@ -147,19 +163,46 @@ def survey(
     return found
 
 
-def divide(documents: Documents, recipe: Recipe, *, known: set[bytes], given: set[Part]) -> Divided:
-    """Drops empty, repeated and leaked documents, and spreads the rest over the parts that weren't given."""
+def divide(documents: Documents, recipe: Recipe, *, beside: Sequence[Documents], given: set[Part]) -> Divided:
+    """Drops empty, repeated and leaked documents, and spreads the rest over the parts that weren't given.
+
+    `beside` are the held-out files. Documents of one group stay in one part; with times, the newest test.
+    """
+    parts, reasons = _usable(documents, beside, drop_duplicates=recipe.data.clean.drop_duplicates)
+    size = np.array(documents.piece_bytes, np.int64)
+    owner = np.array(documents.piece_document, np.int64)
+    sizes = np.bincount(owner, weights=size, minlength=len(documents.row_of)).astype(np.int64)
+    kept = np.unique(owner[parts == 0])
+    shares = _shares(recipe, int(size[parts == 0].sum()), given)
+    whole = bool(documents.groups or documents.times) or len(kept) >= MANY_DOCUMENTS
+    divided = not whole and _divide_each(parts, owner, size, shares)
+    if not divided:
+        order = _in_turn(documents, kept, sizes, shares, seed=recipe.seed)
+        _divide_whole(parts, owner, sizes, order, shares)
+    return Divided(documents, parts, reasons, divided)
+
+
+def _usable(
+    documents: Documents, beside: Sequence[Documents], *, drop_duplicates: bool
+) -> tuple[IntArray, dict[int, tuple[Any, str]]]:
+    """0 for each piece that can be used, else DROPPED; and why documents have none that can."""
     reasons: dict[int, tuple[Any, str]] = {}
     size = np.array(documents.piece_bytes, np.int64)
     owner = np.array(documents.piece_document, np.int64)
     sizes = np.bincount(owner, weights=size, minlength=len(documents.row_of)).astype(np.int64)
+    known = {digest for one in beside for digest in one.digests}
+    known_groups = {group for one in beside for group in one.groups if group}
+    groups = documents.groups or [""] * len(sizes)
     seen: dict[bytes, int] = {}
     for number, digest in enumerate(documents.digests):
         if sizes[number] == 0:
             reasons[number] = ("no_text", "")
         elif digest in known:
             reasons[number] = ("leak_exact", "stands in the held-out file")
-        elif recipe.data.clean.drop_duplicates and digest in seen:
+        elif groups[number] in known_groups:
+            detail = f"of the group {groups[number]!r}, which stands in the held-out file"
+            reasons[number] = ("leak_group", detail)
+        elif drop_duplicates and digest in seen:
             source, row = documents.place(seen[digest])
             reasons[number] = ("duplicate", f"the same as {source} row {row}")
         else:
@@ -170,12 +213,7 @@ def divide(documents: Documents, recipe: Recipe, *, known: set[bytes], given: se
     left = np.bincount(owner[parts == 0], minlength=len(sizes)) if len(owner) else sizes
     for number in np.flatnonzero(left == 0).tolist():
         reasons.setdefault(number, ("leak_near", "every piece shares a run of words with the held-out file"))
-    kept = np.flatnonzero(left > 0)
-    shares = _shares(recipe, int(size[parts == 0].sum()), given)
-    divided = len(kept) < MANY_DOCUMENTS and _divide_each(parts, owner, size, shares)
-    if not divided:
-        _divide_whole(parts, owner, sizes, kept, shares, seed=recipe.seed)
-    return Divided(documents, parts, reasons, divided)
+    return parts, reasons
 
 
 def write_tokens(
@@ -374,12 +412,48 @@ def _divide_each(whole: IntArray, owner: IntArray, size: IntArray, shares: dict[
     return True
 
 
+def _in_turn(
+    documents: Documents, kept: IntArray, sizes: IntArray, shares: dict[Part, float], *, seed: int
+) -> Sequence[Any]:
+    """What stays together, one document or several, in the order of being held out: by time, or drawn."""
+    rng = np.random.default_rng(seed)
+    if not documents.groups and not documents.times:
+        alone: list[int] = rng.permutation(kept).tolist()
+        return alone
+    together = _together(documents, kept)
+    if documents.times:
+        keys = time_keys([documents.times[one] for one in kept], lambda at: _named(documents, kept[at]))
+        when = dict(zip(kept.tolist(), keys, strict=True))
+        return sorted(together, key=lambda ones: max((when[one], one) for one in ones.tolist()), reverse=True)
+    # A group larger than a part trains, where others are left.
+    room = min((share for share in shares.values() if share), default=1.0) * sizes[kept].sum()
+    drawn = [together[place] for place in rng.permutation(len(together))]
+    return sorted(drawn, key=lambda ones: bool(sizes[ones].sum() > room))
+
+
+def _together(documents: Documents, kept: IntArray) -> list[IntArray]:
+    """Documents by group; one without a group is alone."""
+    if not documents.groups:
+        return np.split(kept, np.arange(1, len(kept)))
+    ids = value_groups([documents.groups[document] for document in kept])
+    order = np.argsort(ids, kind="stable")
+    return np.split(kept[order], np.flatnonzero(np.diff(ids[order])) + 1)
+
+
+def _named(documents: Documents, document: int) -> str:
+    source, row = documents.place(document)
+    return f"{source} row {row}"
+
+
 def _divide_whole(
-    parts: IntArray, owner: IntArray, sizes: IntArray, kept: IntArray, shares: dict[Part, float], *, seed: int
+    parts: IntArray,
+    owner: IntArray,
+    sizes: IntArray,
+    order: Sequence[Any],
+    shares: dict[Part, float],
 ) -> None:
-    """Whole documents, drawn by the seed, until the share of the bytes is reached."""
-    order = np.random.default_rng(seed).permutation(kept)
-    total = sizes[kept].sum()
+    """Whole documents, and those of a group together, until the share of the bytes is reached."""
+    total = sizes[np.unique(owner[parts == 0])].sum()
     place = np.zeros(len(sizes), np.int64)
     taken = 0
     for number, part in ((2, "test"), (1, "validation")):
@@ -387,19 +461,47 @@ def _divide_whole(
         reached = 0
         while share and taken < len(order) - 1 and (reached == 0 or reached < share * total):
             place[order[taken]] = number
-            reached += int(sizes[order[taken]])
+            reached += int(sizes[order[taken]].sum())
             taken += 1
     inside = parts == 0
     parts[inside] = place[owner[inside]]
 
 
-def all_in(documents: Documents, part: Part) -> Divided:
-    """Every document with text in one part."""
-    size = np.array(documents.piece_bytes, np.int64)
-    owner = np.array(documents.piece_document, np.int64)
-    sizes = np.bincount(owner, weights=size, minlength=len(documents.row_of))
-    reasons: dict[int, tuple[Any, str]] = dict.fromkeys(np.flatnonzero(sizes == 0).tolist(), ("no_text", ""))
-    return Divided(documents, np.where(size == 0, DROPPED, PARTS.index(part)), reasons, divided=False)
+def all_in(documents: Documents, part: Part, *, beside: Sequence[Documents] = ()) -> Divided:
+    """Every document with text in one part, but for what stands in the files beside it."""
+    usable, reasons = _usable(documents, beside, drop_duplicates=False)
+    return Divided(documents, np.where(usable == DROPPED, DROPPED, PARTS.index(part)), reasons, divided=False)
+
+
+def _grams(held_out: Sequence[Documents], settings: DataSettings) -> NgramSet | None:
+    """The runs of words in held-out files, if there are any."""
+    if not held_out:
+        return None
+    return build_ngram_set(piece.text for documents in held_out for piece in _pieces(documents, settings))
+
+
+def _refuse_stream(location: str) -> None:
+    if location == "-":
+        raise DataError(
+            "standard input can't be read twice, and texts are.", fix="Write it to a file and give that."
+        )
+
+
+def _refuse_unknown_columns(settings: DataSettings) -> None:
+    """Raises DataError for a column to group or order by that isn't there."""
+    for role, column in (("group", settings.split.group), ("order", settings.split.time)):
+        if column is None:
+            continue
+        _refuse_stream(settings.train)
+        names = columns_of(settings.train, settings.columns)
+        if column not in names:
+            told = f"it has {', '.join(names)}" if names else "a plain text has none"
+            raise DataError(
+                f"there is no column {column!r} to {role} by; {told}.{did_you_mean(column, names)}",
+                where=settings.train,
+                fix=f"Name one of its columns with --set data.split.{'group' if role == 'group' else 'time'}"
+                "=COLUMN, or leave it out.",
+            )
 
 
 def _refuse_too_little(files: list[Divided], where: str) -> None:

@@ -17,6 +17,7 @@ class Validation:
     loss: float  # nats per target
     score: float
     shown: Mapping[str, float]
+    compared: float | None = None  # where settings scale the loss: comparable in a search; higher is better
 
 
 @dataclass(frozen=True, slots=True)

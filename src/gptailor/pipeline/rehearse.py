@@ -23,7 +23,7 @@ class Look:
     """How a rehearsal does at one of its validations. Who has seen enough stops asking for the next."""
 
     number: int  # of the validation, from 1; 0: there was nothing to train
-    score: float  # the best so far of what is trained; higher is better
+    score: float  # of the best weights so far of what is trained; higher is better
     forecast: float = 0.0  # seconds that the whole rehearsal takes at most
     last: bool = False  # there is nothing left to save by giving up
     fallback: float = -math.inf  # the score of what was reached without training, if anything
@@ -96,7 +96,7 @@ def rehearse(
             seed=seed,
             steps=range(1, plan.steps + 1),
         )
-        progress, best, number = Progress(), {}, 0
+        progress, best, number, score = Progress(), {}, 0, -math.inf
         with closing(steps):
             for result in steps:
                 if result.step != plan.steps and result.step % plan.validate_every != 0:
@@ -104,9 +104,10 @@ def rehearse(
                 number += 1
                 validation = objective.validate(plan.precision)
                 progress = judge(progress, validation, result.step, plan=plan, settings=settings)
-                if keep_best and progress.best_step == result.step:
-                    best = weights_of(adapted)
-                yield Look(number, progress.score, forecast, last=bool(progress.stopped))
+                if progress.best_step == result.step:
+                    score = validation.score if validation.compared is None else validation.compared
+                    best = weights_of(adapted) if keep_best else {}
+                yield Look(number, score, forecast, last=bool(progress.stopped))
                 if progress.stopped:
                     break
         put_weights(adapted, best)

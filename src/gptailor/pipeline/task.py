@@ -37,6 +37,7 @@ READ_BY: dict[str, tuple[Task, ...]] = {
     "data.chosen": ("preference",),
     "data.rejected": ("preference",),
     "data.separator": ("language",),
+    "data.clean.near_duplicates": ("classification", *ANSWERS),
 }
 PROSE = (".txt", ".text", ".md")
 

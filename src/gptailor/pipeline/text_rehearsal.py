@@ -6,11 +6,13 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from scipy.stats import t as students_t
 
+from gptailor.evaluate.preference import ranked_share
 from gptailor.launch import StopRequest
 from gptailor.models.approach import Adapted
 from gptailor.pipeline.causal import adapt_causal, choose_text_approach, estimate_weights, refuse_frozen
@@ -20,6 +22,7 @@ from gptailor.pipeline.language import write_data as write_language_data
 from gptailor.pipeline.objective import Objective
 from gptailor.pipeline.place import Listener, TrainingPlace
 from gptailor.pipeline.rehearse import Gap, Look, Rehearsal, Repeat, rehearse
+from gptailor.pipeline.texts.objective import VALIDATED
 from gptailor.pipeline.texts.road import objective_of, text_rates, train_settings
 from gptailor.pipeline.texts.shop import open_text_shop
 from gptailor.pipeline.trained import rehearsed_plan
@@ -49,13 +52,19 @@ def rehearse_texts(recipe: Recipe, folder: Path, listener: Listener) -> Rehearsa
         settled = tried.model_copy(update={"train": train_settings(mine, approach)})
         return train_on(settled, adapted, objective_of(mine, adapted, place), approach=approach.kind)
 
-    return text_rehearsal(
+    rehearsal = text_rehearsal(
         train,
         metric="loss",
         allowed=("full", "lora"),
         rates=text_rates(shop),
         num_rows=len(shop.tokens.rows["train"]),
     )
+    if recipe.task != "preference":
+        return rehearsal
+    # What is searched scales the loss: IPO's begins at 1 / (4 beta²), so a large beta would win untrained.
+    pairs = min(VALIDATED, len(shop.tokens.rows["validation"]))
+    told = partial(ranked_share, pairs=pairs)
+    return dataclasses.replace(rehearsal, metric="preference_accuracy", told=told)
 
 
 def rehearse_language(recipe: Recipe, folder: Path, listener: Listener) -> Rehearsal:
@@ -98,7 +107,7 @@ def text_rehearsal(
     rates: dict[str, float],
     num_rows: int,
 ) -> Rehearsal:
-    """What a search asks, where a repeat is another seed and a score is minus the validation loss."""
+    """What a search asks, where a repeat is another seed and a score, mostly, minus the validation loss."""
 
     def repeat(recipe: Recipe, number: int) -> Repeat:
         score = -math.inf

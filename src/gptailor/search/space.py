@@ -9,6 +9,7 @@ from typing import Any
 
 from gptailor.errors import GptailorError, Problem, RecipeError, did_you_mean, raise_together
 from gptailor.pipeline.rehearse import Rehearsal
+from gptailor.pipeline.texts.objective import resolve_preference
 from gptailor.recipe import APPROACHES, Recipe, SearchRange, build_recipe, describe_settings, duration
 
 Value = bool | int | float | str | None
@@ -87,7 +88,7 @@ def default_space(recipe: Recipe, rehearsal: Rehearsal) -> list[Dimension]:
     if rehearsal.one_label:
         tried |= {"train.label_smoothing": (0.0, 0.1), "train.class_weights": ("none", "balanced")}
     if recipe.task == "preference":
-        tried["preference.beta"] = (0.03, 0.1, 0.3)
+        tried["preference.beta"] = _strengths(recipe)
     return [*space, *(Dimension(path, path, choices=values) for path, values in tried.items())]
 
 
@@ -206,6 +207,13 @@ def _put(tree: dict[str, Any], path: str, value: Value) -> None:
     for branch in branches:
         tree = tree[branch]
     tree[leaf] = value
+
+
+def _strengths(recipe: Recipe) -> tuple[Value, ...]:
+    """Around the beta of the recipe, or else what is usual for its loss, with two digits."""
+    usual = resolve_preference(recipe.preference).beta
+    assert usual is not None
+    return tuple(float(f"{usual * factor:.2g}") for factor in (0.3, 1, 3))
 
 
 def _lengths(recipe: Recipe, rehearsal: Rehearsal, *, scratch: bool) -> tuple[Value, ...]:

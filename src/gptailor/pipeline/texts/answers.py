@@ -17,6 +17,7 @@ from gptailor.pipeline.texts.shop import TextShop
 from gptailor.pipeline.texts.tokens import TokenizedRow
 from gptailor.recipe import ScratchApproach
 from gptailor.tasks.completion_form import CompletionForm
+from gptailor.tasks.form import TextRow
 from gptailor.types import Part, Segment
 
 VALIDATION_SHARE = 2  # one validation row is answered for so many test rows: it only chooses the baseline
@@ -49,6 +50,10 @@ class Written:
         """The share that ended by itself."""
         return sum(self.stopped) / len(self.stopped)
 
+    def first(self, size: int) -> Written:
+        """The answers to the first rows."""
+        return Written(self.texts[:size], self.stopped[:size])
+
     def beside(self, sample: Sample) -> TextAnswers:
         """The answers with the references of their rows."""
         return TextAnswers(self.texts, sample.references[: len(self.texts)], self.stopped)
@@ -78,6 +83,17 @@ def choose_sample(shop: TextShop, part: Part, most: int) -> Sample:
     return Sample(tuple(first[key] for key in chosen), tuple(tuple(known[key]) for key in chosen))
 
 
+def samplings(usual: Sampling, rows: Sequence[TextRow], *, seed: int = 0) -> list[Sampling]:
+    """How each row is answered: as usual, but where nothing is asked drawn, with a seed for each.
+
+    From nothing the likeliest answer is always the same, and its scores would be those of one text.
+    """
+    return [
+        usual if row.asked else replace(usual, temperature=1.0, seed=seed + place)
+        for place, row in enumerate(rows)
+    ]
+
+
 def metric_names(shop: TextShop) -> tuple[str, ...]:
     """The scores of written answers, the form's own first."""
     names = dict.fromkeys((*shop.form.metrics, *ALWAYS))
@@ -85,9 +101,14 @@ def metric_names(shop: TextShop) -> tuple[str, ...]:
 
 
 def climb(
-    shop: TextShop, samples: Mapping[Part, Sample], *, scratch: bool, say: Callable[[str], None]
+    shop: TextShop,
+    samples: Mapping[Part, Sample],
+    *,
+    scratch: bool,
+    no_repeat: int,
+    say: Callable[[str], None],
 ) -> dict[str, Rung]:
-    """Every rung of the ladder, on the same rows."""
+    """Every rung of the ladder, on the same rows; what writes may repeat itself as little as our model."""
     mode = shop.recipe.evaluate.baselines
     if mode == "none":
         return {}
@@ -105,7 +126,9 @@ def climb(
     rungs = {
         name: _rung({part: make(sample) for part, sample in samples.items()}) for name, make in simple.items()
     }
-    return {**rungs, **prompted(shop, samples, whole=mode == "all", scratch=scratch, say=say)}
+    whole = mode == "all"
+    asked_base = prompted(shop, samples, whole=whole, scratch=scratch, no_repeat=no_repeat, say=say)
+    return {**rungs, **asked_base}
 
 
 def prompted(
@@ -114,6 +137,7 @@ def prompted(
     *,
     whole: bool,
     scratch: bool,
+    no_repeat: int,
     say: Callable[[str], None],
 ) -> dict[str, Rung]:
     """The base as it came, asked with and without examples. It may stop at a line's end, as answers do."""
@@ -131,7 +155,8 @@ def prompted(
         found: dict[Part, Written] = {}
         for part, sample in samples.items():
             limit = len(sample.rows) if whole else shop.recipe.evaluate.prompted_rows // QUICK_SHARE
-            found[part] = _ask(shop, model, replace(sample, rows=sample.rows[:limit]), examples)
+            first = replace(sample, rows=sample.rows[:limit])
+            found[part] = _ask(shop, model, first, examples, no_repeat=no_repeat)
         rungs[name] = Rung(found["validation"], found["test"])
     return rungs
 
@@ -150,7 +175,9 @@ def choose_shots(shop: TextShop) -> list[TokenizedRow]:
     return chosen
 
 
-def _ask(shop: TextShop, model: Any, sample: Sample, shots: Sequence[TokenizedRow]) -> Written:
+def _ask(
+    shop: TextShop, model: Any, sample: Sample, shots: Sequence[TokenizedRow], *, no_repeat: int
+) -> Written:
     """What the base writes. A prompt that has no room left loses examples, not its question."""
     lines = all("\n" not in row.row.references[0].strip() for row in shop.tokens.rows["train"][:200])
     longest = shop.max_new_tokens
@@ -164,7 +191,7 @@ def _ask(shop: TextShop, model: Any, sample: Sample, shots: Sequence[TokenizedRo
     made = generate(
         model,
         prompts,
-        Sampling(max_new_tokens=longest, stop=("\n",) if lines else ()),
+        Sampling(max_new_tokens=longest, no_repeat=no_repeat, stop=("\n",) if lines else ()),
         decode=shop.decode,
         end=shop.end_ids,
         pad=0,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptailor.data.ledger import write_csv_safely
-from gptailor.evaluate.language import PieceNats, bits_difference, text_scores
+from gptailor.evaluate.language import PieceNats, bits_difference, num_units, text_scores
 from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.preference import by_length, right_shares, share_difference, share_score
 from gptailor.evaluate.text_metrics import METRICS, paired_text_difference, signature, text_answer_scores
@@ -24,8 +24,9 @@ from gptailor.pipeline.texts.answers import (
     climb,
     is_scratch,
     metric_names,
+    samplings,
 )
-from gptailor.pipeline.texts.objective import by_token, log_likelihoods, row_nats
+from gptailor.pipeline.texts.objective import by_token, log_likelihoods, margins_as_trained, row_nats
 from gptailor.report.facts import inside, metric_of, score_text
 from gptailor.report.words import BASELINES
 from gptailor.types import FloatArray, Part, Score
@@ -102,7 +103,7 @@ def judge_answers(
     names = metric_names(shop)
     scores = text_answer_scores(ours.beside(sample), metrics=names, **settings) if sample.rows else {}
     rungs = (
-        climb(shop, samples, scratch=is_scratch(result.approach), say=say)
+        climb(shop, samples, scratch=is_scratch(result.approach), no_repeat=answerer.no_repeat, say=say)
         if all(one.rows for one in samples.values())
         else {}
     )
@@ -134,8 +135,13 @@ def judge_answers(
 def _notes(shop: TextShop, sample: Sample, *, no_repeat: int) -> tuple[str, ...]:
     """What the scores of answers stand on."""
     written = f"answers were written to {len(sample.rows):,} test questions drawn from the seed, greedily"
+    if sample.rows and not any(row.row.asked for row in sample.rows):
+        written = (
+            f"{len(sample.rows):,} texts were written from nothing, drawn at temperature 1 with a seed for "
+            "each: greedily they would all be the same"
+        )
     if no_repeat:
-        written += f", no run of {no_repeat} tokens twice in one (chosen on validation)"
+        written += f", no run of {no_repeat} tokens twice in one, the base's as well (chosen on validation)"
     long = sum(row.prompt_ids is None for row in shop.tokens.rows["test"])
     if not long:
         return (written,)
@@ -156,7 +162,7 @@ def judge_preferences(shop: TextShop, answerer: Answerer, result: TextResult, sa
     for part, ones in rows.items():
         longer = by_length([row.row.references[0] for row in ones], [row.row.references[1] for row in ones])
         margins["longer"][part], margins["shorter"][part] = longer, -longer
-    gained = by_token(ours, rows["test"])
+    reference = None
     if not is_scratch(result.approach):
         say("baselines: the base as it came")
         base = adapt_full(_base(shop))
@@ -164,8 +170,9 @@ def judge_preferences(shop: TextShop, answerer: Answerer, result: TextResult, sa
         for part, ones in rows.items():
             theirs = log_likelihoods(base, ones)
             margins["base"][part] = by_token(theirs, ones)
-            if part == "test" and shop.recipe.preference.loss != "simpo":
-                gained = (ours - theirs)[:, 0] - (ours - theirs)[:, 1]
+            if part == "test":
+                reference = theirs
+    gained = margins_as_trained(shop.recipe.preference.loss, ours, reference, rows["test"])
     if shop.recipe.evaluate.baselines == "none":
         margins = {}
     shares = right_shares(gained)
@@ -190,9 +197,9 @@ def judge_preferences(shop: TextShop, answerer: Answerer, result: TextResult, sa
 
 def _write(shop: TextShop, answerer: Answerer, sample: Sample, *, no_repeat: int = 0) -> Written:
     """As the answerer usually does, unless a run of so many tokens may not come twice."""
-    sampling = replace(answerer.usual, no_repeat=no_repeat or answerer.no_repeat)
+    usual = replace(answerer.usual, no_repeat=no_repeat or answerer.no_repeat)
     prompts = [ids or shop.text.prefix for ids in sample.prompts]
-    made = answerer.answer(prompts, sampling)
+    made = answerer.answer(prompts, samplings(usual, [one.row for one in sample.rows], seed=shop.recipe.seed))
     return Written(tuple(one.text.strip() for one in made), tuple(one.finished == "stop" for one in made))
 
 
@@ -216,18 +223,19 @@ def _verdict(
     settings: Mapping[str, int],
 ) -> dict[str, Any]:
     """Against the rung that did best on validation, on the test rows that both answered."""
+    answered = {name: rung.validation for name, rung in rungs.items() if rung.validation is not None}
+    shared = min((len(one.texts) for one in answered.values()), default=0)  # other rows may be easier
     found: dict[str, float] = {}
-    for name, rung in rungs.items():
-        if rung.validation is not None:
-            answers = rung.validation.beside(samples["validation"])
-            found[name] = text_answer_scores(answers, metrics=[primary], resamples=1)[primary].value
+    for name, one in answered.items():
+        answers = one.first(shared).beside(samples["validation"])
+        found[name] = text_answer_scores(answers, metrics=[primary], resamples=1)[primary].value
     best = max(found, key=lambda name: found[name], default=None)
     if best is None:
         return _verdict_of(primary, None, None, rows=0)
     theirs = rungs[best].test
     assert theirs is not None
     size = len(theirs.texts)
-    same = Written(ours.texts[:size], ours.stopped[:size]).beside(samples["test"])
+    same = ours.first(size).beside(samples["test"])
     gap = paired_text_difference(same, theirs.texts, metric=primary, **settings)
     return _verdict_of(primary, best, gap, rows=size)
 
@@ -268,8 +276,12 @@ def _verdict_by_bits(ours: PieceNats, base: PieceNats | None, settings: Mapping[
     gap = bits_difference(ours, base, **settings)
     turned = Score(-gap.value, -gap.high, -gap.low)
     between = f"(95 % interval {score_text(turned.low)} to {score_text(turned.high)})"
+    rows = num_units(ours)
     says = f"No clear difference to the base as it came {between}."
-    if turned.low > 0:
+    if rows < FEWEST_ROWS:
+        change = f"{gap.value:+.3f} bits per byte against the base as it came"
+        says = f"{change}, on {rows} test row{'s' if rows > 1 else ''}: too few to tell."
+    elif turned.low > 0:
         less = f"{score_text(turned.value)} bits per byte less than the base"
         says = f"The model needs {less} {between}: worth it."
     elif turned.high < 0:
@@ -278,7 +290,7 @@ def _verdict_by_bits(ours: PieceNats, base: PieceNats | None, settings: Mapping[
         "metric": "bits_per_byte",
         "best_baseline": "base",
         "difference": as_json(gap),
-        "worth_it": bool(turned.low > 0),
+        "worth_it": bool(turned.low > 0) and rows >= FEWEST_ROWS,
         "says": says,
     }
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from gptailor.data.feeder import Feeder
 from gptailor.data.read import iterate_rows
+from gptailor.data.split import value_groups
 from gptailor.errors import DataError, InputError
 from gptailor.evaluate.language import PieceNats, text_scores
 from gptailor.evaluate.metrics import as_json
@@ -21,8 +22,8 @@ from gptailor.models.decode import Generated
 from gptailor.models.load import load_trainable_language_model
 from gptailor.models.names import resolve_base
 from gptailor.models.sampling import Sampling
-from gptailor.pipeline.texts.answers import ALWAYS
-from gptailor.pipeline.texts.objective import by_token, log_likelihoods, sequence_nats
+from gptailor.pipeline.texts.answers import ALWAYS, samplings
+from gptailor.pipeline.texts.objective import log_likelihoods, margins_as_trained, sequence_nats
 from gptailor.pipeline.texts.rows import read_texts
 from gptailor.pipeline.texts.tokens import TokenizedRow, sequences_of
 from gptailor.tasks.chat_form import ChatForm
@@ -74,12 +75,13 @@ def evaluate_texts(
     names = [name for name in (*answerer.form.metrics, *ALWAYS) if name in METRICS]
     chosen = _first_of_each(rows)
     prompts = answerer.feeder.feed([row.prompt for row, _ in chosen])
-    asked = [(ids, references) for ids, (_, references) in zip(prompts, chosen, strict=True) if ids]
+    asked = [(ids, row, references) for ids, (row, references) in zip(prompts, chosen, strict=True) if ids]
     if asked:
-        made = answerer.answer([ids for ids, _ in asked])
+        usual = samplings(answerer.usual, [row for _, row, _ in asked])
+        made = answerer.answer([ids for ids, _, _ in asked], usual)
         answers = TextAnswers(
             [one.text.strip() for one in made],
-            [references for _, references in asked],
+            [references for _, _, references in asked],
             [one.finished == "stop" for one in made],
         )
         scores = {**as_json(text_answer_scores(answers, metrics=names, **settings)), **scores}
@@ -114,12 +116,12 @@ def evaluate_preferences(
         fix = "Name its columns as in training."
         raise DataError("has no row with a prompt and two answers that fit.", where=location, fix=fix)
     ours = log_likelihoods(adapt_full(answerer.model), pairs)
-    margins = by_token(ours, pairs)
+    reference = None
     if state["loss"] != "simpo" and answerer.bundle.approach != "scratch":
         base = resolve_base(answerer.bundle.base, revision=answerer.bundle.base_revision or None)
-        theirs = adapt_full(load_trainable_language_model(base, answerer.tokenizer))
-        gained = ours - log_likelihoods(theirs, pairs)
-        margins = gained[:, 0] - gained[:, 1]
+        before = adapt_full(load_trainable_language_model(base, answerer.tokenizer))
+        reference = log_likelihoods(before, pairs)
+    margins = margins_as_trained(state["loss"], ours, reference, pairs)
     score = share_score(right_shares(margins), resamples=resamples, seed=0)
     read = len(file.rows) + len(file.rejected)
     return {
@@ -176,7 +178,7 @@ def _nats(answerer: Answerer, rows: list[TextRow]) -> tuple[PieceNats, int]:
         np.bincount(owner, nats).astype(np.float64),
         np.bincount(owner, tokens).astype(np.int64),
         np.bincount(owner, sizes).astype(np.int64),
-        np.arange(len(used)),
+        value_groups([rows[place].group for place in used.tolist()]),
     )
     return pieces, len(used)
 

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from gptailor.data.batch import collate_texts, length_buckets, pack, to_device
+from gptailor.data.split import value_groups
 from gptailor.evaluate.language import PieceNats
+from gptailor.evaluate.preference import ranking_score, right_shares
 from gptailor.launch import Precision, precision_context
 from gptailor.models.approach import Adapted
 from gptailor.models.forward import keeps_documents_apart, learned_states, target_nats
@@ -76,17 +78,18 @@ def preference_objective(shop: TextShop, adapted: Adapted, folder: Path) -> Obje
     def validate(precision: Precision) -> Validation:
         was_training = adapted.trained.training
         adapted.trained.eval()
-        total, ahead = 0.0, 0
+        total, margins = 0.0, []
         with torch.inference_mode(), precision_context(precision, device.type):
             for start in range(0, len(looked_at), 8):
                 piece = looked_at[start : start + 8]
                 known = None if seen_reference is None else seen_reference[start : start + 8]
                 chosen, rejected = preference_scores(adapted, collated(piece, known), settings)
                 total += float(pair_loss(chosen, rejected, settings))
-                ahead += int((chosen > rejected).sum())
+                margins += (chosen - rejected).tolist()
         adapted.trained.train(was_training)
         mean = total / len(looked_at)
-        return Validation(mean, -mean, {"preference_accuracy": ahead / len(looked_at)})
+        shown = {"preference_accuracy": float(right_shares(margins).mean())}
+        return Validation(mean, -mean, shown, compared=ranking_score(margins))
 
     lengths = np.array([max(len(one.token_ids) for one in row.sequences) for row in rows], np.int64)
     return Objective(lengths, batch, loss, validate, new_head=False)
@@ -153,10 +156,23 @@ def by_token(likelihoods: FloatArray, rows: Sequence[TokenizedRow]) -> FloatArra
     return margins
 
 
+def margins_as_trained(
+    loss: str, ours: FloatArray, theirs: FloatArray | None, rows: Sequence[TokenizedRow]
+) -> FloatArray:
+    """(N,) how far the chosen answers are ahead, as the loss compares them. `theirs` is the reference's."""
+    if theirs is None or loss == "simpo":
+        return by_token(ours, rows)
+    gained = ours - theirs
+    margins: FloatArray = by_token(gained, rows) if loss == "ipo" else gained[:, 0] - gained[:, 1]
+    return margins
+
+
 def row_nats(
     adapted: Adapted, rows: Sequence[TokenizedRow], shop: TextShop, *, precision: Precision = "fp32"
 ) -> PieceNats:
-    """What the right answers of each row cost: nats, tokens and bytes; a row is a document."""
+    """What the right answers of each row cost: nats, tokens and bytes. Rows of one group are one document,
+    for what is alike in them, such as a context, was drawn once.
+    """
     sequences = [one for row in rows for one in row.right]
     owner = np.repeat(np.arange(len(rows)), [len(row.right) for row in rows])
     nats, tokens = sequence_nats(adapted, sequences, precision=precision)
@@ -165,7 +181,7 @@ def row_nats(
         nats=np.bincount(owner, nats, minlength=len(rows)).astype(np.float64),
         tokens=np.bincount(owner, tokens, minlength=len(rows)).astype(np.int64),
         bytes=np.bincount(owner, sizes, minlength=len(rows)).astype(np.int64),
-        documents=np.arange(len(rows)),
+        documents=value_groups([row.row.group for row in rows]),
     )
 
 

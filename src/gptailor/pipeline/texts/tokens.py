@@ -28,6 +28,7 @@ class TokenizedRow:
     row: TextRow
     sequences: tuple[TokenizedExample, ...]
     prompt_ids: tuple[int, ...] | None  # None: it leaves no room for an answer
+    lost: int = 0  # tokens of sequences whose answer lies wholly behind the cut
 
     @property
     def right(self) -> tuple[TokenizedExample, ...]:
@@ -36,7 +37,7 @@ class TokenizedRow:
 
     @property
     def cut(self) -> int:
-        return sum(sequence.cut for sequence in self.sequences)
+        return sum(sequence.cut for sequence in self.sequences) + self.lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,9 +93,11 @@ def tokenize_texts(prepared: PreparedTexts, feeder: Feeder, settings: DataSettin
             encoded = [next(learned) for _ in own]
             lengths += [len(one.token_ids) + cut for one, cut in encoded]
             sequences = tuple(_tokenized(row, one, cut) for one, cut in encoded if one.learn[1:].any())
-            reason = _why_not(row, own, sequences, settings, part)
+            lost = sum(len(one.token_ids) + cut for one, cut in encoded if cut and not one.learn[1:].any())
+            found = TokenizedRow(row, sequences, prompt, lost)
+            reason = _why_not(found, own, settings, part)
             if reason is None:
-                rows[part].append(TokenizedRow(row, sequences, prompt))
+                rows[part].append(found)
             else:
                 rejected.append(reason)
     empty = [part for part in PARTS if not rows[part]]
@@ -165,17 +168,14 @@ def _tokenized(row: TextRow, encoded: Encoded, cut: int) -> TokenizedExample:
 
 
 def _why_not(
-    row: TextRow,
-    segments: Sequence[object],
-    sequences: Sequence[TokenizedExample],
-    settings: DataSettings,
-    part: Part,
+    found: TokenizedRow, segments: Sequence[object], settings: DataSettings, part: Part
 ) -> RejectedRow | None:
     """Why a row can't be used once its tokens are known."""
+    row, sequences = found.row, found.sequences
     if not sequences or (row.sequences[0].rejected and len(sequences) < 2):
         detail = "no token of its answer fits" if segments else "it has no answer"
         return RejectedRow(row.source, row.row, "nothing_to_learn", detail)
-    if part == "train" and settings.too_long == "drop" and any(sequence.cut for sequence in sequences):
+    if part == "train" and settings.too_long == "drop" and found.cut:
         detail = "longer than data.max_tokens, and the recipe says drop"
         return RejectedRow(row.source, row.row, "too_long", detail)
     return None
