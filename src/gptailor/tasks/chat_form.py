@@ -10,6 +10,7 @@ from typing import Any
 from gptailor.errors import InputError, ModelError
 from gptailor.tasks.cells import Mend
 from gptailor.tasks.chat import ChatRoles, to_conversation, to_examples
+from gptailor.tasks.completion import told_inputs
 from gptailor.tasks.completion_form import CompletionForm
 from gptailor.tasks.conversation import Conversation, Faults, Turn, read_conversation, told
 from gptailor.tasks.form import TextRow
@@ -25,6 +26,7 @@ from gptailor.types import RawExample, RejectedRow, Segment
 CHAT_METRICS = ("chrf", "rouge_l")
 CHAT_LENGTH = 256  # tokens of an answer, at most
 PREFERENCE_METRICS = ("preference_accuracy",)
+SYSTEM = ("system", "developer")  # roles whose text is often that of every conversation
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,19 @@ class ChatForm:
         prompt = _rendered(before, self.template, row)
         if isinstance(prompt, RejectedRow):
             return prompt
-        asked, given = spoken(before), before[-1].text if before else ""
-        return TextRow(examples, prompt, asked, given, (last.text.strip(),), row.source, row.row)
+        pair = self.roles.pair
+        varies = told_inputs(row, pair, mend=self.mend) if pair else spoken(_without_system(before))
+        return TextRow(
+            sequences=examples,
+            prompt=prompt,
+            asked=spoken(before),
+            given=before[-1].text if before else "",
+            references=(last.text.strip(),),
+            source=row.source,
+            row=row.row,
+            varies=varies,
+            system=_system_of(before),
+        )
 
     def ask(self, row: RawExample) -> tuple[Segment, ...] | RejectedRow:
         conversation = to_conversation(row, self.roles, mend=self.mend, needs_answer=False)
@@ -115,9 +128,17 @@ class PreferenceForm:
         prompt = _rendered(preference.turns, self.template, row)
         if isinstance(prompt, RejectedRow):
             return prompt
-        asked, given = spoken(preference.turns), preference.turns[-1].text
-        answers = (preference.chosen, preference.rejected)
-        return TextRow((example,), prompt, asked, given, answers, row.source, row.row)
+        return TextRow(
+            sequences=(example,),
+            prompt=prompt,
+            asked=spoken(preference.turns),
+            given=preference.turns[-1].text,
+            references=(preference.chosen, preference.rejected),
+            source=row.source,
+            row=row.row,
+            varies=spoken(_without_system(preference.turns)),
+            system=_system_of(preference.turns),
+        )
 
     def ask(self, row: RawExample) -> tuple[Segment, ...] | RejectedRow:
         return ChatForm(_prompt_alone(self.roles), self.template, mend=self.mend).ask(row)
@@ -202,6 +223,14 @@ def spoken(turns: Sequence[Turn]) -> str:
     if len(turns) == 1:
         return turns[0].text
     return "\n".join(f"{turn.role}: {turn.text}" for turn in turns)
+
+
+def _without_system(turns: Sequence[Turn]) -> list[Turn]:
+    return [turn for turn in turns if turn.role not in SYSTEM]
+
+
+def _system_of(turns: Sequence[Turn]) -> str:
+    return "\n".join(turn.text for turn in turns if turn.role in SYSTEM)
 
 
 def _rendered(

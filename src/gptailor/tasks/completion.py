@@ -31,10 +31,12 @@ __all__ = [
     "gather_references",
     "holds_answer",
     "infer_completion",
+    "inputs_of",
     "parse_pattern",
     "shorten",
     "to_example",
     "to_pair",
+    "told_inputs",
 ]
 
 
@@ -69,7 +71,7 @@ def to_pair(
         mend: Repairs every value, after JSON is unpacked.
         needs_answer: Whether a row without an answer is of no use. It is of use for prediction.
     """
-    values = {column: _input(row.fields.get(column, ""), column, roles, mend) for column in roles.inputs}
+    values = inputs_of(row, roles, mend=mend)
     if values and not any(value.strip() for value in values.values()):
         return RejectedRow(row.source, row.row, "no_text", f"there is no text in {' or '.join(roles.inputs)}")
     optional = roles.template.optional
@@ -89,6 +91,17 @@ def to_pair(
         row=row.row,
         time=row.fields.get("time", ""),
     )
+
+
+def inputs_of(row: RawExample, roles: CompletionRoles, *, mend: Mend | None = None) -> dict[str, str]:
+    """The text of each column of the prompt, repaired."""
+    return {column: _input(row.fields.get(column, ""), column, roles, mend) for column in roles.inputs}
+
+
+def told_inputs(row: RawExample, roles: CompletionRoles, *, mend: Mend | None = None) -> str:
+    """The texts of the prompt's columns without the words of the template."""
+    values = inputs_of(row, roles, mend=mend).values()
+    return "\n".join(text for value in values if (text := value.strip()))
 
 
 def to_example(

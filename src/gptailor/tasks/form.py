@@ -25,6 +25,8 @@ class TextRow:
     source: str
     row: int
     windowed: bool | None = None  # the context was cut: does the window hold an answer? None: not cut
+    varies: str = ""  # what is asked, without the words of a template and of the system
+    system: str = ""  # what a chat's system says
 
     @property
     def group(self) -> str:

@@ -197,10 +197,12 @@ def remove_leaks(
     """Takes rows out whose question stands in a given file, exactly, nearly, or by its group."""
     if not held_out:
         return list(rows), []
-    matches = near_matches([compared(row) for row in rows], [compared(row) for row in held_out])
+    texts = compared([*rows, *held_out])
+    own, given = texts[: len(rows)], texts[len(rows) :]
+    matches = near_matches(own, given)
     of_group = {row.group.strip(): row for row in held_out if by_group and row.group.strip()}
     kept, rejected = [], []
-    for row, match in zip(rows, matches, strict=True):
+    for row, text, match in zip(rows, own, matches, strict=True):
         if match < 0:
             beside = of_group.get(row.group.strip())
             if beside is None:
@@ -210,16 +212,25 @@ def remove_leaks(
                 rejected.append(RejectedRow(row.source, row.row, "leak_group", detail))
             continue
         found = held_out[int(match)]
-        exact = is_exact(compared(row), compared(found))
+        exact = is_exact(text, given[int(match)])
         reason: Reason = "leak_exact" if exact else "leak_near"
         same = "asks the same as" if exact else "asks nearly the same as"
         rejected.append(RejectedRow(row.source, row.row, reason, f"{same} {found.source} row {found.row}"))
     return kept, rejected
 
 
-def compared(row: TextRow) -> str:
-    """What makes a row the same as another: what is asked; of rows that ask nothing, the answer."""
-    return row.asked or row.references[0]
+def compared(rows: Sequence[TextRow]) -> list[str]:
+    """What makes each row the same as another: what is asked; of rows that ask nothing, the answer.
+
+    A template or system text that many rows share would make their short questions alike. Where most rows
+    have a system text of their own, it is what they are about.
+    """
+    own_system = 2 * len({row.system for row in rows}) > len(rows)
+
+    def asked(row: TextRow) -> str:
+        return "\n".join(filter(None, [row.system, row.varies])) if own_system else row.varies
+
+    return [asked(row) or row.asked or row.references[0] for row in rows]
 
 
 def split(
@@ -230,7 +241,7 @@ def split(
     if not rows:
         raise DataError("no row is left to train on.", where=recipe.data.train, fix="Give more rows.")
     near = (
-        near_duplicate_groups([compared(row) for row in rows], seed=recipe.seed)
+        near_duplicate_groups(compared(rows), seed=recipe.seed)
         if recipe.data.clean.near_duplicates
         else np.arange(len(rows))
     )
