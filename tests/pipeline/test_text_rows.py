@@ -7,12 +7,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import tiny_texts as texts
 from gptailor.data.read import ReadResult
+from gptailor.data.segments import Encoded
 from gptailor.pipeline.texts.rows import PreparedTexts, prepare_texts
-from gptailor.recipe import build_recipe
+from gptailor.pipeline.texts.tokens import ledger_lines, tokenize_texts
+from gptailor.recipe import DataSettings, build_recipe
 from gptailor.tasks.cells import Mend
 from gptailor.tasks.chat import infer_chat
 from gptailor.tasks.chat_form import ChatForm, PreferenceForm
@@ -27,6 +30,7 @@ TEMPLATE = choose_template(
     CHATML, control=CONTROL, tokens={"eos_token": "<|endoftext|>"}, now=datetime(2024, 5, 1)
 )
 LONG = texts.words(7, 120)  # a system prompt, or the words of a template
+LONGEST = 200  # words
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -45,7 +49,7 @@ def prepare(folder: Path, task: str, rows: Rows, test: Rows | None = None, **dat
     def make(file: ReadResult, mend: Mend) -> TextForm:
         if task == "completion":
             roles = infer_completion(file.columns, file.rows, **named)
-            return CompletionForm(roles, "</s>", 1000, 10, encode, mend)
+            return CompletionForm(roles, "</s>", LONGEST, 10, encode, mend)
         if task == "chat":
             return ChatForm(infer_chat(file.columns, file.rows, **named), TEMPLATE, 10, mend)
         return PreferenceForm(infer_preference(file.columns), TEMPLATE, 10, mend)
@@ -83,3 +87,36 @@ def test_one_question_about_each_rows_own_system_text_is_not_the_same(tmp_path: 
     rows = [{**texts.chat("what does it say", "much"), "system": texts.words(n, 40)} for n in range(30)]
     assert prepare(tmp_path, "chat", rows[:20], rows[20:]).leaks == 0
     assert prepare(tmp_path, "chat", rows).near_groups == 0
+
+
+# What is left out for its length.
+
+
+class Words:
+    """A feeder of one token a word, where everything fits."""
+
+    max_tokens = LONGEST
+
+    def learn(self, sequences: Any) -> Any:
+        sizes = [len("".join(segment.text for segment in one).split()) for one in sequences]
+        return [(Encoded(np.arange(n, dtype=np.int32), np.arange(n) == n - 1), 0) for n in sizes]
+
+    def feed(self, prompts: Any) -> Any:
+        return [(1,) for _ in prompts]
+
+
+@pytest.mark.parametrize("too_long", ["cut", "drop"])
+def test_a_context_cut_to_a_window_is_too_long(tmp_path: Path, too_long: Any) -> None:
+    rows = [
+        {"context": texts.words(n, 300 if n < 30 else 20), "question": "what is it", "answer": "a cup"}
+        for n in range(60)
+    ]
+    prepared = prepare(tmp_path, "completion", rows)
+    feeder: Any = Words()
+    tokens = tokenize_texts(prepared, feeder, DataSettings(train="rows.jsonl", too_long=too_long))
+    windows = [row.row for row in prepared.parts["train"] if row.windowed is not None]
+    dropped = [line.row for line in ledger_lines(prepared, tokens) if line.reason == "too_long"]
+    assert windows
+    assert dropped == (sorted(windows) if too_long == "drop" else [])
+    for part in ("validation", "test"):
+        assert len(tokens.rows[part]) == len(prepared.parts[part]), "held-out rows are never dropped for it"
