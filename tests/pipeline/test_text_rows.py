@@ -13,6 +13,7 @@ import pytest
 import tiny_texts as texts
 from gptailor.data.read import ReadResult
 from gptailor.data.segments import Encoded
+from gptailor.errors import DataError
 from gptailor.pipeline.texts.rows import PreparedTexts, prepare_texts
 from gptailor.pipeline.texts.tokens import ledger_lines, tokenize_texts
 from gptailor.recipe import DataSettings, build_recipe
@@ -120,3 +121,56 @@ def test_a_context_cut_to_a_window_is_too_long(tmp_path: Path, too_long: Any) ->
     assert dropped == (sorted(windows) if too_long == "drop" else [])
     for part in ("validation", "test"):
         assert len(tokens.rows[part]) == len(prepared.parts[part]), "held-out rows are never dropped for it"
+
+
+# What stays together.
+
+
+def asked_about(count: int, each: int = 3, first: int = 0) -> list[dict[str, str]]:
+    """Questions of which some have one context; all are unlike each other."""
+    return [
+        {
+            "context": texts.words(9000 + n // each, 8),
+            "question": texts.words(n, 20),
+            "answer": "a cup",
+            "author": f"a{n}",
+            "pair of contexts": f"p{n // each // 2}",
+        }
+        for n in range(first, first + count)
+    ]
+
+
+@pytest.mark.parametrize("group", ["author", "pair of contexts"])
+def test_the_persons_group_and_the_forms_own_both_stay_together(tmp_path: Path, group: str) -> None:
+    rows = asked_about(90)
+    found = prepare(tmp_path, "completion", rows, split={"group": group})
+    assert found.near_groups == 0
+    for column in (group, "context"):
+        held = [{rows[row.row - 1][column] for row in found.parts[part]} for part in found.parts]
+        assert sum(map(len, held)) == len(set.union(*held)), column
+
+
+def test_a_question_about_a_context_of_the_test_file_is_a_leak(tmp_path: Path) -> None:
+    rows = asked_about(60)
+    found = prepare(tmp_path, "completion", rows[:50], rows[50:])
+    told = [(row.row, row.reason, row.detail.split(str(tmp_path))[0]) for row in found.rejected]
+    assert told == [(n, "leak_group", "has the context or the opening of ") for n in (49, 50)]
+    with pytest.raises(DataError, match="no row is left to train on: all are in a given file"):
+        prepare(tmp_path, "completion", rows[51:53], rows[53:])
+
+
+@pytest.mark.parametrize("greeting", [False, True])
+def test_a_chat_that_begins_as_one_of_the_test_file_is_a_leak(tmp_path: Path, greeting: bool) -> None:
+    rows = [texts.chat(texts.words(n // 2), "yes", texts.words(500 + n, 30), "no") for n in range(40)]
+    for row in rows if greeting else []:
+        row["messages"].insert(0, {"role": "assistant", "content": "hello, what can i do"})
+    found = prepare(tmp_path, "chat", rows[:31], rows[31:])
+    assert [(row.row, row.reason) for row in found.rejected] == [(31, "leak_group")]
+
+
+def test_an_instruction_with_an_input_of_the_test_file_is_no_leak(tmp_path: Path) -> None:
+    rows = [
+        {"instruction": texts.words(n, 20), "input": texts.words(9000 + n // 3, 8), "output": "a cup"}
+        for n in range(40)
+    ]
+    assert prepare(tmp_path, "completion", rows[:31], rows[31:]).leaks == 0

@@ -27,6 +27,7 @@ class TextRow:
     windowed: bool | None = None  # the context was cut: does the window hold an answer? None: not cut
     varies: str = ""  # what is asked, without the words of a template and of the system
     system: str = ""  # what a chat's system says
+    together: str = ""  # the person's group, which stays in one part as the form's own does
 
     @property
     def group(self) -> str:

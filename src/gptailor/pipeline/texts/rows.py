@@ -101,12 +101,11 @@ def prepare_texts(
             if not held_out[part]:
                 fix = "Name its columns as the training file does."
                 raise DataError("has no row with a prompt and an answer.", where=location, fix=fix)
-    by_group = settings.split.group is not None
-    kept, leaks = remove_leaks(rows, [row for given in held_out.values() for row in given], by_group=by_group)
+    kept, leaks = remove_leaks(rows, [row for given in held_out.values() for row in given])
+    if leaks and not kept:
+        refuse_all_held_out(leaks[0], settings)
     if len(held_out) == 2:  # what chooses the settings must not stand in the test either
-        held_out["validation"], more = remove_leaks(
-            held_out["validation"], held_out["test"], by_group=by_group
-        )
+        held_out["validation"], more = remove_leaks(held_out["validation"], held_out["test"])
         leaks += more
         refuse_all_leaked(held_out["validation"], settings)
     notes = notes_on_groups(
@@ -149,9 +148,7 @@ def mean(
             rejected.append(found)
             continue
         if settings.split.group is not None:
-            group = row.fields.get(settings.split.group, "")
-            sequences = tuple(replace(one, group=group) for one in found.sequences)
-            found = replace(found, sequences=sequences)
+            found = replace(found, together=row.fields.get(settings.split.group, ""))
         kept.append(found)
     return kept, rejected
 
@@ -165,6 +162,16 @@ def refuse_mostly_bad(file: ReadResult, rejected: Sequence[RejectedRow], *, wher
         "\n".join([f"{len(rejected):,} of {len(file.rows):,} rows can't be used:", *told]),
         where=where,
         fix="Mend the file, or name the columns that are meant (--prompt, --completion).",
+    )
+
+
+def refuse_all_held_out(leak: RejectedRow, settings: DataSettings) -> None:
+    """Raises DataError: every training row stands in a given file, or belongs with one that does."""
+    raise DataError(
+        f"no row is left to train on: all are in a given file, or belong with its rows. Row {leak.row} "
+        f"{leak.detail}.",
+        where=settings.train,
+        fix="Hold out rows of other contexts and conversations, or give no file to hold out.",
     )
 
 
@@ -192,24 +199,23 @@ def drop_repeats(rows: Sequence[TextRow], settings: CleanSettings) -> tuple[list
 
 
 def remove_leaks(
-    rows: Sequence[TextRow], held_out: Sequence[TextRow], *, by_group: bool = False
+    rows: Sequence[TextRow], held_out: Sequence[TextRow]
 ) -> tuple[list[TextRow], list[RejectedRow]]:
-    """Takes rows out whose question stands in a given file, exactly, nearly, or by its group."""
+    """Takes rows out whose question stands in a given file, exactly, nearly, or by one of its groups."""
     if not held_out:
         return list(rows), []
     texts = compared([*rows, *held_out])
     own, given = texts[: len(rows)], texts[len(rows) :]
     matches = near_matches(own, given)
-    of_group = {row.group.strip(): row for row in held_out if by_group and row.group.strip()}
+    beside = _Beside(held_out)
     kept, rejected = [], []
     for row, text, match in zip(rows, own, matches, strict=True):
         if match < 0:
-            beside = of_group.get(row.group.strip())
-            if beside is None:
-                kept.append(row)
-            else:
-                detail = f"of the group {row.group.strip()!r}, as {beside.source} row {beside.row} is"
+            detail = beside.why(row)
+            if detail:
                 rejected.append(RejectedRow(row.source, row.row, "leak_group", detail))
+            else:
+                kept.append(row)
             continue
         found = held_out[int(match)]
         exact = is_exact(text, given[int(match)])
@@ -217,6 +223,22 @@ def remove_leaks(
         same = "asks the same as" if exact else "asks nearly the same as"
         rejected.append(RejectedRow(row.source, row.row, reason, f"{same} {found.source} row {found.row}"))
     return kept, rejected
+
+
+class _Beside:
+    """Rows of given files by their groups: the person's, and what a form keeps together of itself."""
+
+    def __init__(self, held_out: Sequence[TextRow]) -> None:
+        self._together = {name: row for row in held_out if (name := row.together.strip())}
+        self._own = {name: row for row in held_out if (name := row.group.strip())}
+
+    def why(self, row: TextRow) -> str:
+        """Which row of them it belongs with, in words; "" where it belongs with none."""
+        if (found := self._together.get(row.together.strip())) is not None:
+            return f"is of the group {row.together.strip()!r}, as {found.source} row {found.row} is"
+        if (found := self._own.get(row.group.strip())) is not None:
+            return f"has the context or the opening of {found.source} row {found.row}"
+        return ""
 
 
 def compared(rows: Sequence[TextRow]) -> list[str]:
@@ -245,9 +267,10 @@ def split(
         if recipe.data.clean.near_duplicates
         else np.arange(len(rows))
     )
+    own = value_groups([row.group for row in rows])
     places = split_rows(
         None,
-        groups=join_groups(near, value_groups([row.group for row in rows])),
+        groups=join_groups(join_groups(near, own), value_groups([row.together for row in rows])),
         times=[row.time for row in rows] if settings.time is not None else None,
         settings=settings,
         seed=recipe.seed,
