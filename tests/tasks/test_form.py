@@ -315,6 +315,13 @@ def test_a_question_of_a_column_is_asked_as_in_training_whatever_white_space_is_
     assert "user\n A <|im_end|>" in text_of(held), "turns are trained on as they stand"
 
 
+def test_all_answers_of_a_column_are_references_of_a_chat() -> None:
+    found = read(chat_form(SQUAD), SQUAD)
+    assert found.references == ("IN TOWN", "TOWN")
+    assert text_of(found.sequences[0].segments).endswith("assistant\nIN TOWN<|im_end|>\n")
+    assert found.references == read(completion_form(SQUAD), SQUAD).references
+
+
 def test_an_answer_of_nothing_is_fed_as_the_template_writes_it() -> None:
     turns = [{"role": "user", "content": "one?"}, {"role": "assistant", "content": ""}]
     asked = chat_form(CHAT).ask_messages([*turns, {"role": "user", "content": "two?"}])

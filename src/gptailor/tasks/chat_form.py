@@ -10,7 +10,7 @@ from typing import Any
 from gptailor.errors import InputError, ModelError
 from gptailor.tasks.cells import Mend
 from gptailor.tasks.chat import ChatRoles, to_conversation, to_examples
-from gptailor.tasks.completion import told_inputs
+from gptailor.tasks.completion import Pair, to_pair, told_inputs
 from gptailor.tasks.completion_form import CompletionForm
 from gptailor.tasks.conversation import Conversation, Faults, Turn, read_conversation, told
 from gptailor.tasks.form import TextRow
@@ -64,7 +64,7 @@ class ChatForm:
             prompt=prompt,
             asked=spoken(before),
             given=before[-1].text if before else "",
-            references=(last.text.strip(),),
+            references=self._references(row, last.text),
             source=row.source,
             row=row.row,
             varies=varies,
@@ -100,6 +100,12 @@ class ChatForm:
 
     def state(self) -> dict[str, Any]:
         return chat_state(self.roles, self.template, self.max_new_tokens)
+
+    def _references(self, row: RawExample, learned: str) -> tuple[str, ...]:
+        """The answer that is learned, and where it stands in a column of several the others."""
+        pair = to_pair(row, self.roles.pair, mend=self.mend) if self.roles.pair else None
+        others = pair.completions if isinstance(pair, Pair) else ()
+        return tuple(dict.fromkeys(text.strip() for text in (learned, *others)))
 
 
 @dataclass(frozen=True, slots=True)
