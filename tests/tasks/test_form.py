@@ -315,6 +315,16 @@ def test_a_question_of_a_column_is_asked_as_in_training_whatever_white_space_is_
     assert "user\n A <|im_end|>" in text_of(held), "turns are trained on as they stand"
 
 
+def test_the_last_answer_that_is_learned_is_the_one_that_is_asked_for() -> None:
+    turns = CHAT.fields["messages"]
+    more = [{"role": "user", "content": "d"}, {"role": "assistant", "content": "bad", "weight": 0}]
+    whole, longer = read(chat_form(CHAT), CHAT), row(messages=[*json.loads(turns), *more])
+    found = read(chat_form(longer), longer)
+    assert (found.references, found.prompt) == (whole.references, whole.prompt)
+    assert (found.asked, found.given, found.varies) == (whole.asked, whole.given, whole.varies)
+    assert not any(segment.learn for segment in found.sequences[0].segments if "BAD" in segment.text)
+
+
 def test_all_answers_of_a_column_are_references_of_a_chat() -> None:
     found = read(chat_form(SQUAD), SQUAD)
     assert found.references == ("IN TOWN", "TOWN")

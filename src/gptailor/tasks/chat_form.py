@@ -53,7 +53,9 @@ class ChatForm:
         examples = to_examples(row, self.roles, self.template, mend=self.mend)
         if isinstance(examples, RejectedRow):
             return examples
-        *before, last = conversation.turns
+        # A last turn of weight 0 is one that its owner doesn't want: no answer to compare with.
+        place = max(place for place, turn in enumerate(conversation.turns) if turn.learn)
+        before, answer = conversation.turns[:place], conversation.turns[place]
         prompt = _rendered(before, self.template, row)
         if isinstance(prompt, RejectedRow):
             return prompt
@@ -64,7 +66,7 @@ class ChatForm:
             prompt=prompt,
             asked=spoken(before),
             given=before[-1].text if before else "",
-            references=self._references(row, last.text),
+            references=self._references(row, answer.text),
             source=row.source,
             row=row.row,
             varies=varies,
