@@ -174,3 +174,18 @@ def test_an_instruction_with_an_input_of_the_test_file_is_no_leak(tmp_path: Path
         for n in range(40)
     ]
     assert prepare(tmp_path, "completion", rows[:31], rows[31:]).leaks == 0
+
+
+# What is left out because it comes again.
+
+
+def test_a_row_with_one_more_right_answer_is_no_repeat(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"context": row["context"], "question": row["question"], "answers": ["a", "b"]}
+        for row in asked_about(30)
+    ]
+    more = {**rows[0], "answers": ["a", "c"]}
+    found = prepare(tmp_path, "completion", [*rows, more, rows[1]])
+    assert [(row.row, row.reason) for row in found.rejected] == [(32, "duplicate")]
+    used = [row for part in found.parts.values() for row in part]
+    assert ("a", "c") in {row.references for row in used}

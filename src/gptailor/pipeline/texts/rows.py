@@ -184,7 +184,7 @@ def drop_repeats(rows: Sequence[TextRow], settings: CleanSettings) -> tuple[list
     rejected = []
     swapped = {(row.asked, *row.references) for row in rows if row.sequences[0].rejected}
     for row in rows:
-        key = (row.asked, *row.references[: 2 if row.sequences[0].rejected else 1])
+        key = (row.asked, *row.references)
         torn = bool(row.sequences[0].rejected) and (key[0], key[2], key[1]) in swapped
         if settings.drop_conflicts and torn:
             detail = "the same two answers, preferred the other way round elsewhere"
