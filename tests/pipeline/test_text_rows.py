@@ -189,3 +189,20 @@ def test_a_row_with_one_more_right_answer_is_no_repeat(tmp_path: Path) -> None:
     assert [(row.row, row.reason) for row in found.rejected] == [(32, "duplicate")]
     used = [row for part in found.parts.values() for row in part]
     assert ("a", "c") in {row.references for row in used}
+
+
+# What orders rows.
+
+
+def test_the_time_to_order_by_leaves_a_column_named_time_as_it_is(tmp_path: Path) -> None:
+    rows = [
+        {"time": f"{n} o'clock", "event": texts.words(n), "told": "yes", "day": f"2024-01-{30 - n:02d}"}
+        for n in range(30)
+    ]
+    named = {"prompt": "{time}: {event}", "completion": "told"}
+    found = prepare(tmp_path, "completion", rows, split={"time": "day"}, **named)
+    for part in found.parts.values():
+        assert all(row.asked == "{time}: {event}".format(**rows[row.row - 1]) for row in part)
+    assert {row.row for row in found.parts["test"]} == set(range(1, len(found.parts["test"]) + 1)), (
+        "the newest"
+    )

@@ -166,10 +166,8 @@ def to_examples(
     together = roles.pair.keep_together if roles.pair else ()
     kept = [value for column in together if (value := row.fields.get(column, "").strip())]
     group = "\n".join(kept) or opening(conversation.turns)
-    time = row.fields.get("time", "")
     return tuple(
-        Example(segments=segments, source=row.source, row=row.row, group=group, time=time)
-        for segments in sequences
+        Example(segments=segments, source=row.source, row=row.row, group=group) for segments in sequences
     )
 
 

@@ -49,7 +49,6 @@ class Pair:
     group: str  # pairs with an equal group stay in one part
     source: str
     row: int
-    time: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +88,6 @@ def to_pair(
         group="\n".join(kept) or own,
         source=row.source,
         row=row.row,
-        time=row.fields.get("time", ""),
     )
 
 
@@ -131,7 +129,6 @@ def example_of(pair: Pair, *, end: str = "") -> Example:
         source=pair.source,
         row=pair.row,
         group=pair.group,
-        time=pair.time,
     )
 
 

@@ -28,14 +28,11 @@ class TextRow:
     varies: str = ""  # what is asked, without the words of a template and of the system
     system: str = ""  # what a chat's system says
     together: str = ""  # the person's group, which stays in one part as the form's own does
+    time: str = ""  # what the person orders rows by
 
     @property
     def group(self) -> str:
         return self.sequences[0].group
-
-    @property
-    def time(self) -> str:
-        return self.sequences[0].time
 
 
 class TextForm(Protocol):

@@ -142,14 +142,13 @@ def mean(
     """What each row means, and why the others mean nothing."""
     kept, rejected = [], []
     for raw in rows:
-        row = _with_time(raw, settings)
-        found = form.read(row)
+        found = form.read(raw)
         if isinstance(found, RejectedRow):
             rejected.append(found)
             continue
-        if settings.split.group is not None:
-            found = replace(found, together=row.fields.get(settings.split.group, ""))
-        kept.append(found)
+        # Beside the fields: a template may name a column `group` or `time`.
+        together, time = (_value(raw, column) for column in (settings.split.group, settings.split.time))
+        kept.append(replace(found, together=together, time=time))
     return kept, rejected
 
 
@@ -305,8 +304,5 @@ def refuse_unknown_columns(file: ReadResult, settings: DataSettings) -> None:
             )
 
 
-def _with_time(row: RawExample, settings: DataSettings) -> RawExample:
-    column = settings.split.time
-    if column is None:
-        return row
-    return replace(row, fields={**row.fields, "time": row.fields.get(column, "")})
+def _value(row: RawExample, column: str | None) -> str:
+    return "" if column is None else row.fields.get(column, "")
