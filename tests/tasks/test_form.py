@@ -85,7 +85,7 @@ def test_a_completion_row_is_its_prompt_its_answers_and_its_end() -> None:
     assert found.asked == prompt
     assert found.prompt == (Segment(prompt, learn=False),)
     assert found.references == ("IN TOWN", "TOWN")
-    assert found.given == SQUAD.fields["context"]
+    assert found.given == "THE CUP IS RED. THE BANK IS IN TOWN. RAIN FELL."
     assert found.sequences[0].segments == (
         Segment(prompt, learn=False),
         Segment(" IN TOWN", learn=True),
@@ -98,6 +98,17 @@ def test_a_completion_row_is_its_prompt_its_answers_and_its_end() -> None:
         1,
     )
     assert form.metrics[0] == "f1"
+
+
+@pytest.mark.parametrize(
+    ("given", "lists"), [('["one", "one"]', False), ('["one", "one"]', True), ('{"text": ["one"]}', True)]
+)
+def test_what_is_copied_is_read_as_the_prompt_is(given: str, lists: bool) -> None:
+    """Repaired, and unpacked only where the column holds arrays of texts throughout."""
+    one = row(document=given, summary="a")
+    form = completion_form(one, *([] if lists else [row(2, document="plain", summary="b")]))
+    found = read(form, one)
+    assert found.asked == f"{found.given}\nTL;DR:"
 
 
 def test_a_window_is_read_asked_and_told_but_groups_by_the_whole() -> None:
