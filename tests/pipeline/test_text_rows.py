@@ -84,6 +84,12 @@ def test_short_questions_below_one_long_text_are_not_the_same(tmp_path: Path, ta
     assert [(row.row, row.reason) for row in given.rejected] == [(1, "leak_exact")]
 
 
+def test_short_inputs_of_one_long_instruction_are_not_the_same(tmp_path: Path) -> None:
+    rows = [{"instruction": LONG, "input": texts.words(n), "output": "a cup"} for n in range(40)]
+    assert prepare(tmp_path, "completion", rows).near_groups == 0
+    assert prepare(tmp_path, "completion", rows[:31], rows[30:]).leaks == 1
+
+
 def test_one_question_about_each_rows_own_system_text_is_not_the_same(tmp_path: Path) -> None:
     rows = [{**texts.chat("what does it say", "much"), "system": texts.words(n, 40)} for n in range(30)]
     assert prepare(tmp_path, "chat", rows[:20], rows[20:]).leaks == 0

@@ -10,7 +10,7 @@ from typing import Any
 from gptailor.errors import InputError, ModelError
 from gptailor.tasks.cells import Mend
 from gptailor.tasks.chat import ChatRoles, to_conversation, to_examples
-from gptailor.tasks.completion import Pair, to_pair, told_inputs
+from gptailor.tasks.completion import Pair, inputs_of, to_pair
 from gptailor.tasks.completion_form import CompletionForm
 from gptailor.tasks.conversation import Conversation, Faults, Turn, read_conversation, told
 from gptailor.tasks.form import TextRow
@@ -60,7 +60,7 @@ class ChatForm:
         if isinstance(prompt, RejectedRow):
             return prompt
         pair = self.roles.pair
-        varies = told_inputs(row, pair, mend=self.mend) if pair else spoken(_without_system(before))
+        values = inputs_of(row, pair, mend=self.mend).values() if pair else ()
         return TextRow(
             sequences=examples,
             prompt=prompt,
@@ -69,7 +69,7 @@ class ChatForm:
             references=self._references(row, answer.text),
             source=row.source,
             row=row.row,
-            varies=varies,
+            varies=tuple(values) or (spoken(_without_system(before)),),
             system=_system_of(before),
         )
 
@@ -144,7 +144,7 @@ class PreferenceForm:
             references=(preference.chosen, preference.rejected),
             source=row.source,
             row=row.row,
-            varies=spoken(_without_system(preference.turns)),
+            varies=(spoken(_without_system(preference.turns)),),
             system=_system_of(preference.turns),
         )
 

@@ -36,7 +36,6 @@ __all__ = [
     "shorten",
     "to_example",
     "to_pair",
-    "told_inputs",
 ]
 
 
@@ -94,12 +93,6 @@ def to_pair(
 def inputs_of(row: RawExample, roles: CompletionRoles, *, mend: Mend | None = None) -> dict[str, str]:
     """The text of each column of the prompt, repaired."""
     return {column: _input(row.fields.get(column, ""), column, roles, mend) for column in roles.inputs}
-
-
-def told_inputs(row: RawExample, roles: CompletionRoles, *, mend: Mend | None = None) -> str:
-    """The texts of the prompt's columns without the words of the template."""
-    values = inputs_of(row, roles, mend=mend).values()
-    return "\n".join(text for value in values if (text := value.strip()))
 
 
 def to_example(

@@ -9,7 +9,7 @@ from typing import Any
 
 from gptailor.errors import InputError
 from gptailor.tasks.cells import Mend
-from gptailor.tasks.completion import Pair, example_of, inputs_of, shorten, to_pair, told_inputs
+from gptailor.tasks.completion import Pair, example_of, inputs_of, shorten, to_pair
 from gptailor.tasks.form import TextRow, reserve
 from gptailor.tasks.pattern import Piece, Template
 from gptailor.tasks.presets import PRESETS
@@ -68,7 +68,7 @@ class CompletionForm:
             source=row.source,
             row=row.row,
             windowed=windowed,
-            varies=told_inputs(shown, self.roles, mend=self.mend),
+            varies=tuple(inputs_of(shown, self.roles, mend=self.mend).values()),
         )
 
     def ask(self, row: RawExample) -> tuple[Segment, ...] | RejectedRow:

@@ -25,7 +25,7 @@ class TextRow:
     source: str
     row: int
     windowed: bool | None = None  # the context was cut: does the window hold an answer? None: not cut
-    varies: str = ""  # what is asked, without the words of a template and of the system
+    varies: tuple[str, ...] = ()  # what is asked, by columns, without a template's words and the system's
     system: str = ""  # what a chat's system says
     together: str = ""  # the person's group, which stays in one part as the form's own does
     time: str = ""  # what the person orders rows by

@@ -243,13 +243,16 @@ class _Beside:
 def compared(rows: Sequence[TextRow]) -> list[str]:
     """What makes each row the same as another: what is asked; of rows that ask nothing, the answer.
 
-    A template or system text that many rows share would make their short questions alike. Where most rows
-    have a system text of their own, it is what they are about.
+    A template, a column or a system text that all rows share would make their short questions alike. Where
+    most rows have a system text of their own, it is what they are about.
     """
     own_system = 2 * len({row.system for row in rows}) > len(rows)
+    columns = zip(*(row.varies for row in rows), strict=True)
+    differ = [place for place, values in enumerate(columns) if len(set(values)) > 1]
 
     def asked(row: TextRow) -> str:
-        return "\n".join(filter(None, [row.system, row.varies])) if own_system else row.varies
+        texts = [row.system if own_system else "", *(row.varies[place] for place in differ)]
+        return "\n".join(stripped for text in texts if (stripped := text.strip()))
 
     return [asked(row) or row.asked or row.references[0] for row in rows]
 
