@@ -121,6 +121,19 @@ def test_a_label_beside_a_question_and_its_answer_is_what_is_learned(tmp_path: P
     assert settled(write(tmp_path / "numbers.csv", numbered)) == "completion"
 
 
+@pytest.mark.parametrize("names", [("instruction", "response"), ("question", "answer"), ("prompt", "reply")])
+def test_a_category_beside_a_reply_is_not_what_is_learned(tmp_path: Path, names: tuple[str, str]) -> None:
+    """As in Dolly. A class by name is, a target that comes again, and a category beside bare texts."""
+    rows = [{**row, "context": "", "category": LABELS[n % 2]} for n, row in enumerate(answered(*names))]
+    assert settled(write(tmp_path / "dolly.jsonl", rows)) == "completion"
+    named = [{**row, "class": row["category"]} for row in rows]
+    assert settled(write(tmp_path / "class.jsonl", named)) == "classification"
+    again = [{**row, "category": "x"} for row in labelled("input", "target")]
+    assert settled(write(tmp_path / "again.jsonl", again)) == "classification"
+    news = [{**row, "category": LABELS[n % 2]} for n, row in enumerate(answered("text", "headline"))]
+    assert settled(write(tmp_path / "news.jsonl", news)) == "classification"
+
+
 def test_a_named_text_column_is_not_for_completion(tmp_path: Path) -> None:
     path = write(tmp_path / "f.csv", answered("prompt", "completion"))
     assert settled(path, text="prompt") == "classification"

@@ -85,7 +85,7 @@ def test_a_completion_row_is_its_prompt_its_answers_and_its_end() -> None:
     assert found.asked == prompt
     assert found.prompt == (Segment(prompt, learn=False),)
     assert found.references == ("IN TOWN", "TOWN")
-    assert found.given == SQUAD.fields["context"]
+    assert found.given == "THE CUP IS RED. THE BANK IS IN TOWN. RAIN FELL."
     assert found.sequences[0].segments == (
         Segment(prompt, learn=False),
         Segment(" IN TOWN", learn=True),
@@ -98,6 +98,17 @@ def test_a_completion_row_is_its_prompt_its_answers_and_its_end() -> None:
         1,
     )
     assert form.metrics[0] == "f1"
+
+
+@pytest.mark.parametrize(
+    ("given", "lists"), [('["one", "one"]', False), ('["one", "one"]', True), ('{"text": ["one"]}', True)]
+)
+def test_what_is_copied_is_read_as_the_prompt_is(given: str, lists: bool) -> None:
+    """Repaired, and unpacked only where the column holds arrays of texts throughout."""
+    one = row(document=given, summary="a")
+    form = completion_form(one, *([] if lists else [row(2, document="plain", summary="b")]))
+    found = read(form, one)
+    assert found.asked == f"{found.given}\nTL;DR:"
 
 
 def test_a_window_is_read_asked_and_told_but_groups_by_the_whole() -> None:
@@ -313,6 +324,23 @@ def test_a_question_of_a_column_is_asked_as_in_training_whatever_white_space_is_
     assert "assistant\n B <|im_end|>" in text_of(form.ask_messages(several)), "as it was written"
     held = chat_form(CHAT).ask_messages(several)
     assert "user\n A <|im_end|>" in text_of(held), "turns are trained on as they stand"
+
+
+def test_the_last_answer_that_is_learned_is_the_one_that_is_asked_for() -> None:
+    turns = CHAT.fields["messages"]
+    more = [{"role": "user", "content": "d"}, {"role": "assistant", "content": "bad", "weight": 0}]
+    whole, longer = read(chat_form(CHAT), CHAT), row(messages=[*json.loads(turns), *more])
+    found = read(chat_form(longer), longer)
+    assert (found.references, found.prompt) == (whole.references, whole.prompt)
+    assert (found.asked, found.given, found.varies) == (whole.asked, whole.given, whole.varies)
+    assert not any(segment.learn for segment in found.sequences[0].segments if "BAD" in segment.text)
+
+
+def test_all_answers_of_a_column_are_references_of_a_chat() -> None:
+    found = read(chat_form(SQUAD), SQUAD)
+    assert found.references == ("IN TOWN", "TOWN")
+    assert text_of(found.sequences[0].segments).endswith("assistant\nIN TOWN<|im_end|>\n")
+    assert found.references == read(completion_form(SQUAD), SQUAD).references
 
 
 def test_an_answer_of_nothing_is_fed_as_the_template_writes_it() -> None:

@@ -207,6 +207,14 @@ def test_named_columns_win() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("answer", "preset"), [(f"{SENTENCE} of another tongue", "translation"), ("brief", "summarization")]
+)
+def test_source_and_target_named_by_the_person_are_told_apart_by_length(answer: str, preset: str) -> None:
+    rows = rows_of("source", "target", target=answer)
+    assert infer("source", "target", rows=rows, prompt="source", completion="target").preset == preset
+
+
 def test_templates_are_taken_as_written() -> None:
     roles = infer("a", "b", "c", prompt="{b} of {a}:\n", completion=" {c} {{end}}")
     assert roles.template == Template("{b} of {a}:\n", " {c} {{end}}")

@@ -11,7 +11,7 @@ from gptailor.data.roles import LABEL_NAMES, infer_roles
 from gptailor.errors import GptailorError, RecipeError
 from gptailor.recipe import Recipe
 from gptailor.tasks.chat import infer_chat
-from gptailor.tasks.completion import infer_completion
+from gptailor.tasks.completion import CompletionRoles, infer_completion
 from gptailor.tasks.preference import infer_preference
 from gptailor.types import RawExample, Task
 
@@ -39,6 +39,9 @@ READ_BY: dict[str, tuple[Task, ...]] = {
     "data.separator": ("language",),
     "data.clean.near_duplicates": ("classification", *ANSWERS),
 }
+# Uses of completion whose columns hardly stand in a labelled file by chance, and what is a label even there.
+REPLIES = ("question_answering", "instruction", "completion")
+SURE_LABELS = ("label", "labels", "class")
 PROSE = (".txt", ".text", ".md")
 
 
@@ -97,17 +100,19 @@ def task_of_columns(recipe: Recipe) -> Task:
         return "preference"
     if _fits(lambda: infer_chat(columns, rows).layout == "turns"):
         return "chat"
-    if recipe.data.text is not None or _has_label(columns, rows):
+    if recipe.data.text is not None:
         return "classification"
     try:
-        answer = infer_completion(columns, rows).answer
+        roles = infer_completion(columns, rows)
     except GptailorError:
+        return "classification"
+    if _has_label(columns, rows, roles):
         return "classification"
     try:
         label = infer_roles(columns, rows, text=None, label=None).label
     except GptailorError:
         label = None
-    return "classification" if label in answer else "completion"  # answers that are classes
+    return "classification" if label in roles.answer else "completion"  # answers that are classes
 
 
 def first_rows(location: str, columns: str | None) -> tuple[list[str], list[RawExample]]:
@@ -122,12 +127,17 @@ def first_rows(location: str, columns: str | None) -> tuple[list[str], list[RawE
     return list(dict.fromkeys(name for row in rows for name in row.fields)), rows
 
 
-def _has_label(columns: list[str], rows: list[RawExample]) -> bool:
-    """Whether a column is named for a label and its values come again, as labels do."""
+def _has_label(columns: list[str], rows: list[RawExample], roles: CompletionRoles) -> bool:
+    """Whether a column is named for a label and its values come again, as labels do.
+
+    A category beside an instruction and its response says of what kind they are; the response is learned.
+    """
+    is_reply = roles.preset in REPLIES
+    names = LABEL_NAMES & {*SURE_LABELS, *map(str.lower, roles.answer)} if is_reply else LABEL_NAMES
     values = [
         [value for row in rows if (value := row.fields.get(column, "").strip())]
         for column in columns
-        if column.strip().lower() in LABEL_NAMES
+        if column.strip().lower() in names
     ]
     return any(2 * len(set(found)) <= len(found) for found in values)
 

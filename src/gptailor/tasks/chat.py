@@ -166,17 +166,19 @@ def to_examples(
     together = roles.pair.keep_together if roles.pair else ()
     kept = [value for column in together if (value := row.fields.get(column, "").strip())]
     group = "\n".join(kept) or opening(conversation.turns)
-    time = row.fields.get("time", "")
     return tuple(
-        Example(segments=segments, source=row.source, row=row.row, group=group, time=time)
-        for segments in sequences
+        Example(segments=segments, source=row.source, row=row.row, group=group) for segments in sequences
     )
 
 
 def opening(turns: Sequence[Turn]) -> str:
-    """What a conversation begins with, up to the first answer: conversations with the same stay together."""
-    first = next((place for place, turn in enumerate(turns) if turn.role == "assistant"), len(turns))
-    return "\n".join(turn.text for turn in turns[:first]) or turns[0].text
+    """What a conversation begins with, up to the first answer: conversations with the same stay together.
+
+    A greeting that comes before anyone asked is no answer.
+    """
+    asked = next((place for place, turn in enumerate(turns) if turn.role == "user"), len(turns))
+    answers = (place for place, turn in enumerate(turns) if turn.role == "assistant" and place > asked)
+    return "\n".join(turn.text for turn in turns[: next(answers, len(turns))])
 
 
 def _holds_turns(column: str, rows: Sequence[RawExample]) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from gptailor.errors import InputError, ModelError
 from gptailor.tasks.cells import Mend
 from gptailor.tasks.chat import ChatRoles, to_conversation, to_examples
+from gptailor.tasks.completion import Pair, inputs_of, to_pair
 from gptailor.tasks.completion_form import CompletionForm
 from gptailor.tasks.conversation import Conversation, Faults, Turn, read_conversation, told
 from gptailor.tasks.form import TextRow
@@ -25,6 +26,7 @@ from gptailor.types import RawExample, RejectedRow, Segment
 CHAT_METRICS = ("chrf", "rouge_l")
 CHAT_LENGTH = 256  # tokens of an answer, at most
 PREFERENCE_METRICS = ("preference_accuracy",)
+SYSTEM = ("system", "developer")  # roles whose text is often that of every conversation
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +53,25 @@ class ChatForm:
         examples = to_examples(row, self.roles, self.template, mend=self.mend)
         if isinstance(examples, RejectedRow):
             return examples
-        *before, last = conversation.turns
+        # A last turn of weight 0 is one that its owner doesn't want: no answer to compare with.
+        place = max(place for place, turn in enumerate(conversation.turns) if turn.learn)
+        before, answer = conversation.turns[:place], conversation.turns[place]
         prompt = _rendered(before, self.template, row)
         if isinstance(prompt, RejectedRow):
             return prompt
-        asked, given = spoken(before), before[-1].text if before else ""
-        return TextRow(examples, prompt, asked, given, (last.text.strip(),), row.source, row.row)
+        pair = self.roles.pair
+        values = inputs_of(row, pair, mend=self.mend).values() if pair else ()
+        return TextRow(
+            sequences=examples,
+            prompt=prompt,
+            asked=spoken(before),
+            given=before[-1].text if before else "",
+            references=self._references(row, answer.text),
+            source=row.source,
+            row=row.row,
+            varies=tuple(values) or (spoken(_without_system(before)),),
+            system=_system_of(before),
+        )
 
     def ask(self, row: RawExample) -> tuple[Segment, ...] | RejectedRow:
         conversation = to_conversation(row, self.roles, mend=self.mend, needs_answer=False)
@@ -88,6 +103,12 @@ class ChatForm:
     def state(self) -> dict[str, Any]:
         return chat_state(self.roles, self.template, self.max_new_tokens)
 
+    def _references(self, row: RawExample, learned: str) -> tuple[str, ...]:
+        """The answer that is learned, and where it stands in a column of several the others."""
+        pair = to_pair(row, self.roles.pair, mend=self.mend) if self.roles.pair else None
+        others = pair.completions if isinstance(pair, Pair) else ()
+        return tuple(dict.fromkeys(text.strip() for text in (learned, *others)))
+
 
 @dataclass(frozen=True, slots=True)
 class PreferenceForm:
@@ -115,9 +136,17 @@ class PreferenceForm:
         prompt = _rendered(preference.turns, self.template, row)
         if isinstance(prompt, RejectedRow):
             return prompt
-        asked, given = spoken(preference.turns), preference.turns[-1].text
-        answers = (preference.chosen, preference.rejected)
-        return TextRow((example,), prompt, asked, given, answers, row.source, row.row)
+        return TextRow(
+            sequences=(example,),
+            prompt=prompt,
+            asked=spoken(preference.turns),
+            given=preference.turns[-1].text,
+            references=(preference.chosen, preference.rejected),
+            source=row.source,
+            row=row.row,
+            varies=(spoken(_without_system(preference.turns)),),
+            system=_system_of(preference.turns),
+        )
 
     def ask(self, row: RawExample) -> tuple[Segment, ...] | RejectedRow:
         return ChatForm(_prompt_alone(self.roles), self.template, mend=self.mend).ask(row)
@@ -202,6 +231,14 @@ def spoken(turns: Sequence[Turn]) -> str:
     if len(turns) == 1:
         return turns[0].text
     return "\n".join(f"{turn.role}: {turn.text}" for turn in turns)
+
+
+def _without_system(turns: Sequence[Turn]) -> list[Turn]:
+    return [turn for turn in turns if turn.role not in SYSTEM]
+
+
+def _system_of(turns: Sequence[Turn]) -> str:
+    return "\n".join(turn.text for turn in turns if turn.role in SYSTEM)
 
 
 def _rendered(

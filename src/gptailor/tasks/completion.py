@@ -31,6 +31,7 @@ __all__ = [
     "gather_references",
     "holds_answer",
     "infer_completion",
+    "inputs_of",
     "parse_pattern",
     "shorten",
     "to_example",
@@ -47,7 +48,6 @@ class Pair:
     group: str  # pairs with an equal group stay in one part
     source: str
     row: int
-    time: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def to_pair(
         mend: Repairs every value, after JSON is unpacked.
         needs_answer: Whether a row without an answer is of no use. It is of use for prediction.
     """
-    values = {column: _input(row.fields.get(column, ""), column, roles, mend) for column in roles.inputs}
+    values = inputs_of(row, roles, mend=mend)
     if values and not any(value.strip() for value in values.values()):
         return RejectedRow(row.source, row.row, "no_text", f"there is no text in {' or '.join(roles.inputs)}")
     optional = roles.template.optional
@@ -87,8 +87,12 @@ def to_pair(
         group="\n".join(kept) or own,
         source=row.source,
         row=row.row,
-        time=row.fields.get("time", ""),
     )
+
+
+def inputs_of(row: RawExample, roles: CompletionRoles, *, mend: Mend | None = None) -> dict[str, str]:
+    """The text of each column of the prompt, repaired."""
+    return {column: _input(row.fields.get(column, ""), column, roles, mend) for column in roles.inputs}
 
 
 def to_example(
@@ -118,7 +122,6 @@ def example_of(pair: Pair, *, end: str = "") -> Example:
         source=pair.source,
         row=pair.row,
         group=pair.group,
-        time=pair.time,
     )
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gptailor.errors import InputError
-from gptailor.tasks.cells import Mend, answers_in
-from gptailor.tasks.completion import Pair, example_of, shorten, to_pair
+from gptailor.tasks.cells import Mend
+from gptailor.tasks.completion import Pair, example_of, inputs_of, shorten, to_pair
 from gptailor.tasks.form import TextRow, reserve
 from gptailor.tasks.pattern import Piece, Template
 from gptailor.tasks.presets import PRESETS
@@ -68,6 +68,7 @@ class CompletionForm:
             source=row.source,
             row=row.row,
             windowed=windowed,
+            varies=tuple(inputs_of(shown, self.roles, mend=self.mend).values()),
         )
 
     def ask(self, row: RawExample) -> tuple[Segment, ...] | RejectedRow:
@@ -130,7 +131,9 @@ class CompletionForm:
         }
 
     def _given(self, row: RawExample) -> str:
-        texts = {column: " ".join(answers_in(row.fields.get(column, ""))) for column in self.roles.inputs}
+        """Every value as the prompt holds it, or a model would be compared with a copy of other texts."""
+        values = inputs_of(row, self.roles, mend=self.mend)
+        texts = {column: value.strip() for column, value in values.items()}
         return texts.get(self.roles.context) or " ".join(filter(None, texts.values()))
 
     def _shortened(self, row: RawExample) -> tuple[RawExample, str | None]:

@@ -25,14 +25,14 @@ class TextRow:
     source: str
     row: int
     windowed: bool | None = None  # the context was cut: does the window hold an answer? None: not cut
+    varies: tuple[str, ...] = ()  # what is asked, by columns, without a template's words and the system's
+    system: str = ""  # what a chat's system says
+    together: str = ""  # the person's group, which stays in one part as the form's own does
+    time: str = ""  # what the person orders rows by
 
     @property
     def group(self) -> str:
         return self.sequences[0].group
-
-    @property
-    def time(self) -> str:
-        return self.sequences[0].time
 
 
 class TextForm(Protocol):

@@ -54,7 +54,6 @@ class Preference:
     rejected: str
     source: str
     row: int
-    time: str = ""
 
 
 class _Unusable(Exception):
@@ -131,7 +130,7 @@ def to_preference(
         _refuse_tie(row, roles, chosen, rejected)
     except _Unusable as error:
         return RejectedRow(row.source, row.row, error.reason, error.detail)
-    return Preference(turns, chosen, rejected, row.source, row.row, row.fields.get("time", ""))
+    return Preference(turns, chosen, rejected, row.source, row.row)
 
 
 def to_example(
@@ -159,7 +158,6 @@ def to_example(
         source=row.source,
         row=row.row,
         group=opening(read.turns),
-        time=read.time,
     )
 
 
@@ -173,7 +171,6 @@ def plain_example(preference: Preference, *, end: str) -> Example:
         source=preference.source,
         row=preference.row,
         group=prompt,
-        time=preference.time,
     )
 
 

@@ -87,7 +87,7 @@ def infer_completion(
     if preset is None and prompt is None and completion is None:
         name, roles = _recognize(columns, rows)
     else:
-        name = preset or _preset_of(prompt, completion, columns)
+        name = preset or _preset_of(prompt, completion, columns, rows)
         roles = _assign(name, columns, rows, prompt=prompt, completion=completion)
     template = _template(name, roles, rows)
     if prompt is not None and prompt not in columns:
@@ -162,10 +162,10 @@ def _recognize(columns: Sequence[str], rows: Sequence[RawExample]) -> tuple[str,
         return _languages(filled, rows)
     most = max(map(len, found.values()))
     best = {name: roles for name, roles in found.items() if len(roles) == most}
-    alike = [list(best[name].values()) for name in ("summarization", "translation") if name in best]
-    if len(alike) == 2 and alike[0] == alike[1]:
-        # One layout, two uses: a summary is much shorter than its text, a translation isn't.
-        del best["translation" if _shrinks(best["translation"], rows) else "summarization"]
+    alike = [name for name in ("summarization", "translation") if name in best]
+    if len(alike) == 2 and list(best[alike[0]].values()) == list(best[alike[1]].values()):
+        use = _one_of_two_uses(best["translation"], rows)
+        best = {name: roles for name, roles in best.items() if name == use or name not in alike}
     for name, candidates in best.items():
         for role, fits in candidates.items():
             if len(fits) > 1:
@@ -188,6 +188,11 @@ def _recognize(columns: Sequence[str], rows: Sequence[RawExample]) -> tuple[str,
 
 def _required(preset: Preset) -> list[str]:
     return [role for role in preset.names if role != preset.template.optional]
+
+
+def _one_of_two_uses(roles: Mapping[str, Sequence[str]], rows: Sequence[RawExample]) -> str:
+    """One layout, two uses: a summary is much shorter than its text, a translation isn't."""
+    return "summarization" if _shrinks(roles, rows) else "translation"
 
 
 def _shrinks(roles: Mapping[str, Sequence[str]], rows: Sequence[RawExample]) -> bool:
@@ -244,21 +249,25 @@ def _assign(
     return roles
 
 
-def _preset_of(prompt: str | None, completion: str | None, columns: Sequence[str]) -> str:
+def _preset_of(
+    prompt: str | None, completion: str | None, columns: Sequence[str], rows: Sequence[RawExample]
+) -> str:
     """The preset that two columns named by the person are the usual names of; plain completion else."""
-    if prompt in columns and completion in columns:
-        one, other = (str(column).strip().lower() for column in (prompt, completion))
-        if one in LANGUAGES and other in LANGUAGES:
-            return "translation"
-        for name, preset in PRESETS.items():
-            required = [role for role in _required(preset) if role != preset.answer]
-            if (
-                len(required) == 1
-                and one in preset.names[required[0]]
-                and other in preset.names[preset.answer]
-            ):
-                return name
-    return "completion"
+    if prompt is None or completion is None or not {prompt, completion} <= set(columns):
+        return "completion"
+    one, other = (column.strip().lower() for column in (prompt, completion))
+    if one in LANGUAGES and other in LANGUAGES:
+        return "translation"
+    found = [name for name, preset in PRESETS.items() if _is_named_for(preset, one, other)]
+    if {"summarization", "translation"} <= set(found):
+        return _one_of_two_uses({"source": [prompt], "target": [completion]}, rows)
+    return next(iter(found), "completion")
+
+
+def _is_named_for(preset: Preset, one: str, other: str) -> bool:
+    """Whether two names are those of a preset's only input and of its answer."""
+    inputs = [role for role in _required(preset) if role != preset.answer]
+    return len(inputs) == 1 and one in preset.names[inputs[0]] and other in preset.names[preset.answer]
 
 
 # --- the template ----------------------------------------------------------------------------------

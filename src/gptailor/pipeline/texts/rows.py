@@ -101,12 +101,11 @@ def prepare_texts(
             if not held_out[part]:
                 fix = "Name its columns as the training file does."
                 raise DataError("has no row with a prompt and an answer.", where=location, fix=fix)
-    by_group = settings.split.group is not None
-    kept, leaks = remove_leaks(rows, [row for given in held_out.values() for row in given], by_group=by_group)
+    kept, leaks = remove_leaks(rows, [row for given in held_out.values() for row in given])
+    if leaks and not kept:
+        refuse_all_held_out(leaks[0], settings)
     if len(held_out) == 2:  # what chooses the settings must not stand in the test either
-        held_out["validation"], more = remove_leaks(
-            held_out["validation"], held_out["test"], by_group=by_group
-        )
+        held_out["validation"], more = remove_leaks(held_out["validation"], held_out["test"])
         leaks += more
         refuse_all_leaked(held_out["validation"], settings)
     notes = notes_on_groups(
@@ -143,16 +142,13 @@ def mean(
     """What each row means, and why the others mean nothing."""
     kept, rejected = [], []
     for raw in rows:
-        row = _with_time(raw, settings)
-        found = form.read(row)
+        found = form.read(raw)
         if isinstance(found, RejectedRow):
             rejected.append(found)
             continue
-        if settings.split.group is not None:
-            group = row.fields.get(settings.split.group, "")
-            sequences = tuple(replace(one, group=group) for one in found.sequences)
-            found = replace(found, sequences=sequences)
-        kept.append(found)
+        # Beside the fields: a template may name a column `group` or `time`.
+        together, time = (_value(raw, column) for column in (settings.split.group, settings.split.time))
+        kept.append(replace(found, together=together, time=time))
     return kept, rejected
 
 
@@ -168,6 +164,16 @@ def refuse_mostly_bad(file: ReadResult, rejected: Sequence[RejectedRow], *, wher
     )
 
 
+def refuse_all_held_out(leak: RejectedRow, settings: DataSettings) -> None:
+    """Raises DataError: every training row stands in a given file, or belongs with one that does."""
+    raise DataError(
+        f"no row is left to train on: all are in a given file, or belong with its rows. Row {leak.row} "
+        f"{leak.detail}.",
+        where=settings.train,
+        fix="Hold out rows of other contexts and conversations, or give no file to hold out.",
+    )
+
+
 def drop_repeats(rows: Sequence[TextRow], settings: CleanSettings) -> tuple[list[TextRow], list[RejectedRow]]:
     """Of equal questions with equal answers the first stays. Other answers to one question are welcome;
     only where of the same two answers each was once preferred, nobody knows, and both rows go.
@@ -177,7 +183,7 @@ def drop_repeats(rows: Sequence[TextRow], settings: CleanSettings) -> tuple[list
     rejected = []
     swapped = {(row.asked, *row.references) for row in rows if row.sequences[0].rejected}
     for row in rows:
-        key = (row.asked, *row.references[: 2 if row.sequences[0].rejected else 1])
+        key = (row.asked, *row.references)
         torn = bool(row.sequences[0].rejected) and (key[0], key[2], key[1]) in swapped
         if settings.drop_conflicts and torn:
             detail = "the same two answers, preferred the other way round elsewhere"
@@ -192,34 +198,63 @@ def drop_repeats(rows: Sequence[TextRow], settings: CleanSettings) -> tuple[list
 
 
 def remove_leaks(
-    rows: Sequence[TextRow], held_out: Sequence[TextRow], *, by_group: bool = False
+    rows: Sequence[TextRow], held_out: Sequence[TextRow]
 ) -> tuple[list[TextRow], list[RejectedRow]]:
-    """Takes rows out whose question stands in a given file, exactly, nearly, or by its group."""
+    """Takes rows out whose question stands in a given file, exactly, nearly, or by one of its groups."""
     if not held_out:
         return list(rows), []
-    matches = near_matches([compared(row) for row in rows], [compared(row) for row in held_out])
-    of_group = {row.group.strip(): row for row in held_out if by_group and row.group.strip()}
+    texts = compared([*rows, *held_out])
+    own, given = texts[: len(rows)], texts[len(rows) :]
+    matches = near_matches(own, given)
+    beside = _Beside(held_out)
     kept, rejected = [], []
-    for row, match in zip(rows, matches, strict=True):
+    for row, text, match in zip(rows, own, matches, strict=True):
         if match < 0:
-            beside = of_group.get(row.group.strip())
-            if beside is None:
-                kept.append(row)
-            else:
-                detail = f"of the group {row.group.strip()!r}, as {beside.source} row {beside.row} is"
+            detail = beside.why(row)
+            if detail:
                 rejected.append(RejectedRow(row.source, row.row, "leak_group", detail))
+            else:
+                kept.append(row)
             continue
         found = held_out[int(match)]
-        exact = is_exact(compared(row), compared(found))
+        exact = is_exact(text, given[int(match)])
         reason: Reason = "leak_exact" if exact else "leak_near"
         same = "asks the same as" if exact else "asks nearly the same as"
         rejected.append(RejectedRow(row.source, row.row, reason, f"{same} {found.source} row {found.row}"))
     return kept, rejected
 
 
-def compared(row: TextRow) -> str:
-    """What makes a row the same as another: what is asked; of rows that ask nothing, the answer."""
-    return row.asked or row.references[0]
+class _Beside:
+    """Rows of given files by their groups: the person's, and what a form keeps together of itself."""
+
+    def __init__(self, held_out: Sequence[TextRow]) -> None:
+        self._together = {name: row for row in held_out if (name := row.together.strip())}
+        self._own = {name: row for row in held_out if (name := row.group.strip())}
+
+    def why(self, row: TextRow) -> str:
+        """Which row of them it belongs with, in words; "" where it belongs with none."""
+        if (found := self._together.get(row.together.strip())) is not None:
+            return f"is of the group {row.together.strip()!r}, as {found.source} row {found.row} is"
+        if (found := self._own.get(row.group.strip())) is not None:
+            return f"has the context or the opening of {found.source} row {found.row}"
+        return ""
+
+
+def compared(rows: Sequence[TextRow]) -> list[str]:
+    """What makes each row the same as another: what is asked; of rows that ask nothing, the answer.
+
+    A template, a column or a system text that all rows share would make their short questions alike. Where
+    most rows have a system text of their own, it is what they are about.
+    """
+    own_system = 2 * len({row.system for row in rows}) > len(rows)
+    columns = zip(*(row.varies for row in rows), strict=True)
+    differ = [place for place, values in enumerate(columns) if len(set(values)) > 1]
+
+    def asked(row: TextRow) -> str:
+        texts = [row.system if own_system else "", *(row.varies[place] for place in differ)]
+        return "\n".join(stripped for text in texts if (stripped := text.strip()))
+
+    return [asked(row) or row.asked or row.references[0] for row in rows]
 
 
 def split(
@@ -230,13 +265,14 @@ def split(
     if not rows:
         raise DataError("no row is left to train on.", where=recipe.data.train, fix="Give more rows.")
     near = (
-        near_duplicate_groups([compared(row) for row in rows], seed=recipe.seed)
+        near_duplicate_groups(compared(rows), seed=recipe.seed)
         if recipe.data.clean.near_duplicates
         else np.arange(len(rows))
     )
+    own = value_groups([row.group for row in rows])
     places = split_rows(
         None,
-        groups=join_groups(near, value_groups([row.group for row in rows])),
+        groups=join_groups(join_groups(near, own), value_groups([row.together for row in rows])),
         times=[row.time for row in rows] if settings.time is not None else None,
         settings=settings,
         seed=recipe.seed,
@@ -271,8 +307,5 @@ def refuse_unknown_columns(file: ReadResult, settings: DataSettings) -> None:
             )
 
 
-def _with_time(row: RawExample, settings: DataSettings) -> RawExample:
-    column = settings.split.time
-    if column is None:
-        return row
-    return replace(row, fields={**row.fields, "time": row.fields.get(column, "")})
+def _value(row: RawExample, column: str | None) -> str:
+    return "" if column is None else row.fields.get(column, "")

@@ -175,7 +175,8 @@ def _why_not(
     if not sequences or (row.sequences[0].rejected and len(sequences) < 2):
         detail = "no token of its answer fits" if segments else "it has no answer"
         return RejectedRow(row.source, row.row, "nothing_to_learn", detail)
-    if part == "train" and settings.too_long == "drop" and found.cut:
+    is_cut = found.cut or row.windowed is not None
+    if part == "train" and settings.too_long == "drop" and is_cut:
         detail = "longer than data.max_tokens, and the recipe says drop"
         return RejectedRow(row.source, row.row, "too_long", detail)
     return None
