@@ -228,6 +228,8 @@ def test_the_verdict_has_its_color_and_words(
     assert verdict_tone({"verdict": verdict}) == tone
     assert f"tone-{tone}" in page
     assert headline in words_of(page)
+    few = {**verdict, "worth_it": False, "too_few": True}
+    assert verdict_tone({"verdict": few}) == "unclear", "a handful of rows tells nothing"
 
 
 def test_the_ladder_ranks_by_the_primary_metric_and_ends_with_the_skipped(report: Any, details: Any) -> None:

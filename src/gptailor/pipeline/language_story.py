@@ -175,7 +175,8 @@ def judge_language(
     name = BASELINE_NAMES[best]
     if num_units(ours) < FEWEST_UNITS:
         says = f"{gap.value:+.3f} bits per byte against {name}, on too little held-out text to tell."
-        return {"best_baseline": best, "difference": as_json(gap), "worth_it": False, "says": says}
+        told = {"best_baseline": best, "difference": as_json(gap), "worth_it": False, "says": says}
+        return {**told, "too_few": True}
     measured = f"(95 % interval {abs(gap.high):.3f} to {abs(gap.low):.3f})"
     if gap.high < 0:
         says = f"The model needs {-gap.value:.3f} bits per byte less than {name} {measured}: worth it."

@@ -195,6 +195,8 @@ def verdict_tone(report: Mapping[str, Any]) -> Tone:
     difference = measured(verdict.get("difference"))
     if difference is None:
         return "none"
+    if verdict.get("too_few"):  # then the interval tells nothing, whichever side of zero it lies on
+        return "unclear"
     gained = gain(report, difference)
     return "worse" if gained.high is not None and gained.high < 0 else "unclear"
 

@@ -266,6 +266,7 @@ def _verdict_of(metric: str, best: str | None, gap: Score | None, *, rows: int) 
         "difference": as_json(gap),
         "worth_it": bool(gap.low > 0) and rows >= FEWEST_ROWS,
         "says": says,
+        **({"too_few": True} if rows < FEWEST_ROWS else {}),
     }
 
 
@@ -292,6 +293,7 @@ def _verdict_by_bits(ours: PieceNats, base: PieceNats | None, settings: Mapping[
         "difference": as_json(gap),
         "worth_it": bool(turned.low > 0) and rows >= FEWEST_ROWS,
         "says": says,
+        **({"too_few": True} if rows < FEWEST_ROWS else {}),
     }
 
 
