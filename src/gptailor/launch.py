@@ -292,6 +292,24 @@ def one_writer(folder: Path) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def in_use(folder: Path, *, alone: bool = False) -> Iterator[None]:
+    """Notes that a folder is used, by several processes together; `alone` is for who would take it away.
+
+    Raises:
+        FolderBusyError: it is to be taken away and is used, or is being taken away.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".used").open("a+") as file:
+        if not _try_lock(file.fileno(), shared=not alone):
+            raise FolderBusyError(
+                "is used by a search that runs." if alone else "is being moved aside.",
+                where=str(folder),
+                fix="Wait for it, stop it, or choose another folder with --out.",
+            )
+        yield
+
+
 def _read_environment(path: Path) -> dict[str, Any]:
     try:
         environment: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -315,13 +333,13 @@ def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _try_lock(descriptor: int) -> bool:
+def _try_lock(descriptor: int, *, shared: bool = False) -> bool:
     try:
         import fcntl
     except ImportError:  # Windows: best effort
         return True
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         # Some file systems (NFS, Lustre, FUSE) have no locks: nobody is there, and nobody can be kept out.
         return error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES)

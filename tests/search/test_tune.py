@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 import tiny
-from gptailor.errors import RecipeError, RunError
+from gptailor.errors import FolderBusyError, RecipeError, RunError
+from gptailor.launch import in_use
 from gptailor.pipeline.fit import fit_recipe
+from gptailor.pipeline.folder import claim_folder
 from gptailor.pipeline.place import Listener
 from gptailor.pipeline.rehearsal import rehearse_classification
 from gptailor.pipeline.run import Run
@@ -104,6 +106,16 @@ def test_no_repeat_is_judged_on_rows_that_taught_it(
         assert widths[0] == pytest.approx(widths[1], rel=0.25)
     else:
         assert widths[0] < 0.75 * widths[1]
+
+
+def test_a_search_that_runs_is_not_moved_away(place: Path) -> None:
+    recipe = recipe_in(place, "searched")
+    (place / "searched" / "tune").mkdir(parents=True)
+    used = place / "searched" / "tune"
+    with in_use(used), in_use(used), pytest.raises(FolderBusyError, match="used by a search that runs"):
+        claim_folder(recipe, overwrite=True)
+    claim_folder(recipe, overwrite=True)
+    assert not (place / "searched" / "tune").exists()
 
 
 def test_a_folder_with_a_fit_is_refused_before_the_search(place: Path) -> None:

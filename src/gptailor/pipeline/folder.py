@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import json
@@ -14,7 +15,7 @@ import yaml
 from gptailor.cache import content_key
 from gptailor.data.folders import hash_folder
 from gptailor.errors import RecipeError, RunError
-from gptailor.launch import one_writer, write_atomically
+from gptailor.launch import in_use, one_writer, write_atomically
 from gptailor.plain_yaml import load_yaml
 from gptailor.recipe import Recipe, build_recipe, differences, dump_recipe, load_recipe
 
@@ -37,7 +38,10 @@ def claim_folder(recipe: Recipe, *, overwrite: bool = False) -> Path:
         begun = (folder / REQUEST).exists() or (folder / SEARCH).exists()
         if overwrite and begun:  # a folder that holds no run stays where it is
             stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S-%f")
-            with one_writer(folder):
+            with contextlib.ExitStack() as held:
+                held.enter_context(one_writer(folder))
+                if (folder / SEARCH).exists():  # several processes may search there together
+                    held.enter_context(in_use(folder / SEARCH, alone=True))
                 place = folder.resolve()
                 place.rename(place.with_name(f"{place.name}.old-{stamp}"))
         folder.mkdir(parents=True, exist_ok=True)

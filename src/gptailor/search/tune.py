@@ -11,7 +11,7 @@ from typing import Any
 
 from gptailor.cache import content_key
 from gptailor.errors import FolderBusyError, RunError
-from gptailor.launch import catch_signals, one_writer, write_atomically
+from gptailor.launch import catch_signals, in_use, one_writer, write_atomically
 from gptailor.pipeline.fit import fit_recipe, fit_sealed
 from gptailor.pipeline.folder import SEARCH, claim_folder, hash_files, refuse_fitted
 from gptailor.pipeline.place import Listener
@@ -65,17 +65,18 @@ def tune_recipe(recipe: Recipe, *, overwrite: bool = False, listener: Listener |
         listener.say(f"{folder} is finished; nothing to do")
         return Tuned(Run(folder), read_result(folder))
     began = time.perf_counter()
-    with catch_signals():
-        search = open_search(recipe, work, listener)
-        trials = run_trials(search)
-    with alone(work, "another process compares the best and fits the winner: waiting for it", listener):
-        if (folder / RESULT).exists():
-            return Tuned(Run(folder), read_result(folder))
+    with in_use(work):  # nobody moves it away under the trials
         with catch_signals():
-            final = settle(search, trials, work)
-        run = fit_winner(recipe, final, folder, listener)
-        result = result_of(search, trials, final, run.report, seconds=time.perf_counter() - began)
-        write_result(folder, result)
+            search = open_search(recipe, work, listener)
+            trials = run_trials(search)
+        with alone(work, "another process compares the best and fits the winner: waiting for it", listener):
+            if (folder / RESULT).exists():
+                return Tuned(Run(folder), read_result(folder))
+            with catch_signals():
+                final = settle(search, trials, work)
+            run = fit_winner(recipe, final, folder, listener)
+            result = result_of(search, trials, final, run.report, seconds=time.perf_counter() - began)
+            write_result(folder, result)
     return Tuned(run, result)
 
 
