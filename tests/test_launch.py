@@ -138,6 +138,13 @@ def test_a_file_system_without_locks_is_not_a_busy_folder(
             assert (tmp_path / ".lock").exists()
 
 
+def test_on_a_gpu_its_own_memory_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "device_name", lambda: "cuda")
+    for free, expected in ((80e9, 16), (0.01e9, 1)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda free=free: (free, 80e9))
+        assert micro_batch(64e9 if expected == 1 else 0.01e9, monkeypatch) == expected
+
+
 # The environment.
 
 

@@ -107,13 +107,20 @@ def choose_micro_batch(batch_size: int, *, max_tokens: int, layers: int, width: 
     An estimate on the safe side: 40 floats per layer, token and unit of width are kept for the
     backward pass (about 34 in a GPT-2 block, plus fragmentation), half the free memory may be used.
     """
-    free = available_memory() / 2 - 16 * weights
+    free = (free_on_gpu() if device_name() == "cuda" else available_memory()) / 2 - 16 * weights
     per_row = 40 * 4 * layers * width * max_tokens
     fits = max(1, int(free / per_row))
     micro = batch_size
     while micro > fits:
         micro = -(-micro // 2)
     return micro
+
+
+def free_on_gpu() -> int:
+    """Bytes that are free on the GPU."""
+    import torch
+
+    return int(torch.cuda.mem_get_info()[0])
 
 
 def available_memory() -> int:

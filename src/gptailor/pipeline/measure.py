@@ -79,19 +79,24 @@ def measure_step(adapted: Adapted, objective: Objective, plan: Plan) -> tuple[fl
     batches = micro_batches(objective, longest, plan)
     adapted.trained.train()
     seconds = 0.0
+    weights = [weight for weight in adapted.trained.parameters() if weight.requires_grad]
+    on_gpu = adapted.plain.device.type == "cuda"
+    # What AdamW will hold from the first step on; a GPU has no room to lend where that doesn't fit.
+    moments = [torch.empty_like(weight) for weight in weights for _ in range(2)] if on_gpu else []
     with engine(adapted, plan) as (workers, lean):
         for _ in range(2):
             began = time.perf_counter()
             accumulate(
                 batches,
                 objective.loss,
-                weights=[weight for weight in adapted.trained.parameters() if weight.requires_grad],
+                weights=weights,
                 precision=partial(precision_context, plan.precision, adapted.plain.device.type),
                 workers=workers,
                 lean=lean,
             )
             seconds = time.perf_counter() - began
             adapted.trained.zero_grad(set_to_none=True)
+    del moments
     return seconds, int(objective.lengths[longest].sum())  # counted as the mean it is compared with
 
 
