@@ -775,8 +775,8 @@ def _point(console: Any, line: str) -> None:
     console.print(Text(line), soft_wrap=True)
 
 
-# Options that are settings of the same name under `data`.
 NOT_OF_THE_RECIPE = ("data", "more", "page", "as_json")  # what `curve` takes beside one
+# Options that are settings of the same name under `data`.
 DATA_OPTIONS = (
     *("text", "label", "fix", "prompt", "completion", "preset", "columns"),
     *("test", "test_target", "test_columns", "validation", "validation_target"),

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, TextIO
 
 from gptailor.errors import FolderBusyError, Interrupted, RunError
 
@@ -276,16 +276,7 @@ def one_writer(folder: Path) -> Iterator[None]:
     Raises:
         RunError: another process is writing there, or nobody may.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("a+")
-    except OSError as error:
-        raise RunError(
-            f"can't be written to: {error.strerror or error}.",
-            where=str(folder),
-            fix="Choose another folder with --out.",
-        ) from None
-    with lock as file:
+    with _lock_file(folder, ".lock") as file:
         if not _try_lock(file.fileno()):
             file.seek(0)
             raise FolderBusyError(
@@ -305,9 +296,9 @@ def in_use(folder: Path, *, alone: bool = False) -> Iterator[None]:
 
     Raises:
         FolderBusyError: it is to be taken away and is used, or is being taken away.
+        RunError: nobody may write there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".used").open("a+") as file:
+    with _lock_file(folder, ".used") as file:
         if not _try_lock(file.fileno(), shared=not alone):
             raise FolderBusyError(
                 "is used by a search that runs." if alone else "is being moved aside.",
@@ -338,6 +329,18 @@ def _changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         for key in dict.fromkeys([*old, *new])
         if old.get(key) != new.get(key)
     ]
+
+
+def _lock_file(folder: Path, name: str) -> TextIO:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return (folder / name).open("a+")
+    except OSError as error:
+        raise RunError(
+            f"can't be written to: {error.strerror or error}.",
+            where=str(folder),
+            fix="Choose another folder with --out.",
+        ) from None
 
 
 def _try_lock(descriptor: int, *, shared: bool = False) -> bool:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -28,6 +29,9 @@ from gptailor.tasks.classification import (
 )
 from gptailor.tasks.labels import LOOKED_AT, infer_form, label_of, labels_of, refuse_separator_without_sets
 from gptailor.types import AnswerForm, Example, IntArray, Part, RawExample, Reason, RejectedRow
+
+Row = TypeVar("Row")
+Found = TypeVar("Found")
 
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
 NEAR = "~"  # begins the name of a group that nobody asked for: near-duplicates
@@ -98,10 +102,7 @@ def _prepare(recipe: Recipe, say: Callable[[str], None]) -> Prepared:
     refuse_strays(fixes)
     kept, leaks = remove_leaks(cleaned.rows, [row for _, result in held_out.values() for row in result.rows])
     given = {part: result.rows for part, (_, result) in held_out.items()}
-    if len(given) == 2:  # what chooses the settings must not stand in the test either
-        given["validation"], more = remove_leaks(given["validation"], given["test"])
-        leaks += more
-        refuse_all_leaked(given["validation"], settings)
+    leaks += take_test_out_of_validation(given, settings, remove_leaks)
     cells = cells_of(kept)
     label_names = classes_of(cells, form, roles.label or "")
     for location, part, flag in (
@@ -222,6 +223,25 @@ def remove_leaks(
         near: Reason = "leak_exact" if is_exact(_text(row), _text(found)) else "leak_near"
         leaks.append(Leak(row, found, near if same_text[place] else "leak_group"))
     return picked(train, np.flatnonzero(matches < 0)), leaks
+
+
+def take_test_out_of_validation(
+    given: dict[str, Sequence[Row]],
+    settings: DataSettings,
+    remove: Callable[[Sequence[Row], Sequence[Row]], tuple[Sequence[Row], list[Found]]],
+) -> list[Found]:
+    """Takes what stands in a given test file out of the given validation rows; returns what it was.
+
+    What chooses the settings must not stand in the test either.
+
+    Raises:
+        DataError: no validation row is left.
+    """
+    if not {"validation", "test"} <= given.keys():
+        return []
+    given["validation"], leaks = remove(given["validation"], given["test"])
+    refuse_all_leaked(given["validation"], settings)
+    return leaks
 
 
 def refuse_all_leaked(validation: Sequence[object], settings: DataSettings) -> None:

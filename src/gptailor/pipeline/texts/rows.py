@@ -16,7 +16,7 @@ from gptailor.data.read import ReadResult, read_rows
 from gptailor.data.split import join_groups, split_rows, value_groups
 from gptailor.errors import DataError, did_you_mean
 from gptailor.pipeline.folder import hash_files
-from gptailor.pipeline.prepare import PARTS, notes_on_groups, refuse_all_leaked, refuse_same_file
+from gptailor.pipeline.prepare import PARTS, notes_on_groups, refuse_same_file, take_test_out_of_validation
 from gptailor.recipe import CleanSettings, DataSettings, Recipe
 from gptailor.report.facts import clip
 from gptailor.tasks.cells import Mend
@@ -88,7 +88,8 @@ def prepare_texts(
     rows, rejected = mean(train_file.rows, form, settings)
     refuse_mostly_bad(train_file, rejected, where=settings.train)
     rows, repeated = drop_repeats(rows, settings.clean)
-    files, held_out = [train_file], {}
+    files = [train_file]
+    held_out: dict[str, Sequence[TextRow]] = {}
     for part, location, target, columns in (
         ("validation", settings.validation, settings.validation_target, settings.columns),
         ("test", settings.test, settings.test_target, settings.test_columns),
@@ -104,10 +105,7 @@ def prepare_texts(
     kept, leaks = remove_leaks(rows, [row for given in held_out.values() for row in given])
     if leaks and not kept:
         refuse_all_held_out(leaks[0], settings)
-    if len(held_out) == 2:  # what chooses the settings must not stand in the test either
-        held_out["validation"], more = remove_leaks(held_out["validation"], held_out["test"])
-        leaks += more
-        refuse_all_leaked(held_out["validation"], settings)
+    leaks += take_test_out_of_validation(held_out, settings, remove_leaks)
     notes = notes_on_groups(
         settings, {part: (file, None) for part, file in zip(held_out, files[1:], strict=True)}
     )
@@ -258,7 +256,7 @@ def compared(rows: Sequence[TextRow]) -> list[str]:
 
 
 def split(
-    rows: Sequence[TextRow], recipe: Recipe, given: dict[str, list[TextRow]]
+    rows: Sequence[TextRow], recipe: Recipe, given: dict[str, Sequence[TextRow]]
 ) -> tuple[dict[Part, list[TextRow]], int]:
     """Rows in parts; equal groups and near-duplicate questions stay in one. And how many near groups."""
     settings = recipe.data.split
