@@ -26,12 +26,19 @@ LIMITED_FORMAT = re.compile(r"\d{5,}|\*")  # a width in a format, which is a siz
 WIDTH = re.compile(r"\d+")
 INNER_WIDTH = re.compile(r"\{[^{}]*:[^{}]*\{")  # {0:{1}}: a width that is an argument
 NESTED = (list, tuple, Set, ValuesView)  # what holds values, but for dicts
-CONSUMERS = ("join", "sort", "unique", "min", "max", "sum", "groupby")  # which look through all they're given
+CONSUMERS = ("join", "sort", "unique", "min", "max", "sum")  # which look through all they're given
 QUADRATIC = {"trim", "strip", "lstrip", "rstrip", "rfind", "rindex", "rsplit", "rpartition"}
 SHALLOW = {  # filters that don't look into the values they're given
-    "attr", "batch", "count", "d", "default", "first", "items", "last", "length", "list", "map", "random",
-    "reject", "rejectattr", "reverse", "select", "selectattr", "slice",
+    "count", "d", "default", "first", "items", "last", "length", "list", "map", "reject", "rejectattr",
+    "reverse", "select", "selectattr",
 }  # fmt: skip
+# What some take besides what they work on, in order; as texts they are measured.
+PARAMETERS = {
+    "replace": ("old", "new", "count"),
+    "join": ("d", "attribute"),
+    "indent": ("width", "first", "blank"),
+}
+TEXTS = ("old", "new", "d")
 
 
 class LimitError(Exception):
@@ -107,6 +114,11 @@ def size_of(value: Any) -> int:
     return len(value) if isinstance(value, (str, list, tuple, dict, set, range)) else 0
 
 
+def len_of(value: Any) -> int:
+    """Items of whatever has a length."""
+    return len(value) if hasattr(value, "__len__") else 0
+
+
 def charge_made(value: Any) -> None:
     """Counts a value that was just made."""
     if isinstance(value, int) and value.bit_length() > MAX_BITS:
@@ -152,20 +164,38 @@ def check_call(name: str, owner: Any, arguments: Sequence[Any], named: Mapping[s
         if isinstance(value, int) and abs(value) > MAX_NUMBER:
             raise LimitError(f"{name}() with the number {str(value)[:20]}")
     texts = [value for value in (owner, *given) if isinstance(value, str)]
-    if name == "replace" and len(texts) >= 3:
-        check_size(len(texts[0]) + texts[0].count(texts[1]) * len(texts[2]))
+    if name in PARAMETERS:
+        _check_text(name, owner, arguments, named)
     elif name in QUADRATIC and len(texts) >= 2 and len(texts[0]) * len(texts[1]) > MAX_COMPARED:
         raise LimitError(f"{name}() with a text of {len(texts[1]):,} characters")
-    elif name == "join" and given:
-        between = sum(len(text) for text in texts if text is not given[0])
-        check_size(weigh(given[0]) + between * size_of(given[0]))
     elif name == "sum" and any(isinstance(value, (list, tuple)) for value in given[1:]):
         raise LimitError("sum() of lists")
-    elif name == "indent" and texts:
-        wide = sum(value for value in given if isinstance(value, int)) + sum(map(len, texts[1:]))
-        check_size(len(texts[0]) + (1 + texts[0].count("\n")) * wide)
-    elif name in ("format", "format_map") and texts:
+    elif name in ("format", "format_map"):
+        if owner is None and not (given and isinstance(given[0], str)):
+            raise LimitError(f"{name}() of what is no text")
         _check_format(name, texts[0], given)
+
+
+def _check_text(name: str, owner: Any, arguments: Sequence[Any], named: Mapping[str, Any]) -> None:
+    """How large `replace`, `join` and `indent` make a text, as a filter or as a text's method."""
+    if isinstance(owner, str):  # of a method: `join` is one of what stands between
+        arguments = [*arguments, owner] if name == "join" else [owner, *arguments]
+    worked_on = arguments[0] if arguments else next(iter(named.values()), "")
+    values = {**dict(zip(PARAMETERS[name], arguments[1:], strict=False)), **named}
+    for key in TEXTS:
+        if not isinstance(values.get(key, ""), str):
+            raise LimitError(f"{name}() with what is no text")
+    if name == "join":
+        check_size(weigh(worked_on) + len(values.get("d", "")) * len_of(worked_on))
+        return
+    weight = weigh(worked_on)
+    text = worked_on if isinstance(worked_on, str) else str(worked_on)
+    if name == "replace":
+        check_size(weight + text.count(values.get("old", "")) * len(values.get("new", "")))
+    else:
+        width = values.get("width", 4)
+        wide = len(width) if isinstance(width, str) else int(width)
+        check_size(weight + (1 + len(text.splitlines())) * wide)
 
 
 def _check_format(name: str, text: str, given: Sequence[Any]) -> None:
@@ -182,7 +212,8 @@ def _check_format(name: str, text: str, given: Sequence[Any]) -> None:
 def consumable(name: str, given: Sequence[Any]) -> tuple[Any, ...]:
     """Arguments whose first one can be looked at before it is used up."""
     first = given[:1]
-    if name in CONSUMERS and first and not isinstance(first[0], (str, dict, range, *NESTED)):
+    used_up = name in CONSUMERS and not isinstance(first[0], (str, dict, range, *NESTED)) if first else False
+    if first and (used_up or (name not in SHALLOW and isinstance(first[0], Iterator))):
         return list(first[0]), *given[1:]
     return tuple(given)
 
@@ -208,11 +239,23 @@ def limited(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def weighed(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A test that looks through values, such as `eq`, with a check of what it is given."""
+    """A test with a check of what it is given: some look through all of it, and `select` asks them often."""
 
     @functools.wraps(function)
     def checked(*given: Any) -> Any:
-        weigh(given)
+        charge(steps=1, characters=weigh(given))
+        return function(*given)
+
+    return checked
+
+
+def numeric(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A test of numbers alone: of a text, `odd` would be a format."""
+
+    @functools.wraps(function)
+    def checked(*given: Any) -> Any:
+        if not all(isinstance(value, (int, float)) for value in given):
+            raise LimitError("a remainder of what is no number")
         return function(*given)
 
     return checked

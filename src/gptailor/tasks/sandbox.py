@@ -40,6 +40,7 @@ from gptailor.tasks.limits import (
     meter,
     meters,
     new_meter,
+    numeric,
     size_of,
     weigh,
     weighed,
@@ -47,13 +48,17 @@ from gptailor.tasks.limits import (
 
 MAX_SOURCE = 200_000  # characters of a template; the longest known ones have a tenth of it
 UNNEEDED = ("lipsum",)  # globals that no chat template has a use for
-UNNEEDED_FILTERS = (  # whose time or text grows faster than what they're given
-    "pprint", "striptags", "urlize", "wordwrap",
+FILTERS = (  # what chat templates use; each one more would have to be bounded, too
+    "abs", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "format",
+    "indent", "int", "items", "join", "last", "length", "list", "lower", "map", "max", "min", "reject",
+    "rejectattr", "replace", "reverse", "round", "safe", "select", "selectattr", "sort", "string", "sum",
+    "title", "tojson", "trim", "unique", "upper",
 )  # fmt: skip
 DEEP_TESTS = (  # which look through the values they're given
     "eq", "equalto", "==", "ne", "!=", "lt", "lessthan", "<", "le", "<=", "gt", "greaterthan", ">", "ge",
     ">=", "in", "lower", "upper",
 )  # fmt: skip
+REMAINDERS = ("odd", "even", "divisibleby")
 REFUSED_METHODS = ("encode", "expandtabs", "striptags", "translate")
 MOST_IN_STRFTIME = 256  # characters of memory for one of the form
 
@@ -142,12 +147,14 @@ class _Environment(ImmutableSandboxedEnvironment):
             optimized=False,  # or texts made of constants would grow while it is compiled
             finalize=_finalize,
         )
-        self.filters = {name: limited(name, made) for name, made in self.filters.items()}
-        self.filters["tojson"] = limited("tojson", _to_json)
-        for name in UNNEEDED_FILTERS:
-            self.filters.pop(name, None)
+        made: dict[str, Any] = {**self.filters, "tojson": _to_json}
+        self.filters = {name: limited(name, made[name]) for name in FILTERS}
         tests: dict[str, Any] = self.tests
-        self.tests = {**tests, **{name: weighed(tests[name]) for name in DEEP_TESTS}}
+        self.tests = {
+            **tests,
+            **{name: weighed(tests[name]) for name in DEEP_TESTS},
+            **{name: numeric(tests[name]) for name in REMAINDERS},
+        }
         for name in UNNEEDED:
             self.globals.pop(name, None)
         self.globals["raise_exception"] = _raise_exception
@@ -168,6 +175,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return result
 
     def getitem(self, obj: Any, argument: Any) -> Any:
+        charge(steps=1)
         if isinstance(argument, tuple):
             weigh(argument)  # it is hashed
         return super().getitem(obj, argument)
@@ -275,7 +283,8 @@ def _call(method: str, arguments: list[nodes.Expr]) -> nodes.Call:
     return nodes.Call(nodes.ExtensionAttribute(_Limits.identifier, method), arguments, [], None, None)
 
 
-def _finalize(value: Any) -> Any:
+@jinja2.pass_eval_context  # or what is made of constants would be written out while it is compiled
+def _finalize(_: Any, value: Any) -> Any:
     charge(characters=len(value) if isinstance(value, str) else weigh(value))
     return value
 
