@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config
 from gptailor.errors import InputError, NonFiniteError
 from gptailor.models import decode, shapes
 from gptailor.models.decode import Decoder, Event, Generated, Request
-from gptailor.models.generate import continue_tokens, generate
+from gptailor.models.generate import continue_text, generate
 from gptailor.models.sampling import Sampling
 from gptailor.models.slots import SlotCache
 
@@ -351,10 +351,16 @@ def test_beams_leave_the_models_own_settings_alone(model: Any) -> None:
     assert made == answer(model, [1, 2], Sampling(num_beams=2, max_new_tokens=6))
 
 
+def as_letters(ids: Sequence[int]) -> str:
+    """One letter for each token."""
+    return "".join(chr(ord("A") + token) for token in ids)
+
+
 def test_a_long_prompt_is_continued_from_its_end(model: Any) -> None:
     """Half a context of it is read at least, and more where the answer leaves room."""
     prompt = [place % 25 + 1 for place in range(100)]
     for wanted, read in ((1000, 16), (20, 16), (5, 27)):
-        made = continue_tokens(model, prompt, max_new_tokens=wanted, end=99, pad=0, temperature=0)
-        same = answer(model, prompt[-read:], Sampling(max_new_tokens=wanted))
-        assert made == list(same.token_ids)
+        greedy = Sampling(max_new_tokens=wanted)
+        made = continue_text(model, prompt, greedy, decode=as_letters, end=99, pad=0)
+        same = answer(model, prompt[-read:], greedy)
+        assert made == as_letters(same.token_ids)

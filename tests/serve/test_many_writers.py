@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import socket
 import time
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 import texts
@@ -96,6 +98,51 @@ def test_a_client_that_reads_nothing_is_cut_off_and_frees_its_place(
             until(lambda: served.service.accepted == 1)
             until(lambda: served.service.accepted == 0)
             until(lambda: served.service.workers["run-plain"].items == 0)
+
+
+class Halting(Endless):
+    """A decoder that falls silent after its first piece, and later ends."""
+
+    def step(self) -> list[Event]:
+        self.left -= 1
+        time.sleep(0.5 if self.left == 58 else 0.002)
+        return [Event(handle, "x", ()) for handle in self.handles if self.left == 59]
+
+
+def test_a_silent_stream_says_that_it_goes_on(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands between closes connections over which nothing comes."""
+    monkeypatch.setattr("gptailor.serve.texts.SILENT_SECONDS", 0.05)
+    answerer = load_answerer(runs["plain"])
+    monkeypatch.setattr(answerer, "decoder", Halting)
+    with serving([answerer]) as served:
+        body = {"prompt": PROMPT, "stream": True}
+        with httpx.stream("POST", f"{served.url}/v1/completions", json=body, timeout=10) as response:
+            lines = response.iter_lines()
+            assert next(lines).startswith("data: {")
+            assert [line for line in itertools.islice(lines, 6) if line] == [": the answer goes on"] * 3
+
+
+def test_a_client_that_reads_slowly_is_not_cut_off(
+    runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gptailor.serve.run.STALL_SECONDS", 0.3)
+    answerer = load_answerer(runs["plain"])
+    monkeypatch.setattr(answerer, "decoder", Endless)
+    body = json.dumps({"prompt": PROMPT, "stream": True}).encode()
+    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    with serving([answerer]) as served:
+        port = int(served.url.rpartition(":")[2])
+        with socket.socket() as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)  # or it takes all at once
+            slow.connect(("127.0.0.1", port))
+            slow.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+            until(lambda: served.service.accepted == 1)
+            read, began = 0, time.monotonic()
+            while time.monotonic() - began < 1.2:  # never all that lies there, but always some of it
+                read += len(slow.recv(60_000))
+                time.sleep(0.01)
+            assert served.service.accepted == 1
+            assert read > 1_000_000
 
 
 def test_a_client_that_leaves_mid_stream_frees_its_place(runs: dict[str, Path]) -> None:

@@ -14,7 +14,7 @@ from gptailor.data.segments import build_segment_encoder, counter_of
 from gptailor.errors import InputError, ModelError, PromptTooLong, did_you_mean
 from gptailor.models.bundle import LONGEST_TEXT, PARITY_TOLERANCE, find_model_folder, read_bundle
 from gptailor.models.decode import Decoder, Generated, Request
-from gptailor.models.generate import generate
+from gptailor.models.generate import FREELY, generate
 from gptailor.models.load import load_saved_language_model, load_tokenizer
 from gptailor.models.names import Base, context_length, folder_hash
 from gptailor.models.replay import probe_difference, torch_answers
@@ -26,6 +26,7 @@ from gptailor.tasks.restore import restore_form
 from gptailor.types import Bundle, RawExample, RejectedRow, Segment
 
 LANGUAGE_LENGTH = 128  # tokens that a language model writes unless told otherwise
+CHARACTERS_A_TOKEN = 16  # more than any text has on average
 
 
 class Answerer:
@@ -34,8 +35,6 @@ class Answerer:
     A request becomes the very token ids that training saw for such a row: same repair, same template, same
     cut of what is too long.
     """
-
-    max_characters = LONGEST_TEXT
 
     def __init__(self, folder: Path, bundle: Bundle) -> None:
         self.bundle = bundle
@@ -71,13 +70,20 @@ class Answerer:
         )
 
     @property
+    def max_characters(self) -> int:
+        """Longest text that is looked at: more than the model can read, whatever its tokens are."""
+        return max(LONGEST_TEXT, CHARACTERS_A_TOKEN * self.context)
+
+    @property
     def max_new_tokens(self) -> int:
         """Longest answer unless a request says otherwise."""
         return min(self.form.max_new_tokens, self.max_tokens)
 
     @property
     def usual(self) -> Sampling:
-        """How it answers unless a request says otherwise: greedily, as it was tested."""
+        """How it answers unless a request says otherwise: greedily, as it was tested; texts go on freely."""
+        if self.task == "language":
+            return replace(FREELY, max_new_tokens=self.max_new_tokens)
         return Sampling(max_new_tokens=self.max_new_tokens, no_repeat=self.no_repeat)
 
     @cached_property

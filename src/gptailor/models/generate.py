@@ -10,6 +10,8 @@ from gptailor.models.decode import Decoder, Generated, Request
 from gptailor.models.names import context_length
 from gptailor.models.sampling import Sampling
 
+FREELY = Sampling(temperature=0.8, top_k=50)  # how texts go on, where nobody says otherwise
+
 
 def generate(
     model: PreTrainedModel,
@@ -50,23 +52,20 @@ def generate(
     return [answers[place] for place in range(len(prompts))]
 
 
-def continue_tokens(
+def continue_text(
     model: PreTrainedModel,
     prompt: Sequence[int],
+    sampling: Sampling,
     *,
-    max_new_tokens: int,
+    decode: Callable[[Sequence[int]], str],
     end: int,
     pad: int,
-    temperature: float = 0.8,
-    seed: int = 0,
-) -> list[int]:
-    """Token ids that follow a prompt, drawn from the seed; the end token, where it came, is left off.
+) -> str:
+    """The text that follows a prompt (token ids). `decode` as in `generate`.
 
-    Drawn from the fifty likeliest tokens at the temperature; 0 takes the likeliest each time. Of a prompt
-    that leaves too little of the context the end is read, at least half a context of it.
+    Of a prompt that leaves too little of the context the end is read, at least half a context of it.
     """
     context = context_length(model.config)
-    given = list(prompt)[-max(1, context - min(max_new_tokens, context // 2)) :]
-    sampling = Sampling(temperature=temperature, top_k=50, max_new_tokens=max_new_tokens, seed=seed)
-    (answer,) = generate(model, [given], sampling, decode=lambda _: "", end={end}, pad=pad)
-    return list(answer.token_ids)
+    given = list(prompt)[-max(1, context - min(sampling.max_new_tokens, context // 2)) :]
+    (answer,) = generate(model, [given], sampling, decode=decode, end={end}, pad=pad)
+    return answer.text

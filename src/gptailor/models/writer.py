@@ -10,9 +10,10 @@ from gptailor.data.clean import repair
 from gptailor.data.tokenize import build_encoder
 from gptailor.errors import ModelError
 from gptailor.models.bundle import find_model_folder, read_bundle
-from gptailor.models.generate import continue_tokens
+from gptailor.models.generate import FREELY, continue_text
 from gptailor.models.load import load_saved_language_model, load_tokenizer, output_layer
 from gptailor.models.names import Base, context_length, read_config_file, resolve_base
+from gptailor.models.sampling import Sampling
 
 
 class Writer:
@@ -35,18 +36,16 @@ class Writer:
         ids = self.encoder.backend.encode(repair(text, **self.clean), add_special_tokens=False).ids
         return [self.begin, *ids]
 
-    def write(self, text: str, *, max_new_tokens: int = 128, temperature: float = 0.8, seed: int = 0) -> str:
-        """How the text goes on, drawn from the seed; it ends by itself or after so many tokens."""
-        made = continue_tokens(
+    def write(self, text: str, sampling: Sampling = FREELY) -> str:
+        """How the text goes on; it ends by itself or after so many tokens."""
+        return continue_text(
             self.model,
             self.encode(text),
-            max_new_tokens=max_new_tokens,
+            sampling,
+            decode=self.decode,
             end=self.end,
             pad=int(self.tokenizer.pad_token_id),
-            temperature=temperature,
-            seed=seed,
         )
-        return self.decode(made)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""

@@ -58,12 +58,24 @@ class Connection(H11Protocol):
     def pause_writing(self) -> None:
         """So much lies unread that the answer waits. What is cut off frees its place as one who leaves."""
         super().pause_writing()
-        self.stall = self.loop.call_later(STALL_SECONDS, self.transport.abort)
+        self._wait_for_reading()
 
     def resume_writing(self) -> None:
         """The client reads again."""
         super().resume_writing()
         self._go_on()
+
+    def _wait_for_reading(self) -> None:
+        """Who reads, however slowly, isn't cut off: the less lies there, the longer it may take."""
+        unread = self.transport.get_write_buffer_size()
+
+        def look() -> None:
+            if self.transport.get_write_buffer_size() >= unread:
+                self.transport.abort()
+            else:
+                self._wait_for_reading()
+
+        self.stall = self.loop.call_later(STALL_SECONDS, look)
 
     def _go_on(self) -> None:
         if self.stall is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 import anyio.to_thread
 from starlette.requests import Request
@@ -18,7 +19,12 @@ from gptailor.serve.service import Service
 from gptailor.serve.shapes import Json, Teller
 from gptailor.serve.ticket import Ticket
 
+if TYPE_CHECKING:
+    from gptailor.models.decode import Event
+
 Read = Callable[[bytes, Service], Asked]
+SILENT_SECONDS = 15.0  # after which a stream says that it goes on: what stands between may close it
+COMMENT = b": the answer goes on\n\n"
 STREAM = {"content-type": "text/event-stream; charset=utf-8", "x-accel-buffering": "no"}
 
 
@@ -80,7 +86,7 @@ class _Written(Response):
                 await send(_sent(*pieces))
                 if not teller.missing:
                     break
-                events = await ticket.take()
+                events = await _next(ticket, send)
             end = b"".join(map(_line, teller.last_pieces())) + b"data: [DONE]\n\n"
         except ClientLeft:
             raise
@@ -88,6 +94,15 @@ class _Written(Response):
             refusal = refusal_for(error, request_id=self.request.state.request_id)
             end = _line(refusal.content)
         await send({"type": "http.response.body", "body": end})
+
+
+async def _next(ticket: Ticket, send: Send) -> list[tuple[int, Event]]:
+    """What comes next; until it does, comments, which no client takes for a part of the answer."""
+    while True:
+        try:
+            return await asyncio.wait_for(ticket.take(), SILENT_SECONDS)
+        except TimeoutError:
+            await send({"type": "http.response.body", "body": COMMENT, "more_body": True})
 
 
 def _sent(*pieces: Json) -> Json:

@@ -71,7 +71,8 @@ async function* piecesOf(response) {
     const lines = (rest + value).split("\n\n");
     rest = lines.pop();
     for (const line of lines) {
-      const data = line.replace(/^data: /, "");
+      if (!line.startsWith("data: ")) continue; // a comment: the answer goes on
+      const data = line.slice("data: ".length);
       if (data === "[DONE]") return;
       const piece = JSON.parse(data);
       if (piece.error) throw new Error(piece.error.message);
