@@ -323,6 +323,18 @@ def test_two_stray_quotes_do_not_swallow_thousands_of_rows(write: Write) -> None
     assert [row.row for row in result.rows] == list(range(2, 3002))
 
 
+def test_nor_where_no_column_has_labels(write: Write) -> None:
+    lines = [f"what is {i} and {i},it is {2 * i}" for i in range(3000)]
+    lines[4], lines[1909] = '"what is he,it is she', 'how wide,size 15"'
+    lines.append('"two, quoted","and, more"')
+    result = read_rows(write("a.csv", "prompt,response\n" + "\n".join(lines)))
+    assert [row.row for row in result.rows] == list(range(2, 3003))
+    assert result.rows[4].fields == {"prompt": '"what is he', "response": "it is she"}
+    letter = [f"{line}\n" for line in lines[:4]] + [f'"{LETTER}",is read\n'] + ["plain,more\n"] * 9
+    result = read_rows(write("b.csv", "prompt,response\n" + "".join(letter)))
+    assert result.rows[4].fields == {"prompt": LETTER, "response": "is read"}
+
+
 LETTER = "Dear all\n" + "\n".join(f"line {k}, and more" for k in range(1200))
 
 

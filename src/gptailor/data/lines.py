@@ -208,14 +208,18 @@ def _ragged(cells: Row, width: int, header: Row) -> str | None:
 def _refuse_swallowed(lines: list[str], layout: Layout) -> None:
     """Raises if a quoted value that spans lines is really several records and two stray quotes.
 
-    In a proper record at most one of its lines looks like a whole row whose label is a known one.
+    In a proper record at most one of its lines looks like a whole row whose label is a known one. Where no
+    column has labels, a long one is several if its ends look like whole rows, and so does most between them.
     """
-    alike = 0
-    for line in lines if layout.categories else ():
+    if not layout.categories and (len(lines) <= LONG_LINES or len(layout.names) < 2):
+        return
+    alike = []
+    for line in lines:
         cells = _as_text(line, layout.delimiter)
         whole = len(cells) == len(layout.names)
-        alike += whole and all(cells[i] in values for i, values in layout.categories.items())
-    if alike > 1:
+        alike.append(whole and all(cells[i] in values for i, values in layout.categories.items()))
+    several = sum(alike) > 1 if layout.categories else alike[0] and alike[-1] and 2 * sum(alike) > len(alike)
+    if several:
         raise _OpenQuoteError
 
 
