@@ -116,6 +116,8 @@ def test_a_container_may_take_less_than_the_machine_has(
     limit.write_text("3000000\n")
     used.write_text("1000000\n")
     assert launch.available_memory() == 2_000_000
+    (tmp_path / "memory.stat").write_text("anon 5\ninactive_file 400000\n")
+    assert launch.available_memory() == 2_400_000, "files that were read are given back"
     limit.write_text("max\n")
     assert launch.available_memory() > 0.5 * free
 

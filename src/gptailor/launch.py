@@ -130,8 +130,18 @@ def available_memory() -> int:
     free = int(psutil.virtual_memory().available)
     for limit, used in CONTAINER_LIMITS:
         with contextlib.suppress(OSError, ValueError):  # no container, or no limit ("max")
-            free = min(free, max(0, int(limit.read_text()) - int(used.read_text())))
+            taken = int(used.read_text()) - _file_cache(used.parent)
+            free = min(free, max(0, int(limit.read_text()) - taken))
     return free
+
+
+def _file_cache(group: Path) -> int:
+    """Bytes of files that a container counts as taken, and gives back when they are needed."""
+    with contextlib.suppress(OSError, ValueError):
+        lines = (group / "memory.stat").read_text().splitlines()
+        counts = {name: int(count) for name, count in (line.split() for line in lines)}
+        return counts.get("total_inactive_file", counts.get("inactive_file", 0))
+    return 0
 
 
 def resolve_environment(path: Path, choices: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
