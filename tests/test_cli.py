@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,20 +20,28 @@ import gptailor
 import tiny
 import tiny_texts as texts
 from gptailor import cli
+from gptailor.pipeline.doctor import OPTIONAL
 
 COMMON = ["--task", "--text", "--label", "--columns", "--label-names", "--test", "--test-columns"]
 COMMON += ["--test-label-names", "--validation", "--base", "--approach", "--seed", "--set", "--json"]
 COMMON += ["--prompt", "--completion", "--preset", "--source", "--target", "--test-target"]
 COMMON += ["--validation-target"]
+FITTED = [*COMMON, "--fix", "--minutes", "--slice"]
+LABELLED = ["--text", "--label", "--columns", "--label-names"]
+DRAWN = ["--temperature", "--top-p", "--top-k", "--min-p", "--repetition-penalty", "--stop", "--beams"]
+DRAWN += ["--max-new-tokens", "--seed"]
 OPTIONS = {
     "demo": ["--out", "--overwrite", "--json"],
-    "check": [*COMMON, "--no-estimate"],
-    "fit": [*COMMON, "--out", "--baselines", "--overwrite"],
-    "evaluate": ["--text", "--label", "--columns", "--label-names", "--json"],
-    "predict": ["--input", "--out", "-o", "--text", "--columns", "--rank", "--json"],
+    "check": [*FITTED, "--no-estimate"],
+    "fit": [*FITTED, "--out", "--baselines", "--overwrite"],
+    "tune": [*FITTED, "--out", "--baselines", "--overwrite", "--trials", "--time", "--storage"],
+    "curve": [*LABELLED, "--base", "--seed", "--set", "--more", "--page", "--json"],
+    "suspects": [*LABELLED, "--base", "--top", "--out", "-o", "--seed", "--set", "--json"],
+    "evaluate": [*LABELLED, "--target", "--slice", "--json"],
+    "predict": [*DRAWN, "--input", "--out", "-o", "--text", "--columns", "--precision", "--rank", "--json"],
     "label": ["--labels", "--run", "--text", "--columns", "--out", "-o", "--port"],
-    "serve": ["--host", "--port", "--api-key"],
-    "export": ["--to", "--out", "--precision", "--json"],
+    "serve": ["--host", "--port", "--api-key", "--precision"],
+    "export": ["--to", "--out", "-o", "--precision", "--json"],
     "report": ["--json"],
     "compare": ["--page", "--json"],
     "bases": ["--json"],
@@ -442,6 +451,12 @@ def test_doctor_says_what_there_is(invoke: Invoke) -> None:
     assert "torch" in invoke("doctor").err
 
 
+def test_doctor_knows_every_extra() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = set(project["project"]["optional-dependencies"]) - {"dev"}
+    assert {extra for extra, _ in OPTIONAL.values()} == extras
+
+
 def test_doctor_clears_the_cache(invoke: Invoke, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("GPTAILOR_CACHE", str(tmp_path / "cache"))
     entry = tmp_path / "cache" / "features" / f"{'0a' * 32}.npy"
@@ -540,6 +555,7 @@ def test_source_and_target_may_be_columns(place: Path, invoke: Invoke) -> None:
 def test_a_template_over_columns_is_what_is_asked(place: Path, invoke: Invoke) -> None:
     write_two_languages(place)
     template = ["--prompt", "In {{Welsh}}: {english} =", "--completion", " {welsh}."]
+    template += ["--set", "evaluate.metrics=[rouge_2, f1]"]
     assert invoke("fit", "pairs.csv", *template, *quick_text("template")).code == 0
     lines = Path("english.txt").read_text().splitlines()
     with Path("template/predictions.csv").open(newline="") as file:
@@ -550,6 +566,30 @@ def test_a_template_over_columns_is_what_is_asked(place: Path, invoke: Invoke) -
     said = invoke("predict", "template", "--input", lines[0], "--json")
     whole = invoke("predict", "template", "--input", f"In {{Welsh}}: {lines[0]} =", "--json")
     assert said.result["answers"][0]["answer"] == whole.result["answers"][0]["answer"]
+
+    scored = invoke("evaluate", "template", "pairs.csv", "--json").result
+    for scores in (scored["scores"], json.loads(Path("template/report.json").read_text())["test"]):
+        assert {"rouge_2", "f1"} < set(scores)
+        assert "rouge_l" not in scores
+
+    def drawn(*options: str) -> str:
+        answered = invoke("predict", "template", "--input", lines[0], "--json", *options)
+        assert answered.code == 0, answered.words
+        answer: str = answered.result["answers"][0]["answer"]
+        return answer
+
+    greedy = said.result["answers"][0]["answer"]
+    once = drawn("--temperature", "3", "--seed", "1")
+    assert once == drawn("--temperature", "3", "--seed", "1")
+    assert once != drawn("--temperature", "3", "--seed", "2")
+    for likeliest in (["--top-k", "1"], ["--top-p", "1e-9"], ["--min-p", "1"]):
+        assert drawn("--temperature", "3", "--seed", "1", *likeliest) == greedy
+    assert drawn("--repetition-penalty", "5") != greedy
+    assert drawn("--stop", greedy[3:6]) == greedy[: greedy.index(greedy[3:6])].strip()
+    assert drawn("--beams", "2")
+    wrong = invoke("predict", "template", "--input", lines[0], "--top-p", "2")
+    assert wrong.code == 1
+    assert "top_p is 2.0" in wrong.words
 
 
 def test_columns_named_for_languages_are_asked_about(place: Path, invoke: Invoke) -> None:

@@ -314,8 +314,8 @@ def test_types_are_those_of_the_code() -> None:
 
 
 def test_rates_of_answers_are_those_of_the_code() -> None:
-    from gptailor.pipeline.texts.road import PREFERENCE_RATES
-    from gptailor.pipeline.training import usual_rates
+    from gptailor.pipeline.objective import usual_rates
+    from gptailor.pipeline.texts.objective import PREFERENCE_RATES
 
     text = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
     found = re.search(r"has\s+(\S+) with `full`; preferences have (\S+), with LoRA (\S+?)\.\n", text)
@@ -393,7 +393,8 @@ def test_routes_are_those_of_the_server(serving: str) -> None:
 
 
 def test_limits_are_those_of_the_server(serving: str) -> None:
-    from gptailor.models.answerer import Answerer
+    from gptailor.models.answerer import CHARACTERS_A_TOKEN
+    from gptailor.models.bundle import LONGEST_TEXT
     from gptailor.models.predictor import Predictor
     from gptailor.serve import batcher, requests, run, service
     from gptailor.serve.app import build_app
@@ -405,13 +406,13 @@ def test_limits_are_those_of_the_server(serving: str) -> None:
         f"| body of a request | {app['max_body_bytes']:,} bytes",
         f"| texts in a request | {app['max_inputs']} |",
         f"| characters of a text to classify | {Predictor.max_characters:,} |",
-        f"| characters of a prompt or of one of its `values` | {Answerer.max_characters:,} |",
+        f"| characters of a prompt or of one of its `values` | {LONGEST_TEXT:,}, or {CHARACTERS_A_TOKEN} ",
         f"| texts that wait, per model | {app['queue_items']} |",
         f"| tokens that wait, per model | {queue:,};",
         f"| time until a text starts to run | {app['deadline_seconds']:.0f} s |",
         f"| time for a body to arrive | {requests.BODY_SECONDS:.0f} s |",
         f"| time for a request's head to arrive | {run.HEAD_SECONDS:.0f} s |",
-        f"| time for which a client may let an answer lie unread | {run.STALL_SECONDS:.0f} s |",
+        f"| time for which a client may let an answer lie unread | {run.STALL_SECONDS:.0f} s ",
         f"| bodies in memory, all together | {service.BODIES_HELD} of",
         f"within {drain:.0f} s",
     ):

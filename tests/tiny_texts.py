@@ -113,6 +113,8 @@ class Place:
         **train: Any,
     ) -> Recipe:
         given = {key: str(value) if isinstance(value, Path) else value for key, value in data.items()}
+        rows = Path(given["train"])  # preferences are known by their columns
+        writes_nothing = task == "preference" or (rows.is_file() and '"chosen"' in rows.read_text()[:9000])
         return build_recipe(
             {
                 "task": task,
@@ -121,7 +123,11 @@ class Place:
                 "approach": approach,
                 "train": {"length": f"{STEPS} steps", "save_every": "1 steps", **train},
                 "preference": dict(preference or {}),
-                "evaluate": {"baselines": baselines, "resamples": 100, "generated_rows": 10},
+                "evaluate": {
+                    "baselines": baselines,
+                    "resamples": 100,
+                    **({} if writes_nothing else {"generated_rows": 10}),
+                },
                 "seed": seed,
                 "out": str(self.folder / name),
             }

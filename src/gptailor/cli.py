@@ -141,6 +141,7 @@ def check(
     task: TaskOption = None,
     text: TextOption = None,
     label: LabelOption = None,
+    fix: FixOption = None,
     prompt: PromptOption = None,
     completion: CompletionOption = None,
     preset: PresetOption = None,
@@ -157,7 +158,9 @@ def check(
     base: BaseOption = None,
     approach: ApproachOption = None,
     seed: SeedOption = None,
+    minutes: MinutesOption = None,
     settings: SetOption = None,
+    slices: SliceOption = None,
     no_estimate: Annotated[bool, typer.Option("--no-estimate", help="don't measure a real step")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -165,16 +168,20 @@ def check(
     recipe = _recipe(data, locals())
     with _talking() as (console, narrator):
         from gptailor.pipeline.check import check_recipe
-        from gptailor.report.checked import print_check
+        from gptailor.report.checked import print_check, print_estimate
+
+        def show(found: Any) -> None:
+            if not as_json:
+                print_check(console, found.summary, rendered=found.rendered)
 
         found = _asking(
             lambda chosen: check_recipe(
-                _with_columns(recipe, chosen), estimate=not no_estimate, say=narrator.say
+                _with_columns(recipe, chosen), estimate=not no_estimate, say=narrator.say, show=show
             ),
             console,
         )
-        if not as_json:
-            print_check(console, found.summary, rendered=found.rendered, estimate=found.estimate)
+        if found.estimate is not None and not as_json:
+            print_estimate(console, found.summary, found.estimate)
     _emit({**found.summary, "estimate": found.estimate}, as_json)
 
 
@@ -366,6 +373,8 @@ def evaluate(
                 console, title, [(name.replace("_", " "), score_text(scores[name])) for name in shown]
             )
             print_slices(console, result)
+            if "note" in result:
+                _point(console, result["note"])
     _emit(result, as_json)
 
 
@@ -401,8 +410,7 @@ def curve(
         from gptailor.pipeline.curve_new import curve_of, curve_page
         from gptailor.report.terminal import print_curve
 
-        if page is not None and page.is_dir():
-            raise typer.BadParameter(f"--page {page} is a folder; name a file")
+        _make_room(page)
 
         result = _asking(
             lambda chosen: curve_of(
@@ -413,7 +421,6 @@ def curve(
         if not as_json:
             print_curve(console, result)
         if page is not None:
-            page.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(page, curve_page(result, title=data))
             _point(console, f"Page:    {page}")
     _emit(result, as_json)
@@ -432,6 +439,23 @@ def predict(
     ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="runs that write: longest answer")] = None,
     seed: Annotated[int | None, typer.Option(help="runs that write: of what is drawn")] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(help="runs that write: of the likeliest tokens that together reach this probability"),
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(help="runs that write: of so many tokens; 0 is off")] = None,
+    min_p: Annotated[
+        float | None, typer.Option(help="runs that write: of tokens this fraction as likely as the likeliest")
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option(help="runs that write: above 1, words are less likely again")
+    ] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="runs that write: a text that ends the answer; may be repeated")
+    ] = None,
+    beams: Annotated[
+        int | None, typer.Option(help="runs that write: beam search over so many answers at a time")
+    ] = None,
     precision: PrecisionOption = "fp32",
     rank: Annotated[
         Rank | None, typer.Option("--rank", help="rows of a file worth labelling first come first")
@@ -439,7 +463,17 @@ def predict(
     as_json: JsonOption = False,
 ) -> None:
     """Labels with probabilities, or written answers, for a file, standard input or --input texts."""
-    wanted = {"temperature": temperature, "max_new_tokens": max_new_tokens, "seed": seed}
+    wanted = {
+        "temperature": temperature,
+        "max_new_tokens": max_new_tokens,
+        "seed": seed,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "stop": stop or None,
+        "num_beams": beams,
+    }
     sampling = {name: value for name, value in wanted.items() if value is not None}
     with _talking() as (console, narrator):
         from gptailor.pipeline.answers import predict_inputs, predict_to
@@ -612,11 +646,11 @@ def compare(
         from gptailor.pipeline.compare import compare_runs
         from gptailor.report.comparison import print_comparison, render_comparison
 
+        _make_room(page)
         found = compare_runs(runs)
         if not as_json:
             print_comparison(console, found)
         if page is not None:
-            page.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(page, render_comparison(found))
             narrator.say(f"written to {page}")
     _emit(found, as_json)
@@ -768,6 +802,18 @@ def _emit(result: Mapping[str, Any], as_json: bool) -> None:
         print(json.dumps(result, ensure_ascii=False))
 
 
+def _make_room(page: Path | None) -> None:
+    """The folder of a page, before anything is measured for it."""
+    if page is None:
+        return
+    if page.is_dir():
+        raise typer.BadParameter(f"--page {page} is a folder; name a file")
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise typer.BadParameter(f"--page {page} can't be written: {error.strerror or error}") from None
+
+
 def _point(console: Any, line: str) -> None:
     """A line with a path or a command in it: not broken, nothing in it taken for markup."""
     from rich.text import Text
@@ -829,7 +875,7 @@ def _look(recipe: Any, console: Any, narrator: Any) -> None:
     from gptailor.report.checked import print_check
 
     found = check_recipe(recipe, estimate=False, say=narrator.say)
-    print_check(console, found.summary, rendered=found.rendered, estimate=None)
+    print_check(console, found.summary, rendered=found.rendered)
 
 
 def _recipe(data: str, options: Mapping[str, Any]) -> Any:
@@ -896,7 +942,9 @@ def _values(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _refuse_given(options: Mapping[str, Any], why: str) -> None:
     """Refuses options that would be passed over."""
-    if given := [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]:
+    flags = {"settings": "set", "slices": "slice"}
+    told = {name: flags.get(name, name.replace("_", "-")) for name in options}
+    if given := [f"--{told[name]}" for name, value in options.items() if value is not None]:
         raise typer.BadParameter(f"{', '.join(given)} can't be used here: {why}")
 
 

@@ -243,6 +243,9 @@ class TrainSettings(Settings):
         return value
 
 
+WrittenScore = Literal["bleu", "chrf", "rouge_1", "rouge_2", "rouge_l", "exact_match", "f1"]
+
+
 class EvaluateSettings(Settings):
     """What the result is measured against."""
 
@@ -252,6 +255,9 @@ class EvaluateSettings(Settings):
     resamples: int = Field(2000, ge=100, description="bootstrap resamples of every interval")
     slices: list[str] = Field(
         [], description="columns of the tested file to score by, such as language (classification)"
+    )
+    metrics: list[WrittenScore] = Field(
+        [], description="scores of written answers, the deciding one first; empty: the preset's"
     )
     prompted_rows: int = Field(300, ge=10, description="test rows for zero- and few-shot (quick)")
     generated_rows: int = Field(

@@ -15,15 +15,18 @@ from rich.console import Console
 import gptailor
 import tiny
 from gptailor.errors import DataError, GptailorError
+from gptailor.pipeline import forecast, trained
 from gptailor.pipeline.check import check_recipe
-from gptailor.pipeline.fit import open_workshop
+from gptailor.pipeline.fit import fit_recipe, open_workshop
 from gptailor.pipeline.forecast import forecast_fit
 from gptailor.pipeline.place import Listener
 from gptailor.pipeline.prepare import prepare
+from gptailor.pipeline.rendered import CheckReport
 from gptailor.pipeline.suspects import suspects_in_data
 from gptailor.pipeline.tokens import sequences_of
 from gptailor.recipe import Recipe, build_recipe
-from gptailor.report.checked import print_check
+from gptailor.report.checked import print_check, print_estimate
+from gptailor.report.terminal import duration_text
 
 FROZEN = {"kind": "frozen", "strengths": [1]}
 
@@ -56,14 +59,16 @@ def messy_rows(folder: Path) -> list[tuple[str, str]]:
     ]
 
 
-def recipe_for(base: str, train: str, **changes: Any) -> Recipe:
-    return build_recipe({"data": {"train": train}, "base": base, "approach": FROZEN, **changes})
+def recipe_for(base: str, file: str, **changes: Any) -> Recipe:
+    return build_recipe({"data": {"train": file}, "base": base, "approach": FROZEN, **changes})
 
 
 def printed(found: Any) -> str:
     out = io.StringIO()
     console = Console(file=out, width=100, highlight=False, color_system=None)
-    print_check(console, found.summary, rendered=found.rendered, estimate=found.estimate)
+    print_check(console, found.summary, rendered=found.rendered)
+    if found.estimate is not None:
+        print_estimate(console, found.summary, found.estimate)
     return " ".join(out.getvalue().split())
 
 
@@ -161,8 +166,8 @@ def test_what_is_printed_holds_the_numbers(base: str, tmp_path: Path) -> None:
         "1 dropped: label too rare to learn",
         "1 texts mended",
         "'Sports' → 'sports'",
-        f"the model reads up to 64: 1 texts are longer and lose {summary['lengths']['cut_tokens']} tokens",
-        f"for {estimate['steps']} steps of 16 rows",
+        f"the model reads up to 64: 1 text is longer and loses {summary['lengths']['cut_tokens']} tokens",
+        f"for 6 trainings of {estimate['steps']} steps of 16 rows",
     ):
         assert part in words, part
 
@@ -196,10 +201,42 @@ def test_the_estimate_is_measured_for_every_approach(approach: Any, base: str, t
     assert estimate["approach"] == ("full" if named == "auto" else named)
     assert 0 < estimate["seconds"] < 600
     assert estimate["memory_bytes"] > 0
-    assert estimate["memory_free_bytes"] > 0
+    assert estimate["memory_spare_bytes"] > 0
     if named not in ("frozen",):
         assert estimate["steps"] == 200
         assert estimate["micro_batch_size"] <= estimate["batch_size"] == 16
+
+
+@pytest.mark.parametrize(("rows", "trainings"), [(120, 6), (400, 2)])
+def test_check_and_fit_expect_the_same(
+    rows: int, trainings: int, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training is said to take 10 seconds; few rows take six of them, more rows a second one."""
+    monkeypatch.setattr(trained, "measure_plan", lambda _adapted, _objective, plan: (plan, 10.0))
+    monkeypatch.setattr(trained, "memory_in_training", lambda _: (3 * 10**9, 5 * 10**9))
+    monkeypatch.setattr(forecast, "memory_in_training", lambda _: (3 * 10**9, 5 * 10**9))
+    news = str(tiny.write_news(tmp_path / "news.csv", rows=rows))
+    recipe = recipe_for(base, news, approach="full", train={"length": "2 steps"}, out=str(tmp_path / "run"))
+    shown: list[CheckReport] = []
+    found = check_recipe(recipe, show=shown.append)
+    assert shown[0].estimate is None, "shown before the step is measured"
+    assert found.estimate is not None
+    assert found.estimate["trainings"] == trainings
+    assert found.estimate["seconds"] == 10 * trainings
+    said: list[str] = []
+    fit_recipe(recipe, listener=Listener(say=said.append))
+    (line,) = [line for line in said if "at most" in line]
+    told = f"about {duration_text(10 * trainings)} at most"
+    assert line == f"full: training, {told}, 3.0 GB of memory (5.0 GB to spare)"
+    with Console(width=200, record=True) as console:
+        print_estimate(console, found.summary, found.estimate)
+    assert f"{told} for {trainings} trainings of 2 steps" in (printed := console.export_text())
+    assert "3.0 GB of memory, 5.0 GB to spare" in printed
+    in_time = recipe.model_copy(update={"train": recipe.train.model_copy(update={"minutes": 0.1})})
+    bounded = check_recipe(in_time).estimate
+    assert bounded is not None
+    assert (bounded["steps"], bounded["seconds"]) == (1, 5 * bounded["trainings"])
+    assert bounded["trainings"] == (6 if trainings == 6 else 1), "no refit where the time is bounded"
 
 
 # What it refuses.

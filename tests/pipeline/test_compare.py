@@ -215,6 +215,31 @@ def test_sets_of_labels_numbers_texts_preferences_and_bits(tmp_path: Path) -> No
         assert "</html>" in render_comparison(found)
 
 
+def test_rows_that_were_drawn_together_count_once(tmp_path: Path) -> None:
+    """Seven answers to each of thirty prompts: a prompt that suits one run suits it seven times."""
+    rng = np.random.default_rng(0)
+    for name, level in (("a", 1.0), ("b", 1.03)):
+        bits = np.repeat(level * rng.uniform(0.5, 1.5, size=30), 7)
+        for kind in ("grouped", "apart"):
+            write_run(
+                tmp_path / kind / name,
+                test={"bits_per_byte": {"value": float(bits.mean()), "low": 0.0, "high": 9.0}},
+                header=("source", "row", "group", "bytes", "tokens", "nats"),
+                rows=[
+                    ("x.txt", i, i // 7 if kind == "grouped" else i, 10, 3, float(10 * bit * np.log(2)))
+                    for i, bit in enumerate(bits)
+                ],
+                task="completion",
+                file="test_bits.csv",
+            )
+    widths = {}
+    for kind in ("grouped", "apart"):
+        found = compare_runs([tmp_path / kind / "a", tmp_path / kind / "b"], resamples=400)
+        gap = found["runs"][1]["against_best"]["difference"]
+        widths[kind] = gap["high"] - gap["low"]
+    assert widths["grouped"] > 2 * widths["apart"]
+
+
 def test_numbers_are_tested_as_in_the_report() -> None:
     rng = np.random.default_rng(0)
     answers = rng.normal(size=80)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -57,6 +58,18 @@ def test_the_same_file_from_another_folder_is_known(tmp_path: Path) -> None:
     fixes = read_fixes(corrected(tmp_path, (3, "the bank in town", "health"), source="/elsewhere/news.csv"))
     kept, _ = apply_fixes(ROWS, fixes, SINGLE)
     refuse_strays(fixes)
+    assert kept[1].fields["label"] == "health"
+
+
+def test_a_file_that_is_read_too_is_no_other_folder(tmp_path: Path) -> None:
+    """Two files of one name: what was corrected in one says nothing of the other."""
+    cells = (3, "the bank in town", "health")
+    fixes = read_fixes(corrected(tmp_path, cells, source="data/validation/news.csv"))
+    fixes = replace(fixes, locations=("data/news.csv", "data/validation"))
+    kept, _ = apply_fixes(ROWS, fixes, SINGLE)
+    assert kept == ROWS
+    validation = [replace(row, source="data/validation/news.csv") for row in ROWS]
+    kept, _ = apply_fixes(validation, fixes, SINGLE)
     assert kept[1].fields["label"] == "health"
 
 

@@ -172,6 +172,24 @@ def test_overwrite_moves_the_old_run_aside_whole_however_often(
     assert len(list(tmp_path.glob("run.old-*"))) == 4
 
 
+def test_overwrite_moves_a_link_and_not_what_it_points_to(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_for(place, tmp_path / "run")
+    crash(recipe)
+    before = contents(tmp_path / "run")
+    (tmp_path / "latest").symlink_to(tmp_path / "run")
+    linked = recipe.model_copy(update={"out": str(tmp_path / "latest")})
+    assert claim_folder(linked, overwrite=True) == tmp_path / "latest"
+    assert not (tmp_path / "latest").is_symlink()
+    assert contents(tmp_path / "latest") == {}
+    assert contents(tmp_path / "run") == before
+    monkeypatch.chdir(tmp_path / "run")
+    here = claim_folder(recipe.model_copy(update={"out": "."}), overwrite=True)
+    assert here.resolve() == (tmp_path / "run").resolve()
+    assert contents(tmp_path / "run") == {}
+
+
 def test_overwrite_does_not_touch_a_folder_that_holds_no_run(place: Path, tmp_path: Path) -> None:
     mine = tmp_path / "letters"
     mine.mkdir()

@@ -107,7 +107,8 @@ def test_every_rung_answers_the_validation_and_test_rows(shop: Workshop) -> None
     for rung in climbed.rungs.values():
         assert rung.rows.tolist() == list(range(45)), "45 rows are under the limit of every rung"
         assert rung.predictions.shape == (45,)
-        assert 0 <= rung.validation_score <= 1
+        assert rung.validation_rows.tolist() == list(range(45))
+        assert rung.validation.shape == (45,)
     majority = climbed.rungs["majority"]
     most = Counter(answers_of(shop, "train").tolist()).most_common(1)[0][1]
     assert majority.note.startswith(f"{most} of 210")
@@ -116,15 +117,16 @@ def test_every_rung_answers_the_validation_and_test_rows(shop: Workshop) -> None
         answers_of(shop, "train"),
         texts_of(shop, "validation"),
         texts_of(shop, "test"),
+        validation_labels=answers_of(shop, "validation"),
         seed=0,
     )
     assert climbed.rungs["tfidf"].predictions.tolist() == expected.test.tolist()
-    assert climbed.rungs["tfidf"].validation_score == macro_f1(
-        answers_of(shop, "validation"), expected.validation, num_labels=3
-    )
+    assert climbed.rungs["tfidf"].validation.tolist() == expected.validation.tolist()
     assert "45 of 45 test rows" in climbed.rungs["few_shot"].note
     scores, _ = judge(shop, climbed, answers=answers, predictions=answers)
     assert set(scores) == set(climbed.rungs)
+    reached = macro_f1(answers_of(shop, "validation"), expected.validation, num_labels=3)
+    assert scores["tfidf"]["validation_macro_f1"] == round(reached, 6)
 
 
 def test_the_frozen_rung_answers_as_the_frozen_model_does(shop: Workshop, tmp_path: Path) -> None:
@@ -134,7 +136,7 @@ def test_the_frozen_rung_answers_as_the_frozen_model_does(shop: Workshop, tmp_pa
     assert isinstance(predictor, Predictor)
     answers = [predictor.label_names.index(a.label) for a in predictor.predict(texts_of(shop, "test")) if a]
     assert rung.predictions.tolist() == answers
-    assert rung.validation_score == frozen.score
+    assert macro_f1(answers_of(shop, "validation"), rung.validation, num_labels=3) == frozen.score
 
 
 def test_a_frozen_run_is_no_baseline_of_itself(shop: Workshop) -> None:
@@ -288,8 +290,9 @@ def test_the_verdict_is_the_paired_difference_to_the_best_on_validation(shop: Wo
     """Not to the best on test: that would choose the opponent by the test set."""
     answers = answers_of(shop, "test")
     every = np.arange(len(answers))
-    better_on_test = Rung("tfidf", 0.6, guesses(answers, 2), every)
-    better_on_validation = Rung("frozen", 0.7, guesses(answers, 20), every)
+    judged = answers_of(shop, "validation")
+    better_on_test = Rung("tfidf", guesses(judged, 9), every, guesses(answers, 2), every)
+    better_on_validation = Rung("frozen", guesses(judged, 3), every, guesses(answers, 20), every)
     climbed = Ladder({rung.name: rung for rung in (better_on_test, better_on_validation)})
     ours = guesses(answers, 6, start=10)
     scores, verdict = judge(shop, climbed, answers=answers, predictions=ours)
@@ -301,13 +304,28 @@ def test_the_verdict_is_the_paired_difference_to_the_best_on_validation(shop: Wo
     assert verdict["difference"] == as_json(expected)
     assert verdict["worth_it"] is (expected.low > 0) is True
     assert scores["tfidf"]["macro_f1"]["value"] > scores["frozen"]["macro_f1"]["value"]
-    assert scores["frozen"]["validation_macro_f1"] == 0.7
+    reached = macro_f1(judged, guesses(judged, 3), num_labels=3)
+    assert scores["frozen"]["validation_macro_f1"] == round(reached, 6)
+
+
+def test_the_best_is_chosen_on_rows_that_all_were_asked(shop: Workshop) -> None:
+    """The prompted rung misses one of ten easy rows; the other misses none, and twenty of the rest."""
+    answers, judged = answers_of(shop, "test"), answers_of(shop, "validation")
+    every, easy = np.arange(len(answers)), np.arange(10)
+    whole = guesses(judged, 20, start=10)
+    few = Rung("few_shot", guesses(judged[:10], 1), easy, guesses(answers, 5), every)
+    climbed = Ladder({"tfidf": Rung("tfidf", whole, every, answers, every), "few_shot": few})
+    _, verdict = judge(shop, climbed, answers=answers, predictions=answers)
+    assert verdict is not None
+    assert macro_f1(judged, whole, num_labels=3) < macro_f1(judged[:10], few.validation, num_labels=3)
+    assert verdict["best_baseline"] == "tfidf"
 
 
 @pytest.mark.parametrize(("ours", "worth"), [(0, True), (19, False), (20, False), (45, False)])
 def test_worth_it_means_that_the_interval_is_above_zero(ours: int, worth: bool, shop: Workshop) -> None:
     answers = answers_of(shop, "test")
-    rung = Rung("tfidf", 0.5, guesses(answers, 20), np.arange(len(answers)))
+    every = np.arange(len(answers))
+    rung = Rung("tfidf", answers_of(shop, "validation"), every, guesses(answers, 20), every)
     _, verdict = judge(shop, Ladder({"tfidf": rung}), answers=answers, predictions=guesses(answers, ours))
     assert verdict is not None
     assert verdict["worth_it"] is worth
@@ -324,7 +342,8 @@ def test_worth_it_means_that_the_interval_is_above_zero(ours: int, worth: bool, 
 def test_against_a_sample_the_difference_is_taken_on_its_rows_alone(shop: Workshop) -> None:
     answers = answers_of(shop, "test")
     rows = np.arange(5, 25)
-    rung = Rung("few_shot", 0.9, guesses(answers[rows], 8), rows)
+    judged = answers_of(shop, "validation")[rows]
+    rung = Rung("few_shot", judged, rows, guesses(answers[rows], 8), rows)
     ours = guesses(answers, 12)
     _, verdict = judge(shop, Ladder({"few_shot": rung}), answers=answers, predictions=ours)
     assert verdict is not None

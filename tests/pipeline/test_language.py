@@ -563,7 +563,7 @@ def test_what_stands_in_the_test_file_does_not_validate(place: Place) -> None:
     assert {row: reason for row, (reason, _) in found.reasons.items()} == {0: "leak_exact", 1: "leak_near"}
     assert tested.reasons == {}
     write_rows(validation, texts[:2])
-    with pytest.raises(DataError, match="in the test file, too"):
+    with pytest.raises(DataError, match="stands in the test file"):
         prepare_documents(place.recipe("both", data=data))
 
 

@@ -128,7 +128,7 @@ def test_validation_rows_that_stand_in_the_test_file_choose_nothing(tmp_path: Pa
     assert reasons_of(prepared) == {"leak_exact": 25}
     assert {row.source for row in prepared.rejected} == {validation}
     copied = write_csv(tmp_path / "copied.csv", ["text", "label"], rows[80:90])
-    with pytest.raises(DataError, match="has no row that isn't"):
+    with pytest.raises(DataError, match="has no row of its own"):
         prepare_with(train, validation=copied, test=test)
 
 

@@ -95,7 +95,6 @@ def test_changed_labels_are_ranked_first(ranked: Lines, folder: Path) -> None:
 def test_what_fixing_did_is_told(fixed: Run, ranked: Lines) -> None:
     fixes = fixed.report["fixes"]
     assert (fixes["dropped"], fixes["relabelled"] + fixes["unchanged"]) == (1, len(WRONG) - 2)
-    assert fixes["with"]["accuracy"]["value"] >= fixes["without"]["accuracy"]["value"]
     gap = fixes["with"]["macro_f1"]["value"] - fixes["without"]["macro_f1"]["value"]
     assert fixes["difference"]["value"] == pytest.approx(gap, abs=1e-5)
     assert f"{fixes['relabelled']} labels corrected and 1 row dropped" in fixes["says"]

@@ -8,11 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 import tiny
 from gptailor.pipeline.check import check_recipe
 from gptailor.pipeline.trained import STEPPING, steps_within
 from gptailor.recipe import build_recipe
+from gptailor.report.checked import print_check
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +47,26 @@ def test_check_marks_the_answers_and_tells_faults(tmp_path: Path, base: str) -> 
     assert "harbour" in learned
     assert "boat" not in learned
     assert "boat" in unlearned
+
+
+def test_odd_conversations_and_cut_ones_are_told_with_their_rows(tmp_path: Path, base: str) -> None:
+    odd = [{"role": "system", "content": "you guard boats"}, {"role": "assistant", "content": "all moored"}]
+    long = [chat(40)[0], {"role": "assistant", "content": "to harbour and back " * 100}]
+    chats = [*(chat(n) for n in range(30)), odd, long, [{**odd[0], "content": "you sail"}, odd[1]]]
+    recipe = build_recipe({"data": {"train": write_chats(tmp_path / "chats.jsonl", chats)}, "base": base})
+    summary = check_recipe(recipe, estimate=False).summary
+    assert (
+        "2 conversations with no user turn: the assistant answers nothing (rows 31, 33)" in summary["notes"]
+    )
+    assert [place.rsplit(":", 1)[1] for place in summary["cut"]] == ["32"]
+    with Console(width=200, record=True) as console:
+        print_check(console, {**summary, "faults": [f"a:{n}: bad" for n in range(11)]}, rendered=())
+    told = console.export_text()
+    assert "1 text is longer and loses" in told
+    assert "chats.jsonl:32)" in told
+    assert "a:7: bad" in told
+    assert "a:8: bad" not in told
+    assert "and 3 more" in told
 
 
 def test_check_measures_what_a_fit_would_cost(tmp_path: Path, base: str) -> None:

@@ -165,6 +165,26 @@ def test_a_question_about_a_context_of_the_test_file_is_a_leak(tmp_path: Path) -
         prepare(tmp_path, "completion", rows[51:53], rows[53:])
 
 
+def test_a_greeting_that_many_begin_with_says_nothing(tmp_path: Path) -> None:
+    """Neither of leaks nor of what stays together."""
+    rows = [texts.chat("hello", "what can i do", texts.words(500 + n, 30), "no") for n in range(60)]
+    found = prepare(tmp_path, "chat", rows[:50], rows[50:])
+    assert found.rejected == []
+    assert {part: len(held) for part, held in found.parts.items()}["validation"] > 3
+    alone = [texts.chat("hello there", f"answer {n}") for n in range(20)] + list(texts.chats(60))
+    parts = prepare(tmp_path, "chat", alone).parts
+    assert sum(any(row.asked == "hello there" for row in held) for held in parts.values()) == 1
+
+
+def test_where_all_ask_the_same_the_answers_are_compared(tmp_path: Path) -> None:
+    """A file of one instruction asks nothing: taken by what is asked, all its rows would be one."""
+    rows = [{"prompt": "write a line", "completion": texts.words(n, 20)} for n in range(40)]
+    found = prepare(tmp_path, "completion", rows[:30], rows[29:])
+    assert [(row.row, row.reason) for row in found.rejected] == [(30, "leak_exact")]
+    assert all(found.parts.values())
+    assert {row.asked for held in found.parts.values() for row in held} == {""}
+
+
 @pytest.mark.parametrize("greeting", [False, True])
 def test_a_chat_that_begins_as_one_of_the_test_file_is_a_leak(tmp_path: Path, greeting: bool) -> None:
     rows = [texts.chat(texts.words(n // 2), "yes", texts.words(500 + n, 30), "no") for n in range(40)]

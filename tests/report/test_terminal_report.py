@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from gptailor.report.checked import print_check
+from gptailor.report.checked import print_check, print_estimate
 from gptailor.report.terminal import Narrator, print_summary
 
 
@@ -137,13 +137,16 @@ ESTIMATE = {
     "steps": 640,
     "batch_size": 16,
     "memory_bytes": 1.2e9,
-    "memory_free_bytes": 9e9,
+    "memory_spare_bytes": 7.8e9,
+    "trainings": 2,
 }
 
 
 def check_of(summary: Any, rendered: Any = (), estimate: Any = None, **settings: Any) -> str:
     made = console(**settings)
-    print_check(made, summary, rendered=rendered, estimate=estimate)
+    print_check(made, summary, rendered=rendered)
+    if estimate is not None:
+        print_estimate(made, summary, estimate)
     return printed(made)
 
 
@@ -158,7 +161,7 @@ def test_a_check_of_documents(language_details: Any) -> None:
         "3.917 bytes in a token",
         "the model learns in blocks of 512 tokens: nothing is cut",
         "lh.jsonl:3 The keeper⏎[U+001B][31m",
-        "for 640 steps of 16 blocks",
+        "for 2 trainings of 640 steps of 16 blocks",
         "1.2 GB of memory, 7.8 GB to spare",
     ):
         assert expected in said, expected

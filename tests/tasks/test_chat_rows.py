@@ -13,10 +13,7 @@ from gptailor.errors import DataError
 from gptailor.tasks.chat import (
     ChatRoles,
     Conversation,
-    Turn,
     infer_chat,
-    survey,
-    tell_survey,
     to_conversation,
     to_examples,
 )
@@ -174,21 +171,3 @@ def test_columns_that_are_not_plain() -> None:
         infer(rows_of({"chosen": [USER, ANSWER], "rejected": [USER, ANSWER]}))
     with pytest.raises(DataError, match="no columns are named"):
         infer(rows_of({"a": "x", "b": "y"}))
-
-
-def test_a_survey_tells_what_openais_guide_would() -> None:
-    long = Conversation((Turn("user", "a"), Turn("assistant", "b " * 50, learn=True)))
-    alone = Conversation((Turn("system", "s"), Turn("assistant", "b", learn=True)))
-
-    def lengths(conversation: Conversation) -> tuple[int, int]:
-        sizes = [(len(turn.text.split()), turn.learn) for turn in conversation.turns]
-        return sum(size for size, _ in sizes), sum(size for size, learn in sizes if learn)
-
-    found = survey([(1, long), (2, alone), (5, alone)], lengths, max_tokens=20)
-    assert found.turns == {2: 3}
-    assert (found.without_system, found.without_user, found.too_long) == ((1,), (2, 5), (1,))
-    assert (found.tokens, found.learned_tokens) == ((51, 2, 2), (50, 1, 1))
-    assert tell_survey(found, max_tokens=20) == (
-        "2 conversations with no user turn: the assistant answers nothing (row 2, 5)",
-        "1 conversation with more than 20 tokens: the end would be cut (row 1)",
-    )

@@ -166,7 +166,7 @@ def test_rows_that_teach_nothing_have_that_reason() -> None:
 def test_an_answer_to_nobody_is_remarked() -> None:
     read = read_conversation([{"role": "system", "content": "s"}, ANSWER])
     assert isinstance(read, Conversation)
-    assert read.remarks == ("there is no user turn",)
+    assert read.remarks == ("no user turn: the assistant answers nothing",)
 
 
 def test_what_a_model_answered_with_nothing_can_be_sent_back() -> None:

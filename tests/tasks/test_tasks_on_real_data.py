@@ -14,7 +14,7 @@ from gptailor.data.parallel import read_parallel
 from gptailor.data.read import ReadResult, read_rows
 from gptailor.data.segments import build_segment_encoder, encode_segments
 from gptailor.data.tokenize import build_encoder, encode_texts
-from gptailor.tasks.chat import Conversation, infer_chat, survey, tell_survey, to_conversation, to_examples
+from gptailor.tasks.chat import Conversation, infer_chat, to_conversation, to_examples
 from gptailor.tasks.completion import (
     Pair,
     gather_references,
@@ -26,7 +26,7 @@ from gptailor.tasks.completion import (
 )
 from gptailor.tasks.preference import infer_preference
 from gptailor.tasks.preference import to_example as to_preference_example
-from gptailor.tasks.rendering import choose_template, render
+from gptailor.tasks.rendering import choose_template
 from gptailor.types import Example, RejectedRow
 
 REAL = Path(__file__).resolve().parents[2] / "../shared/data"
@@ -107,30 +107,15 @@ def test_windows_of_long_contexts_mostly_hold_the_answer() -> None:
     assert held >= 15
 
 
-def test_each_fault_of_the_faulty_chat_file_is_told() -> None:
-    """OpenAI's toy file: examples without a user turn, and one answer that is far too long."""
+def test_conversations_without_a_user_turn_are_told() -> None:
+    """OpenAI's toy file."""
     file = read("openai_ft/toy_chat_fine_tuning.jsonl")
     roles = infer_chat(file.columns, file.rows)
-    template = plain_template()
-    encoder = build_segment_encoder(gpt2().backend_tokenizer)
-
-    def lengths(conversation: Conversation) -> tuple[int, int]:
-        (encoded,) = encode_segments(encoder, render(conversation.turns, template))
-        return len(encoded.token_ids), int(encoded.learn.sum())
-
     read_rows_ = [
         (row.row, c) for row in file.rows if isinstance(c := to_conversation(row, roles), Conversation)
     ]
     assert len(read_rows_) == 10
     assert [row for row, conversation in read_rows_ if conversation.remarks] == [4, 9, 10]
-    found = survey(read_rows_, lengths, max_tokens=1024)
-    assert tell_survey(found, max_tokens=1024) == (
-        "3 conversations with no user turn: the assistant answers nothing (row 4, 9, 10)",
-        "1 conversation with more than 1,024 tokens: the end would be cut (row 5)",
-    )
-    assert found.without_system == (3, 8)
-    assert found.turns == Counter({3: 3, 9: 2, 2: 5})
-    assert found.learned_tokens[0] < found.tokens[0]
 
 
 def test_tool_calls_are_refused_row_by_row() -> None:

@@ -81,7 +81,7 @@ def tfidf(
     test_texts: Sequence[str],
     *,
     validation_labels: Any = None,
-    groups: IntArray | None = None,
+    folds: IntArray | None = None,
     seed: int = 0,
     max_seconds: float | None = None,
     target: Target = CLASSES,
@@ -89,11 +89,11 @@ def tfidf(
     """Fits `fit_tfidf` on the training rows and gives what the target guesses of the other parts.
 
     With `validation_labels` a fit on training and validation rows answers the test rows, with the strength
-    that the training rows chose: the models it stands beside learn from both, too.
+    that the training rows chose: whoever took it instead would give it all rows.
     """
     started = time.perf_counter()
     common: dict[str, Any] = {"seed": seed, "max_seconds": max_seconds, "target": target}
-    fitted = fit_tfidf(train_texts, train_labels, groups=groups, **common)
+    fitted = fit_tfidf(train_texts, train_labels, folds=folds, **common)
     validation = _predict(fitted.pipeline, validation_texts, target, train_labels)
     note = fitted.note
     if validation_labels is not None and fitted.strength is not None:
@@ -108,7 +108,7 @@ def fit_tfidf(
     texts: Sequence[str],
     labels: Any,
     *,
-    groups: IntArray | None = None,
+    folds: IntArray | None = None,
     strength: float | None = None,
     seed: int = 0,
     max_seconds: float | None = None,
@@ -125,7 +125,7 @@ def fit_tfidf(
         texts: The training texts, N of them.
         labels: Their classes, shape (N,), or what else the target is. One single answer is allowed: it is
             always given.
-        groups: (N,) ids; no fold of the search cuts through a group. None: each row for itself.
+        folds: (N,) numbers of the folds of the search; None deals every row out for itself.
         strength: Inverse regularization strength; None searches `STRENGTHS`.
         seed: Of the folds and of the solver.
         max_seconds: After this time no further fold is judged; one always is, and the fit is finished.
@@ -149,7 +149,7 @@ def fit_tfidf(
     note = "given"
     if strength is None:
         deadline = None if max_seconds is None else started + max_seconds
-        strength, note = _best_strength(counts, labels, target, groups=groups, seed=seed, deadline=deadline)
+        strength, note = _best_strength(counts, labels, target, folds=folds, seed=seed, deadline=deadline)
     weightings = [TfidfTransformer(sublinear_tf=True).fit(block) for block in counts]
     matrix = hstack([w.transform(block) for w, block in zip(weightings, counts, strict=True)], format="csr")
     classifier = target.fit(matrix, labels, strength=strength, tolerance=FINAL_TOLERANCE, seed=seed)
@@ -171,11 +171,11 @@ def tfidf_probabilities(
     labels: IntArray,
     *,
     num_labels: int,
-    groups: IntArray | None = None,
+    folds: IntArray | None = None,
     strength: float = 1.0,
     seed: int = 0,
 ) -> FloatArray:
-    """Out-of-fold probabilities (N, C): each row is judged by a model fitted without it and its group.
+    """Out-of-fold probabilities (N, C): each row is judged by a model fitted without its fold.
 
     What a search for wrong labels needs; a stronger fit believes more of them (docs/log.md). A class that a
     fold's model hasn't seen gets 0.
@@ -183,7 +183,7 @@ def tfidf_probabilities(
     probabilities = np.zeros((len(labels), num_labels))
     counters = _usable_counters(texts)
     counts = [csr_matrix(counter.fit_transform(texts)) for counter in counters]
-    folds = _stratified_folds(labels, groups, seed=seed)
+    folds = _stratified_folds(labels, seed=seed) if folds is None else folds
     for fold in range(folds.max(initial=0) + 1):
         inside, outside = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
         if not len(inside) or not len(outside):
@@ -220,14 +220,14 @@ def _best_strength(
     labels: Any,
     target: Target,
     *,
-    groups: IntArray | None,
+    folds: IntArray | None,
     seed: int,
     deadline: float | None,
 ) -> tuple[float, str]:
     """The strength with the best k-fold score (ties: the smallest), and how it was found."""
     rows = _search_rows(target.strata(labels), problems=target.problems(labels), seed=seed)
     counts, labels = [block[rows] for block in counts], labels[rows]
-    folds = _stratified_folds(target.strata(labels), None if groups is None else groups[rows], seed=seed)
+    folds = _stratified_folds(target.strata(labels), seed=seed) if folds is None else folds[rows]
     num_folds = int(folds.max()) + 1
     judged: list[Any] = []
     guesses: dict[float, list[Any]] = {strength: [] for strength in STRENGTHS}
@@ -235,6 +235,8 @@ def _best_strength(
         if judged and deadline is not None and time.perf_counter() > deadline:
             break
         inside, outside = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
+        if not len(inside):  # of a sample
+            continue
         matrix, unseen = _fold_features(counts, outside, inside)
         for strength in STRENGTHS:
             fitted = target.fit(
@@ -282,15 +284,8 @@ def _search_rows(labels: IntArray, *, problems: int, seed: int) -> IntArray:
     return np.sort(order[np.argsort(shares, kind="stable")[:limit]])
 
 
-def _stratified_folds(labels: IntArray, groups: IntArray | None, *, seed: int) -> IntArray:
-    """The fold of each row, shape (N,): each class is dealt out evenly, small classes to some folds only.
-
-    A group is dealt out as its first row.
-    """
-    if groups is not None:
-        _, first, group_of = np.unique(groups, return_index=True, return_inverse=True)
-        if 1 < len(first) < len(labels):  # all in one group: there is nothing to hold out whole
-            return _stratified_folds(labels[first], None, seed=seed)[group_of]
+def _stratified_folds(labels: IntArray, *, seed: int) -> IntArray:
+    """The fold of each row, shape (N,): each class is dealt out evenly, small classes to some folds only."""
     folds = np.empty(len(labels), dtype=np.int64)
     folds[_shuffled_by_class(labels, seed=seed)] = np.arange(len(labels)) % FOLDS
     return folds

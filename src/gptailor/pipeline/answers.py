@@ -23,6 +23,7 @@ from gptailor.pipeline.run import Run, load
 from gptailor.types import RawExample, RejectedRow
 
 WRITTEN = ["source", "row", "prompt", "answer", "ended", "tokens", "rejected"]  # columns of written answers
+OPTION_NAMES = {"num_beams": "beams"}  # where the command line has another word for a field of Sampling
 
 
 def predict_inputs(
@@ -133,7 +134,7 @@ def refuse_sampling(opened: Run, sampling: Mapping[str, Any] | None) -> None:
     if sampling and opened.task == "classification":
         raise InputError(
             "a classifier draws nothing.",
-            where=", ".join(f"--{name.replace('_', '-')}" for name in sampling),
+            where=", ".join(f"--{OPTION_NAMES.get(name, name).replace('_', '-')}" for name in sampling),
             fix="Leave it out.",
         )
 
@@ -161,8 +162,14 @@ def _written_fields(answer: Generated) -> dict[str, Any]:
 
 
 def _sampling(run: Run, wanted: Mapping[str, Any] | None) -> Sampling:
-    """The usual settings of a run's answers, with what the person wants otherwise."""
-    return replace(run.answerer.usual, **(wanted or {}))
+    """The usual settings of a run's answers, with what the person wants otherwise.
+
+    Beam search doesn't watch for runs that come twice; whoever asks for it does without.
+    """
+    settings = dict(wanted or {})
+    if settings.get("num_beams", 1) > 1:
+        settings["no_repeat"] = 0
+    return replace(run.answerer.usual, **settings)
 
 
 def header_for(names: Sequence[str]) -> list[str]:

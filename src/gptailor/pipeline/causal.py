@@ -54,15 +54,16 @@ def choose_text_approach(recipe: Recipe, base: Base) -> TrainableText:
     approach = recipe.approach
     assert not isinstance(approach, FrozenApproach)  # refused before anything was read
     if isinstance(approach, AutoApproach):
-        return FullApproach() if estimate_weights(base) <= LARGEST_FULL else LoraApproach()
+        return FullApproach() if estimate_weights(base, writes=True) <= LARGEST_FULL else LoraApproach()
     return approach
 
 
-def estimate_weights(base: Base) -> int:
-    """About how many weights a base has, by its shape."""
-    config = load_config(base)
+def estimate_weights(base: Base, *, writes: bool) -> int:
+    """About how many weights a base has, by its shape; with `writes` those of its vocabulary's head, too."""
+    config: Any = load_config(base)
     width, layers = int(config.hidden_size), int(config.num_hidden_layers)
-    return 12 * layers * width**2 + int(config.vocab_size) * width
+    tables = 2 if writes and not getattr(config, "tie_word_embeddings", True) else 1
+    return 12 * layers * width**2 + tables * int(config.vocab_size) * width
 
 
 def adapt_causal(

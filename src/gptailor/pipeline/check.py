@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from gptailor.data.tokenize import build_encoder
@@ -19,22 +20,28 @@ from gptailor.recipe import Recipe
 
 
 def check_recipe(
-    recipe: Recipe, *, estimate: bool = True, say: Callable[[str], None] = lambda _: None
+    recipe: Recipe,
+    *,
+    estimate: bool = True,
+    say: Callable[[str], None] = lambda _: None,
+    show: Callable[[CheckReport], None] = lambda _: None,
 ) -> CheckReport:
     """Reads, cleans, splits and tokenizes; then, if asked, measures one real step on the longest batch.
+
+    `show` gets what is found as soon as it is there, before the step.
 
     Raises:
         GptailorError: training would be refused, for the reason it says.
     """
     recipe = settle_task(recipe)
     if recipe.task == "language":
-        return check_documents(recipe, estimate=estimate, say=say)
+        return check_documents(recipe, estimate=estimate, say=say, show=show)
     if recipe.task != "classification":
         from gptailor.pipeline.texts.check import (
             check_texts,  # loads torch, which classification doesn't need
         )
 
-        return check_texts(recipe, estimate=estimate, say=say)
+        return check_texts(recipe, estimate=estimate, say=say, show=show)
     prepared = prepare(recipe, say)
     say("tokenizing")
     backend, context = read_tokenizer_file(resolve_base(recipe.base, revision=recipe.revision))
@@ -66,13 +73,14 @@ def check_recipe(
         )
         for row in tokens.rows["train"][:3]
     )
-    forecast = None
+    found = CheckReport(summary, rendered, None, prepared, tokens)
+    show(found)
     if estimate:
         say("measuring one real step")
         from gptailor.pipeline.forecast import forecast_fit
 
-        forecast = forecast_fit(recipe, prepared, tokens)
-    return CheckReport(summary, rendered, forecast, prepared, tokens)
+        found = replace(found, estimate=forecast_fit(recipe, prepared, tokens))
+    return found
 
 
 def label_counts(prepared: Prepared) -> dict[str, dict[str, int]]:

@@ -12,13 +12,30 @@ import psutil
 
 from gptailor.cache import cache_bytes, cache_folder
 from gptailor.launch import describe_machine
+from gptailor.models.lean import can_compile
 from gptailor.models.names import STARTER
 
-OPTIONAL = {
+OPTIONAL = {  # library: its extra, and what it is for
     "datasets": ("hub", "reading hub:owner/name"),
+    "optuna": ("tune", "tune"),
     "gguf": ("gguf", "export --to gguf"),
     "onnxruntime": ("onnx", "export --to onnx"),
+    "tensorboard": ("tensorboard", "--set trackers=[tensorboard]"),
+    "mlflow": ("mlflow", "--set trackers=[mlflow]"),
+    "wandb": ("wandb", "--set trackers=[wandb]"),
+    "trackio": ("trackio", "--set trackers=[trackio]"),
 }
+
+
+def graphics() -> dict[str, str]:
+    """The graphics card and its memory, where there is one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    free, total = torch.cuda.mem_get_info()
+    name = torch.cuda.get_device_name()
+    return {"graphics card": f"{name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free"}
 
 
 def examine() -> dict[str, Any]:
@@ -28,6 +45,7 @@ def examine() -> dict[str, Any]:
     memory = psutil.virtual_memory()
     facts = {
         **machine,
+        **graphics(),
         "cores": os.cpu_count(),
         "memory": f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free",
         "disk": f"{shutil.disk_usage('.').free / 1e9:.1f} GB free here",
@@ -38,6 +56,8 @@ def examine() -> dict[str, Any]:
         for library, (extra, purpose) in OPTIONAL.items()
         if importlib.util.find_spec(library) is None
     ]
+    if not can_compile():
+        advice.append("long training on this processor would be faster with a C++ compiler (g++ or clang++)")
     if not (STARTER / "config.json").exists():
         advice.append("the bundled starter is missing: install gptailor again")
     if platform.system() == "Windows":

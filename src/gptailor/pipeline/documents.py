@@ -417,6 +417,8 @@ def _in_turn(
 ) -> Sequence[Any]:
     """What stays together, one document or several, in the order of being held out: by time, or drawn."""
     rng = np.random.default_rng(seed)
+    if not len(kept):
+        return []
     if not documents.groups and not documents.times:
         alone: list[int] = rng.permutation(kept).tolist()
         return alone

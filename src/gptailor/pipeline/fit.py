@@ -16,7 +16,13 @@ from gptailor.models.names import resolve_base
 from gptailor.models.predictor import Predictor
 from gptailor.pipeline.curve import has_curve, learning_curve
 from gptailor.pipeline.fix_effect import effect_of_fixes
-from gptailor.pipeline.folder import base_revision_of, claim_folder, open_for_fit, refuse_other_data
+from gptailor.pipeline.folder import (
+    base_revision_of,
+    claim_folder,
+    file_hashes,
+    open_for_fit,
+    refuse_other_data,
+)
 from gptailor.pipeline.frozen import best_strength_of, run_frozen
 from gptailor.pipeline.keep import find_suspects, keep
 from gptailor.pipeline.ladder import climb
@@ -32,7 +38,7 @@ from gptailor.pipeline.texts.road import fit_texts
 from gptailor.pipeline.tokens import TokenizedParts, ledger_lines
 from gptailor.pipeline.trackers import refuse_missing_trackers, tracked
 from gptailor.pipeline.trained import run_trained
-from gptailor.pipeline.workshop import Candidate, Workshop, tokenized_workshop
+from gptailor.pipeline.workshop import Candidate, NoFoldsError, Workshop, tokenized_workshop
 from gptailor.recipe import (
     AutoApproach,
     FrozenApproach,
@@ -122,9 +128,12 @@ def fit_classification(
     report["curve"] = None
     if frozen is not None and has_curve(shop):
         listener.say("learning curve: how many more labels?")
-        report["curve"] = learning_curve(
-            shop, frozen.model, approach=chosen.approach, strength=best_strength_of(frozen, shop.kind)
-        )
+        try:
+            report["curve"] = learning_curve(
+                shop, frozen.model, approach=chosen.approach, strength=best_strength_of(frozen, shop.kind)
+            )
+        except NoFoldsError as error:
+            listener.say(f"no learning curve: {error.what}")
     report["training"]["total_seconds"] = round(time.perf_counter() - began, 2)
     details = {**details, **describe(shop, chosen, candidates, parity=sealed.parity)}
     tell(folder, report, details, prepared=prepared, tokens=shop.tokens, form=sealed.bundle.answer)
@@ -140,7 +149,7 @@ def open_data(recipe: Recipe, folder: Path, listener: Listener) -> tuple[Prepare
     prepared = prepare(recipe, listener.say)
     refuse_other_data(folder, prepared.data_hash)
     shop = open_workshop(recipe, prepared, folder, listener)
-    write_data(folder, prepared, shop.tokens)
+    write_data(folder, recipe, prepared, shop.tokens)
     return prepared, shop
 
 
@@ -150,9 +159,8 @@ def seal(
     """The best candidate, saved and proven; nobody has looked at the test rows."""
     chosen = max(candidates, key=lambda candidate: candidate.score)  # ties: the first, frozen
     bundle, predictor, parity = keep(folder, shop, chosen)
-    write_suspects(
-        folder / "data" / "suspects.csv", find_suspects(shop, prepared, chosen, bundle, frozen=frozen)
-    )
+    suspects = find_suspects(shop, prepared, chosen, bundle, frozen=frozen)
+    write_suspects(folder / "data" / "suspects.csv", suspects)
     return Sealed(chosen, bundle, predictor, parity)
 
 
@@ -171,13 +179,14 @@ def open_workshop(recipe: Recipe, prepared: Prepared, folder: Path, listener: Li
     return dataclasses.replace(shop, environment=environment)
 
 
-def write_data(folder: Path, prepared: Prepared, tokens: TokenizedParts) -> None:
+def write_data(folder: Path, recipe: Recipe, prepared: Prepared, tokens: TokenizedParts) -> None:
     """The ledger: one line per input row, and its sums, which come out."""
     (folder / "data").mkdir(exist_ok=True)
     lines = ledger_lines(prepared, tokens)
     write_ledger(folder / "data" / "ledger.jsonl", lines)
     summary = summarize(lines, read=prepared.read)
     summary["data_hash"] = prepared.data_hash
+    summary["files"] = file_hashes(recipe) or {}
     summary["roles"] = {"text": prepared.roles.text, "label": prepared.roles.label}
     summary["rare_labels"] = prepared.cleaned.rare_labels
     summary["label_merges"] = prepared.cleaned.label_merges

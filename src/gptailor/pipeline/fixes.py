@@ -43,6 +43,7 @@ class Fixes:
     file: str = ""
     sha256: str = ""
     corrections: Mapping[Place, Correction] = field(default_factory=dict)
+    locations: tuple[str, ...] = ()  # all that the run reads rows of
     relabelled: dict[Place, tuple[str, str]] = field(default_factory=dict)  # label cells before and after
     dropped: dict[Place, str] = field(default_factory=dict)
     unchanged: set[Place] = field(default_factory=set)  # corrected to the label they have
@@ -109,7 +110,7 @@ def apply_fixes(
     if keep_before:
         fixes.before.extend(rows)
     known = _known_labels(rows, form)
-    by_place = _by_place(rows, fixes.corrections)
+    by_place = _by_place(rows, fixes)
     kept, rejected, faults = [], [], []
     for row in rows:
         correction = by_place.get((row.source, row.row))
@@ -168,13 +169,18 @@ def refuse_to_lose_corrections(path: Path) -> None:
         )
 
 
-def _by_place(rows: Sequence[RawExample], corrections: Mapping[Place, Correction]) -> dict[Place, Correction]:
+def _by_place(rows: Sequence[RawExample], fixes: Fixes) -> dict[Place, Correction]:
     """Corrections by the rows they mean: the same source, else the same file name (from another folder)."""
-    read = {row.source for row in rows}
+    corrections, read = fixes.corrections, {row.source for row in rows}
+
+    def is_read(source: str) -> bool:
+        inside = (source == at or source.startswith(f"{at.rstrip('/')}/") for at in fixes.locations)
+        return source in read or any(inside)
+
     by_name = {
         (Path(source).name, row): correction
         for (source, row), correction in corrections.items()
-        if source not in read
+        if not is_read(source)
     }
     found: dict[Place, Correction] = {}
     for row in rows:

@@ -8,7 +8,9 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -16,12 +18,14 @@ from gptailor.cache import content_key
 from gptailor.data.folders import hash_folder
 from gptailor.errors import RecipeError, RunError
 from gptailor.launch import in_use, one_writer, write_atomically
+from gptailor.models.names import Base
 from gptailor.plain_yaml import load_yaml
 from gptailor.recipe import Recipe, build_recipe, differences, dump_recipe, load_recipe
 
 REQUEST = "request.yaml"  # the recipe as asked; recipe.yaml holds it as resolved
 REPORT = "report.json"  # written last: a folder with it is finished
 SEARCH = "tune"  # what a search for settings keeps beside the run it ends with
+FILES = ("train", "target", "validation", "validation_target", "test", "test_target", "fix")  # of a recipe
 LEFTOVER = re.compile(r"\..+\.\d+(\.temporary)?")  # .name.PID, beside what would have been name
 
 
@@ -42,8 +46,10 @@ def claim_folder(recipe: Recipe, *, overwrite: bool = False) -> Path:
                 held.enter_context(one_writer(folder))
                 if (folder / SEARCH).exists():  # several processes may search there together
                     held.enter_context(in_use(folder / SEARCH, alone=True))
-                place = folder.resolve()
+                place = folder if folder.is_symlink() else folder.resolve()  # of a link, the link alone
                 place.rename(place.with_name(f"{place.name}.old-{stamp}"))
+                if not folder.is_symlink() and folder.resolve() != place:
+                    folder = place  # "." is the folder that was moved
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(
@@ -154,21 +160,39 @@ def sweep(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def settled_recipe(recipe: Recipe, base: Base, *, data: Mapping[str, Any], **settled: Any) -> Recipe:
+    """The recipe with what was decided written in, so that it repeats the run from any folder."""
+    located = {
+        key: str(Path(place).resolve())
+        for key in FILES
+        if (place := getattr(recipe.data, key)) is not None and Path(place).exists()
+    }
+    own = {"base": str(Path(recipe.base).resolve())} if base.kind in ("folder", "run") else {}
+    revision = base.revision if base.kind == "hub" else recipe.revision
+    settings = recipe.data.model_copy(update={**located, **data})
+    return recipe.model_copy(update={"data": settings, "revision": revision, **own, **settled})
+
+
 def hash_files(recipe: Recipe) -> str | None:
     """The data hash that `prepare` would find, without reading a row; None where there is more than files."""
+    hashes = file_hashes(recipe)
+    return None if hashes is None else content_key(*hashes.values())
+
+
+def file_hashes(recipe: Recipe) -> dict[str, str] | None:
+    """A hash of each file or folder of the recipe, by its role; None where there is more than files."""
     data = recipe.data
-    places = [data.train, data.target, data.validation, data.validation_target, data.test, data.test_target]
-    places.append(data.fix)
-    hashes = []
-    for path in (Path(place) for place in places if place is not None):
+    places = {role: Path(place) for role in FILES if (place := getattr(data, role)) is not None}
+    hashes = {}
+    for role, path in places.items():
         if path.is_dir():
-            hashes.append(hash_folder(path))
+            hashes[role] = hash_folder(path)
         elif path.is_file():
             with path.open("rb") as file:
-                hashes.append(hashlib.file_digest(file, "sha256").hexdigest())
+                hashes[role] = hashlib.file_digest(file, "sha256").hexdigest()
         else:
             return None
-    return content_key(*hashes)
+    return hashes
 
 
 def refuse_other_data(folder: Path, data_hash: str) -> None:

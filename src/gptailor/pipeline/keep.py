@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from gptailor.pipeline.suspects import (
     suspects_out_of_fold,
 )
 from gptailor.pipeline.tokens import sequences_of
-from gptailor.pipeline.workshop import Candidate, Workshop, few_rows
+from gptailor.pipeline.workshop import Candidate, NoFoldsError, Workshop, few_rows
 from gptailor.recipe import Recipe
 from gptailor.types import Bundle
 
@@ -80,12 +81,14 @@ def find_suspects(
     """Rows to look at again, each once: from the data, then those that models doubt, most suspect first.
 
     With one label a row and a frozen candidate, training and validation rows are ranked by models that
-    were fitted without them. Else validation rows come whose label the chosen model contradicts and is sure.
+    were fitted without them. Else, and where no folds can be made, validation rows come whose label the
+    chosen model contradicts and is sure.
     """
     form, in_data = bundle.answer, suspects_in_data(prepared)
     if frozen is not None and form.kind == "single":
-        ranked, doubted = run_probabilities(shop, frozen.model)
-        return merge_suspects([*in_data, *suspects_out_of_fold(ranked, doubted, prepared)])
+        with contextlib.suppress(NoFoldsError):
+            ranked, doubted = run_probabilities(shop, frozen.model)
+            return merge_suspects([*in_data, *suspects_out_of_fold(ranked, doubted, prepared)])
     examples = list(shop.tokens.examples["validation"])
     if few_rows(shop):  # then the answers are out of fold, over both parts
         examples = [*shop.tokens.examples["train"], *examples]

@@ -64,8 +64,9 @@ class Kind:
     measure: Callable[..., dict[str, Any]]  # scores of answers and predictions
     difference: Callable[..., Score]  # of our metric and theirs on the same rows
     verdict: Callable[..., dict[str, Any]]
-    baselines: Callable[..., list[tuple[BaselineResult, float]]]  # with validation scores; see `climb`
+    baselines: Callable[..., list[BaselineResult]]  # see `climb`
     errors: Callable[[FloatArray, Any], FloatArray]  # (N,) how wrong each answer is; 0: right
+    settle_baseline: Callable[[BaselineResult, Any], BaselineResult] = lambda result, _: result
     loss_unit: str = "nats"
     doubt: str = ""  # what a sure wrong answer says of the label; empty: nothing
 
@@ -161,14 +162,18 @@ def _settle_classes(
     return form, temperature, choose_threshold(softmax(logits, temperature), answers)
 
 
-def _class_baselines(texts: Parts, answers: Parts, **settings: Any) -> list[tuple[BaselineResult, float]]:
-    num_labels = 1 + max(int(part.max()) for part in answers.values() if len(part))
-    results = [_most_frequent(answers), _tfidf(texts, answers, **settings)]
-    return [(r, macro_f1(answers["validation"], r.validation, num_labels=num_labels)) for r in results]
+def _class_baselines(texts: Parts, answers: Parts, **settings: Any) -> list[BaselineResult]:
+    return [_most_frequent(answers), _tfidf(texts, answers, **settings)]
 
 
 def _tfidf(
-    texts: Parts, answers: Parts, *, groups: IntArray, refit: bool, seed: int, target: Target = CLASSES
+    texts: Parts,
+    answers: Parts,
+    *,
+    folds: IntArray | None,
+    refit: bool,
+    seed: int,
+    target: Target = CLASSES,
 ) -> BaselineResult:
     """TF-IDF; with `refit` the validation rows teach what answers the test rows, as they do elsewhere."""
     return tfidf(
@@ -177,7 +182,7 @@ def _tfidf(
         texts["validation"],
         texts["test"],
         validation_labels=answers["validation"] if refit else None,
-        groups=groups,
+        folds=folds,
         seed=seed,
         target=target,
     )
@@ -223,6 +228,7 @@ def _multiple(form: AnswerForm) -> Kind:
         ),
         verdict=partial(metrics.verdict, ours_name="The fine-tune", metric_name="micro-F1"),
         baselines=_label_set_baselines,
+        settle_baseline=_with_cutoff,
         errors=partial(_label_set_errors, form=form),
         doubt="other labels",
     )
@@ -236,18 +242,22 @@ def _settle_label_sets(
     return dataclasses.replace(form, cutoff=cutoff), temperature, None
 
 
-def _label_set_baselines(texts: Parts, answers: Parts, **settings: Any) -> list[tuple[BaselineResult, float]]:
-    """The most frequent set, and TF-IDF with a cutoff of its own, chosen on validation as ours is."""
-    most = _most_frequent(answers)
-    guessed = _tfidf(texts, answers, target=LABEL_SETS, **settings)
-    cutoff, score = label_sets.best_cutoff(guessed.validation, answers["validation"])
-    sets = dataclasses.replace(
+def _label_set_baselines(texts: Parts, answers: Parts, **settings: Any) -> list[BaselineResult]:
+    """The most frequent set, and the probabilities of TF-IDF."""
+    return [_most_frequent(answers), _tfidf(texts, answers, target=LABEL_SETS, **settings)]
+
+
+def _with_cutoff(guessed: BaselineResult, answers: IntArray) -> BaselineResult:
+    """Probabilities as sets, by a cutoff of their own that is chosen on validation as ours is."""
+    if guessed.name == "majority":
+        return guessed
+    cutoff, _ = label_sets.best_cutoff(guessed.validation, answers)
+    return dataclasses.replace(
         guessed,
         validation=(guessed.validation >= cutoff).astype(np.int64),
         test=(guessed.test >= cutoff).astype(np.int64),
         note=f"{guessed.note}; cutoff {cutoff:.2f}",
     )
-    return [(most, label_sets.micro_f1(answers["validation"], most.validation)), (sets, score)]
 
 
 def _label_set_errors(probabilities: FloatArray, answers: IntArray, *, form: AnswerForm) -> FloatArray:
@@ -307,11 +317,10 @@ def _numbers(logits: FloatArray, form: AnswerForm) -> FloatArray:
     return found
 
 
-def _number_baselines(texts: Parts, answers: Parts, **settings: Any) -> list[tuple[BaselineResult, float]]:
+def _number_baselines(texts: Parts, answers: Parts, **settings: Any) -> list[BaselineResult]:
     sizes = {f"num_{part}": len(answers[part]) for part in ("validation", "test")}
     ridge = _tfidf(texts, answers, target=NUMBERS, **settings)
-    results = [mean_number(answers["train"], **sizes), dataclasses.replace(ridge, name="tfidf_ridge")]
-    return [(r, -numbers.root_mean_square_error(answers["validation"], r.validation)) for r in results]
+    return [mean_number(answers["train"], **sizes), dataclasses.replace(ridge, name="tfidf_ridge")]
 
 
 def _plain(settings: TrainSettings, value: Any) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,13 @@ import numpy as np
 from gptailor.evaluate.baselines import BaselineResult
 from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.prompted import build_prompter, choose_shots, prompted_scores, why_not
-from gptailor.evaluate.run import macro_f1
 from gptailor.models.load import head_name, load_language_model
 from gptailor.models.names import context_length
 from gptailor.models.readout import decide, probabilities_of
 from gptailor.pipeline.classify import by_text
 from gptailor.pipeline.frozen import features_of, run_frozen
 from gptailor.pipeline.labels import answers_of
-from gptailor.pipeline.workshop import Candidate, Workshop, few_rows, folds_of, groups_of, may_refit
+from gptailor.pipeline.workshop import Candidate, Workshop, few_rows, fold_numbers, folds_of, may_refit
 from gptailor.recipe import FrozenApproach
 from gptailor.types import Example, IntArray
 
@@ -29,11 +29,12 @@ PROMPTED_SHARE = 0.2  # of the computation that training took
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """What one baseline answers. `rows` are the test rows it was asked (all, or a fixed sample)."""
+    """What one baseline answers to the rows it was asked: all, or a fixed sample."""
 
     name: str
-    validation_score: float  # higher is better
-    predictions: Any  # of len(rows) rows
+    validation: Any  # its answers to those of `judged_rows`
+    validation_rows: IntArray
+    predictions: Any  # its answers to those of the test rows
     rows: IntArray
     note: str = ""
     seconds: float = 0.0
@@ -60,12 +61,13 @@ def climb(
     examples = shop.tokens.examples
     answers = {part: answers_of(examples[part]) for part in examples}
     texts = {part: [example.text for example in examples[part]] for part in examples}
-    every_row = np.arange(len(answers["test"]))
+    every_row, every_judged = np.arange(len(answers["test"])), np.arange(len(judged_rows(shop)))
     rungs: dict[str, Rung] = {}
 
     say("baseline: always the same answer, and TF-IDF")
-    for result, score in cheap_rungs(shop):
-        rungs[result.name] = Rung(result.name, score, result.test, every_row, result.note, result.seconds)
+    for result in cheap_rungs(shop):
+        given = (result.validation, every_judged, result.test, every_row)
+        rungs[result.name] = Rung(result.name, *given, result.note, result.seconds)
     if chosen.approach != "frozen":
         say("baseline: frozen features")
         rungs["frozen"] = frozen_rung(shop, frozen)
@@ -73,35 +75,35 @@ def climb(
     return Ladder({**rungs, **prompted}, skipped)
 
 
-def cheap_rungs(shop: Workshop) -> list[tuple[BaselineResult, float]]:
-    """The kind's baselines and their validation scores, where there are few rows out of fold, as ours."""
+def cheap_rungs(shop: Workshop) -> list[BaselineResult]:
+    """The kind's baselines and what they answer to `judged_rows`; of few rows out of fold, as ours."""
     examples, kind, seed = shop.tokens.examples, shop.kind, shop.recipe.seed
 
-    def fitted(parts: Mapping[Any, Sequence[Example]], *, refit: bool) -> list[tuple[BaselineResult, float]]:
+    def fitted(parts: Mapping[Any, Sequence[Example]], *, refit: bool) -> list[BaselineResult]:
         texts = {part: [row.text for row in rows] for part, rows in parts.items()}
         answers = {part: answers_of(rows) for part, rows in parts.items()}
-        return kind.baselines(texts, answers, groups=groups_of(parts["train"]), refit=refit, seed=seed)
+        folds = fold_numbers(parts["train"], seed=seed, strata=kind.strata)
+        return kind.baselines(texts, answers, folds=folds, refit=refit, seed=seed)
 
     results = fitted(examples, refit=may_refit(shop))
-    if not few_rows(shop):
-        return results
-    rows = [*examples["train"], *examples["validation"]]
-    answers = answers_of(rows)
-    order: list[IntArray] = []
-    guesses: dict[str, list[Any]] = {result.name: [] for result, _ in results}
-    for inside, outside in folds_of(rows, seed=seed, strata=kind.strata):
-        train, held = ([rows[place] for place in places.tolist()] for places in (inside, outside))
-        order.append(outside)
-        for result, _ in fitted({"train": train, "validation": held, "test": []}, refit=False):
-            guesses[result.name].append(result.validation)
-    judged = answers[np.concatenate(order)]
-    settings: dict[str, Any] = {"label_names": shop.label_names, "resamples": 1, "seed": seed}
+    rows = judged_rows(shop)
+    if few_rows(shop):
+        order: list[IntArray] = []
+        guesses: dict[str, list[Any]] = {result.name: [] for result in results}
+        for inside, outside in folds_of(rows, seed=seed, strata=kind.strata):
+            train, held = ([rows[place] for place in places.tolist()] for places in (inside, outside))
+            order.append(outside)
+            for result in fitted({"train": train, "validation": held, "test": []}, refit=False):
+                guesses[result.name].append(result.validation)
+        back = np.argsort(np.concatenate(order))
+        results = [replace(one, validation=np.concatenate(guesses[one.name])[back]) for one in results]
+    return [kind.settle_baseline(result, answers_of(rows)) for result in results]
 
-    def score(name: str) -> float:
-        measured = kind.measure(judged, np.concatenate(guesses[name]), **settings)
-        return kind.told(float(measured[kind.metric].value))  # told twice is as it was: higher is better
 
-    return [(result, score(result.name)) for result, _ in results]
+def judged_rows(shop: Workshop) -> list[Example]:
+    """What every rung is asked before the test: the validation rows, and where there are few all."""
+    examples = shop.tokens.examples
+    return [*(examples["train"] if few_rows(shop) else []), *examples["validation"]]
 
 
 def frozen_rung(shop: Workshop, frozen: Candidate | None) -> Rung:
@@ -113,13 +115,12 @@ def frozen_rung(shop: Workshop, frozen: Candidate | None) -> Rung:
     features = features_of(shop, model, rows)
     logits, _ = by_text(features @ getattr(model, head_name(model)).weight.detach().double().numpy().T, rows)
     form, temperature, _ = shop.kind.settle(frozen.validation_logits, frozen.validation_answers)
-    return Rung(
-        "frozen",
-        frozen.score,
-        decide(probabilities_of(logits, form, temperature=temperature), form),
-        np.arange(len(logits)),
-        seconds=time.perf_counter() - began,
+    judged, tested = (
+        decide(probabilities_of(given, form, temperature=temperature), form)
+        for given in (frozen.validation_logits, logits)
     )
+    places = (np.arange(len(judged)), tested, np.arange(len(tested)))
+    return Rung("frozen", judged, *places, seconds=time.perf_counter() - began)
 
 
 def prompted_rungs(
@@ -173,15 +174,12 @@ def prompted_rungs(
             ).argmax(axis=1)
             for part, rows in samples.items()
         }
-        score = macro_f1(
-            answers["validation"][samples["validation"]],
-            guesses["validation"],
-            num_labels=len(shop.label_names),
-        )
         note = f"{len(samples['test'])} of {len(answers['test'])} test rows"
         if examples:
             note += f", {len(examples)} examples in the prompt"
-        rungs[name] = Rung(name, score, guesses["test"], samples["test"], note, time.perf_counter() - began)
+        asked = len(judged_rows(shop)) - len(answers["validation"]) + samples["validation"]
+        given = (guesses["validation"], asked, guesses["test"], samples["test"])
+        rungs[name] = Rung(name, *given, note, time.perf_counter() - began)
     return rungs, skipped
 
 
@@ -220,12 +218,21 @@ def judge(
         "seed": shop.recipe.seed,
     }
     scores: dict[str, Any] = {}
+    judged = answers_of(judged_rows(shop))
+
+    def validation_score(rung: Rung, places: IntArray) -> float:
+        """On some of the rows that it was asked; higher is better."""
+        chosen = np.searchsorted(rung.validation_rows, places)
+        once = {**settings, "resamples": 1}
+        found = kind.measure(judged[places], rung.validation[chosen], **once)[kind.metric].value
+        return kind.told(float(found))  # told twice is as it was
+
     for name, rung in ladder.rungs.items():
         measured = kind.measure(answers[rung.rows], rung.predictions, **settings)
         scores[name] = {
             kind.beside: as_json(measured[kind.beside]),
             kind.metric: as_json(measured[kind.metric]),
-            kind.validation_key: round(kind.told(rung.validation_score), 6),
+            kind.validation_key: round(kind.told(validation_score(rung, rung.validation_rows)), 6),
             "rows": len(rung.rows),
             "seconds": round(rung.seconds, 2),
             **({"note": rung.note} if rung.note else {}),
@@ -233,7 +240,9 @@ def judge(
     scores.update({name: {"skipped": reason} for name, reason in ladder.skipped.items()})
     if not ladder.rungs:
         return scores, None
-    best = max(ladder.rungs.values(), key=lambda rung: rung.validation_score)
+    # Of rows that all of them answered: some are asked a sample only.
+    shared = reduce(np.intersect1d, [rung.validation_rows for rung in ladder.rungs.values()])
+    best = max(ladder.rungs.values(), key=lambda rung: validation_score(rung, shared))
     ours = predictions[best.rows]
     said = kind.verdict(
         best_baseline=best.name,

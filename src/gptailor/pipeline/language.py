@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from gptailor.evaluate.language import PieceNats, piece_nats
 from gptailor.launch import Precision, StopRequest, precision_context, resolve_environment, write_atomically
 from gptailor.models.approach import Adapted
 from gptailor.models.forward import keeps_documents_apart
-from gptailor.models.generate import continue_tokens
+from gptailor.models.generate import FREELY, continue_text
 from gptailor.models.load import (
     load_config,
     load_tokenizer,
@@ -46,18 +47,17 @@ from gptailor.pipeline.documents import (
     repair_document,
     write_tokens,
 )
-from gptailor.pipeline.folder import base_revision_of, refuse_other_data
+from gptailor.pipeline.folder import base_revision_of, file_hashes, refuse_other_data
 from gptailor.pipeline.language_story import finish_language
 from gptailor.pipeline.objective import Objective, Validation
 from gptailor.pipeline.place import Listener, Trained, TrainingPlace
 from gptailor.pipeline.prepare import PARTS
-from gptailor.pipeline.trained import settle_plan
+from gptailor.pipeline.trained import cost_in_words, settle_plan
 from gptailor.pipeline.training import train
 from gptailor.recipe import (
     Recipe,
     ScratchApproach,
 )
-from gptailor.report.terminal import duration_text
 from gptailor.train.loss import language_loss
 from gptailor.types import Batch, Part
 
@@ -196,6 +196,7 @@ def write_data(folder: Path, prepared: PreparedDocuments, shop: LanguageShop) ->
     if summary["divided"]:
         summary |= {part: len(np.unique(shop.stores[part].piece_documents)) for part in PARTS}
     summary["data_hash"] = prepared.data_hash
+    summary["files"] = file_hashes(shop.recipe) or {}
     write_atomically(path / "summary.json", json.dumps(summary, indent=1))
 
 
@@ -206,14 +207,12 @@ def train_language(shop: LanguageShop, samples: list[Sample], place: TrainingPla
         shop.recipe, shop.base, shop.tokenizer, approach, device=shop.environment["device"]
     )
     if not isinstance(approach, ScratchApproach):
-        samples = [replace(s, before=continue_text(shop, adapted.plain, s.prompt_ids)) for s in samples]
+        samples = [replace(s, before=continue_sample(shop, adapted.plain, s.prompt_ids)) for s in samples]
     objective = language_objective(shop, adapted)
     plan = settle_plan(shop.recipe.train, shop.environment, adapted, objective, approach.kind, place)
-    place.say(
-        f"{approach.kind}: training, about {duration_text(shop.environment['forecast_seconds'])} at most"
-    )
+    place.say(cost_in_words(approach.kind, adapted, shop.environment["forecast_seconds"]))
     trained = train(adapted, objective, plan=plan, settings=shop.recipe.train, place=place)
-    samples = [replace(s, after=continue_text(shop, adapted.plain, s.prompt_ids)) for s in samples]
+    samples = [replace(s, after=continue_sample(shop, adapted.plain, s.prompt_ids)) for s in samples]
     validation = nats_on(shop, adapted, "validation")
     return LanguageResult(approach, adapted, trained, validation, samples)
 
@@ -293,13 +292,12 @@ def choose_samples(shop: LanguageShop) -> list[Sample]:
     return samples
 
 
-def continue_text(shop: LanguageShop, model: PreTrainedModel, prompt: Sequence[int]) -> str:
+def continue_sample(shop: LanguageShop, model: PreTrainedModel, prompt: Sequence[int]) -> str:
     """A continuation drawn from the recipe's seed."""
     pad: Any = shop.tokenizer.pad_token_id
-    made = continue_tokens(
-        model, prompt, max_new_tokens=SAMPLE_TOKENS, end=shop.end, pad=int(pad), seed=shop.recipe.seed
-    )
-    return decode(shop, made)
+    sampling = replace(FREELY, max_new_tokens=SAMPLE_TOKENS, seed=shop.recipe.seed)
+    own_decode = partial(decode, shop)
+    return continue_text(model, prompt, sampling, decode=own_decode, end=shop.end, pad=int(pad))
 
 
 def decode(shop: LanguageShop, ids: Sequence[int]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,11 @@ SHOWN, SHOWN_TOKENS = 3, 60
 
 
 def check_documents(
-    recipe: Recipe, *, estimate: bool = True, say: Callable[[str], None] = lambda _: None
+    recipe: Recipe,
+    *,
+    estimate: bool,
+    say: Callable[[str], None],
+    show: Callable[[CheckReport], None],
 ) -> CheckReport:
     """The summary, three beginnings as the model will read them, and perhaps what a fit would cost.
 
@@ -62,7 +67,9 @@ def check_documents(
         },
         "notes": [],
     }
-    return CheckReport(summary, tuple(rendered), _forecast(recipe, prepared, say) if estimate else None)
+    found = CheckReport(summary, tuple(rendered), None)
+    show(found)
+    return replace(found, estimate=_forecast(recipe, prepared, say)) if estimate else found
 
 
 def _count(
@@ -93,7 +100,7 @@ def _count(
 def _forecast(recipe: Recipe, prepared: PreparedDocuments, say: Callable[[str], None]) -> dict[str, Any]:
     """One real step on real blocks, and what follows from it for time and memory."""
     from gptailor.pipeline.causal import adapt_causal, choose_text_approach
-    from gptailor.pipeline.forecast import forecast_training, memory_now
+    from gptailor.pipeline.forecast import forecast_training
     from gptailor.pipeline.language import language_objective, open_language_shop
     from gptailor.pipeline.place import Listener
 
@@ -101,7 +108,6 @@ def _forecast(recipe: Recipe, prepared: PreparedDocuments, say: Callable[[str], 
     with tempfile.TemporaryDirectory() as folder:
         shop = open_language_shop(recipe, prepared, Path(folder), Listener())
         approach = choose_text_approach(recipe, shop.base)
-        before = memory_now()
         adapted = adapt_causal(recipe, shop.base, shop.tokenizer, approach, device=shop.environment["device"])
         objective = language_objective(shop, adapted)
-        return forecast_training(adapted, objective, recipe.train, approach.kind, memory_before=before)
+        return forecast_training(adapted, objective, recipe.train, approach.kind)

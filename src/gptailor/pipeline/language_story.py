@@ -30,17 +30,17 @@ from gptailor.models.load import (
     load_trainable_language_model,
 )
 from gptailor.pipeline.causal import save_causal
+from gptailor.pipeline.folder import settled_recipe
+from gptailor.pipeline.openings import note_opening, openings_of
 from gptailor.pipeline.outcome import (
     BITS,
     REPEAT,
     base_details,
-    openings_of,
     text_repairs,
     text_training_numbers,
     write_bits,
     write_outcome,
 )
-from gptailor.pipeline.sealed import note_opening
 from gptailor.recipe import ScratchApproach, dump_recipe
 from gptailor.types import Bundle, Score
 
@@ -207,9 +207,8 @@ def tell_language(
 ) -> None:
     """Writes everything; report.json last, because a folder with it is finished."""
     recipe = shop.recipe
-    data = recipe.data.model_copy(update={"max_tokens": shop.block, **_located(recipe)})
-    revision = shop.base.revision if shop.base.kind == "hub" else recipe.revision
-    resolved = recipe.model_copy(update={"data": data, "approach": result.approach, "revision": revision})
+    data = {"max_tokens": shop.block}
+    resolved = settled_recipe(recipe, shop.base, data=data, approach=result.approach)
     model = result.adapted.plain
     train = shop.stores["train"]
     details: dict[str, Any] = {
@@ -296,7 +295,8 @@ def _rung_scores(name: str, nats: PieceNats, settings: Mapping[str, int]) -> dic
 
 def _data_counts(folder: Path, shop: LanguageShop) -> dict[str, Any]:
     summary = json.loads((folder / "data" / "summary.json").read_text(encoding="utf-8"))
-    summary.pop("data_hash")
+    for key in ("data_hash", "files"):
+        summary.pop(key)
     store = shop.stores["train"]
     summary["tokens"]["padding"] = num_blocks(store, shop.block) * shop.block - max(0, len(store.tokens) - 1)
     return dict(summary)
@@ -320,12 +320,4 @@ def _length_histogram(shop: LanguageShop) -> dict[str, Any]:
         "longest": longest,
         "cut_rows": 0,
         "cut_tokens": 0,
-    }
-
-
-def _located(recipe: Any) -> dict[str, str]:
-    return {
-        key: str(Path(value).resolve())
-        for key in ("train", "validation", "test")
-        if (value := getattr(recipe.data, key)) is not None and Path(value).exists()
     }

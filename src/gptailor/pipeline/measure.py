@@ -7,10 +7,11 @@ import time
 from functools import partial
 
 import numpy as np
+import psutil
 import torch
 
 from gptailor.errors import ModelError
-from gptailor.launch import precision_context
+from gptailor.launch import available_memory, precision_context
 from gptailor.models.approach import Adapted
 from gptailor.models.lean import can_compile, is_lean
 from gptailor.pipeline.objective import Objective
@@ -98,6 +99,22 @@ def measure_step(adapted: Adapted, objective: Objective, plan: Plan) -> tuple[fl
             adapted.trained.zero_grad(set_to_none=True)
     del moments
     return seconds, int(objective.lengths[longest].sum())  # counted as the mean it is compared with
+
+
+def memory_in_training(adapted: Adapted) -> tuple[int, int]:
+    """After a measured step: bytes that training takes with AdamW's moments, and bytes that stay free then.
+
+    Of a GPU its own memory, else that of this process.
+    """
+    if adapted.plain.device.type == "cuda":  # the moments were there when the step was measured
+        return torch.cuda.max_memory_allocated(), torch.cuda.mem_get_info()[0]
+    moments = 2 * trained_bytes(adapted)
+    return int(psutil.Process().memory_info().rss) + moments, max(0, available_memory() - moments)
+
+
+def trained_bytes(adapted: Adapted) -> int:
+    """Bytes of the weights that training changes."""
+    return sum(weight.nbytes for weight in adapted.trained.parameters() if weight.requires_grad)
 
 
 def _out_of_memory(error: BaseException) -> bool:

@@ -30,7 +30,7 @@ from gptailor.pipeline.suspects import (
     write_suspects,
 )
 from gptailor.pipeline.task import settle_task
-from gptailor.pipeline.workshop import Workshop, folds_of, groups_of, tokenized_workshop
+from gptailor.pipeline.workshop import Workshop, fold_numbers, folds_of, tokenized_workshop
 from gptailor.recipe import Recipe
 from gptailor.types import Example, FloatArray, Part, TokenizedExample
 
@@ -124,6 +124,6 @@ def ngram_probabilities(shop: Workshop, examples: Sequence[Example]) -> FloatArr
         texts,
         answers_of(examples),
         num_labels=len(shop.label_names),
-        groups=groups_of(examples),
+        folds=fold_numbers(examples, seed=shop.recipe.seed, strata=shop.kind.strata),
         seed=shop.recipe.seed,
     )

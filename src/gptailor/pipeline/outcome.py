@@ -23,7 +23,7 @@ from gptailor.report.card import render_card
 from gptailor.report.page import render_page
 
 BITS = "test_bits.csv"
-BITS_HEADER = ("source", "row", "bytes", "tokens", "nats")
+BITS_HEADER = ("source", "row", "group", "bytes", "tokens", "nats")
 REPEAT = "gptailor fit recipe.yaml"  # in the run's folder
 STARTER_LICENSE = "CC BY-SA 4.0 (see LICENSE.md of the starter)"
 
@@ -42,15 +42,10 @@ def write_bits(path: Path, places: Iterable[tuple[str, int]], pieces: PieceNats)
 
     `places` are the sources and rows of the pieces, in their order.
     """
-    columns = (pieces.bytes.tolist(), pieces.tokens.tolist(), map(repr, pieces.nats.tolist()))
+    counts = (pieces.documents.tolist(), pieces.bytes.tolist(), pieces.tokens.tolist())
+    columns = (*counts, map(repr, pieces.nats.tolist()))
     lines = ((*place, *cells) for place, *cells in zip(places, *columns, strict=True))
     write_csv_safely(path, BITS_HEADER, lines)
-
-
-def openings_of(folder: Path) -> list[dict[str, Any]]:
-    """Every look at the sealed test set so far."""
-    lines = (folder / "openings.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
 
 
 def base_details(base: Base, model: PreTrainedModel) -> dict[str, Any]:

@@ -90,7 +90,8 @@ def _prepare(recipe: Recipe, say: Callable[[str], None]) -> Prepared:
     hint = "" if asked else hint_of_numbers(taken, form)
     if hint:  # before anything is refused for it
         say(hint)
-    fixes = read_fixes(settings.fix)
+    sources = tuple(at for at in (settings.train, settings.validation) if at is not None)
+    fixes = dataclasses.replace(read_fixes(settings.fix), locations=sources)
     rows, reviewed = apply_fixes(rows, fixes, form, keep_before=True)
     say("cleaning")
     cleaned = clean_rows(rows, settings=settings.clean, kind=form.kind)
@@ -245,10 +246,11 @@ def take_test_out_of_validation(
 
 
 def refuse_all_leaked(validation: Sequence[object], settings: DataSettings) -> None:
-    """Raises DataError where the given validation rows all stand in the given test file."""
+    """Raises DataError where no given validation row is without its like in the given test file."""
     if not validation:
         raise DataError(
-            "has no row that isn't, exactly or nearly, in the test file, too.",
+            "has no row of its own: each is empty, or stands in the test file, exactly or nearly, or has the "
+            "group, the context or the opening of a row there.",
             where=settings.validation,
             fix="Give other rows to choose the settings by, or leave it out: a share of the rows is taken.",
         )

@@ -18,14 +18,14 @@ from gptailor.pipeline.causal import estimate_weights
 from gptailor.pipeline.classify import by_text, classify_rows
 from gptailor.pipeline.fit import LONGEST_AUTO_SECONDS, open_workshop
 from gptailor.pipeline.frozen import features_of, run_frozen
+from gptailor.pipeline.objective import usual_rates
 from gptailor.pipeline.place import Listener
 from gptailor.pipeline.prepare import prepare
 from gptailor.pipeline.rehearse import Gap, Look, Rehearsal, Repeat, rehearse
 from gptailor.pipeline.trained import Trainable, adapt, objective_of, rehearsed_plan
-from gptailor.pipeline.training import usual_rates
 from gptailor.pipeline.workshop import FOLDS, Workshop, few_rows, folds_of
 from gptailor.recipe import AutoApproach, FrozenApproach, FullApproach, Recipe
-from gptailor.types import FloatArray, TokenizedExample
+from gptailor.types import FloatArray, IntArray, TokenizedExample
 
 Rows = Sequence[TokenizedExample]
 
@@ -44,6 +44,7 @@ def rehearse_classification(recipe: Recipe, folder: Path, listener: Listener) ->
     """Reads, cleans, splits and tokenizes once. The folder keeps what is measured of the machine."""
     shop = without_test(open_workshop(recipe, prepare(recipe, listener.say), folder, listener))
     kind = shop.kind
+    different = num_judged(shop, recipe)
 
     def gap(ours: Sequence[Repeat], theirs: Sequence[Repeat]) -> Gap:
         answers, mine, others = (
@@ -59,7 +60,6 @@ def rehearse_classification(recipe: Recipe, folder: Path, listener: Listener) ->
             seed=recipe.seed,
         )
         # Rows that were asked several times tell no more than once: their resamples spread too little.
-        different = 1 if asked_are_fixed(recipe) else FOLDS
         wider = math.sqrt(max(1.0, len(ours) / different))
         low, high = (found.value + wider * (end - found.value) for end in (found.low, found.high))
         error = (high - low) / (2 * 1.96)
@@ -71,7 +71,7 @@ def rehearse_classification(recipe: Recipe, folder: Path, listener: Listener) ->
         metric=kind.metric,
         told=kind.told,
         approaches=("frozen", "full", "lora"),
-        usual_rates=usual_rates(estimate_weights(shop.base)),
+        usual_rates=usual_rates(estimate_weights(shop.base, writes=False)),
         num_rows=len(shop.tokens.rows["train"]),
         one_label=kind.form.kind == "single",
         trial=lambda tried: rehearse_trial(dataclasses.replace(shop, recipe=tried)),
@@ -186,6 +186,25 @@ def asked_are_fixed(recipe: Recipe) -> bool:
     return recipe.data.validation is not None or recipe.data.split.time is not None
 
 
+def num_judged(shop: Workshop, recipe: Recipe) -> int:
+    """How many repeats ask other rows than the ones before them.
+
+    Raises:
+        NoFoldsError: no finalist could be repeated, which is better known before the first trial.
+    """
+    if asked_are_fixed(recipe):
+        return 1
+    elsewhere(shop, recipe, 0)
+    return len(other_folds(shop, recipe, 0))
+
+
+def other_folds(shop: Workshop, recipe: Recipe, deal: int) -> list[tuple[IntArray, IntArray]]:
+    """Folds of training and validation rows that are not the fit's own; others for another deal."""
+    rows = shop.tokens.rows
+    pool = [*rows["train"], *rows["validation"]]
+    return folds_of(pool, seed=recipe.seed + 1 + deal, strata=shop.kind.strata)
+
+
 def elsewhere(shop: Workshop, recipe: Recipe, number: int) -> tuple[tuple[Rows, Rows], Rows]:
     """Training and validation rows, and rows outside both; the same ones for the same number."""
     rows = shop.tokens.rows
@@ -194,7 +213,7 @@ def elsewhere(shop: Workshop, recipe: Recipe, number: int) -> tuple[tuple[Rows, 
     pool = [*rows["train"], *rows["validation"]]
     strata = shop.kind.strata
     deal, fold = divmod(number, FOLDS)
-    folds = folds_of(pool, seed=recipe.seed + 1 + deal, strata=strata)
+    folds = other_folds(shop, recipe, deal)
     inside, outside = folds[fold % len(folds)]
     inner = chosen(pool, inside)
     train, validation = folds_of(inner, seed=recipe.seed + 1 + deal, strata=strata)[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -60,7 +60,7 @@ class Rehearsal:
     metric: str  # decides; its key in the report
     told: Callable[[float], float]  # a score as people read it
     approaches: tuple[str, ...]  # that `auto` may stand for
-    usual_rates: dict[str, float]  # by approach
+    usual_rates: Mapping[str, float]  # by approach
     num_rows: int  # that train
     one_label: bool  # one label a row: only then there are class weights and label smoothing
     trial: Callable[[Recipe], Iterator[Look]]

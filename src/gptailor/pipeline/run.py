@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from gptailor.launch import Precision
 from gptailor.models.answerer import Answerer, load_answerer
 from gptailor.models.bundle import find_model_folder, read_bundle
 from gptailor.models.decode import Generated
+from gptailor.models.generate import FREELY
 from gptailor.models.predictor import CHUNK, Answer, Predictor, load_predictor
 from gptailor.models.sampling import Sampling
 from gptailor.models.writer import Writer, open_writer
 from gptailor.pipeline.kinds import kind_of
 from gptailor.pipeline.labels import read_labels, without_labels
 from gptailor.pipeline.language_new import evaluate_language
+from gptailor.pipeline.openings import SAID, note_another, own_file
 from gptailor.pipeline.prepare import joined
 from gptailor.pipeline.slices import score_slices, slice_columns
 from gptailor.pipeline.texts.new import answer_file, evaluate_preferences, evaluate_texts
@@ -100,13 +103,17 @@ class Run:
             self._answerer = load_answerer(self.folder)
         return self._answerer
 
-    def write(self, text: str, *, max_new_tokens: int = 128, temperature: float = 0.8, seed: int = 0) -> str:
-        """How a text goes on, by a run of `--task language`; drawn from the seed, 0 takes the likeliest.
+    def write(self, text: str, **settings: Any) -> str:
+        """How a text goes on, by a run of `--task language`.
+
+        Drawn from the fifty likeliest tokens at temperature 0.8, at most 128 of them, with seed 0;
+        `settings` are fields of `Sampling` that shall be otherwise.
 
         Raises:
+            InputError: a value is out of its range.
             ModelError: the run is a classifier.
         """
-        return self.writer.write(text, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+        return self.writer.write(text, replace(FREELY, **settings))
 
     @property
     def shown_scores(self) -> tuple[str, ...]:
@@ -176,32 +183,56 @@ class Run:
     ) -> dict[str, Any]:
         """Scores the run on a new file; the same numbers as in the report's `test` and `slices`.
 
+        A file that the run was made with is told as `note`; another look at its sealed test file is
+        written down as the first one was.
+
         Raises:
             DataError: the file has labels the run doesn't know, no usable row, or lacks a column of `slices`.
         """
+        self._refuse_options(text=text, label=label, names=label_names, target=target, slices=slices)
+        if self.task == "language":
+            found = evaluate_language(
+                self.writer, location, text=text, columns=columns, separator=self._separator()
+            )
+        elif self.task == "preference":
+            found = evaluate_preferences(self.answerer, location, columns=columns)
+        elif self.task != "classification":
+            found = evaluate_texts(self.answerer, location, target=target, columns=columns)
+        else:
+            names = label_names or {}
+            found = self._evaluate_labels(
+                location, text=text, label=label, columns=columns, names=names, slices=slices
+            )
+        own = own_file(self.folder, location)
+        if own == "test":
+            first = self.shown_scores if self.task == "classification" else list(found["scores"])[:1]
+            shown = {name: found["scores"][name] for name in first}
+            return {**found, "note": note_another(self.folder, command="evaluate", scores=shown)}
+        return {**found, "note": SAID[own]} if own else found
+
+    def _refuse_options(
+        self,
+        *,
+        text: str | None,
+        label: str | None,
+        names: Mapping[str, str] | None,
+        target: str | None,
+        slices: Sequence[str],
+    ) -> None:
+        """Raises InputError for what a run of this task would pass over."""
         if slices and self.task != "classification":
             raise InputError(
                 "slices are for classification; this run writes or continues text.", fix="Leave --slice out."
             )
         if target and self.task in ("classification", "language"):
             raise InputError("a file of answers is for runs that write.", fix="Leave --target out.")
-        if (text or label or label_names) and self.task not in ("classification", "language"):
+        if (label or names) and self.task == "language":
+            raise InputError("a language run has no labels.", fix="Leave --label and --label-names out.")
+        if (text or label or names) and self.task not in ("classification", "language"):
             raise InputError(
                 "columns of text and label are for classifiers; this run's template names those it reads.",
                 fix="Leave --text, --label and --label-names out.",
             )
-        if self.task == "language":
-            return evaluate_language(
-                self.writer, location, text=text, columns=columns, separator=self._separator()
-            )
-        if self.task != "classification":
-            if self.task == "preference":
-                return evaluate_preferences(self.answerer, location, columns=columns)
-            return evaluate_texts(self.answerer, location, target=target, columns=columns)
-        names = label_names or {}
-        return self._evaluate_labels(
-            location, text=text, label=label, columns=columns, names=names, slices=slices
-        )
 
     def _evaluate_labels(
         self,

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from gptailor.evaluate import label_sets, metrics
+from gptailor.evaluate.language import FEW_DOCUMENTS
 from gptailor.evaluate.metrics import Counts
 from gptailor.evaluate.paired import FromSums
 from gptailor.evaluate.preference import right_shares
@@ -161,15 +162,17 @@ def _preference_sums(
 def _bit_sums(
     runs: Sequence[Sequence[Line]], _: Sequence[AnswerForm], __: str
 ) -> tuple[list[FloatArray], FromSums]:
-    """Bits and bytes of each document or row: (N, 2)."""
+    """Bits and bytes of what was drawn together, as the first run's report counts it: (N, 2)."""
+    ids: dict[Hashable, int] = {}
+    groups = [line.get("group") or (line["source"], line["row"]) for line in runs[0]]
+    which = np.array([ids.setdefault(group, len(ids)) for group in groups])
+    if len(ids) < FEW_DOCUMENTS:
+        which = np.arange(len(which))
 
     def costs(run: Sequence[Line]) -> FloatArray:
-        found: dict[tuple[str, str], list[float]] = {}
-        for line in run:
-            cost = found.setdefault((line["source"], line["row"]), [0.0, 0.0])
-            cost[0] += float(line["nats"]) / np.log(2)
-            cost[1] += float(line["bytes"])
-        return np.array(list(found.values()))
+        bits = np.array([float(line["nats"]) for line in run]) / np.log(2)
+        sizes = np.array([float(line["bytes"]) for line in run])
+        return np.column_stack([np.bincount(which, bits), np.bincount(which, sizes)])
 
     return [costs(run) for run in runs], _quotient
 

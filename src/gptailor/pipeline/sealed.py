@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,15 @@ from gptailor.models.readout import decide, probabilities_of
 from gptailor.pipeline.kinds import kind_of
 from gptailor.pipeline.labels import answers_of
 from gptailor.pipeline.ladder import Ladder, judge
+from gptailor.pipeline.openings import note_opening
 from gptailor.pipeline.outcome import peak_memory_bytes
 from gptailor.pipeline.slices import score_slices, slice_columns
 from gptailor.pipeline.tokens import TokenizedParts
 from gptailor.pipeline.workshop import Candidate, Workshop
 from gptailor.types import AnswerForm, Part, Predictions
 
-FOR_LATER = {"data_hash", "roles", "rare_labels", "label_merges"}  # in data/summary.json, not in the report
+# In data/summary.json, not in the report.
+FOR_LATER = {"data_hash", "files", "roles", "rare_labels", "label_merges"}
 
 
 def open_test(
@@ -136,17 +136,6 @@ def training_numbers(chosen: Candidate, shop: Workshop) -> dict[str, Any]:
         ),
         "bit_exact": bool(shop.environment.get("bit_exact", True)),
     }
-
-
-def note_opening(folder: Path, *, command: str, scores: Mapping[str, Any]) -> None:
-    """Each look at the sealed test set is a line in openings.jsonl."""
-    line = {
-        "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": command,
-        "scores": scores,
-    }
-    with (folder / "openings.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
 
 
 def _data_counts(folder: Path, tokens: TokenizedParts) -> dict[str, Any]:

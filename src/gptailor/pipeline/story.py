@@ -14,9 +14,11 @@ from gptailor import __version__
 from gptailor.data.clean import repair
 from gptailor.data.ledger import write_csv_safely
 from gptailor.models.readout import as_label, decide, joined, label_text, labels_named, read_answer
+from gptailor.pipeline.folder import settled_recipe
 from gptailor.pipeline.kinds import Kind, kind_of
 from gptailor.pipeline.labels import answers_of
-from gptailor.pipeline.outcome import REPEAT, base_details, openings_of, write_outcome
+from gptailor.pipeline.openings import openings_of
+from gptailor.pipeline.outcome import REPEAT, base_details, write_outcome
 from gptailor.pipeline.prepare import PARTS, Prepared, names_of
 from gptailor.pipeline.tokens import TokenizedParts, length_histogram
 from gptailor.pipeline.workshop import Candidate, Workshop
@@ -89,18 +91,11 @@ def resolved_recipe(shop: Workshop, chosen: Candidate) -> Recipe:
     approach = recipe.approach
     if isinstance(approach, AutoApproach):
         approach = FrozenApproach() if chosen.approach == "frozen" else FullApproach()
-    located: dict[str, Any] = {
-        key: str(Path(value).resolve())
-        for key in ("train", "validation", "test", "fix")
-        if (value := getattr(recipe.data, key)) is not None and Path(value).exists()
-    }
-    form, data = shop.kind.form, recipe.data
-    located["label_separator"] = (form.separator if form.kind == "multiple" else "") or data.label_separator
-    data = data.model_copy(update={**located, "max_tokens": shop.tokens.max_tokens})
-    revision = shop.base.revision if shop.base.kind == "hub" else recipe.revision
-    return recipe.model_copy(
-        update={"data": data, "task_answer": form.kind, "approach": approach, "revision": revision}
-    )
+    form = shop.kind.form
+    data: dict[str, Any] = {"max_tokens": shop.tokens.max_tokens}
+    if form.kind == "multiple" and form.separator:
+        data["label_separator"] = form.separator
+    return settled_recipe(recipe, shop.base, data=data, task_answer=form.kind, approach=approach)
 
 
 def write_predictions(

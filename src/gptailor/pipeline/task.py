@@ -18,6 +18,7 @@ from gptailor.types import RawExample, Task
 LOOKED_AT = 2000  # rows
 ANSWERS: tuple[Task, ...] = ("completion", "chat", "preference")
 # Settings that other tasks would pass over without a word, and who reads them.
+WRITTEN: tuple[Task, ...] = ("completion", "chat")
 READ_BY: dict[str, tuple[Task, ...]] = {
     "task_answer": ("classification",),
     "data.label": ("classification",),
@@ -25,11 +26,17 @@ READ_BY: dict[str, tuple[Task, ...]] = {
     "data.label_separator": ("classification",),
     "data.label_names": ("classification",),
     "data.test_label_names": ("classification",),
+    "data.clean.merge_labels": ("classification",),
+    "data.clean.minimum_class_size": ("classification",),
+    "train.refit": ("classification",),
     "train.class_weights": ("classification",),
     "train.label_smoothing": ("classification",),
     "evaluate.slices": ("classification",),
+    "data.text": ("classification", "language"),
+    "data.too_long": ("classification", *ANSWERS),
+    "data.max_new_tokens": ANSWERS,
     "data.prompt": ANSWERS,
-    "data.completion": ("completion", "chat"),
+    "data.completion": WRITTEN,
     "data.preset": ("completion",),
     "data.target": ("completion",),
     "data.validation_target": ("completion",),
@@ -37,6 +44,13 @@ READ_BY: dict[str, tuple[Task, ...]] = {
     "data.chosen": ("preference",),
     "data.rejected": ("preference",),
     "data.separator": ("language",),
+    "approach.vocabulary": ("language",),
+    "preference.loss": ("preference",),
+    "preference.beta": ("preference",),
+    "preference.margin": ("preference",),
+    "evaluate.metrics": WRITTEN,
+    "evaluate.generated_rows": WRITTEN,
+    "evaluate.prompted_rows": ("classification", *WRITTEN),
     "data.clean.near_duplicates": ("classification", *ANSWERS),
 }
 # Uses of completion whose columns hardly stand in a labelled file by chance, and what is a label even there.
@@ -63,7 +77,8 @@ def refuse_unread(recipe: Recipe, task: Task) -> None:
             continue
         *parents, name = path.split(".")
         settings = reduce(getattr, parents, recipe)
-        if getattr(settings, name) != type(settings).model_fields[name].default:
+        field = type(settings).model_fields.get(name)  # None: of another approach
+        if field is not None and getattr(settings, name) != field.get_default(call_default_factory=True):
             raise RecipeError(
                 f"is for {', '.join(readers)}; the task is {task}.",
                 where=path,

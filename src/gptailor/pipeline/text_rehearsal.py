@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -19,14 +19,13 @@ from gptailor.pipeline.causal import adapt_causal, choose_text_approach, estimat
 from gptailor.pipeline.documents import prepare_documents
 from gptailor.pipeline.language import language_objective, open_language_shop
 from gptailor.pipeline.language import write_data as write_language_data
-from gptailor.pipeline.objective import Objective
+from gptailor.pipeline.objective import Objective, usual_rates
 from gptailor.pipeline.place import Listener, TrainingPlace
 from gptailor.pipeline.rehearse import Gap, Look, Rehearsal, Repeat, rehearse
-from gptailor.pipeline.texts.objective import VALIDATED
-from gptailor.pipeline.texts.road import objective_of, text_rates, train_settings
+from gptailor.pipeline.texts.objective import VALIDATED, rates_of
+from gptailor.pipeline.texts.road import objective_of
 from gptailor.pipeline.texts.shop import open_text_shop
 from gptailor.pipeline.trained import rehearsed_plan
-from gptailor.pipeline.training import usual_rates
 from gptailor.recipe import Recipe, ScratchApproach
 from gptailor.types import Part
 
@@ -49,14 +48,13 @@ def rehearse_texts(recipe: Recipe, folder: Path, listener: Listener) -> Rehearsa
         adapted = adapt_causal(
             tried, shop.base, shop.text.tokenizer, approach, device=shop.environment["device"]
         )
-        settled = tried.model_copy(update={"train": train_settings(mine, approach)})
-        return train_on(settled, adapted, objective_of(mine, adapted, place), approach=approach.kind)
+        return train_on(tried, adapted, objective_of(mine, adapted, place), approach=approach.kind)
 
     rehearsal = text_rehearsal(
         train,
         metric="loss",
         allowed=("full", "lora"),
-        rates=text_rates(shop),
+        rates=rates_of(shop)(estimate_weights(shop.base, writes=True)),
         num_rows=len(shop.tokens.rows["train"]),
     )
     if recipe.task != "preference":
@@ -87,7 +85,7 @@ def rehearse_language(recipe: Recipe, folder: Path, listener: Listener) -> Rehea
         train,
         metric="loss",
         allowed=("scratch",) if isinstance(recipe.approach, ScratchApproach) else ("full", "lora"),
-        rates=usual_rates(estimate_weights(shop.base)),
+        rates=usual_rates(estimate_weights(shop.base, writes=True)),
         num_rows=len(shop.stores["train"].tokens) // shop.block,
     )
 
@@ -104,7 +102,7 @@ def text_rehearsal(
     *,
     metric: str,
     allowed: tuple[str, ...],
-    rates: dict[str, float],
+    rates: Mapping[str, float],
     num_rows: int,
 ) -> Rehearsal:
     """What a search asks, where a repeat is another seed and a score, mostly, minus the validation loss."""

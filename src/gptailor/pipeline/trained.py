@@ -16,14 +16,14 @@ from gptailor.models.approach import Adapted, adapt_full, adapter_state, merge_l
 from gptailor.models.load import build_scratch, load_classifier
 from gptailor.pipeline.causal import choose_weights
 from gptailor.pipeline.classify import by_text, classification_objective, classify_rows
-from gptailor.pipeline.measure import choose_compiled, measure_plan
+from gptailor.pipeline.measure import choose_compiled, measure_plan, memory_in_training
 from gptailor.pipeline.objective import Objective
 from gptailor.pipeline.place import Trained, TrainingPlace
 from gptailor.pipeline.range_test import curve_in_words, propose_rate, range_test
 from gptailor.pipeline.training import VALIDATIONS, Plan, resolve_plan, train
 from gptailor.pipeline.workshop import FOLDS, Candidate, Workshop, few_rows, folds_of, may_refit, refits
 from gptailor.recipe import FullApproach, LoraApproach, ScratchApproach, TrainSettings
-from gptailor.report.terminal import duration_text
+from gptailor.report.terminal import bytes_text, duration_text
 from gptailor.train.workers import choose_workers
 from gptailor.types import TokenizedExample
 
@@ -50,7 +50,7 @@ def run_trained(
     adapted = adapt(shop, settings)
     rows = shop.tokens.rows
     objective = objective_of(shop, adapted, rows["train"], rows["validation"])
-    trainings = 1 + FOLDS if few_rows(shop) else 2 if refits(shop) else 1
+    trainings = trainings_of(shop)
     plan = settle_plan(
         shop.recipe.train, shop.environment, adapted, objective, settings.kind, place, trainings=trainings
     )
@@ -61,7 +61,7 @@ def run_trained(
             f"(--approach {settings.kind} runs it anyway)"
         )
         return None
-    place.say(f"{settings.kind}: training, about {duration_text(forecast)} at most")
+    place.say(cost_in_words(settings.kind, adapted, forecast))
     if few_rows(shop):
         return _refit_on_all(shop, settings, adapted, plan=plan, place=place)
     outcome = train(adapted, objective, plan=plan, settings=shop.recipe.train, place=place)
@@ -84,6 +84,20 @@ def run_trained(
         trained=outcome,
         parity=parity,
         adapter=adapter,
+    )
+
+
+def trainings_of(shop: Workshop) -> int:
+    """How many trainings of one length a fit may take: the folds of few rows and that on all, or a refit."""
+    return 1 + FOLDS if few_rows(shop) else 2 if refits(shop) else 1
+
+
+def cost_in_words(kind: str, adapted: Adapted, seconds: float) -> str:
+    """What is said before step 1, of the step that was measured."""
+    peak, spare = memory_in_training(adapted)
+    return (
+        f"{kind}: training, about {duration_text(seconds)} at most, {bytes_text(peak)} of memory "
+        f"({bytes_text(spare)} to spare)"
     )
 
 
@@ -254,11 +268,18 @@ def measured_plan(
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[Plan, float]:
     """The plan with what is tried on this machine, and the seconds its training will take at most."""
+    plan, seconds = timed_plan(settings, adapted, objective, plan)
+    return found_plan(settings, adapted, objective, plan, seed=seed, say=say), seconds
+
+
+def timed_plan(
+    settings: TrainSettings, adapted: Adapted, objective: Objective, plan: Plan
+) -> tuple[Plan, float]:
+    """The plan with a micro-batch that fits and blocks compiled where that pays; and its seconds at most."""
     plan, seconds = measure_plan(adapted, objective, plan)
-    plan, seconds = choose_compiled(
+    return choose_compiled(
         adapted, objective, plan, seconds, wanted=settings.compile, minutes=settings.minutes
     )
-    return found_plan(settings, adapted, objective, plan, seed=seed, say=say), seconds
 
 
 def found_plan(
@@ -341,4 +362,5 @@ def plan_for(settings: TrainSettings, adapted: Adapted, objective: Objective, ap
         precision=choose_precision(settings.precision, num_weights=weights),
         workers=choose_workers(torch.get_num_threads(), adapted.plain.device.type),
         new_head=objective.new_head,
+        rates=objective.rates,
     )

@@ -23,7 +23,7 @@ from gptailor.models.approach import Adapted
 from gptailor.models.dropout import draws_from_the_process, use_streams
 from gptailor.models.lean import LeanBody, is_lean, lean_training
 from gptailor.models.rows import used_rows_only
-from gptailor.pipeline.objective import Objective, Validation
+from gptailor.pipeline.objective import Objective, Rates, Validation, usual_rates
 from gptailor.pipeline.place import Progress, Trained, TrainingPlace
 from gptailor.recipe import TrainSettings, duration
 from gptailor.train.checkpoint import (
@@ -39,7 +39,6 @@ from gptailor.types import Batch, IntArray, StepResult
 EPOCHS, MOST_EPOCHS = 5, 15  # where the recipe leaves the length open
 ENOUGH = 1000  # steps; a new head gets more epochs than five up to here, where rows are few
 SHORTEST, LONGEST = 200, 20_000  # steps, where the recipe leaves the length open
-NEW_FORM = 1e-3  # peak rate of a small base that learns to write what it has hardly seen
 VALIDATIONS = 25  # at most, where the recipe leaves the length open
 
 
@@ -69,6 +68,7 @@ def resolve_plan(
     precision: Precision,
     workers: int = 1,
     new_head: bool = True,
+    rates: Rates = usual_rates,
 ) -> Plan:
     """Turns lengths into steps and fills in the rates (docs/decisions/0010-default-settings.md)."""
     batch_size = min(settings.batch_size, num_rows)
@@ -86,7 +86,7 @@ def resolve_plan(
         amount, unit = duration(settings.save_every)
         save_every = max(1, round(amount * per_epoch if unit == "epochs" else amount))
     asked = settings.learning_rate
-    rate = usual_rates(num_weights)[approach] if asked is None or asked == "find" else asked
+    rate = rates(num_weights)[approach] if asked is None or asked == "find" else asked
     return Plan(
         steps=steps,
         validate_every=validate_every,
@@ -108,16 +108,6 @@ def usual_steps(per_epoch: int, *, approach: str, new_head: bool) -> int:
     elif new_head:
         steps = max(steps, min(MOST_EPOCHS * per_epoch, ENOUGH))
     return min(max(steps, SHORTEST), LONGEST)
-
-
-def usual_rates(num_weights: int, *, new_form: bool = False) -> dict[str, float]:
-    """Peak learning rates by approach, where the recipe leaves them open.
-
-    A small base learns a language or a form that is new to it best at a higher rate (docs/log.md).
-    """
-    small = num_weights <= 50_000_000
-    full = (NEW_FORM if new_form else 5e-4) if small else 5e-5
-    return {"full": full, "lora": 3e-3 if small else 2e-4, "scratch": 1e-3}
 
 
 def train(

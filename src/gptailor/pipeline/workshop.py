@@ -104,6 +104,10 @@ def groups_of(rows: Sequence[Example | TokenizedExample], *, near: bool = True) 
     return np.array([ids.setdefault(key(row), len(ids)) for row in rows])
 
 
+class NoFoldsError(DataError):
+    """The rows can't be divided so that each part leaves two labels to tell apart."""
+
+
 def folds_of(
     rows: Sequence[Example] | Sequence[TokenizedExample],
     *,
@@ -112,33 +116,54 @@ def folds_of(
 ) -> list[tuple[IntArray, IntArray]]:
     """Stratified folds as (inside, outside) row indices; `groups_of` says which rows stay together.
 
-    `strata` says from the answers what is dealt out evenly: the classes themselves, or a stand-in. A group
-    counts as its first row.
+    `strata` says from the answers what is dealt out evenly: the classes themselves, or a stand-in.
 
     Raises:
-        DataError: only one label has two groups or more, so a fold could have nothing to tell apart.
+        NoFoldsError: in every division some fold would have one label only to learn from.
     """
-    from sklearn.model_selection import StratifiedKFold
+    labels = strata(np.array([row.label for row in rows]))
+    # Texts of one pattern a label: folds that tell nothing apart are worth less than whole near-duplicates.
+    for near in (True, False):
+        folds = _whole_folds(labels, groups_of(rows, near=near), seed=seed)
+        if folds and all(len(np.unique(labels[inside])) > 1 for inside, _ in folds):
+            return folds
+    raise NoFoldsError(
+        "fewer than two labels have two texts (or groups of them) or more for training and validation.",
+        fix="Add rows of the rarer labels.",
+    )
 
-    def sized(groups: IntArray) -> tuple[IntArray, IntArray]:
-        first = np.unique(groups, return_index=True)[1]
-        labels = strata(np.array([rows[place].label for place in first.tolist()]))
-        return labels, np.unique(labels, return_counts=True)[1]
 
-    groups = groups_of(rows)
-    labels, sizes = sized(groups)
-    if (sizes > 1).sum() < 2:  # texts of one pattern a label: folds that tell nothing apart are worth less
-        groups = groups_of(rows, near=False)
-        labels, sizes = sized(groups)
-    if (sizes > 1).sum() < 2:
-        raise DataError(
-            "fewer than two labels have two texts (or groups of them) or more for training and validation.",
-            fix="Add rows of the rarer labels.",
-        )
-    splitter = StratifiedKFold(min(FOLDS, sizes[sizes > 1].min()), shuffle=True, random_state=seed)
+def fold_numbers(
+    rows: Sequence[Example] | Sequence[TokenizedExample], *, seed: int, strata: Callable[[Any], IntArray]
+) -> IntArray | None:
+    """(N,) which of `folds_of` holds each row out; None where there are none."""
+    try:
+        folds = folds_of(rows, seed=seed, strata=strata)
+    except NoFoldsError:
+        return None
+    numbers = np.empty(len(rows), np.int64)
+    for number, (_, outside) in enumerate(folds):
+        numbers[outside] = number
+    return numbers
+
+
+def _whole_folds(labels: IntArray, groups: IntArray, *, seed: int) -> list[tuple[IntArray, IntArray]]:
+    """As many folds of whole groups as two labels allow, five at most; none where that isn't two."""
+    from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
+
+    held = np.unique(np.stack([groups, labels]), axis=1)  # every label of every group, by group
+    sizes = np.sort(np.unique(held[1], return_counts=True)[1])  # groups that hold a label
+    count = min(FOLDS, *sizes[-2:-1].tolist(), int(groups.max(initial=-1)) + 1)
+    if len(sizes) < 2 or count < 2:
+        return []
+    settings: dict[str, Any] = {"n_splits": count, "shuffle": True, "random_state": seed}
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The least populated class")  # it is held out once, untrained
-        folds = list(splitter.split(np.zeros(len(labels)), labels))
-    return [
-        (np.flatnonzero(~np.isin(groups, held)), np.flatnonzero(np.isin(groups, held))) for _, held in folds
-    ]
+        warnings.filterwarnings("ignore", "The least populated class")  # it is held out where it comes
+        if held.shape[1] == groups.max() + 1:  # a group has one label, so that groups can be dealt as rows
+            dealt = StratifiedKFold(**settings).split(np.zeros(held.shape[1]), held[1])
+            outside = [np.flatnonzero(np.isin(groups, chosen)) for _, chosen in dealt]
+        else:
+            dealt = StratifiedGroupKFold(**settings).split(np.zeros(len(labels)), labels, groups)
+            outside = [chosen for _, chosen in dealt if len(chosen)]
+    everything = np.arange(len(labels))
+    return [(np.setdiff1d(everything, chosen), chosen) for chosen in outside]

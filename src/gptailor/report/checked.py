@@ -25,6 +25,7 @@ from gptailor.report.words import Task
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 PARTS = ("train", "validation", "test")
+FAULTS = 8  # rows that are told with their fault
 SHADES = ("bold green", "cyan")  # of learned tokens, in turn
 
 
@@ -37,16 +38,9 @@ class Rendered(Protocol):
     def pieces(self) -> Sequence[tuple[str, bool]]: ...
 
 
-def print_check(
-    console: Console,
-    summary: Mapping[str, Any],
-    *,
-    rendered: Sequence[Rendered],
-    estimate: Mapping[str, Any] | None,
-) -> None:
-    """Rows or documents and what is dropped, labels, lengths, three examples, and what a fit would cost."""
-    given = summary.get("task") or ("classification" if "labels" in summary else "language")
-    task = task_of({"task": given, "answer": summary.get("answer")})
+def print_check(console: Console, summary: Mapping[str, Any], *, rendered: Sequence[Rendered]) -> None:
+    """Rows or documents and what is dropped, labels, lengths, three examples."""
+    task = _task(summary)
     console.print()
     console.print(Text(task.many, style="bold"))
     for note in rows_of(summary.get("notes")):
@@ -55,13 +49,15 @@ def print_check(
     if columns:
         console.print(Text(f"  {'   '.join(columns)}"))
     _print_rows(console, summary, task)
-    for fault in rows_of(summary.get("faults")):
-        console.print(Text(f"  {visible(str(fault))}", style="yellow"), soft_wrap=True)
+    _print_faults(console, summary)
     _print_labels(console, summary)
     _print_lengths(console, summary, task)
     _print_examples(console, rendered, task)
-    if estimate is not None:
-        _print_estimate(console, estimate, task)
+
+
+def _task(summary: Mapping[str, Any]) -> Task:
+    given = summary.get("task") or ("classification" if "labels" in summary else "language")
+    return task_of({"task": given, "answer": summary.get("answer")})
 
 
 def _print_rows(console: Console, summary: Mapping[str, Any], task: Task) -> None:
@@ -79,6 +75,16 @@ def _print_rows(console: Console, summary: Mapping[str, Any], task: Task) -> Non
     for amount, what in (*_text_amounts(summary), *_found_amounts(summary)):
         table.add_row(amount, what)
     console.print(table)
+
+
+def _print_faults(console: Console, summary: Mapping[str, Any]) -> None:
+    """The first rows that can't be used, each with its fault, and how many more there are."""
+    faults = rows_of(summary.get("faults"))
+    for fault in faults[:FAULTS]:
+        console.print(Text(f"  {visible(str(fault))}", style="yellow"), soft_wrap=True)
+    if len(faults) > FAULTS:
+        more = f"  … and {len(faults) - FAULTS:,} more (--json tells all)"
+        console.print(Text(more, style="yellow"))
 
 
 def _text_amounts(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -153,7 +159,10 @@ def _print_lengths(console: Console, summary: Mapping[str, Any], task: Task) -> 
     cut = "nothing is cut"
     if finite(lengths.get("cut_rows")):
         longer, lost = count_text(lengths["cut_rows"]), count_text(lengths.get("cut_tokens"))
-        cut = f"{longer} texts are longer and lose {lost} tokens at their end"
+        which = [str(place) for place in rows_of(summary.get("cut"))]
+        told = f" ({', '.join(which[:3])}{', …' if len(which) > 3 else ''})" if which else ""
+        verbs = ("text is", "loses") if longer == "1" else ("texts are", "lose")
+        cut = f"{longer} {verbs[0]} longer and {verbs[1]} {lost} tokens at the end{told}"
     limit = longest_sequence(summary)
     console.print(Text("\nlengths in tokens", style="bold"))
     console.print(f"  0 {bars} {count_text(lengths.get('longest'))}")
@@ -187,14 +196,18 @@ def _shortened(pieces: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
     return [*pieces[:20], *begin, *([gap, *pieces[-6:]] if first + 26 < len(pieces) else [])]
 
 
-def _print_estimate(console: Console, estimate: Mapping[str, Any], task: Task) -> None:
+def print_estimate(console: Console, summary: Mapping[str, Any], estimate: Mapping[str, Any]) -> None:
+    """What a fit would cost."""
+    task = _task(summary)
     console.print(Text("\nwhat a fit would cost here (one real step, measured)", style="bold"))
     told = []
     if (seconds := finite(estimate.get("seconds"))) is not None:
         told.append(f"about {duration_text(seconds)} at most")
     if (steps := finite(estimate.get("steps"))) and told:
-        told[0] += f" for {steps:,.0f} steps of {estimate.get('batch_size')} {task.batch_of}"
-    memory, free = finite(estimate.get("memory_bytes")), finite(estimate.get("memory_free_bytes"))
-    if memory is not None and free is not None:
-        told.append(f"about {bytes_text(memory)} of memory, {bytes_text(max(0.0, free - memory))} to spare")
+        several = finite(estimate.get("trainings")) or 1
+        times = "" if several == 1 else f"{several:.0f} trainings of "
+        told[0] += f" for {times}{steps:,.0f} steps of {estimate.get('batch_size')} {task.batch_of}"
+    memory, spare = finite(estimate.get("memory_bytes")), finite(estimate.get("memory_spare_bytes"))
+    if memory is not None and spare is not None:
+        told.append(f"about {bytes_text(memory)} of memory, {bytes_text(spare)} to spare")
     console.print(f"  {estimate.get('approach')}: {'; '.join(told)}")

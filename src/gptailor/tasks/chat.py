@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from gptailor.errors import DataError, did_you_mean, number_of
+from gptailor.errors import DataError, did_you_mean
 from gptailor.tasks.cells import Mend, is_empty, parse_nested
 from gptailor.tasks.columns import AmbiguousRoleError
 from gptailor.tasks.completion import infer_completion, to_pair
@@ -29,16 +28,14 @@ __all__ = [
     "ChatRoles",
     "Conversation",
     "Faults",
-    "Survey",
     "Turn",
     "infer_chat",
     "read_conversation",
-    "survey",
-    "tell_survey",
     "to_conversation",
     "to_examples",
 ]
 
+TELLING_WORDS = 8  # of what the user says first, for two conversations to be taken for one
 LOOKED_AT = 200  # rows that are parsed to find the column of the conversations
 SYSTEM_NAMES = ("system", "system_prompt", "system_message")
 BESIDE = ("tools", "functions", "images", "videos", "audio", "audios")  # columns that change what turns mean
@@ -159,6 +156,13 @@ def to_examples(
     conversation = to_conversation(row, roles, mend=mend)
     if isinstance(conversation, RejectedRow):
         return conversation
+    return examples_of(conversation, row, roles, template)
+
+
+def examples_of(
+    conversation: Conversation, row: RawExample, roles: ChatRoles, template: ChatTemplate
+) -> tuple[Example, ...] | RejectedRow:
+    """`to_examples` of a row whose conversation is read already."""
     try:
         sequences = render(conversation.turns, template)
     except TemplateRefusal as error:
@@ -174,11 +178,14 @@ def to_examples(
 def opening(turns: Sequence[Turn]) -> str:
     """What a conversation begins with, up to the first answer: conversations with the same stay together.
 
-    A greeting that comes before anyone asked is no answer.
+    A greeting that comes before anyone asked is no answer. Where few words are asked, as in "Hello", it is
+    all that comes before the last answer: half of a file may begin so, and be about anything.
     """
     asked = next((place for place, turn in enumerate(turns) if turn.role == "user"), len(turns))
-    answers = (place for place, turn in enumerate(turns) if turn.role == "assistant" and place > asked)
-    return "\n".join(turn.text for turn in turns[: next(answers, len(turns))])
+    answers = [place for place, turn in enumerate(turns) if turn.role == "assistant" and place > asked]
+    ends = answers or [len(turns)]
+    said = sum(len(turn.text.split()) for turn in turns[: ends[0]] if turn.role == "user")
+    return "\n".join(turn.text for turn in turns[: ends[0] if said >= TELLING_WORDS else ends[-1]])
 
 
 def _holds_turns(column: str, rows: Sequence[RawExample]) -> bool:
@@ -220,61 +227,3 @@ def _pair_turns(
     turns = [{"role": "user", "content": pair.prompt}] if pair.prompt else []
     turns += [{"role": "assistant", "content": text} for text in pair.completions[:1]]
     return turns if needs_answer else turns[:1]
-
-
-# --- what there is ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Survey:
-    """What OpenAI's data-preparation guide would tell of a file, with the rows it is about."""
-
-    conversations: int
-    turns: Mapping[int, int]  # number of turns -> conversations that have so many
-    without_system: tuple[int, ...]  # row numbers
-    without_user: tuple[int, ...]
-    too_long: tuple[int, ...]
-    tokens: tuple[int, ...]  # of each conversation
-    learned_tokens: tuple[int, ...]
-
-
-def tell_survey(found: Survey, *, max_tokens: int) -> tuple[str, ...]:
-    """One line for each thing in which a file may be other than its owner thinks."""
-    noted = (
-        (found.without_user, "no user turn: the assistant answers nothing"),
-        (found.too_long, f"more than {max_tokens:,} tokens: the end would be cut"),
-    )
-    return tuple(
-        f"{number_of(len(rows), 'conversation')} with {what} (row {', '.join(map(str, rows[:5]))}"
-        f"{', ...' if len(rows) > 5 else ''})"
-        for rows, what in noted
-        if rows
-    )
-
-
-def survey(
-    conversations: Sequence[tuple[int, Conversation]],
-    lengths: Callable[[Conversation], tuple[int, int]],
-    *,
-    max_tokens: int,
-) -> Survey:
-    """Counts over the conversations of a file.
-
-    Args:
-        conversations: Row number and conversation of each row that could be read.
-        lengths: The tokens of a conversation, and how many of them are learned.
-        max_tokens: Longest sequence.
-    """
-    sizes = [lengths(conversation) for _, conversation in conversations]
-    roles = [(row, {turn.role for turn in conversation.turns}) for row, conversation in conversations]
-    return Survey(
-        conversations=len(conversations),
-        turns=Counter(len(conversation.turns) for _, conversation in conversations),
-        without_system=tuple(row for row, held in roles if not held & {"system", "developer"}),
-        without_user=tuple(row for row, held in roles if "user" not in held),
-        too_long=tuple(
-            row for (row, _), (size, _) in zip(conversations, sizes, strict=True) if size > max_tokens
-        ),
-        tokens=tuple(size for size, _ in sizes),
-        learned_tokens=tuple(learned for _, learned in sizes),
-    )

@@ -9,7 +9,7 @@ from typing import Any
 
 from gptailor.errors import InputError, ModelError
 from gptailor.tasks.cells import Mend
-from gptailor.tasks.chat import ChatRoles, to_conversation, to_examples
+from gptailor.tasks.chat import ChatRoles, examples_of, to_conversation
 from gptailor.tasks.completion import Pair, inputs_of, to_pair
 from gptailor.tasks.completion_form import CompletionForm
 from gptailor.tasks.conversation import Conversation, Faults, Turn, read_conversation, told
@@ -50,7 +50,7 @@ class ChatForm:
         conversation = to_conversation(row, self.roles, mend=self.mend)
         if isinstance(conversation, RejectedRow):
             return conversation
-        examples = to_examples(row, self.roles, self.template, mend=self.mend)
+        examples = examples_of(conversation, row, self.roles, self.template)
         if isinstance(examples, RejectedRow):
             return examples
         # A last turn of weight 0 is one that its owner doesn't want: no answer to compare with.
@@ -71,6 +71,7 @@ class ChatForm:
             row=row.row,
             varies=tuple(values) or (spoken(_without_system(before)),),
             system=_system_of(before),
+            remarks=conversation.remarks,
         )
 
     def ask(self, row: RawExample) -> tuple[Segment, ...] | RejectedRow:

@@ -117,7 +117,9 @@ def read_conversation(
         return Faults((*faults, *nothing))
     if nothing:
         return Faults(nothing, "nothing_to_learn")
-    remarks = () if any(turn.role == "user" for turn in read) else ("there is no user turn",)
+    remarks = (
+        () if any(turn.role == "user" for turn in read) else ("no user turn: the assistant answers nothing",)
+    )
     return Conversation(tuple(read), remarks)
 
 

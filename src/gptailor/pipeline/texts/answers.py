@@ -23,6 +23,7 @@ from gptailor.types import Part, Segment
 VALIDATION_SHARE = 2  # one validation row is answered for so many test rows: it only chooses the baseline
 QUICK_SHARE = 6  # writing an answer costs more than choosing a label, so fewer rows are asked
 MOST_SHOTS = 4
+PROMPTED = ("zero_shot", "few_shot")  # rungs that the base as it came writes
 ALWAYS = ("stop_rate", "distinct_2", "repetition", "length_ratio")  # told of every model that writes
 
 
@@ -96,7 +97,7 @@ def samplings(usual: Sampling, rows: Sequence[TextRow], *, seed: int = 0) -> lis
 
 def metric_names(shop: TextShop) -> tuple[str, ...]:
     """The scores of written answers, the form's own first."""
-    names = dict.fromkeys((*shop.form.metrics, *ALWAYS))
+    names = dict.fromkeys((*shop.metrics, *ALWAYS))
     return tuple(name for name in names if name in METRICS)
 
 
@@ -141,17 +142,16 @@ def prompted(
     say: Callable[[str], None],
 ) -> dict[str, Rung]:
     """The base as it came, asked with and without examples. It may stop at a line's end, as answers do."""
-    names = ("zero_shot", "few_shot")
     if scratch:
-        return {name: Rung(skipped="skipped: trained from scratch") for name in names}
+        return {name: Rung(skipped="skipped: trained from scratch") for name in PROMPTED}
     model = load_language_model(shop.base)
     if model is None:
-        return {name: Rung(skipped="skipped: the base has no language-model head") for name in names}
+        return {name: Rung(skipped="skipped: the base has no language-model head") for name in PROMPTED}
     model.to(shop.environment["device"])
     shots = choose_shots(shop)
     say(f"baselines: the base as it came, without and with {len(shots)} examples")
     rungs = {}
-    for name, examples in (("zero_shot", ()), ("few_shot", tuple(shots))):
+    for name, examples in zip(PROMPTED, ((), tuple(shots)), strict=True):
         found: dict[Part, Written] = {}
         for part, sample in samples.items():
             limit = len(sample.rows) if whole else shop.recipe.evaluate.prompted_rows // QUICK_SHARE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,20 @@ from gptailor.pipeline.place import Listener
 from gptailor.pipeline.prepare import PARTS
 from gptailor.pipeline.rendered import CheckReport, RenderedExample
 from gptailor.pipeline.texts.objective import answer_objective, preference_objective
-from gptailor.pipeline.texts.road import train_settings
 from gptailor.pipeline.texts.shop import TextShop, open_text_shop
 from gptailor.pipeline.texts.tokens import TokenizedRow, length_histogram
 from gptailor.recipe import Recipe
 from gptailor.types import RejectedRow
 
 SHOWN = 3
-FAULTS = 8  # rows that are told with their fault
 
 
 def check_texts(
-    recipe: Recipe, *, estimate: bool = True, say: Callable[[str], None] = lambda _: None
+    recipe: Recipe,
+    *,
+    estimate: bool,
+    say: Callable[[str], None],
+    show: Callable[[CheckReport], None],
 ) -> CheckReport:
     """The summary, three rows as the model will read them, and perhaps what a fit would cost.
 
@@ -49,11 +52,13 @@ def check_texts(
             "lengths": length_histogram(shop.tokens),
             "without_room": sum(row.prompt_ids is None for part in PARTS for row in rows[part]),
             "faults": [f"{row.source}:{row.row}: {row.detail}" for row in _faulty(rejected)],
+            "cut": [f"{row.row.source}:{row.row.row}" for part in PARTS for row in rows[part] if row.cut],
             "notes": [*shop.form.says, *shop.prepared.notes],
         }
         rendered = tuple(_rendered(shop, row) for row in rows["train"][:SHOWN])
-        forecast = _forecast(shop, Path(folder), say) if estimate else None
-    return CheckReport(summary, rendered, forecast)
+        found = CheckReport(summary, rendered, None)
+        show(found)
+        return replace(found, estimate=_forecast(shop, Path(folder), say)) if estimate else found
 
 
 def _tokens(rows: list[TokenizedRow], *, learned: bool = False) -> int:
@@ -64,7 +69,7 @@ def _tokens(rows: list[TokenizedRow], *, learned: bool = False) -> int:
 def _faulty(rejected: list[RejectedRow]) -> list[RejectedRow]:
     """Rows with something to mend, not those that only repeat others."""
     kinds = ("unreadable", "no_text", "nothing_to_learn", "conflict")
-    return [row for row in rejected if row.reason in kinds][:FAULTS]
+    return [row for row in rejected if row.reason in kinds]
 
 
 def _rendered(shop: TextShop, row: TokenizedRow) -> RenderedExample:
@@ -83,16 +88,14 @@ def _rendered(shop: TextShop, row: TokenizedRow) -> RenderedExample:
 
 def _forecast(shop: TextShop, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
     """One real step on the longest batch, and what follows from it for time and memory."""
-    from gptailor.pipeline.forecast import forecast_training, memory_now
+    from gptailor.pipeline.forecast import forecast_training
 
     say("measuring one real step")
     recipe = shop.recipe
     approach = choose_text_approach(recipe, shop.base)
-    before = memory_now()
     adapted = adapt_causal(
         recipe, shop.base, shop.text.tokenizer, approach, device=shop.environment["device"]
     )
     preferring = recipe.task == "preference"
     objective = preference_objective(shop, adapted, folder) if preferring else answer_objective(shop, adapted)
-    settings = train_settings(shop, approach)
-    return forecast_training(adapted, objective, settings, approach.kind, memory_before=before)
+    return forecast_training(adapted, objective, recipe.train, approach.kind)

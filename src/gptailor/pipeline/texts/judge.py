@@ -16,6 +16,7 @@ from gptailor.models.answerer import Answerer
 from gptailor.models.approach import adapt_full
 from gptailor.models.load import load_trainable_language_model
 from gptailor.pipeline.texts.answers import (
+    PROMPTED,
     VALIDATION_SHARE,
     Rung,
     Sample,
@@ -108,7 +109,7 @@ def judge_answers(
         else {}
     )
     told = {name: _rung_scores(rung, sample, names, settings) for name, rung in rungs.items()}
-    primary = shop.form.metrics[0]
+    primary = shop.metrics[0]
     if rungs and primary in METRICS:
         verdict = _verdict(primary, rungs, ours, samples, settings)
     else:
@@ -128,12 +129,16 @@ def judge_answers(
             for row, text, ended in zip(sample.rows, ours.texts, ours.stopped, strict=True)
         ],
         signatures={name: signature(name, sample.references) for name in names if signature(name)},
-        notes=_notes(shop, sample, no_repeat=answerer.no_repeat),
+        notes=_notes(shop, sample, no_repeat=answerer.no_repeat, prompted=_prompted(rungs)),
     )
 
 
-def _notes(shop: TextShop, sample: Sample, *, no_repeat: int) -> tuple[str, ...]:
-    """What the scores of answers stand on."""
+def _prompted(rungs: Mapping[str, Rung]) -> bool:
+    return any(rungs[name].test is not None for name in PROMPTED if name in rungs)
+
+
+def _notes(shop: TextShop, sample: Sample, *, no_repeat: int, prompted: bool) -> tuple[str, ...]:
+    """What the scores of answers stand on; `prompted`: the base as it came wrote some, too."""
     written = f"answers were written to {len(sample.rows):,} test questions drawn from the seed, greedily"
     if sample.rows and not any(row.row.asked for row in sample.rows):
         written = (
@@ -141,7 +146,8 @@ def _notes(shop: TextShop, sample: Sample, *, no_repeat: int) -> tuple[str, ...]
             "each: greedily they would all be the same"
         )
     if no_repeat:
-        written += f", no run of {no_repeat} tokens twice in one, the base's as well (chosen on validation)"
+        base = ", the base's as well" if prompted else ""
+        written += f", no run of {no_repeat} tokens twice in one{base} (chosen on validation)"
     long = sum(row.prompt_ids is None for row in shop.tokens.rows["test"])
     if not long:
         return (written,)

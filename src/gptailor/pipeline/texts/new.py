@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from gptailor.data.feeder import Feeder
 from gptailor.data.read import iterate_rows
-from gptailor.data.split import value_groups
 from gptailor.errors import DataError, InputError
 from gptailor.evaluate.language import PieceNats, text_scores
 from gptailor.evaluate.metrics import as_json
@@ -23,7 +23,7 @@ from gptailor.models.load import load_trainable_language_model
 from gptailor.models.names import resolve_base
 from gptailor.models.sampling import Sampling
 from gptailor.pipeline.texts.answers import ALWAYS, samplings
-from gptailor.pipeline.texts.objective import log_likelihoods, margins_as_trained, sequence_nats
+from gptailor.pipeline.texts.objective import documents_of, log_likelihoods, margins_as_trained, sequence_nats
 from gptailor.pipeline.texts.rows import read_texts
 from gptailor.pipeline.texts.tokens import TokenizedRow, sequences_of
 from gptailor.tasks.chat_form import ChatForm
@@ -64,7 +64,12 @@ def evaluate_texts(
     """
     file = read_texts(location, target, columns)
     found = [answerer.form.read(row) for row in file.rows]
-    rows = [row for row in found if not isinstance(row, RejectedRow)]
+    group = str(answerer.bundle.form.get("group") or "")  # the column that training kept together
+    rows = [
+        replace(row, together=raw.fields.get(group, ""))
+        for raw, row in zip(file.rows, found, strict=True)
+        if not isinstance(row, RejectedRow)
+    ]
     if not rows:
         faults = [row for row in found if isinstance(row, RejectedRow)][:3]
         told = "\n".join(["has no row with a prompt and an answer.", *(f"  {f.detail}" for f in faults)])
@@ -72,7 +77,8 @@ def evaluate_texts(
     nats, used = _nats(answerer, rows)
     settings = {"resamples": resamples, "seed": 0}
     scores: dict[str, Any] = as_json(text_scores(nats, **settings))
-    names = [name for name in (*answerer.form.metrics, *ALWAYS) if name in METRICS]
+    own = answerer.bundle.form.get("metrics") or answerer.form.metrics
+    names = [name for name in dict.fromkeys((*own, *ALWAYS)) if name in METRICS]
     chosen = _first_of_each(rows)
     prompts = answerer.feeder.feed([row.prompt for row, _ in chosen])
     asked = [(ids, row, references) for ids, (row, references) in zip(prompts, chosen, strict=True) if ids]
@@ -178,7 +184,7 @@ def _nats(answerer: Answerer, rows: list[TextRow]) -> tuple[PieceNats, int]:
         np.bincount(owner, nats).astype(np.float64),
         np.bincount(owner, tokens).astype(np.int64),
         np.bincount(owner, sizes).astype(np.int64),
-        value_groups([rows[place].group for place in used.tolist()]),
+        documents_of([rows[place] for place in used.tolist()]),
     )
     return pieces, len(used)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +13,26 @@ import torch
 from torch import Tensor
 
 from gptailor.data.batch import collate_texts, length_buckets, pack, to_device
-from gptailor.data.split import value_groups
+from gptailor.data.split import join_groups, value_groups
 from gptailor.evaluate.language import PieceNats
 from gptailor.evaluate.preference import ranking_score, right_shares
 from gptailor.launch import Precision, precision_context
 from gptailor.models.approach import Adapted
 from gptailor.models.forward import keeps_documents_apart, learned_states, target_nats
-from gptailor.pipeline.objective import Objective, Validation
+from gptailor.pipeline.objective import Objective, Rates, Validation, usual_rates
 from gptailor.pipeline.texts.shop import TextShop
 from gptailor.pipeline.texts.tokens import TokenizedRow
 from gptailor.recipe import PreferenceSettings
+from gptailor.tasks.completion_form import CompletionForm
+from gptailor.tasks.form import TextRow
+from gptailor.tasks.presets import PRESETS
 from gptailor.train.loss import answer_log_likelihoods, language_loss, preference_loss
 from gptailor.types import Batch, FloatArray, IntArray, TokenizedExample
 
 VALIDATED = 512  # validation rows looked at during training; the end looks at all
 TOKENS_PER_PASS = 4096
+# Preferences move a model that writes well already; at the usual rates it forgets how.
+PREFERENCE_RATES = {"full": 3e-5, "lora": 1e-4, "scratch": 1e-4}
 LEAST_SAVED = 0.8  # pack where it leaves at most this share of the padded size: a packed row needs a mask
 
 
@@ -48,7 +54,16 @@ def answer_objective(shop: TextShop, adapted: Adapted) -> Objective:
         found = row_nats(adapted, looked_at, shop, precision=precision)
         return Validation(found.loss, -found.loss, {"bits_per_byte": found.bits_per_byte})
 
-    return Objective(lengths_of(sequences), batch, loss, validate, new_head=False)
+    return Objective(lengths_of(sequences), batch, loss, validate, rates=rates_of(shop), new_head=False)
+
+
+def rates_of(shop: TextShop) -> Rates:
+    """Peak learning rates of the task, where the recipe leaves them open."""
+    if shop.recipe.task == "preference":
+        return lambda _: PREFERENCE_RATES
+    form = shop.form
+    new_form = isinstance(form, CompletionForm) and PRESETS[form.roles.preset].is_new_form
+    return partial(usual_rates, new_form=new_form)
 
 
 def preference_objective(shop: TextShop, adapted: Adapted, folder: Path) -> Objective:
@@ -92,7 +107,7 @@ def preference_objective(shop: TextShop, adapted: Adapted, folder: Path) -> Obje
         return Validation(mean, -mean, shown, compared=ranking_score(margins))
 
     lengths = np.array([max(len(one.token_ids) for one in row.sequences) for row in rows], np.int64)
-    return Objective(lengths, batch, loss, validate, new_head=False)
+    return Objective(lengths, batch, loss, validate, rates=rates_of(shop), new_head=False)
 
 
 def resolve_preference(settings: PreferenceSettings) -> PreferenceSettings:
@@ -181,7 +196,14 @@ def row_nats(
         nats=np.bincount(owner, nats, minlength=len(rows)).astype(np.float64),
         tokens=np.bincount(owner, tokens, minlength=len(rows)).astype(np.int64),
         bytes=np.bincount(owner, sizes, minlength=len(rows)).astype(np.int64),
-        documents=value_groups([row.row.group for row in rows]),
+        documents=documents_of([row.row for row in rows]),
+    )
+
+
+def documents_of(rows: Sequence[TextRow]) -> IntArray:
+    """(N,) ids: alike for rows that were drawn together, by the form's groups or the person's."""
+    return join_groups(
+        value_groups([row.group for row in rows]), value_groups([row.together for row in rows])
     )
 
 

@@ -15,24 +15,17 @@ from gptailor.pipeline.causal import (
     TrainableText,
     adapt_causal,
     choose_text_approach,
-    estimate_weights,
     refuse_frozen,
 )
-from gptailor.pipeline.folder import refuse_other_data
+from gptailor.pipeline.folder import file_hashes, refuse_other_data
 from gptailor.pipeline.objective import Objective
 from gptailor.pipeline.place import Listener, Trained, TrainingPlace
 from gptailor.pipeline.texts.objective import answer_objective, preference_objective, row_nats
 from gptailor.pipeline.texts.shop import TextShop, open_text_shop
 from gptailor.pipeline.texts.tokens import ledger_lines
-from gptailor.pipeline.trained import settle_plan
-from gptailor.pipeline.training import train, usual_rates
-from gptailor.recipe import Recipe, TrainSettings
-from gptailor.report.terminal import duration_text
-from gptailor.tasks.completion_form import CompletionForm
-from gptailor.tasks.presets import PRESETS
-
-# Preferences move a model that writes well already; at the usual rates it forgets how.
-PREFERENCE_RATES = {"full": 3e-5, "lora": 1e-4, "scratch": 1e-4}
+from gptailor.pipeline.trained import cost_in_words, settle_plan
+from gptailor.pipeline.training import train
+from gptailor.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +65,10 @@ def train_texts(shop: TextShop, place: TrainingPlace) -> TextResult:
     adapted = adapt_causal(
         shop.recipe, shop.base, shop.text.tokenizer, approach, device=shop.environment["device"]
     )
-    settings = train_settings(shop, approach)
+    settings = shop.recipe.train
     objective = objective_of(shop, adapted, place)
     plan = settle_plan(settings, shop.environment, adapted, objective, approach.kind, place)
-    forecast = duration_text(shop.environment["forecast_seconds"])
-    place.say(f"{approach.kind}: training, about {forecast} at most")
+    place.say(cost_in_words(approach.kind, adapted, shop.environment["forecast_seconds"]))
     trained = train(adapted, objective, plan=plan, settings=settings, place=place)
     validation = row_nats(adapted, shop.tokens.rows["validation"], shop)
     return TextResult(approach, adapted, trained, validation)
@@ -90,23 +82,6 @@ def objective_of(shop: TextShop, adapted: Adapted, place: TrainingPlace) -> Obje
     return answer_objective(shop, adapted)
 
 
-def train_settings(shop: TextShop, approach: TrainableText) -> TrainSettings:
-    """The recipe's, with the rate that the task asks for where the recipe leaves it open."""
-    settings = shop.recipe.train
-    if settings.learning_rate is not None:
-        return settings
-    return settings.model_copy(update={"learning_rate": text_rates(shop)[approach.kind]})
-
-
-def text_rates(shop: TextShop) -> dict[str, float]:
-    """Peak learning rates by approach, where the recipe leaves them open."""
-    if shop.recipe.task == "preference":
-        return PREFERENCE_RATES
-    form = shop.form
-    new_form = isinstance(form, CompletionForm) and PRESETS[form.roles.preset].is_new_form
-    return usual_rates(estimate_weights(shop.base), new_form=new_form)
-
-
 def write_data(folder: Path, shop: TextShop) -> None:
     """The ledger: one line per input row, and its sums, which come out."""
     (folder / "data").mkdir(exist_ok=True)
@@ -114,4 +89,5 @@ def write_data(folder: Path, shop: TextShop) -> None:
     write_ledger(folder / "data" / "ledger.jsonl", lines)
     summary = summarize(lines, read=shop.prepared.read)
     summary["data_hash"] = shop.prepared.data_hash
+    summary["files"] = file_hashes(shop.recipe) or {}
     write_atomically(folder / "data" / "summary.json", json.dumps(summary, indent=1))

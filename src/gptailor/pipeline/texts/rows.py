@@ -14,7 +14,7 @@ from gptailor.data.duplicates import is_exact, near_duplicate_groups, near_match
 from gptailor.data.parallel import read_parallel
 from gptailor.data.read import ReadResult, read_rows
 from gptailor.data.split import join_groups, split_rows, value_groups
-from gptailor.errors import DataError, did_you_mean
+from gptailor.errors import DataError, did_you_mean, number_of
 from gptailor.pipeline.folder import hash_files
 from gptailor.pipeline.prepare import PARTS, notes_on_groups, refuse_same_file, take_test_out_of_validation
 from gptailor.recipe import CleanSettings, DataSettings, Recipe
@@ -87,6 +87,7 @@ def prepare_texts(
         say(line)
     rows, rejected = mean(train_file.rows, form, settings)
     refuse_mostly_bad(train_file, rejected, where=settings.train)
+    remarks = told_remarks(rows)
     rows, repeated = drop_repeats(rows, settings.clean)
     files = [train_file]
     held_out: dict[str, Sequence[TextRow]] = {}
@@ -102,6 +103,7 @@ def prepare_texts(
             if not held_out[part]:
                 fix = "Name its columns as the training file does."
                 raise DataError("has no row with a prompt and an answer.", where=location, fix=fix)
+    rows, held_out = _without_one_question(rows, held_out)
     kept, leaks = remove_leaks(rows, [row for given in held_out.values() for row in given])
     if leaks and not kept:
         refuse_all_held_out(leaks[0], settings)
@@ -109,6 +111,7 @@ def prepare_texts(
     notes = notes_on_groups(
         settings, {part: (file, None) for part, file in zip(held_out, files[1:], strict=True)}
     )
+    notes += remarks
     for line in notes:
         say(line)
     say("splitting")
@@ -148,6 +151,38 @@ def mean(
         together, time = (_value(raw, column) for column in (settings.split.group, settings.split.time))
         kept.append(replace(found, together=together, time=time))
     return kept, rejected
+
+
+def _without_one_question(
+    rows: list[TextRow], held_out: dict[str, Sequence[TextRow]]
+) -> tuple[list[TextRow], dict[str, Sequence[TextRow]]]:
+    """The rows as they are; where all ask the same, as rows that ask nothing, which it comes to."""
+    asked = {row.asked for given in (rows, *held_out.values()) for row in given}
+    if len(asked) > 1 or len(rows) < 2:
+        return rows, held_out
+
+    def silent(given: Sequence[TextRow]) -> list[TextRow]:
+        alone = [tuple(replace(one, group="") for one in row.sequences) for row in given]
+        return [
+            replace(row, asked="", given="", varies=(), sequences=sequences)
+            for row, sequences in zip(given, alone, strict=True)
+        ]
+
+    return silent(rows), {part: silent(given) for part, given in held_out.items()}
+
+
+def told_remarks(rows: Sequence[TextRow]) -> list[str]:
+    """What is odd about rows that can be trained on, one line for each oddity with the rows it is about."""
+    odd: dict[str, list[TextRow]] = {}
+    for row in rows:
+        for remark in row.remarks:
+            odd.setdefault(remark, []).append(row)
+    return [
+        f"{number_of(len(held), 'conversation')} with {remark} "
+        f"({'row' if len(held) == 1 else 'rows'} {', '.join(str(row.row) for row in held[:TOLD_ROWS])}"
+        f"{', ...' if len(held) > TOLD_ROWS else ''})"
+        for remark, held in odd.items()
+    ]
 
 
 def refuse_mostly_bad(file: ReadResult, rejected: Sequence[RejectedRow], *, where: str) -> None:

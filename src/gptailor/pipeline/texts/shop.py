@@ -74,6 +74,11 @@ class TextShop:
         return self.prepared.form
 
     @property
+    def metrics(self) -> tuple[str, ...]:
+        """Scores of written answers, the one that decides first."""
+        return tuple(self.recipe.evaluate.metrics) or self.form.metrics
+
+    @property
     def max_new_tokens(self) -> int:
         """Longest answer that is written."""
         return min(self.form.max_new_tokens, self.feeder.max_tokens)

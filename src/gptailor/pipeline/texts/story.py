@@ -19,17 +19,17 @@ from gptailor.models.answerer import load_answerer
 from gptailor.models.approach import adapt_full
 from gptailor.models.bundle import write_bundle
 from gptailor.pipeline.causal import save_causal
+from gptailor.pipeline.folder import settled_recipe
+from gptailor.pipeline.openings import note_opening, openings_of
 from gptailor.pipeline.outcome import (
     BITS,
     REPEAT,
     base_details,
-    openings_of,
     text_repairs,
     text_training_numbers,
     write_bits,
     write_outcome,
 )
-from gptailor.pipeline.sealed import note_opening
 from gptailor.pipeline.texts.judge import Tested, judge_answers, judge_preferences, settle_no_repeat
 from gptailor.pipeline.texts.objective import resolve_preference, row_nats
 from gptailor.pipeline.texts.tokens import TokenizedRow, length_histogram
@@ -124,6 +124,8 @@ def seal(folder: Path, shop: TextShop, result: TextResult) -> dict[str, float]:
                 **shop.form.state(),
                 "prefix": list(shop.feeder.prefix),
                 "end_ids": sorted(shop.end_ids),
+                "group": shop.recipe.data.split.group,
+                "metrics": list(shop.recipe.evaluate.metrics),
                 **({"loss": shop.recipe.preference.loss} if shop.recipe.task == "preference" else {}),
             },
         )
@@ -183,18 +185,11 @@ def tell_texts(
 def resolved(shop: TextShop, result: TextResult) -> Any:
     """The recipe with what was decided: task, template's columns, lengths, approach, revision."""
     recipe = shop.recipe
-    located = {
-        key: str(Path(value).resolve())
-        for key in ("train", "validation", "test", "target", "validation_target", "test_target")
-        if (value := getattr(recipe.data, key)) is not None and Path(value).exists()
-    }
-    longest = {"max_tokens": shop.feeder.max_tokens, "max_new_tokens": shop.form.max_new_tokens}
-    data = recipe.data.model_copy(update={**longest, **located})
-    revision = shop.base.revision if shop.base.kind == "hub" else recipe.revision
-    settled: dict[str, Any] = {"data": data, "approach": result.approach, "revision": revision}
+    settled: dict[str, Any] = {"approach": result.approach}
     if recipe.task == "preference":
         settled["preference"] = resolve_preference(recipe.preference)
-    return recipe.model_copy(update=settled)
+    longest = {"max_tokens": shop.feeder.max_tokens, "max_new_tokens": shop.form.max_new_tokens}
+    return settled_recipe(recipe, shop.base, data=longest, **settled)
 
 
 def hardest(shop: TextShop, nats: PieceNats) -> list[dict[str, Any]]:
@@ -232,7 +227,8 @@ def _told(shop: TextShop) -> list[str]:
 
 def _data_counts(folder: Path, shop: TextShop) -> dict[str, Any]:
     summary = json.loads((folder / "data" / "summary.json").read_text(encoding="utf-8"))
-    summary.pop("data_hash")
+    for key in ("data_hash", "files"):
+        summary.pop(key)
     lengths = np.sort([len(one.token_ids) for row in shop.tokens.rows["train"] for one in row.sequences])
     batches = [batch for batch in np.array_split(lengths, range(16, len(lengths), 16)) if len(batch)]
     summary["tokens"]["padding"] = int(sum(len(batch) * batch.max() - batch.sum() for batch in batches))

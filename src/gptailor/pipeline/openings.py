@@ -1,0 +1,72 @@
+"""The sealed test set: which file it stands in, and every look at it."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from gptailor.errors import GptailorError
+from gptailor.launch import one_writer, write_atomically
+from gptailor.report.card import render_card
+from gptailor.report.page import render_page
+
+LOG = "openings.jsonl"
+Own = Literal["train", "validation", "test"]
+# What is said where a run is scored on a file it was made with.
+SAID = {
+    "train": "This is the file that the run was trained with: most of its rows were learned, and the scores "
+    "say nothing about new ones.",
+    "validation": "This is the file that chose among the run's weights: the scores flatter it.",
+    "test": "This is the run's sealed test file.",
+}
+
+
+def note_opening(folder: Path, *, command: str, scores: Mapping[str, Any]) -> None:
+    """Each look at the sealed test set is a line in openings.jsonl."""
+    line = {
+        "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "scores": scores,
+    }
+    with (folder / LOG).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def openings_of(folder: Path) -> list[dict[str, Any]]:
+    """Every look at the sealed test set so far."""
+    lines = (folder / LOG).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def own_file(folder: Path, location: str) -> Own | None:
+    """Which of a run's own files this is, wherever it lies now; None for any other."""
+    try:
+        files = json.loads((folder / "data" / "summary.json").read_text(encoding="utf-8")).get("files") or {}
+        with Path(location).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, ValueError, AttributeError):
+        return None  # only the model was copied here, or there is no such file
+    parts: tuple[Own, ...] = ("test", "validation", "train")
+    return next((part for part in parts if files.get(part) == digest), None)
+
+
+def note_another(folder: Path, *, command: str, scores: Mapping[str, Any]) -> str:
+    """Writes down one more look at a finished run's test set, on its page and its card, too; in words."""
+    try:
+        with one_writer(folder):
+            note_opening(folder, command=command, scores=scores)
+            openings = openings_of(folder)
+            details = json.loads((folder / "details.json").read_text(encoding="utf-8"))
+            report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+            details["openings"] = openings
+            write_atomically(folder / "details.json", json.dumps(details, ensure_ascii=False))
+            write_atomically(folder / "report.html", render_page(report, details))
+            write_atomically(folder / "README.md", render_card(report, details))
+    except (OSError, ValueError, GptailorError) as error:
+        why = error.what if isinstance(error, GptailorError) else str(error)
+        return f"{SAID['test']} This look at it could not be written down: {why}"
+    return f"{SAID['test']} Look {len(openings)} at it is written down; each makes it less of a surprise."

@@ -1,0 +1,60 @@
+"""The sealed test set: a run knows its own files again, and every look at the test file is written down."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import gptailor
+import tiny
+from gptailor.launch import one_writer
+from gptailor.pipeline.run import Run
+from gptailor.recipe import build_recipe
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run with a test file of its own."""
+    folder = tmp_path_factory.mktemp("openings")
+    news = tiny.write_news(folder / "news.csv", rows=140).read_text().splitlines()
+    (folder / "train.csv").write_text("\n".join(news[:101]) + "\n")
+    (folder / "test.csv").write_text("\n".join([news[0], *news[101:121]]) + "\n")
+    (folder / "new.csv").write_text("\n".join([news[0], *news[121:]]) + "\n")
+    settings = {
+        "data": {"train": str(folder / "train.csv"), "test": str(folder / "test.csv")},
+        "base": str(tiny.build_base(folder / "base")),
+        "approach": {"kind": "frozen", "strengths": [1]},
+        "evaluate": {"baselines": "none", "resamples": 100},
+        "out": str(folder / "run"),
+    }
+    return gptailor.fit(build_recipe(settings))
+
+
+def test_every_look_at_the_test_file_is_written_down_whatever_its_name(run: Run, tmp_path: Path) -> None:
+    log = run.folder / "openings.jsonl"
+    assert [json.loads(line)["command"] for line in log.read_text().splitlines()] == ["fit"]
+    renamed = shutil.copy(run.folder.parent / "test.csv", tmp_path / "fresh.csv")
+    found = run.evaluate(str(renamed))
+    assert "sealed test file" in found["note"]
+    assert "Look 2" in found["note"]
+    last = json.loads(log.read_text().splitlines()[-1])
+    assert last["command"] == "evaluate"
+    assert last["scores"]["macro_f1"] == found["scores"]["macro_f1"]
+    assert "Look 3" in run.evaluate(str(run.folder.parent / "test.csv"))["note"]
+    assert "Opened 3 times" in (run.folder / "README.md").read_text(encoding="utf-8")
+    assert "It was opened 3 times" in (run.folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_new_rows_are_no_opening_and_training_rows_are_told(run: Run) -> None:
+    before = (run.folder / "openings.jsonl").read_text()
+    assert "note" not in run.evaluate(str(run.folder.parent / "new.csv"))
+    assert "trained with" in run.evaluate(str(run.folder.parent / "train.csv"))["note"]
+    assert (run.folder / "openings.jsonl").read_text() == before
+
+
+def test_a_look_that_cannot_be_written_down_is_told(run: Run) -> None:
+    with one_writer(run.folder):
+        assert "could not be written down" in run.evaluate(str(run.folder.parent / "test.csv"))["note"]
