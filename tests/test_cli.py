@@ -443,6 +443,34 @@ def test_export_compares_what_it_wrote(invoke: Invoke) -> None:
     assert gptailor.load("exported").predict(["the bank"]) == gptailor.load("run").predict(["the bank"])
 
 
+def test_tune_searches_fits_and_prints_one_json_object(place: Path, invoke: Invoke) -> None:
+    pytest.importorskip("optuna")
+    arguments = [
+        "tune",
+        "news.csv",
+        "--base",
+        "base",
+        "--approach",
+        "full",
+        "--trials",
+        2,
+        "--baselines",
+        "none",
+    ]
+    for setting in ("train.length=2 steps", "tune.seeds=1", "tune.finalists=1", "evaluate.resamples=100",
+                    "tune.space={train.learning_rate: [0.01]}"):  # fmt: skip
+        arguments += ["--set", setting]
+    said = invoke(*arguments, "--out", "searched", "--json")
+    assert said.code == 0, said.words
+    assert [one["trial"] for one in said.result["trials"]] == [0, 1]
+    assert said.result["says"]
+    assert Path("searched/tune.html").is_file()
+    assert Path("searched/report.json").is_file()
+    shown = invoke(*arguments, "--out", "searched")
+    assert "finished; nothing to do" in shown.err
+    assert "searched/tune.html" in shown.words
+
+
 def test_doctor_says_what_there_is(invoke: Invoke) -> None:
     said = invoke("doctor", "--json")
     assert said.code == 0

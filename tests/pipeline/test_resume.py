@@ -17,6 +17,7 @@ import gptailor.pipeline.trained
 import tiny
 from crashed import Crash, alike, metrics_of
 from gptailor.errors import CheckpointError, ModelError, NonFiniteError, RunError
+from gptailor.models.lean import can_compile
 from gptailor.pipeline import training
 from gptailor.pipeline.fit import fit_recipe
 from gptailor.pipeline.place import Listener
@@ -127,6 +128,17 @@ def test_every_approach_that_trains_goes_on_to_the_same_bits(place: Place, appro
     recipe = place.recipe(name, approach=approach)
     place.crash(recipe, 10)
     assert results(place.fit(recipe).folder) == expected
+
+
+@pytest.mark.skipif(not can_compile(), reason="no C++ compiler here")
+@pytest.mark.filterwarnings("default")  # torch's compiler warns of what it does itself
+def test_a_compiled_run_goes_on_to_the_same_bits(place: Place) -> None:
+    settings = {"compile": "on", "length": "6 steps"}
+    expected = place.fit(place.recipe("compiled-alone", **settings))
+    assert json.loads((expected.folder / "environment.json").read_text())["compiled"] is True
+    recipe = place.recipe("compiled", **settings)
+    place.crash(recipe, 4)
+    assert results(place.fit(recipe).folder) == results(expected.folder)
 
 
 def test_few_rows_whose_folds_are_stopped_end_the_same(place: Place, tmp_path: Path) -> None:
