@@ -254,7 +254,8 @@ class EvaluateSettings(Settings):
     )
     resamples: int = Field(2000, ge=100, description="bootstrap resamples of every interval")
     slices: list[str] = Field(
-        [], description="columns of the tested file to score by, such as language (classification)"
+        [],
+        description="columns of the tested file to score by (of labels and written answers)",
     )
     metrics: list[WrittenScore] = Field(
         [], description="scores of written answers, the deciding one first; empty: the preset's"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import tiny
+import tiny_texts as texts
 from gptailor.errors import DataError, InputError, RecipeError
 from gptailor.pipeline.fit import fit_recipe
 from gptailor.pipeline.run import Run, load
@@ -112,6 +113,45 @@ def test_a_given_test_file_must_hold_the_column_and_training_need_not(place: Pat
         fit_recipe(build_recipe({**values, "out": str(tmp_path / "b")}))
 
 
+def test_written_answers_are_scored_by_what_they_cost(tiny_bases: dict[str, Path], tmp_path: Path) -> None:
+    """One source answers with what the prompt says, the other with anything: its answers cost more."""
+    rows = [
+        {
+            "prompt": texts.words(seed, 4 + seed % 7),
+            "completion": "the cup" if seed % 2 else texts.words(seed + 5000, 6),
+            "source": "noise" if seed % 2 == 0 else "club",
+        }
+        for seed in range(240)
+    ]
+    values = {
+        "data": {"train": str(texts.write_csv(tmp_path / "rows.csv", rows)), "split": {"test": 0.4}},
+        "task": "completion",
+        "base": str(tiny_bases["gpt2"]),
+        "approach": "full",
+        "train": {"length": "60 steps", "learning_rate": 0.01, "patience": 0},
+        "evaluate": {"baselines": "none", "resamples": 100, "generated_rows": 10, "slices": ["source"]},
+        "out": str(tmp_path / "run"),
+    }
+    made = fit_recipe(build_recipe(values))
+    slices = made.report["slices"]
+    assert list(slices["by"]) == ["length", "source"]
+    assert [one["slice"] for one in slices["by"]["source"]] == ["club", "noise"]
+    assert sum(one["rows"] for one in slices["by"]["length"]) == made.report["test"]["rows"]
+    assert (slices["worst"]["slice"], slices["worst"]["much_worse"]) == ("noise", True), slices
+    (warning,) = [line for line in slices["warnings"] if "'noise'" in line]
+    assert "is much worse than the rest: costs" in warning
+    assert "bits per byte" in warning
+    page = (made.folder / "report.html").read_text(encoding="utf-8")
+    assert "Worst slice: source" in page
+    found = load(made.folder).evaluate(str(tmp_path / "rows.csv"), slices=["source"])
+    assert found["slices"]["worst"]["slice"] == "noise"
+    with pytest.raises(DataError, match="no column 'sauce' to slice by"):
+        load(made.folder).evaluate(str(tmp_path / "rows.csv"), slices=["sauce"])
+    values["evaluate"] = {**values["evaluate"], "slices": ["sauce"]}
+    with pytest.raises(DataError, match="no column 'sauce' to slice by"):
+        fit_recipe(build_recipe({**values, "out": str(tmp_path / "other")}))
+
+
 def test_other_tasks_refuse_slices(place: Path, tmp_path: Path) -> None:
     values = {**settings(place, slices=["language"]), "task": "language", "out": str(tmp_path / "c")}
     values["data"] = {"train": str(place / "plain.csv")}
@@ -122,5 +162,5 @@ def test_other_tasks_refuse_slices(place: Path, tmp_path: Path) -> None:
 
 def test_a_run_of_text_refuses_them_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Run, "task", "language")
-    with pytest.raises(InputError, match="slices are for classification"):
+    with pytest.raises(InputError, match="slices are of labels and of written answers"):
         Run(run.folder).evaluate("any.csv", slices=["language"])

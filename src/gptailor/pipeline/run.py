@@ -197,7 +197,7 @@ class Run:
         elif self.task == "preference":
             found = evaluate_preferences(self.answerer, location, columns=columns)
         elif self.task != "classification":
-            found = evaluate_texts(self.answerer, location, target=target, columns=columns)
+            found = evaluate_texts(self.answerer, location, target=target, columns=columns, slices=slices)
         else:
             names = label_names or {}
             found = self._evaluate_labels(
@@ -220,10 +220,8 @@ class Run:
         slices: Sequence[str],
     ) -> None:
         """Raises InputError for what a run of this task would pass over."""
-        if slices and self.task != "classification":
-            raise InputError(
-                "slices are for classification; this run writes or continues text.", fix="Leave --slice out."
-            )
+        if slices and self.task in ("preference", "language"):
+            raise InputError("slices are of labels and of written answers.", fix="Leave --slice out.")
         if target and self.task in ("classification", "language"):
             raise InputError("a file of answers is for runs that write.", fix="Leave --target out.")
         if (label or names) and self.task == "language":

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from gptailor.data.tokenize import Encoder, token_lengths
 from gptailor.errors import number_of
+from gptailor.evaluate.language import PieceNats
 from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.slices import (
     NUMBERS_TEST,
@@ -19,13 +22,15 @@ from gptailor.evaluate.slices import (
 )
 from gptailor.models.readout import decide
 from gptailor.pipeline.kinds import Kind
-from gptailor.types import Example, FloatArray
+from gptailor.tasks.form import TextRow
+from gptailor.types import Example, FloatArray, IntArray
 
+COSTS_TEST = "Mann-Whitney U test of the rows' bits per byte"
 # What a slice is judged by: it must be a mean over rows, so that no slice suffers for the classes it lacks.
 ROW_SCORES = {"single": "accuracy", "multiple": "subset_accuracy", "score": "mae"}
 
 
-def slice_columns(examples: Sequence[Example]) -> dict[str, list[str]]:
+def slice_columns(examples: Sequence[Example | TextRow]) -> dict[str, list[str]]:
     """The values of tested examples by slice column; all carry the same columns."""
     carried = [dict(example.slices) for example in examples]
     return {name: [values[name] for values in carried] for name in carried[0]}
@@ -89,16 +94,64 @@ def score_slices(
     }
 
 
-def in_words(one: Slice, *, are_numbers: bool, test: str) -> str:
-    """One sentence on a slice that is much worse than the rest."""
+def score_text_slices(
+    pieces: PieceNats,
+    *,
+    lengths: IntArray,
+    columns: Mapping[str, Sequence[str]],
+    resamples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """The same of rows whose answer is text: every slice's bits per byte, the mean over its rows.
+
+    Args:
+        pieces: What each of the N rows' answers cost.
+        lengths: (N,) tokens of each prompt.
+        columns: The rows' values by the person's column.
+        resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+    """
+    by = {"length": length_bands(lengths)}
+    by |= {_free_name(name, by): group_values(values) for name, values in columns.items()}
+    costs = pieces.nats / np.maximum(1, pieces.bytes) / np.log(2)
+    slices = slice_rows(by, costs, are_numbers=True, resamples=resamples, seed=seed)
+
+    def told(one: Slice) -> dict[str, Any]:
+        return {
+            "slice": one.value,
+            "rows": len(one.rows),
+            "bits_per_byte": as_json(one.score),
+            "rest": as_json(one.rest),
+            "p": as_json(one.p),
+            "much_worse": one.much_worse,
+        }
+
+    worst = worst_slice(slices, are_numbers=True)
+    judged = sum(one.p is not None for one in slices)
+    return {
+        "score": "bits_per_byte",
+        "test": f"{COSTS_TEST} against the other rows, one-sided; Holm's correction over "
+        f"{number_of(judged, 'slice')} of 20 rows or more",
+        "by": {column: [told(one) for one in slices if one.column == column] for column in by},
+        "worst": None if worst is None else {"by": worst.column, **told(worst)},
+        "warnings": [
+            in_words(one, are_numbers=True, test=COSTS_TEST, cost="costs {} bits per byte")
+            for one in slices
+            if one.much_worse
+        ],
+    }
+
+
+def in_words(one: Slice, *, are_numbers: bool, test: str, cost: str = "off by {}") -> str:
+    """One sentence on a slice that is much worse than the rest; `cost` says what a number is."""
     name, rows = f"{one.column} {one.value!r}", number_of(len(one.rows), "row")
     p = one.p or 0.0
     sure = f"({'p < 0.0001' if p < 1e-4 else f'p = {p:.2g}'}, {test}, Holm's correction)"
     low, high, value = one.score.low, one.score.high, one.score.value
     if are_numbers:
         return (
-            f"{name} is much worse than the rest: off by {value:.3g} ({low:.3g} to {high:.3g}) on average "
-            f"over {rows}, all others by {one.rest:.3g} {sure}."
+            f"{name} is much worse than the rest: {cost.format(f'{value:.3g} ({low:.3g} to {high:.3g})')} on "
+            f"average over {rows}, all others {one.rest:.3g} {sure}."
         )
     return (
         f"{name} is much worse than the rest: {value:.1%} of {rows} are right ({low:.1%} to {high:.1%}), "

@@ -31,7 +31,7 @@ READ_BY: dict[str, tuple[Task, ...]] = {
     "train.refit": ("classification",),
     "train.class_weights": ("classification",),
     "train.label_smoothing": ("classification",),
-    "evaluate.slices": ("classification",),
+    "evaluate.slices": ("classification", *WRITTEN),
     "data.text": ("classification", "language"),
     "data.too_long": ("classification", *ANSWERS),
     "data.max_new_tokens": ANSWERS,

@@ -29,6 +29,7 @@ class TextRow:
     system: str = ""  # what a chat's system says
     together: str = ""  # the person's group, which stays in one part as the form's own does
     time: str = ""  # what the person orders rows by
+    slices: tuple[tuple[str, str], ...] = ()  # the person's columns to score by, with the row's values
     remarks: tuple[str, ...] = ()  # what is odd about it, though it can be trained on
 
     @property

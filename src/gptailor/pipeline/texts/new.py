@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,14 +22,16 @@ from gptailor.models.decode import Generated
 from gptailor.models.load import load_trainable_language_model
 from gptailor.models.names import resolve_base
 from gptailor.models.sampling import Sampling
+from gptailor.pipeline.slices import score_text_slices, slice_columns
 from gptailor.pipeline.texts.answers import ALWAYS, samplings
 from gptailor.pipeline.texts.objective import documents_of, log_likelihoods, margins_as_trained, sequence_nats
 from gptailor.pipeline.texts.rows import read_texts
 from gptailor.pipeline.texts.tokens import TokenizedRow, sequences_of
 from gptailor.tasks.chat_form import ChatForm
+from gptailor.tasks.classification import refuse_unknown_slices
 from gptailor.tasks.form import TextRow
 from gptailor.tasks.restore import restore_preference_form
-from gptailor.types import RawExample, RejectedRow, TokenizedExample
+from gptailor.types import IntArray, RawExample, RejectedRow, TokenizedExample
 
 CHUNK = 256  # rows that are asked together
 EVALUATED = 1000  # rows whose answers are written out; the likelihood is of all
@@ -55,7 +57,13 @@ def answer_file(
 
 
 def evaluate_texts(
-    answerer: Answerer, location: str, *, target: str | None, columns: str | None, resamples: int = 2000
+    answerer: Answerer,
+    location: str,
+    *,
+    target: str | None,
+    columns: str | None,
+    slices: Sequence[str] = (),
+    resamples: int = 2000,
 ) -> dict[str, Any]:
     """Scores a run on new rows with known answers: the likelihood of all, and answers written to some.
 
@@ -63,10 +71,15 @@ def evaluate_texts(
         DataError: there is no row with a prompt and an answer.
     """
     file = read_texts(location, target, columns)
+    refuse_unknown_slices(slices, file.columns, file=location)
     found = [answerer.form.read(row) for row in file.rows]
     group = str(answerer.bundle.form.get("group") or "")  # the column that training kept together
     rows = [
-        replace(row, together=raw.fields.get(group, ""))
+        replace(
+            row,
+            together=raw.fields.get(group, ""),
+            slices=tuple((column, raw.fields.get(column, "")) for column in slices),
+        )
         for raw, row in zip(file.rows, found, strict=True)
         if not isinstance(row, RejectedRow)
     ]
@@ -74,7 +87,7 @@ def evaluate_texts(
         faults = [row for row in found if isinstance(row, RejectedRow)][:3]
         told = "\n".join(["has no row with a prompt and an answer.", *(f"  {f.detail}" for f in faults)])
         raise DataError(told, where=location, fix="Name its columns as in training.")
-    nats, used = _nats(answerer, rows)
+    nats, used, lengths = _nats(answerer, rows)
     settings = {"resamples": resamples, "seed": 0}
     scores: dict[str, Any] = as_json(text_scores(nats, **settings))
     own = answerer.bundle.form.get("metrics") or answerer.form.metrics
@@ -95,10 +108,11 @@ def evaluate_texts(
     return {
         "file": location,
         "read": read,
-        "rows": used,
+        "rows": len(used),
         "answers": len(asked),
-        "left_out": read - used,
+        "left_out": read - len(used),
         "scores": scores,
+        "slices": score_text_slices(nats, lengths=lengths, columns=slice_columns(used), **settings),
     }
 
 
@@ -166,8 +180,8 @@ def _first_of_each(rows: list[TextRow]) -> list[tuple[TextRow, tuple[str, ...]]]
     return [(first[key], tuple(known[key])) for key in keys]
 
 
-def _nats(answerer: Answerer, rows: list[TextRow]) -> tuple[PieceNats, int]:
-    """What the answers cost, and how many rows have one that fits."""
+def _nats(answerer: Answerer, rows: list[TextRow]) -> tuple[PieceNats, list[TextRow], IntArray]:
+    """What the answers cost, the M rows that have one that fits, and (M,) tokens before the answer."""
     feeder: Feeder = answerer.feeder
     owners, sequences = [], []
     flat = [(place, example.segments) for place, row in enumerate(rows) for example in row.sequences]
@@ -184,9 +198,10 @@ def _nats(answerer: Answerer, rows: list[TextRow]) -> tuple[PieceNats, int]:
         np.bincount(owner, nats).astype(np.float64),
         np.bincount(owner, tokens).astype(np.int64),
         np.bincount(owner, sizes).astype(np.int64),
-        documents_of([rows[place] for place in used.tolist()]),
+        documents_of(chosen := [rows[place] for place in used.tolist()]),
     )
-    return pieces, len(used)
+    before = np.bincount(owner, [int((~one.learn).sum()) for one in sequences]).astype(np.int64)
+    return pieces, chosen, before
 
 
 def _prompt(answerer: Answerer, row: RawExample, column: str | None) -> tuple[int, ...] | RejectedRow:

@@ -20,6 +20,7 @@ from gptailor.pipeline.prepare import PARTS, notes_on_groups, refuse_same_file, 
 from gptailor.recipe import CleanSettings, DataSettings, Recipe
 from gptailor.report.facts import clip
 from gptailor.tasks.cells import Mend
+from gptailor.tasks.classification import refuse_unknown_slices
 from gptailor.tasks.form import TextForm, TextRow
 from gptailor.types import Part, RawExample, Reason, RejectedRow
 
@@ -85,7 +86,10 @@ def prepare_texts(
     form = make_form(train_file, mend)
     for line in form.says:
         say(line)
-    rows, rejected = mean(train_file.rows, form, settings)
+    slices = recipe.evaluate.slices
+    if settings.test is None:
+        refuse_unknown_slices(slices, train_file.columns, file=settings.train)
+    rows, rejected = mean(train_file.rows, form, settings, slices=slices)
     refuse_mostly_bad(train_file, rejected, where=settings.train)
     remarks = told_remarks(rows)
     rows, repeated = drop_repeats(rows, settings.clean)
@@ -97,7 +101,9 @@ def prepare_texts(
     ):
         if location is not None:
             file = read_texts(location, target, columns)
-            held_out[part], bad = mean(file.rows, form, settings)
+            if part == "test":
+                refuse_unknown_slices(slices, file.columns, file=location)
+            held_out[part], bad = mean(file.rows, form, settings, slices=slices)
             rejected += bad
             files.append(file)
             if not held_out[part]:
@@ -138,7 +144,7 @@ def read_texts(location: str, target: str | None, columns: str | None) -> ReadRe
 
 
 def mean(
-    rows: Sequence[RawExample], form: TextForm, settings: DataSettings
+    rows: Sequence[RawExample], form: TextForm, settings: DataSettings, *, slices: Sequence[str] = ()
 ) -> tuple[list[TextRow], list[RejectedRow]]:
     """What each row means, and why the others mean nothing."""
     kept, rejected = [], []
@@ -149,7 +155,8 @@ def mean(
             continue
         # Beside the fields: a template may name a column `group` or `time`.
         together, time = (_value(raw, column) for column in (settings.split.group, settings.split.time))
-        kept.append(replace(found, together=together, time=time))
+        values = tuple((column, _value(raw, column)) for column in slices)
+        kept.append(replace(found, together=together, time=time, slices=values))
     return kept, rejected
 
 

@@ -30,6 +30,7 @@ from gptailor.pipeline.outcome import (
     write_bits,
     write_outcome,
 )
+from gptailor.pipeline.slices import score_text_slices, slice_columns
 from gptailor.pipeline.texts.judge import Tested, judge_answers, judge_preferences, settle_no_repeat
 from gptailor.pipeline.texts.objective import resolve_preference, row_nats
 from gptailor.pipeline.texts.tokens import TokenizedRow, length_histogram
@@ -80,6 +81,7 @@ def finish_texts(
         "validation": as_json(text_scores(result.validation, **settings)),
         "baselines": tested.baselines,
         "verdict": tested.verdict,
+        **({} if shop.recipe.task == "preference" else {"slices": _slices(shop, nats, settings)}),
         "training": text_training_numbers(result.trained, result.validation, shop.environment, began=began),
         "environment": dict(shop.environment),
         **({"signatures": tested.signatures} if tested.signatures else {}),
@@ -88,6 +90,14 @@ def finish_texts(
     places = [(row.row.source, row.row.row) for row in shop.tokens.rows["test"]]
     write_bits(folder / BITS, places, nats)
     tell_texts(folder, shop, result, report, tested=tested, nats=nats, parity=parity)
+
+
+def _slices(shop: TextShop, nats: PieceNats, settings: Mapping[str, int]) -> dict[str, Any]:
+    """The test rows' costs by the length of their prompts and by the person's columns."""
+    rows = shop.tokens.rows["test"]
+    lengths = np.array([sum(int((~one.learn).sum()) for one in row.right) for row in rows])
+    columns = slice_columns([row.row for row in rows])
+    return score_text_slices(nats, lengths=lengths, columns=columns, **settings)
 
 
 def seal(folder: Path, shop: TextShop, result: TextResult) -> dict[str, float]:
