@@ -615,7 +615,11 @@ def test_a_template_over_columns_is_what_is_asked(place: Path, invoke: Invoke) -
     assert drawn("--repetition-penalty", "5") != greedy
     assert drawn("--stop", greedy[3:6]) == greedy[: greedy.index(greedy[3:6])].strip()
     assert drawn("--beams", "2")
-    wrong = invoke("predict", "template", "--input", lines[0], "--top-p", "2")
+    idle = invoke("predict", "template", "--input", lines[0], "--top-p", "0.5")
+    assert idle.code == 1
+    assert "--top-p" in idle.words
+    assert "nothing to draw from" in idle.words
+    wrong = invoke("predict", "template", "--input", lines[0], "--temperature", "1", "--top-p", "2")
     assert wrong.code == 1
     assert "top_p is 2.0" in wrong.words
 

@@ -18,6 +18,21 @@ from gptailor.evaluate.slices import (
 )
 
 
+def test_heavy_rows_count_by_their_weight_and_are_tested_by_another_measure() -> None:
+    """A short answer of four nats and a long one of a hundred: bits per byte of all is sum over sum."""
+    sizes, nats = np.array([2.0, 200.0] * 15), np.array([4.0, 100.0] * 15)
+    columns = {"all": ["x"] * 30}
+    (one,) = slice_rows(columns, nats / sizes, are_numbers=True, weights=sizes, resamples=200)
+    assert one.score.value == pytest.approx(104 / 202)
+    assert one.score.low <= one.score.value <= one.score.high
+    sides = {"side": ["a", "b"] * 30}
+    errors = np.tile([2.0, 1.0], 30)
+    worse = {one.value: one.much_worse for one in slice_rows(sides, errors, are_numbers=True, resamples=200)}
+    assert worse == {"a": True, "b": False}
+    tested = slice_rows(sides, errors, are_numbers=True, ranked=np.ones(60), resamples=200)
+    assert not any(one.much_worse for one in tested), "by what they are tested by they are alike"
+
+
 def test_length_bands_are_thirds_in_order() -> None:
     bands = length_bands(np.arange(1, 91))
     assert bands[0] == "short (1 to 30 tokens)"

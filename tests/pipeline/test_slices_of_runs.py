@@ -139,7 +139,7 @@ def test_written_answers_are_scored_by_what_they_cost(tiny_bases: dict[str, Path
     assert sum(one["rows"] for one in slices["by"]["length"]) == made.report["test"]["rows"]
     assert (slices["worst"]["slice"], slices["worst"]["much_worse"]) == ("noise", True), slices
     (warning,) = [line for line in slices["warnings"] if "'noise'" in line]
-    assert "is much worse than the rest: costs" in warning
+    assert "is much worse than the rest: answers cost" in warning
     assert "bits per byte" in warning
     page = (made.folder / "report.html").read_text(encoding="utf-8")
     assert "Worst slice: source" in page

@@ -176,6 +176,18 @@ def test_a_greeting_that_many_begin_with_says_nothing(tmp_path: Path) -> None:
     assert sum(any(row.asked == "hello there" for row in held) for held in parts.values()) == 1
 
 
+def test_turns_of_one_conversation_stay_together(tmp_path: Path) -> None:
+    """Files with a row for each turn: a later row holds the earlier one's answer."""
+    rows = []
+    for n in range(30):
+        turns = ["hi", "hello", texts.words(n, 6), "hold it", texts.words(900 + n, 5), "let go"]
+        rows += [texts.chat(*turns[:4]), texts.chat(*turns)]
+    found = prepare(tmp_path, "chat", rows)
+    part_of = {row.row: part for part, held in found.parts.items() for row in held}
+    assert all(part_of[2 * n + 1] == part_of[2 * n + 2] for n in range(30))
+    assert len(set(part_of.values())) == 3
+
+
 def test_where_all_ask_the_same_the_answers_are_compared(tmp_path: Path) -> None:
     """A file of one instruction asks nothing: taken by what is asked, all its rows would be one."""
     rows = [{"prompt": "write a line", "completion": texts.words(n, 20)} for n in range(40)]
@@ -183,6 +195,7 @@ def test_where_all_ask_the_same_the_answers_are_compared(tmp_path: Path) -> None
     assert [(row.row, row.reason) for row in found.rejected] == [(30, "leak_exact")]
     assert all(found.parts.values())
     assert {row.asked for held in found.parts.values() for row in held} == {""}
+    assert found.one_question
 
 
 @pytest.mark.parametrize("greeting", [False, True])

@@ -1036,6 +1036,13 @@ def test_predict_takes_the_column_that_is_named(
     assert [one["rejected"] for one in found["answers"]] == [""] * 3
 
 
+def test_a_file_whose_answers_lie_behind_the_cut_is_told(place: Place, chat: Run) -> None:
+    rows = [texts.chat(texts.words(n, 300), "yes") for n in range(3)]
+    path = texts.write_jsonl(place.folder / "behind.jsonl", rows)
+    with pytest.raises(DataError, match="no answer begins within"):
+        chat.evaluate(str(path))
+
+
 def test_what_each_test_row_cost_adds_up_to_the_score(completion: Run) -> None:
     """`compare` reads it."""
     with (completion.folder / "test_bits.csv").open(newline="") as file:

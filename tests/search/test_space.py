@@ -68,6 +68,14 @@ def test_the_strength_of_preferences_lies_around_what_is_usual_for_the_loss(
     assert space["preference.beta"].choices == betas
 
 
+@pytest.mark.parametrize("path", ["preference.beta", "train.refit", "train.class_weights"])
+def test_a_setting_of_another_task_is_refused_before_the_first_trial(rehearsal: Rehearsal, path: str) -> None:
+    entry = [True, False] if path == "train.refit" else [0.1, 0.3]
+    recipe = recipe_with(task="completion", tune={"space": {path: entry}})
+    with pytest.raises(RecipeError, match=f"{path} is for"):
+        build_space(recipe, rehearsal)
+
+
 def test_a_condition_binds_a_setting_to_its_approach(rehearsal: Rehearsal) -> None:
     space = {d.name: d for d in build_space(recipe_with(), rehearsal)}
     assert space["approach[lora].rank"].belongs_to("lora")

@@ -255,6 +255,11 @@ def test_every_way_to_grow_is_counted_or_closed(source: str, says: str) -> None:
         run(source)
 
 
+def test_a_macro_may_look_at_its_loop() -> None:
+    macro = "{% macro at(loop, text) %}{{ loop.index }}{{ text }} {% endmacro %}"
+    assert run(macro + "{% for m in 'abc' %}{{ at(loop, m) }}{% endfor %}") == "1a 2b 3c "
+
+
 def test_nothing_is_written_out_while_a_template_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Texts of constants are outputs as others are: each counts."""
     monkeypatch.setattr(limits, "MAX_MADE", 100_000)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from gptailor.evaluate.metrics import bootstrap_mean
+from gptailor.evaluate.metrics import interval, resampled_rows
 from gptailor.types import FloatArray, IntArray, Score
 
 FEWEST_ROWS = 20  # a smaller slice is shown, not judged
@@ -71,6 +71,8 @@ def slice_rows(
     errors: FloatArray,
     *,
     are_numbers: bool = False,
+    weights: FloatArray | None = None,
+    ranked: FloatArray | None = None,
     resamples: int = 2000,
     seed: int = 0,
 ) -> list[Slice]:
@@ -85,21 +87,29 @@ def slice_rows(
         columns: The value of every row, by column, N each.
         errors: (N,) how wrong each answer is, 0 where it is right; of numbers the absolute error.
         are_numbers: The answers are numbers.
+        weights: (N,) of the rows in the mean of numbers; None: alike.
+        ranked: (N,) what numbers are tested by; None: the errors.
         resamples: Of the bootstrap of a mean absolute error.
         seed: Of the bootstrap.
     """
+    heavy = np.ones(len(errors)) if weights is None else weights
+    tested = errors if ranked is None else ranked
     found: list[tuple[str, str, IntArray, Score, float, float | None]] = []
     for column, values in columns.items():
         cells = np.array(list(values), dtype=object)
         for value in sorted(set(values), key=lambda v: _order(column, v, cells)):
             inside = cells == value
-            ours, others = errors[inside], errors[~inside]
+            ours = errors[inside]
             if are_numbers:
-                score = bootstrap_mean(ours, resamples=resamples, seed=seed)
+                score = _weighted_mean(ours, heavy[inside], resamples=resamples, seed=seed)
             else:
                 score = share_right(int((ours == 0).sum()), len(ours))
-            rest = _mean_score(others, are_numbers)
-            p = _p_value(ours, others, are_numbers) if min(len(ours), len(others)) >= FEWEST_ROWS else None
+            rest = math.nan
+            if not inside.all():
+                right = errors if are_numbers else (errors == 0).astype(np.float64)
+                rest = float(np.average(right[~inside], weights=heavy[~inside]))
+            enough = min(len(ours), int((~inside).sum())) >= FEWEST_ROWS
+            p = _p_value(tested[inside], tested[~inside], are_numbers) if enough else None
             found.append((column, value, np.flatnonzero(inside), score, rest, p))
     corrected = iter(holm([p for *_, p in found if p is not None]))
     slices = []
@@ -142,10 +152,13 @@ def _p_value(ours: FloatArray, others: FloatArray, are_numbers: bool) -> float:
     return float(stats.fisher_exact(table, alternative="greater").pvalue)
 
 
-def _mean_score(errors: FloatArray, are_numbers: bool) -> float:
-    if not len(errors):
-        return math.nan
-    return float(errors.mean() if are_numbers else (errors == 0).mean())
+def _weighted_mean(values: FloatArray, weights: FloatArray, *, resamples: int, seed: int) -> Score:
+    """The mean with its bootstrap interval over rows."""
+    drawn = [
+        (values * weights)[rows].sum(1) / weights[rows].sum(1)
+        for rows in resampled_rows(np.random.default_rng(seed), len(values), resamples=resamples)
+    ]
+    return interval(float(np.average(values, weights=weights)), np.concatenate(drawn))
 
 
 def _order(column: str, value: str, cells: Any) -> tuple[Any, ...]:

@@ -169,7 +169,16 @@ def _sampling(run: Run, wanted: Mapping[str, Any] | None) -> Sampling:
     settings = dict(wanted or {})
     if settings.get("num_beams", 1) > 1:
         settings["no_repeat"] = 0
-    return replace(run.answerer.usual, **settings)
+        settings.setdefault("temperature", 0.0)
+    chosen = replace(run.answerer.usual, **settings)
+    idle = [name for name in ("top_p", "top_k", "min_p") if name in settings]
+    if idle and chosen.temperature == 0:
+        raise InputError(
+            "the likeliest token is taken each time, so there is nothing to draw from.",
+            where=", ".join(f"--{name.replace('_', '-')}" for name in idle),
+            fix="Add --temperature 1, or leave it out.",
+        )
+    return chosen
 
 
 def header_for(names: Sequence[str]) -> list[str]:

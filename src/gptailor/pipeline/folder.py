@@ -167,7 +167,7 @@ def settled_recipe(recipe: Recipe, base: Base, *, data: Mapping[str, Any], **set
         for key in FILES
         if (place := getattr(recipe.data, key)) is not None and Path(place).exists()
     }
-    own = {"base": str(Path(recipe.base).resolve())} if base.kind in ("folder", "run") else {}
+    own = {"base": str(Path(recipe.base).expanduser().resolve())} if base.kind in ("folder", "run") else {}
     revision = base.revision if base.kind == "hub" else recipe.revision
     settings = recipe.data.model_copy(update={**located, **data})
     return recipe.model_copy(update={"data": settings, "revision": revision, **own, **settled})

@@ -296,7 +296,7 @@ def _rung_scores(name: str, nats: PieceNats, settings: Mapping[str, int]) -> dic
 def _data_counts(folder: Path, shop: LanguageShop) -> dict[str, Any]:
     summary = json.loads((folder / "data" / "summary.json").read_text(encoding="utf-8"))
     for key in ("data_hash", "files"):
-        summary.pop(key)
+        summary.pop(key, None)
     store = shop.stores["train"]
     summary["tokens"]["padding"] = num_blocks(store, shop.block) * shop.block - max(0, len(store.tokens) - 1)
     return dict(summary)

@@ -58,10 +58,10 @@ def note_another(folder: Path, *, command: str, scores: Mapping[str, Any]) -> st
     """Writes down one more look at a finished run's test set, on its page and its card, too; in words."""
     try:
         with one_writer(folder):
-            note_opening(folder, command=command, scores=scores)
-            openings = openings_of(folder)
             details = json.loads((folder / "details.json").read_text(encoding="utf-8"))
             report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+            note_opening(folder, command=command, scores=scores)
+            openings = openings_of(folder)
             details["openings"] = openings
             write_atomically(folder / "details.json", json.dumps(details, ensure_ascii=False))
             write_atomically(folder / "report.html", render_page(report, details))

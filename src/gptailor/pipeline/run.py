@@ -122,7 +122,7 @@ class Run:
 
     def predict(self, texts: Iterable[str]) -> list[Any]:
         """One answer per text, in order: an `Answer` of a classifier, None for a text that is empty after
-        cleaning; of other runs what they write, greedily.
+        cleaning; of other runs what they write, drawn as `predict` draws it.
         """
         texts = [texts] if isinstance(texts, str) else texts
         if self.task == "classification":

@@ -25,7 +25,7 @@ from gptailor.pipeline.kinds import Kind
 from gptailor.tasks.form import TextRow
 from gptailor.types import Example, FloatArray, IntArray
 
-COSTS_TEST = "Mann-Whitney U test of the rows' bits per byte"
+COSTS_TEST = "Mann-Whitney U test of what a token costs"
 # What a slice is judged by: it must be a mean over rows, so that no slice suffers for the classes it lacks.
 ROW_SCORES = {"single": "accuracy", "multiple": "subset_accuracy", "score": "mae"}
 
@@ -102,7 +102,10 @@ def score_text_slices(
     resamples: int,
     seed: int,
 ) -> dict[str, Any]:
-    """The same of rows whose answer is text: every slice's bits per byte, the mean over its rows.
+    """The same of rows whose answer is text: every slice's bits per byte.
+
+    Slices are tested by what a token of each row's answer costs: bits per byte would call short answers
+    worse, whose end is a larger part of them.
 
     Args:
         pieces: What each of the N rows' answers cost.
@@ -113,8 +116,16 @@ def score_text_slices(
     """
     by = {"length": length_bands(lengths)}
     by |= {_free_name(name, by): group_values(values) for name, values in columns.items()}
-    costs = pieces.nats / np.maximum(1, pieces.bytes) / np.log(2)
-    slices = slice_rows(by, costs, are_numbers=True, resamples=resamples, seed=seed)
+    sizes = np.maximum(1, pieces.bytes).astype(np.float64)
+    slices = slice_rows(
+        by,
+        pieces.nats / sizes / np.log(2),
+        are_numbers=True,
+        weights=sizes,
+        ranked=pieces.nats / np.maximum(1, pieces.tokens),
+        resamples=resamples,
+        seed=seed,
+    )
 
     def told(one: Slice) -> dict[str, Any]:
         return {
@@ -135,14 +146,14 @@ def score_text_slices(
         "by": {column: [told(one) for one in slices if one.column == column] for column in by},
         "worst": None if worst is None else {"by": worst.column, **told(worst)},
         "warnings": [
-            in_words(one, are_numbers=True, test=COSTS_TEST, cost="costs {} bits per byte")
+            in_words(one, are_numbers=True, test=COSTS_TEST, cost="answers cost {} bits per byte")
             for one in slices
             if one.much_worse
         ],
     }
 
 
-def in_words(one: Slice, *, are_numbers: bool, test: str, cost: str = "off by {}") -> str:
+def in_words(one: Slice, *, are_numbers: bool, test: str, cost: str = "off on average by {}") -> str:
     """One sentence on a slice that is much worse than the rest; `cost` says what a number is."""
     name, rows = f"{one.column} {one.value!r}", number_of(len(one.rows), "row")
     p = one.p or 0.0
@@ -150,8 +161,8 @@ def in_words(one: Slice, *, are_numbers: bool, test: str, cost: str = "off by {}
     low, high, value = one.score.low, one.score.high, one.score.value
     if are_numbers:
         return (
-            f"{name} is much worse than the rest: {cost.format(f'{value:.3g} ({low:.3g} to {high:.3g})')} on "
-            f"average over {rows}, all others {one.rest:.3g} {sure}."
+            f"{name} is much worse than the rest: {cost.format(f'{value:.3g} ({low:.3g} to {high:.3g})')} "
+            f"over {rows}, all others {one.rest:.3g} {sure}."
         )
     return (
         f"{name} is much worse than the rest: {value:.1%} of {rows} are right ({low:.1%} to {high:.1%}), "

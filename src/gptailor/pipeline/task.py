@@ -32,7 +32,7 @@ READ_BY: dict[str, tuple[Task, ...]] = {
     "train.class_weights": ("classification",),
     "train.label_smoothing": ("classification",),
     "evaluate.slices": ("classification", *WRITTEN),
-    "data.text": ("classification", "language"),
+    "data.text": ("classification", "language", "chat"),
     "data.too_long": ("classification", *ANSWERS),
     "data.max_new_tokens": ANSWERS,
     "data.prompt": ANSWERS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,7 +61,7 @@ def run_trained(
             f"(--approach {settings.kind} runs it anyway)"
         )
         return None
-    place.say(cost_in_words(settings.kind, adapted, forecast))
+    place.say(cost_in_words(settings.kind, shop.environment, trainings=trainings))
     if few_rows(shop):
         return _refit_on_all(shop, settings, adapted, plan=plan, place=place)
     outcome = train(adapted, objective, plan=plan, settings=shop.recipe.train, place=place)
@@ -92,13 +92,13 @@ def trainings_of(shop: Workshop) -> int:
     return 1 + FOLDS if few_rows(shop) else 2 if refits(shop) else 1
 
 
-def cost_in_words(kind: str, adapted: Adapted, seconds: float) -> str:
-    """What is said before step 1, of the step that was measured."""
-    peak, spare = memory_in_training(adapted)
-    return (
-        f"{kind}: training, about {duration_text(seconds)} at most, {bytes_text(peak)} of memory "
-        f"({bytes_text(spare)} to spare)"
-    )
+def cost_in_words(kind: str, environment: Mapping[str, Any], *, trainings: int = 1) -> str:
+    """What is said before step 1, of the step that was measured when the run began."""
+    told = f"{kind}: training, about {duration_text(environment['forecast_seconds'] * trainings)} at most"
+    if "memory_bytes" not in environment:  # begun by an older version
+        return told
+    peak, spare = (bytes_text(environment[key]) for key in ("memory_bytes", "memory_spare_bytes"))
+    return f"{told}, {peak} of memory ({spare} to spare)"
 
 
 def refit_steps(shop: Workshop, plan: Plan, outcome: Trained) -> int:
@@ -221,6 +221,7 @@ def settle_plan(
     if "micro_batch_size" not in environment:
         plan, seconds = measured_plan(settings, adapted, objective, plan, seed=place.seed, say=place.say)
         steps = steps_within(settings.minutes, plan, seconds * trainings)
+        peak, spare = memory_in_training(adapted)
         choices = {
             "micro_batch_size": plan.micro_batch_size,
             "precision": plan.precision,
@@ -229,6 +230,8 @@ def settle_plan(
             **({"learning_rate": plan.learning_rate} if settings.learning_rate == "find" else {}),
             **({"steps": steps} if settings.minutes else {}),
             "forecast_seconds": round(seconds * steps / plan.steps, 1),
+            "memory_bytes": peak,
+            "memory_spare_bytes": spare,
         }
         environment.update(remember(path, choices))
     plan = with_rate(settings, plan, float(environment.get("learning_rate", plan.learning_rate)))

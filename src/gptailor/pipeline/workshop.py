@@ -23,6 +23,7 @@ from gptailor.types import Example, FloatArray, IntArray, TokenizedExample
 
 FEW_ROWS = 200  # fewer training rows than this: settings by folds, then a refit on all
 FOLDS = 5
+MOST_DEALT = 2_000  # groups of several labels that are dealt out by all of their rows, which takes time
 REFIT_ROWS = 2_000  # fewer than this: the validation rows teach, too, once they chose the length
 
 
@@ -159,8 +160,9 @@ def _whole_folds(labels: IntArray, groups: IntArray, *, seed: int) -> list[tuple
     settings: dict[str, Any] = {"n_splits": count, "shuffle": True, "random_state": seed}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The least populated class")  # it is held out where it comes
-        if held.shape[1] == groups.max() + 1:  # a group has one label, so that groups can be dealt as rows
-            dealt = StratifiedKFold(**settings).split(np.zeros(held.shape[1]), held[1])
+        if held.shape[1] == groups.max() + 1 or groups.max() > MOST_DEALT:  # groups can be dealt as rows
+            _, first = np.unique(groups, return_index=True)
+            dealt = StratifiedKFold(**settings).split(np.zeros(len(first)), labels[first])
             outside = [np.flatnonzero(np.isin(groups, chosen)) for _, chosen in dealt]
         else:
             dealt = StratifiedGroupKFold(**settings).split(np.zeros(len(labels)), labels, groups)

@@ -9,6 +9,7 @@ from typing import Any
 
 from gptailor.errors import GptailorError, Problem, RecipeError, did_you_mean, raise_together
 from gptailor.pipeline.rehearse import Rehearsal
+from gptailor.pipeline.task import READ_BY
 from gptailor.pipeline.texts.objective import resolve_preference
 from gptailor.recipe import APPROACHES, Recipe, SearchRange, build_recipe, describe_settings, duration
 
@@ -128,6 +129,9 @@ def in_words(values: Mapping[str, Value]) -> str:
 
 def _dimension(name: str, entry: Any, recipe: Recipe, rehearsal: Rehearsal) -> Dimension:
     only, path = _read_name(name)
+    readers = READ_BY.get(path)
+    if readers is not None and recipe.task not in (None, *readers):
+        raise RecipeError(f"{path} is for {', '.join(readers)}; the task is {recipe.task}")
     if path == "approach":
         _refuse_other_approaches(entry, rehearsal)
         return Dimension(name, path, choices=tuple(entry))

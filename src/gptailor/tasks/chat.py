@@ -35,7 +35,7 @@ __all__ = [
     "to_examples",
 ]
 
-TELLING_WORDS = 8  # of what the user says first, for two conversations to be taken for one
+TELLING_BYTES = 20  # of what the user says first, for two conversations to be taken for one
 LOOKED_AT = 200  # rows that are parsed to find the column of the conversations
 SYSTEM_NAMES = ("system", "system_prompt", "system_message")
 BESIDE = ("tools", "functions", "images", "videos", "audio", "audios")  # columns that change what turns mean
@@ -178,14 +178,18 @@ def examples_of(
 def opening(turns: Sequence[Turn]) -> str:
     """What a conversation begins with, up to the first answer: conversations with the same stay together.
 
-    A greeting that comes before anyone asked is no answer. Where few words are asked, as in "Hello", it is
-    all that comes before the last answer: half of a file may begin so, and be about anything.
+    A greeting that comes before anyone asked is no answer. Nor does "Hello" tell of the user what two
+    conversations have in common: then it is all up to the answer by which the user has said more.
     """
-    asked = next((place for place, turn in enumerate(turns) if turn.role == "user"), len(turns))
-    answers = [place for place, turn in enumerate(turns) if turn.role == "assistant" and place > asked]
-    ends = answers or [len(turns)]
-    said = sum(len(turn.text.split()) for turn in turns[: ends[0]] if turn.role == "user")
-    return "\n".join(turn.text for turn in turns[: ends[0] if said >= TELLING_WORDS else ends[-1]])
+    said, end = 0, 0
+    for place, turn in enumerate(turns):
+        if turn.role == "user":
+            said += len(turn.text.encode(errors="replace"))
+        elif turn.role == "assistant" and said:
+            end = place
+            if said >= TELLING_BYTES:
+                break
+    return "\n".join(turn.text for turn in turns[: end or len(turns)])
 
 
 def _holds_turns(column: str, rows: Sequence[RawExample]) -> bool:

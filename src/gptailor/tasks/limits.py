@@ -211,10 +211,8 @@ def _check_format(name: str, text: str, given: Sequence[Any]) -> None:
 
 def consumable(name: str, given: Sequence[Any]) -> tuple[Any, ...]:
     """Arguments whose first one can be looked at before it is used up."""
-    first = given[:1]
-    used_up = name in CONSUMERS and not isinstance(first[0], (str, dict, range, *NESTED)) if first else False
-    if first and (used_up or (name not in SHALLOW and isinstance(first[0], Iterator))):
-        return list(first[0]), *given[1:]
+    if given and name in CONSUMERS and not isinstance(given[0], (str, dict, range, *NESTED)):
+        return list(given[0]), *given[1:]
     return tuple(given)
 
 
@@ -227,6 +225,8 @@ def limited(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         context: tuple[Any, ...]
         given: tuple[Any, ...]
         context, given = (args[:1], args[1:]) if takes_context else ((), args)
+        if given and name not in SHALLOW and isinstance(given[0], Iterator):
+            given = (list(given[0]), *given[1:])
         given = consumable(name, given)
         check_call(name, None, given, kwargs)
         if name not in SHALLOW:

@@ -25,7 +25,7 @@ from gptailor.models.sampling import Sampling
 from gptailor.pipeline.slices import score_text_slices, slice_columns
 from gptailor.pipeline.texts.answers import ALWAYS, samplings
 from gptailor.pipeline.texts.objective import documents_of, log_likelihoods, margins_as_trained, sequence_nats
-from gptailor.pipeline.texts.rows import read_texts
+from gptailor.pipeline.texts.rows import read_texts, without_question
 from gptailor.pipeline.texts.tokens import TokenizedRow, sequences_of
 from gptailor.tasks.chat_form import ChatForm
 from gptailor.tasks.classification import refuse_unknown_slices
@@ -87,6 +87,8 @@ def evaluate_texts(
         faults = [row for row in found if isinstance(row, RejectedRow)][:3]
         told = "\n".join(["has no row with a prompt and an answer.", *(f"  {f.detail}" for f in faults)])
         raise DataError(told, where=location, fix="Name its columns as in training.")
+    if answerer.bundle.form.get("one_question"):
+        rows = without_question(rows)
     nats, used, lengths = _nats(answerer, rows)
     settings = {"resamples": resamples, "seed": 0}
     scores: dict[str, Any] = as_json(text_scores(nats, **settings))
@@ -191,6 +193,12 @@ def _nats(answerer: Answerer, rows: list[TextRow]) -> tuple[PieceNats, list[Text
             owners.append(place)
             row = rows[place]
             sequences.append(TokenizedExample(encoded.token_ids, encoded.learn, row.source, row.row))
+    if not sequences:
+        raise DataError(
+            f"no answer begins within {answerer.max_tokens} tokens, the longest that the run reads.",
+            where=rows[0].source,
+            fix="Give shorter rows, or fit again with a larger data.max_tokens.",
+        )
     nats, tokens = sequence_nats(adapt_full(answerer.model), sequences)
     used, owner = np.unique(owners, return_inverse=True)
     sizes = [len(answerer.decode(one.token_ids[one.learn].tolist()).encode()) for one in sequences]

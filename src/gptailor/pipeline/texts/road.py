@@ -68,7 +68,7 @@ def train_texts(shop: TextShop, place: TrainingPlace) -> TextResult:
     settings = shop.recipe.train
     objective = objective_of(shop, adapted, place)
     plan = settle_plan(settings, shop.environment, adapted, objective, approach.kind, place)
-    place.say(cost_in_words(approach.kind, adapted, shop.environment["forecast_seconds"]))
+    place.say(cost_in_words(approach.kind, shop.environment))
     trained = train(adapted, objective, plan=plan, settings=settings, place=place)
     validation = row_nats(adapted, shop.tokens.rows["validation"], shop)
     return TextResult(approach, adapted, trained, validation)

@@ -42,6 +42,7 @@ class PreparedTexts:
     repaired: int
     leaks: int
     near_groups: int
+    one_question: bool = False  # all rows ask the same, so that nothing is asked
     notes: list[str] = field(default_factory=list)
 
 
@@ -109,7 +110,11 @@ def prepare_texts(
             if not held_out[part]:
                 fix = "Name its columns as the training file does."
                 raise DataError("has no row with a prompt and an answer.", where=location, fix=fix)
-    rows, held_out = _without_one_question(rows, held_out)
+    asked = {row.asked for given in (rows, *held_out.values()) for row in given}
+    one_question = len(asked) == 1 and len(rows) > 1
+    if one_question:
+        rows = without_question(rows)
+        held_out = {part: without_question(given) for part, given in held_out.items()}
     kept, leaks = remove_leaks(rows, [row for given in held_out.values() for row in given])
     if leaks and not kept:
         refuse_all_held_out(leaks[0], settings)
@@ -134,6 +139,7 @@ def prepare_texts(
         repaired=mend.changed,
         leaks=len(leaks),
         near_groups=near_groups,
+        one_question=one_question,
         notes=[*(note for file in files for note in file.notes), *notes],
     )
 
@@ -160,22 +166,18 @@ def mean(
     return kept, rejected
 
 
-def _without_one_question(
-    rows: list[TextRow], held_out: dict[str, Sequence[TextRow]]
-) -> tuple[list[TextRow], dict[str, Sequence[TextRow]]]:
-    """The rows as they are; where all ask the same, as rows that ask nothing, which it comes to."""
-    asked = {row.asked for given in (rows, *held_out.values()) for row in given}
-    if len(asked) > 1 or len(rows) < 2:
-        return rows, held_out
-
-    def silent(given: Sequence[TextRow]) -> list[TextRow]:
-        alone = [tuple(replace(one, group="") for one in row.sequences) for row in given]
-        return [
-            replace(row, asked="", given="", varies=(), sequences=sequences)
-            for row, sequences in zip(given, alone, strict=True)
-        ]
-
-    return silent(rows), {part: silent(given) for part, given in held_out.items()}
+def without_question(rows: Sequence[TextRow]) -> list[TextRow]:
+    """The rows as ones that ask nothing: what all of them ask tells none from another."""
+    return [
+        replace(
+            row,
+            asked="",
+            given="",
+            varies=(),
+            sequences=tuple(replace(one, group="") for one in row.sequences),
+        )
+        for row in rows
+    ]
 
 
 def told_remarks(rows: Sequence[TextRow]) -> list[str]:

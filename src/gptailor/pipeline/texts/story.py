@@ -135,6 +135,7 @@ def seal(folder: Path, shop: TextShop, result: TextResult) -> dict[str, float]:
                 "prefix": list(shop.feeder.prefix),
                 "end_ids": sorted(shop.end_ids),
                 "group": shop.recipe.data.split.group,
+                "one_question": shop.prepared.one_question,
                 "metrics": list(shop.recipe.evaluate.metrics),
                 **({"loss": shop.recipe.preference.loss} if shop.recipe.task == "preference" else {}),
             },
@@ -238,7 +239,7 @@ def _told(shop: TextShop) -> list[str]:
 def _data_counts(folder: Path, shop: TextShop) -> dict[str, Any]:
     summary = json.loads((folder / "data" / "summary.json").read_text(encoding="utf-8"))
     for key in ("data_hash", "files"):
-        summary.pop(key)
+        summary.pop(key, None)
     lengths = np.sort([len(one.token_ids) for row in shop.tokens.rows["train"] for one in row.sequences])
     batches = [batch for batch in np.array_split(lengths, range(16, len(lengths), 16)) if len(batch)]
     summary["tokens"]["padding"] = int(sum(len(batch) * batch.max() - batch.sum() for batch in batches))
