@@ -11,7 +11,7 @@ import pytest
 
 import tiny_texts as texts
 from gptailor.errors import RecipeError
-from gptailor.pipeline.task import READ_BY, first_rows, named_task, settle_task
+from gptailor.pipeline.task import READ_BY, first_rows, named_task, passed_over_by_frozen, settle_task
 from gptailor.recipe import Recipe, build_recipe
 
 LABELS = ["good", "bad"]
@@ -226,6 +226,14 @@ def test_a_setting_that_the_task_does_not_read_is_refused_and_one_it_reads_is_no
     assert caught.value.where == path
     assert task in str(caught.value)
     assert READ_BY[path][0] in str(caught.value)
+
+
+def test_what_a_frozen_head_passes_over_is_told() -> None:
+    values: dict[str, Any] = {"data": {"train": "rows.csv"}, "train": {"length": "3 epochs", "refit": False}}
+    frozen = build_recipe({**values, "approach": "frozen"})
+    assert passed_over_by_frozen(frozen) == ["frozen features are not trained: train.length changes nothing"]
+    assert passed_over_by_frozen(build_recipe({**values, "approach": "full"})) == []
+    assert passed_over_by_frozen(build_recipe({"data": values["data"], "approach": "frozen"})) == []
 
 
 def with_setting(values: dict[str, Any], path: str, value: Any) -> Recipe:

@@ -14,7 +14,7 @@ from gptailor.pipeline.language_check import check_documents
 from gptailor.pipeline.prepare import PARTS, Prepared, names_of, prepare
 from gptailor.pipeline.rendered import CheckReport, RenderedExample, token_pieces
 from gptailor.pipeline.suspects import suspects_in_data
-from gptailor.pipeline.task import settle_task
+from gptailor.pipeline.task import passed_over_by_frozen, settle_task
 from gptailor.pipeline.tokens import length_histogram, tokenize_parts
 from gptailor.recipe import Recipe
 
@@ -63,7 +63,7 @@ def check_recipe(
         "leaks": len(prepared.leaks),
         "suspects": len(suspects_in_data(prepared)),
         "lengths": length_histogram(tokens),
-        "notes": list(prepared.notes),
+        "notes": [*prepared.notes, *passed_over_by_frozen(recipe)],
     }
     rendered = tuple(
         RenderedExample(

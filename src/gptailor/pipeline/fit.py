@@ -33,7 +33,7 @@ from gptailor.pipeline.run import Run
 from gptailor.pipeline.sealed import open_test
 from gptailor.pipeline.story import describe, tell
 from gptailor.pipeline.suspects import write_suspects
-from gptailor.pipeline.task import settle_task
+from gptailor.pipeline.task import passed_over_by_frozen, settle_task
 from gptailor.pipeline.texts.road import fit_texts
 from gptailor.pipeline.tokens import TokenizedParts, ledger_lines
 from gptailor.pipeline.trackers import refuse_missing_trackers, tracked
@@ -147,6 +147,9 @@ def frozen_among(candidates: list[Candidate]) -> Candidate | None:
 def open_data(recipe: Recipe, folder: Path, listener: Listener) -> tuple[Prepared, Workshop]:
     """Reads, cleans, splits and tokenizes, and writes what became of every row."""
     prepared = prepare(recipe, listener.say)
+    for note in passed_over_by_frozen(recipe):
+        listener.say(note)
+        prepared.notes.append(note)
     refuse_other_data(folder, prepared.data_hash)
     shop = open_workshop(recipe, prepared, folder, listener)
     write_data(folder, recipe, prepared, shop.tokens)

@@ -9,7 +9,7 @@ from pathlib import Path
 from gptailor.data.read import iterate_rows
 from gptailor.data.roles import LABEL_NAMES, infer_roles
 from gptailor.errors import GptailorError, RecipeError
-from gptailor.recipe import Recipe
+from gptailor.recipe import FrozenApproach, Recipe
 from gptailor.tasks.chat import infer_chat
 from gptailor.tasks.completion import CompletionRoles, infer_completion
 from gptailor.tasks.preference import infer_preference
@@ -53,6 +53,7 @@ READ_BY: dict[str, tuple[Task, ...]] = {
     "evaluate.prompted_rows": ("classification", *WRITTEN),
     "data.clean.near_duplicates": ("classification", *ANSWERS),
 }
+READ_BY_FROZEN = ("train.class_weights", "train.refit")  # of what is under `train`
 # Uses of completion whose columns hardly stand in a labelled file by chance, and what is a label even there.
 REPLIES = ("question_answering", "instruction", "completion")
 SURE_LABELS = ("label", "labels", "class")
@@ -84,6 +85,19 @@ def refuse_unread(recipe: Recipe, task: Task) -> None:
                 where=path,
                 fix="Leave it out, or name the other task with --task.",
             )
+
+
+def passed_over_by_frozen(recipe: Recipe) -> list[str]:
+    """What of the training's settings a head on frozen features doesn't read, in words; mostly nothing.
+
+    Not refused: `auto` may come to frozen features, and its recipe repeats the run.
+    """
+    if not isinstance(recipe.approach, FrozenApproach):
+        return []
+    fields = type(recipe.train).model_fields
+    given = [name for name in fields if getattr(recipe.train, name) != fields[name].default]
+    unread = [path for name in given if (path := f"train.{name}") not in READ_BY_FROZEN]
+    return [f"frozen features are not trained: {', '.join(unread)} changes nothing"] if unread else []
 
 
 def named_task(recipe: Recipe) -> Task | None:

@@ -9,14 +9,13 @@ from typing import Any
 
 from gptailor.errors import GptailorError, Problem, RecipeError, did_you_mean, raise_together
 from gptailor.pipeline.rehearse import Rehearsal
-from gptailor.pipeline.task import READ_BY
+from gptailor.pipeline.task import READ_BY, READ_BY_FROZEN
 from gptailor.pipeline.texts.objective import resolve_preference
 from gptailor.recipe import APPROACHES, Recipe, SearchRange, build_recipe, describe_settings, duration
 
 Value = bool | int | float | str | None
 CONDITION = re.compile(r"\[(\w+)\]")  # approach[lora].rank, train.learning_rate[lora]: only for this approach
 SEARCHED = ("approach", "train.", "preference.")  # what may differ between trials that share their data
-READ_BY_FROZEN = ("train.class_weights",)
 FEWEST_STEPS = 200  # that a usual training takes
 
 
