@@ -113,5 +113,6 @@ def test_the_sealed_test_is_told_as_how_far_the_winner_is_ahead() -> None:
     gap = Gap(0.05, 0.02, 0.08, 0.015)
     winner = Finalist(tried(3, 0.9), recipe_with(), [0.5], gap)
     test = {"difference": {"value": -0.04, "low": -0.07, "high": -0.01}}
-    said = says(Final([0.4], [winner], winner), "rmse", test, higher_is_better=False)
+    said = says(Final([0.4], [winner], winner), "rmse", test, {"train.dropout": 0.2}, higher_is_better=False)
+    assert "(dropout 0.2)" in said
     assert "+0.0400 (+0.0100 to +0.0700; above zero is better)" in said

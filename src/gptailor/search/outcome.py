@@ -29,6 +29,7 @@ def result_of(
     told, winner = search.rehearsal.told, final.winner
     metric = search.rehearsal.metric
     test = _test(report, metric, won=winner is not None)
+    settings = {} if winner is None else search.values_of(winner.trial)
     own = next(one for one in trials if one.own and one.state == "complete")
     assert own.score is not None
     return {
@@ -44,16 +45,23 @@ def result_of(
         "finalists": [_finalist(search, one, winner) for one in final.finalists],
         "winner": {
             "trial": own.number if winner is None else winner.trial.number,
-            "settings": {} if winner is None else search.values_of(winner.trial),
+            "settings": settings,
             "validation": told(own.score if winner is None else winner.trial.score or 0.0),
         },
         "test": test,
-        "says": says(final, metric, test, higher_is_better=told(1.0) > 0),
+        "says": says(final, metric, test, settings, higher_is_better=told(1.0) > 0),
     }
 
 
-def says(final: Final, metric: str, test: Mapping[str, Any] | None, *, higher_is_better: bool = True) -> str:
-    """Whether it was worth it, in one or two sentences."""
+def says(
+    final: Final,
+    metric: str,
+    test: Mapping[str, Any] | None,
+    settings: Mapping[str, Any],
+    *,
+    higher_is_better: bool = True,
+) -> str:
+    """Whether it was worth it, in one or two sentences; `settings` are the winner's, as its recipe has them."""
     name = inside(metric_of(metric).title)
     if final.winner is None:
         best = max(
@@ -68,7 +76,7 @@ def says(final: Final, metric: str, test: Mapping[str, Any] | None, *, higher_is
     gap = final.winner.gap
     assert gap is not None  # it won
     line = (
-        f"Trial {final.winner.trial.number} ({in_words(final.winner.trial.values)}) wins: "
+        f"Trial {final.winner.trial.number} ({in_words(settings)}) wins: "
         f"fitted {len(final.winner.scores)} times more on rows held out, it was {_apart(gap, name)}."
     )
     difference = (test or {}).get("difference")
