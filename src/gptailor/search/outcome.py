@@ -61,7 +61,7 @@ def says(
     *,
     higher_is_better: bool = True,
 ) -> str:
-    """Whether it was worth it, in one or two sentences; `settings` are the winner's, as its recipe has them."""
+    """Whether it was worth it, in one or two sentences; `settings` are the winner's, as its recipe has."""
     name = inside(metric_of(metric).title)
     if final.winner is None:
         best = max(
