@@ -220,6 +220,21 @@ def collect(bench: Bench, datasets: Mapping[str, Dataset], wanted: argparse.Name
     return lines
 
 
+def measured_between(
+    bench: Bench, datasets: Mapping[str, Dataset], wanted: argparse.Namespace
+) -> tuple[str, str] | None:
+    """The days of the first and the last cell of the table."""
+    days = [
+        cell.when[:10]
+        for dataset in wanted.datasets
+        for rows in wanted.rows
+        for seed in wanted.seeds
+        for what in wanted.approaches
+        if (cell := bench.find(make_split(datasets[dataset], rows, seed, work=bench.work), what)) is not None
+    ]
+    return (min(days), max(days)) if days else None
+
+
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     whats = (*PEERS, *APPROACHES)
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
@@ -268,6 +283,7 @@ def main() -> None:
         "settings": wanted.settings,
         "seeds": wanted.seeds,
         "best_of": [name for name in CHOSEN_FROM if name in wanted.approaches],
+        "measured": measured_between(bench, datasets, wanted),
         "lines": [asdict(line) for line in lines],
         "bars": [judge(bar, lines) for bar in BARS],
     }

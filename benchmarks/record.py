@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+import gptailor
 from gptailor.launch import describe_machine, write_atomically
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -20,7 +23,29 @@ RESULTS = Path(__file__).resolve().parent / "results"
 def start_record() -> dict[str, Any]:
     """When it began, and where: what `write_record` begins with. Asked before the machine is busy."""
     when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    return {"when": when, "machine": machine()}
+    return {"when": when, "commit": commit(), "machine": machine()}
+
+
+def commit() -> str:
+    """The commit that is measured, with `+` where files differ from it; "" outside a clone."""
+    here = Path(__file__).resolve().parent
+
+    def asked(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        return asked("rev-parse", "--short=12", "HEAD") + ("+" if asked("status", "--porcelain") else "")
+    except FileNotFoundError:  # no git here
+        return ""
+
+
+def sources_digest(*beside: Path) -> str:
+    """The product's code, and files of the benchmark's own: what was measured with other code is another."""
+    digest = hashlib.sha256()
+    for path in [*sorted(Path(gptailor.__file__).parent.rglob("*.py")), *sorted(beside)]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def machine() -> dict[str, Any]:

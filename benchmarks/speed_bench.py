@@ -13,13 +13,14 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from record import sources_digest as product_digest
 from speed_setup import HELD_OUT, Rows, make_rows, recipe_for
 from speed_works import LORA, LORA_TARGETS, RATES, Peer, Work
 
-import gptailor
 from gptailor.launch import write_atomically
 from gptailor.recipe import dump_recipe
 
@@ -57,7 +58,7 @@ class Bench:
         """The file of a round, named by a hash of everything that it depends on but the machine."""
         stop_after = CHECKED_STEPS if number == "check" else self.stop_after
         about = [ROUND_VERSION, dataclasses.asdict(work), self.shape, self.steps, stop_after]
-        about += [self.device, sources_digest(), peers_text(), RATES]
+        about += [self.device, sources_digest(), surroundings(), peers_text(), RATES]
         digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
         return self.work / "rounds" / f"{work.name.replace(' ', '-')}-{dropout:g}-{number}-{digest}.json"
 
@@ -69,7 +70,7 @@ class Bench:
     def measure(self, work: Work, dropout: float, number: int) -> None:
         """One round, kept when it is whole: its pairs must have run one after the other."""
         rows = self.rows(work)
-        found = {}
+        found: dict[str, Any] = {"load_before": os.getloadavg()[0]}
         if not work.peers:
             found["machine"] = self.products(work)
         found["ours"] = self.ours(work, rows, dropout)
@@ -171,7 +172,8 @@ class Bench:
         """Compiled code is kept between runs, each side's in its own place; frozen features are not."""
         own = {
             "GPTAILOR_CACHE": str(cache / "cache"),
-            "TORCHINDUCTOR_CACHE_DIR": str(self.work / "compiled"),
+            # Empty in the first round of what is measured now.
+            "TORCHINDUCTOR_CACHE_DIR": str(self.work / f"compiled-{sources_digest()}"),
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
             BEGAN: repr(time.time()),
@@ -205,12 +207,16 @@ def refuse_other_tokens(work: Work, found: Mapping[str, Any]) -> None:
 
 
 def sources_digest() -> str:
-    """The product's code."""
-    folder = Path(gptailor.__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
+    """The product's code, and all that says how both sides run."""
+    own = [*HERE.glob("speed*.py"), *(HERE / "speed_peers").glob("*.py")]
+    return product_digest(*own)
+
+
+def surroundings() -> list[str]:
+    """What else rounds depend on, but for the machine: our PyTorch, and variables that steer both sides."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "LD_PRELOAD", "GLIBC_TUNABLES")
+    names += tuple(name for name in sorted(os.environ) if name.startswith("MALLOC_"))
+    return [version("torch"), *(f"{name}={os.environ[name]}" for name in names if name in os.environ)]
 
 
 def peers_text() -> str:

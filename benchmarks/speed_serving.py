@@ -53,8 +53,9 @@ class Plan:
     peer_python: str = sys.executable
 
 
+WARM_TRIES = 12
 COMPILER = shutil.which("c++") is not None
-FULL = Plan(texts=512, pairs=5, seconds=10, batch_sizes=(4, 8, 16, 32), compile=COMPILER)
+FULL = Plan(texts=512, pairs=5, seconds=10, batch_sizes=(1, 2, 4, 8, 16, 32), compile=COMPILER)
 QUICK = Plan(texts=64, pairs=2, seconds=4, batch_sizes=(8, 16), compile=False)
 
 
@@ -160,10 +161,10 @@ def same_labels(ones: Sequence[Json], others: Sequence[Json]) -> float:
 
 
 def peer_settings(plan: Plan, precision: str) -> list[Json]:
-    """What the peer's best is chosen from: rows sorted by length, padded to the longest of a batch."""
+    """What the peer's best is chosen from: as usual, or sorted by length and padded to a batch's longest."""
     sizes = [{"batch_size": size, "sorted": True} for size in plan.batch_sizes]
-    found: list[Json] = [{"precision": precision, **size} for size in sizes]
-    return found + [{**setting, "compile": True} for setting in found if plan.compile]
+    found: list[Json] = [{"precision": precision}, *({"precision": precision, **size} for size in sizes)]
+    return found + [{**setting, "compile": True} for setting in found[1:] if plan.compile]
 
 
 def predict_rows(plan: Plan, model: Path, texts: Sequence[str], folder: Path) -> list[Json]:
@@ -316,15 +317,26 @@ def load(server: Server, texts: Sequence[str], seconds: float) -> Json:
     }
 
 
+def warm(server: Server, texts: Sequence[str], plan: Plan) -> None:
+    """Asks until answers come no faster: what is compiled is compiled for each new length of text."""
+    before = 0.0
+    for _ in range(WARM_TRIES):
+        found = load(server, texts, plan.seconds)["per_second"]
+        if found < 1.1 * before:
+            return
+        before = found
+
+
 def served_settings(plan: Plan, precision: str) -> list[Json]:
-    """What the peer's best server is chosen from: one request a core, in one process or in two."""
+    """What the peer's best server is chosen from: as usual, or one request a core, in one process or two."""
     cores = os.cpu_count() or 1
     found: list[Json] = [
+        {"precision": precision},
         {"precision": precision, "threads": 1, "at_once": cores},
         {"precision": precision, "threads": 1, "at_once": 1, "workers": cores},
         {"precision": precision, "threads": cores, "at_once": 1},
     ]
-    return found + [{**setting, "compile": True} for setting in found[:2] if plan.compile]
+    return found + [{**setting, "compile": True} for setting in found[1:3] if plan.compile]
 
 
 def served_rows(plan: Plan, model: Path, titles: Sequence[str]) -> list[Json]:
@@ -335,12 +347,15 @@ def served_rows(plan: Plan, model: Path, titles: Sequence[str]) -> list[Json]:
         tried = []
         for setting in candidates:
             with ended(start_peer(plan, model, setting)) as server:
+                warm(server, titles, plan)
                 tried.append(load(server, titles, plan.seconds)["per_second"])
             print(f"  peer {setting}: {tried[-1]:.1f} requests/s", file=sys.stderr, flush=True)
         best = candidates[tried.index(max(tried))]
         with ended(start_ours(model, precision)) as mine:
+            warm(mine, titles, plan)
             for name, setting in (("usual", {"precision": precision}), ("best", best)):
                 with ended(start_peer(plan, model, setting)) as other:
+                    warm(other, titles, plan)
                     pairs = [
                         (load(mine, titles, plan.seconds), load(other, titles, plan.seconds))
                         for _ in range(plan.pairs)

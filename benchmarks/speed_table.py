@@ -117,7 +117,7 @@ def make_line(
         len(rounds),
         speed=spread([rate(one) / rate(other, epochs=epochs) for one, other in pairs]),
         memory=spread([one["peak_memory_bytes"] / other["peak_memory_bytes"] for one, other in pairs]),
-        loss_difference=statistics.median(compared) if compared else None,
+        loss_difference=max(compared) if len(compared) == len(pairs) else None,
         ours=medians(ours),
         theirs=medians(theirs),
     )
@@ -182,6 +182,10 @@ def doubts(line: Line, check: float | None, *, pairs: int) -> str:
     found = []
     if line.pairs < pairs:
         found.append(f"{line.pairs} of {pairs} pairs")
+    if "frozen" not in line.work and line.against != "machine":  # those have no loss in common
+        absent = {"after training": line.loss_difference is None, "of the first steps": check is None}
+        if missing := [when for when, is_absent in absent.items() if is_absent]:
+            found.append(f"losses {' and '.join(missing)} not compared")
     if line.loss_difference is not None and line.loss_difference > LOSSES_WITHIN:
         found.append(f"losses differ by {line.loss_difference:.1%}")
     if check is not None and check > FIRST_STEPS_WITHIN:

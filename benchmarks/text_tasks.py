@@ -2,7 +2,8 @@
 
     python benchmarks/text_tasks.py [--works multi30k xquad ...] [--minutes 5] [--base starter]
 
-Every command runs in a process of its own, as a person would type it. The data are not part of this project:
+Every command runs in a process of its own, as a person would type it. What was measured with
+another base, other minutes or other code is run again. The data are not part of this project:
 see --data. What is there is not run again (--again does). Prints a table and writes it with the numbers to
 benchmarks/results/DATE-text-tasks.md and .json.
 """
@@ -21,7 +22,10 @@ from html import unescape
 from pathlib import Path
 from typing import Any
 
-from record import RESULTS, start_record, write_record
+from quality_data import digest
+from record import RESULTS, sources_digest, start_record, write_record
+
+from gptailor.models.names import resolve_base
 
 HERE = Path(__file__).resolve().parent
 LONGEST_MINUTES, ENOUGH_STOP = 10, 0.95
@@ -174,8 +178,9 @@ def main() -> None:
     kept = wanted.work / "lines"
     kept.mkdir(parents=True, exist_ok=True)
     lines = []
+    about = [resolve_base(wanted.base).revision, wanted.minutes, sources_digest()]
     for name in wanted.works or known:
-        path = kept / f"{name}.json"
+        path = kept / f"{name}-{digest(about)[:8]}.json"
         if wanted.again or not path.exists():
             if name == "reuters":
                 write_reuters(wanted.data / "reuters21578", wanted.work / REUTERS)

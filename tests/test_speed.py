@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -51,7 +52,7 @@ def line(median: float, *, pairs: int = 5, difference: float | None = 0.0, **oth
 
 
 def reached(found: Line, bar: Bar, **others: Any) -> tuple[str, bool, str]:
-    told = judge(bar, [found], dropout=0.1, checks=others.get("checks", {}))
+    told = judge(bar, [found], dropout=0.1, checks=others.get("checks", {"w": 0.0}))
     return told["reached"], told["settled"], told["why"]
 
 
@@ -74,7 +75,7 @@ def test_ratios_are_taken_within_a_round() -> None:
     found = make_line("w", 0.1, "usual", rounds)
     assert found.speed == Spread(5, 4, 6)
     assert found.memory == Spread(0.65, 0.6, 0.7)
-    assert found.loss_difference == pytest.approx(1 - 1 / 1.01)
+    assert found.loss_difference == pytest.approx(1 / 9), "the largest: every pair must agree"
     assert found.ours["tokens_per_second"] == 100
     assert make_line("w", 0.1, "usual", rounds, epochs=5).speed == Spread(25, 20, 30)
 
@@ -120,7 +121,11 @@ def test_few_pairs_or_other_losses_settle_nothing() -> None:
     assert reached(line(6, pairs=4), bar) == ("aim", False, "4 of 5 pairs")
     assert reached(line(6, difference=0.021), bar) == ("aim", False, "losses differ by 2.1%")
     assert reached(line(6), bar, checks={"w": 0.01}) == ("aim", False, "first steps differ by 1.0e-02")
-    assert reached(line(6, difference=None), bar)[1]  # a frozen head isn't trained by steps
+    why = "losses after training and of the first steps not compared"
+    assert reached(line(6, difference=None), bar, checks={}) == ("aim", False, why)
+    frozen = dataclasses.replace(line(6, difference=None), work="w frozen")
+    told = judge(Bar("w frozen", "usual", "speed", 5), [frozen], dropout=0.1, checks={})
+    assert told["settled"], "a frozen head isn't trained by steps"
 
 
 def test_a_bar_wants_its_own_dropout() -> None:
@@ -141,7 +146,7 @@ def test_every_bar_has_its_work_and_its_peer() -> None:
 def test_the_page_shows_each_bar_beside_its_ratio() -> None:
     bar = Bar("w", "usual", "speed", 5, 6)
     found = line(5.5, ours={"tokens_per_second": 550, "compile_seconds": 30, "startup_seconds": 9})
-    bars = [judge(bar, [found], dropout=0.1, checks={})]
+    bars = [judge(bar, [found], dropout=0.1, checks={"w": 0.0})]
     [_, _, row] = speed_table.table([found], bars).split("\n")
     assert row.startswith("| w | 0.1 | usual | 5.50 (1.00 to 9.00) | 5 x / 6 x | must | 5 | 550 / – |")
     other = Line("w", 0.0, "usual", 5, speed=Spread(7, 7, 7))

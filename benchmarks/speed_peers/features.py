@@ -32,7 +32,7 @@ def main() -> None:
             body.device
         )
         with torch.inference_mode():
-            hidden = body(**batch).last_hidden_state
+            hidden = body(**batch, use_cache=False).last_hidden_state
         last = batch["attention_mask"].sum(1) - 1
         features[chosen] = hidden[torch.arange(len(chosen)), last].float().cpu().numpy()
     LogisticRegression(max_iter=1000).fit(features, columns["labels"])

@@ -21,7 +21,7 @@ from gptailor.pipeline.place import Listener
 from gptailor.pipeline.rehearsal import rehearse_classification
 from gptailor.pipeline.run import Run
 from gptailor.recipe import Recipe, TuneSettings, build_recipe
-from gptailor.search.tune import Tuned, tune_recipe
+from gptailor.search.tune import Tuned, _Clock, tune_recipe
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +201,16 @@ def test_without_optuna_the_install_command_is_told(
         cli.main()
     assert left.value.code == 1
     assert "pip install 'gptailor[tune]'" in capsys.readouterr().err
+
+
+def test_the_time_before_a_stop_counts(tmp_path: Path) -> None:
+    """Written down with every line that is said, so that a kill loses little of it."""
+    path, said = tmp_path / "seconds.txt", []
+    path.write_text("100.0", encoding="utf-8")
+    clock = _Clock(path)
+    clock.saying(Listener(say=said.append)).say("trial 3")
+    assert said == ["trial 3"]
+    assert 100 <= float(path.read_text(encoding="utf-8")) <= clock.seconds + 0.1 < 110
 
 
 def test_tune_has_every_option_of_fit() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from gptailor.search.space import build_space
 from gptailor.search.study import Study, Tried
 from gptailor.search.trials import Search, run_trials
 
-REQUEST, HASH = "request.yaml", "data.sha256"
+REQUEST, HASH, SECONDS = "request.yaml", "data.sha256", "seconds.txt"
 WAITING_SECONDS = 0.5
 
 REHEARSALS: dict[str, Callable[[Recipe, Path, Listener], Rehearsal]] = {
@@ -64,8 +65,9 @@ def tune_recipe(recipe: Recipe, *, overwrite: bool = False, listener: Listener |
         refuse_other_request(work, recipe)
         listener.say(f"{folder} is finished; nothing to do")
         return Tuned(Run(folder), read_result(folder))
-    began = time.perf_counter()
     with in_use(work):  # nobody moves it away under the trials
+        clock = _Clock(work / SECONDS)
+        listener = clock.saying(listener)
         with catch_signals():
             search = open_search(recipe, work, listener)
             trials = run_trials(search)
@@ -75,9 +77,30 @@ def tune_recipe(recipe: Recipe, *, overwrite: bool = False, listener: Listener |
             with catch_signals():
                 final = settle(search, trials, work)
             run = fit_winner(recipe, final, folder, listener)
-            result = result_of(search, trials, final, run.report, seconds=time.perf_counter() - began)
+            result = result_of(search, trials, final, run.report, seconds=clock.seconds)
             write_result(folder, result)
     return Tuned(run, result)
+
+
+class _Clock:
+    """Seconds that a search took, in this process and in those before it that were stopped or killed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._began = path, time.perf_counter()
+        self._before = float(path.read_text(encoding="utf-8")) if path.exists() else 0.0
+
+    @property
+    def seconds(self) -> float:
+        return self._before + time.perf_counter() - self._began
+
+    def saying(self, listener: Listener) -> Listener:
+        """The listener, whose every line is a moment to write the time down."""
+
+        def say(line: str) -> None:
+            write_atomically(self._path, f"{self.seconds:.1f}")
+            listener.say(line)
+
+        return dataclasses.replace(listener, say=say)
 
 
 def open_search(recipe: Recipe, work: Path, listener: Listener) -> Search:
