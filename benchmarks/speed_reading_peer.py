@@ -2,11 +2,11 @@
 
     python benchmarks/speed_reading_peer.py usual|best ROWS.csv TOKENIZER.json FOLDER
 
-Usual is what tutorials show: `map` and `filter` row by row in one process. Best is `batched=True` with two
-processes, MinHash over whole texts at once, and the tokenizer's batches. The steps and their rules are
-Gptailor's defaults: the same repairs by ftfy and the same patterns, the same duplicates and conflicts, word
-3-shingles (character 5-grams under 8 words), 128 permutations, a threshold of 0.8. Writes what it kept to
-FOLDER/result.npz and its times to FOLDER/result.json.
+Usual is what tutorials show: `map` and `filter` row by row in one process, MinHash by datasketch. Best is
+`batched=True` with two processes, MinHash and its index by rensa, and the tokenizer's batches. The steps and
+their rules are Gptailor's defaults: the same repairs by ftfy and the same patterns, the same duplicates and
+conflicts, word 3-shingles (character 5-grams under 8 words), 128 permutations, a threshold of 0.8. Writes
+what it kept to FOLDER/result.npz and its times to FOLDER/result.json.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ import ftfy
 import numpy as np
 from datasets import Dataset, load_dataset
 from datasketch import LeanMinHash, MinHash, MinHashLSH
+from rensa import RMinHash, RMinHashLSH
 from transformers import PreTrainedTokenizerFast
 
 PROCESSES = 2
 PERMUTATIONS, THRESHOLD = 128, 0.8
+BANDS = 16  # of eight permutations: of pairs that just reach the threshold 95 % are found
 SCHEME = MinHash(num_perm=PERMUTATIONS).scheme
 CONFIG = ftfy.TextFixerConfig(
     unescape_html=False,
@@ -115,11 +117,6 @@ def run_best(path: str, tokenizer: PreTrainedTokenizerFast, cache: str) -> tuple
         texts = [clean(text) for text in batch["text"]]
         return {"text": texts, "hash": [digest(text) for text in texts], "row": places}
 
-    def sketch_all(batch: Row) -> Row:
-        sets = [set(shingles(text)) for text in batch["text"]]
-        minhashes = MinHash.bulk(sets, num_perm=PERMUTATIONS)
-        return {"sketch": np.stack([minhash.hashvalues for minhash in minhashes]).astype(np.uint32)}
-
     def tokenize_all(batch: Row) -> Row:
         return {"ids": tokenizer(batch["text"], return_attention_mask=False)["input_ids"]}
 
@@ -134,10 +131,8 @@ def run_best(path: str, tokenizer: PreTrainedTokenizerFast, cache: str) -> tuple
         if first[key] == row and key not in conflicts
     ]
     rows = rows.select(kept)
-    rows = rows.map(sketch_all, **both)
-    groups = _groups(rows)
-    rows = rows.map(tokenize_all, remove_columns=["sketch"], **both)
-    return rows, groups
+    groups = _rust_groups(rows)
+    return rows.map(tokenize_all, **both), groups
 
 
 def _load(path: str, cache: str) -> Dataset:
@@ -163,26 +158,52 @@ def _repeats(rows: Dataset) -> tuple[dict[str, int], set[str]]:
 
 
 def _groups(rows: Dataset) -> list[list[int]]:
-    """Rows that the index finds near one another, in chains."""
-    index = MinHashLSH(threshold=THRESHOLD, num_perm=PERMUTATIONS)
-    above: dict[int, int] = {}
+    """Rows that datasketch's index finds near one another, in chains."""
+    index, chains = MinHashLSH(threshold=THRESHOLD, num_perm=PERMUTATIONS), _Chains()
+    for row, values in _sketches(rows):
+        minhash = LeanMinHash(seed=1, hashvalues=values, scheme=SCHEME)
+        chains.add(row, index.query(minhash))
+        index.insert(row, minhash, check_duplication=False)
+    return chains.groups()
 
-    def top(row: int) -> int:
+
+def _rust_groups(rows: Dataset) -> list[list[int]]:
+    """Rows that rensa's index finds near one another, in chains."""
+    index, chains = RMinHashLSH(threshold=THRESHOLD, num_perm=PERMUTATIONS, num_bands=BANDS), _Chains()
+    for batch in rows.select_columns(["row", "text"]).iter(1000):
+        sets = [sorted(set(shingles(text))) for text in batch["text"]]
+        sketches = RMinHash.from_token_sets(sets, PERMUTATIONS, 1)
+        for row, minhash in zip(batch["row"], sketches, strict=True):
+            chains.add(row, index.query(minhash))
+            index.insert(row, minhash)
+    return chains.groups()
+
+
+class _Chains:
+    """Rows joined by being near."""
+
+    def __init__(self) -> None:
+        self._above: dict[int, int] = {}
+
+    def add(self, row: int, near: Iterable[int]) -> None:
+        """A row and those before it that it is near."""
+        self._above[row] = row
+        for other in near:
+            one, two = self._top(other), self._top(row)
+            self._above[max(one, two)] = min(one, two)
+
+    def groups(self) -> list[list[int]]:
+        """Those of two rows and more."""
+        members: dict[int, list[int]] = {}
+        for row in self._above:
+            members.setdefault(self._top(row), []).append(row)
+        return [group for group in members.values() if len(group) > 1]
+
+    def _top(self, row: int) -> int:
+        above = self._above
         while above[row] != row:
             above[row] = row = above[above[row]]
         return row
-
-    for row, values in _sketches(rows):
-        minhash = LeanMinHash(seed=1, hashvalues=values, scheme=SCHEME)
-        above[row] = row
-        for other in index.query(minhash):
-            one, two = top(other), top(row)
-            above[max(one, two)] = min(one, two)
-        index.insert(row, minhash, check_duplication=False)
-    members: dict[int, list[int]] = {}
-    for row in above:
-        members.setdefault(top(row), []).append(row)
-    return [group for group in members.values() if len(group) > 1]
 
 
 def _sketches(rows: Dataset) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
