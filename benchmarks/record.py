@@ -64,6 +64,13 @@ def machine() -> dict[str, Any]:
     }
 
 
+def judged(ratio: float, must: float, aim: float, *, doubt: str = "") -> str:
+    """What of a bar a ratio reaches, in words; with a doubt nothing is settled."""
+    reached = "aim reached" if ratio >= aim else "must reached" if ratio >= must else "missed"
+    told = f"{ratio:.2f} x of {must:g} x / {aim:g} x: {reached}"
+    return f"{told} (not settled: {doubt})" if doubt else told
+
+
 def write_record(folder: Path, name: str, found: Mapping[str, Any], page: str = "") -> Path:
     """DATE-NAME.json and, where there is a page, DATE-NAME.md; a second run of a day replaces the first.
 

@@ -32,6 +32,8 @@ from speed_reading_rows import write_rows
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parent.parent / "shared" / "data"
 OURS = "ours"
+BARS = {"usual": (2.5, 3.0), "best": (1.3, 1.5)}  # must and aim, of rows a second
+BAR_ROWS, BAR_PAIRS = 1_000_000, 5  # fewer settle nothing
 SAMPLED_EVERY = 0.1  # seconds
 
 
@@ -261,7 +263,7 @@ def main() -> None:
         _, path, tokenizer_file, folder = chosen.side
         read_ours(path, tokenizer_file, Path(folder))
         return
-    from record import RESULTS, start_record, write_record
+    from record import RESULTS, judged, start_record, write_record
 
     begun = start_record()
     with tempfile.TemporaryDirectory() as name:
@@ -272,9 +274,18 @@ def main() -> None:
         options: dict[str, Any] = {"rows": chosen.rows, "peer": chosen.peer}
         readings, told = compare(chosen.setting, rows, tokenizer_file, pairs=chosen.pairs, **options)
         grown = flatness(chosen.data, folder, tokenizer_file, **options) if chosen.memory else []
-    print(table(readings), *told, sep="\n")
+    doubts = [f"{chosen.rows:,} rows"] * (chosen.rows < BAR_ROWS) + ["few pairs"] * (chosen.pairs < BAR_PAIRS)
+    bars = {
+        side: judged(statistics.median(ratios(readings, side)), *BARS[side], doubt=", ".join(doubts))
+        for side in chosen.setting
+    }
+    print(table(readings), *told, *(f"{side}: {bar}" for side, bar in bars.items()), sep="\n")
+    for small, large in zip(grown[:2], grown[2:], strict=True):
+        grows = large.peak_bytes / small.peak_bytes
+        print(f"memory at ten times the rows, {small.side}: {grows:.2f} times as much")
     result = {
         **begun,
+        "bars": bars,
         "readings": [asdict(reading) for reading in readings],
         "memory": [asdict(reading) for reading in grown],
         "agreement": told,

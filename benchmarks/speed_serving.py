@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from record import RESULTS, start_record, write_record
+from record import RESULTS, judged, start_record, write_record
 
 LABELS = ("World", "Sports", "Business", "Sci/Tech")
 CLIENTS = 32
@@ -54,6 +54,13 @@ class Plan:
 
 
 WARM_TRIES = 12
+BARS = {  # by work and what it stands against: must and aim
+    ("batch", "usual"): (3.0, 4.0),
+    ("batch", "best"): (2.0, 2.5),
+    ("served", "usual"): (4.0, 5.0),
+    ("served", "best"): (2.5, 3.0),
+}
+PAIRS = 5  # fewer settle nothing
 COMPILER = shutil.which("c++") is not None
 FULL = Plan(texts=512, pairs=5, seconds=10, batch_sizes=(1, 2, 4, 8, 16, 32), compile=COMPILER)
 QUICK = Plan(texts=64, pairs=2, seconds=4, batch_sizes=(8, 16), compile=False)
@@ -141,7 +148,12 @@ class Worker:
 
 
 def spread(values: Sequence[float]) -> Json:
-    return {"median": statistics.median(values), "low": min(values), "high": max(values)}
+    return {
+        "median": statistics.median(values),
+        "low": min(values),
+        "high": max(values),
+        "pairs": len(values),
+    }
 
 
 def between(pairs: Sequence[tuple[Json, Json]], key: str) -> list[float]:
@@ -395,6 +407,9 @@ def print_row(row: Json) -> None:
     if "ratio_cpu" in row:
         cpu = row["ratio_cpu"]["median"]
         more = f"; {cpu:.2f} x by processor time; off by {row['ours_off']:.1e} / {row['theirs_off']:.1e}"
+    must, aim = BARS["served" if row["work"].startswith("served") else "batch", row["against"]]
+    row["bar"] = judged(ratio["median"], must, aim, doubt="" if ratio["pairs"] >= PAIRS else "few pairs")
+    more += f"; {row['bar']}"
     print(
         f"{row['work']}, {row['precision']}, peer's {row['against']}: {ratio['median']:.2f} x "
         f"({ratio['low']:.2f} to {ratio['high']:.2f}), {ours:,.0f} / {theirs:,.0f} {row['unit']}{more}",
