@@ -76,7 +76,8 @@ def side_by_side_seconds(shape: tuple[int, int, int], *, tokens: int, workers: i
     with ThreadPoolExecutor(workers) as pool:
         spans = list(pool.map(work, range(workers)))
     tries = zip(*spans, strict=True)
-    return min(max(end for _, end in one) - min(begin for begin, _ in one) for one in tries)
+    taken = [max(end for _, end in one) - min(begin for begin, _ in one) for one in tries]
+    return float(min(taken))
 
 
 def wait(device: str) -> None:
