@@ -60,9 +60,10 @@ def rehearse_classification(recipe: Recipe, folder: Path, listener: Listener) ->
             seed=recipe.seed,
         )
         # Rows that were asked several times tell no more than once: their resamples spread too little.
-        wider = math.sqrt(max(1.0, len(ours) / different))
+        of_rows = math.sqrt(max(1.0, len(ours) / different)) * (found.high - found.low) / (2 * 1.96)
+        error = math.hypot(of_rows, error_of_fits(ours, theirs))
+        wider = 2 * 1.96 * error / (found.high - found.low) if found.high > found.low else 1.0
         low, high = (found.value + wider * (end - found.value) for end in (found.low, found.high))
-        error = (high - low) / (2 * 1.96)
         if kind.higher_is_better:
             return Gap(found.value, low, high, error)
         return Gap(-found.value, -high, -low, error)
@@ -78,6 +79,12 @@ def rehearse_classification(recipe: Recipe, folder: Path, listener: Listener) ->
         repeat=lambda tried, number: repeat_elsewhere(shop, tried, number),
         gap=gap,
     )
+
+
+def error_of_fits(ours: Sequence[Repeat], theirs: Sequence[Repeat]) -> float:
+    """The standard error of the mean difference over repeats: another seed and split gives another one."""
+    gaps = [one.score - other.score for one, other in zip(ours, theirs, strict=True)]
+    return float(np.std(gaps, ddof=1) / math.sqrt(len(gaps))) if len(gaps) > 1 else 0.0
 
 
 def without_test(shop: Workshop) -> Workshop:
