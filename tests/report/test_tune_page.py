@@ -80,6 +80,10 @@ def test_a_winner_that_lost_the_test_is_told(result: dict[str, Any]) -> None:
     behind = {"value": -0.04, "low": -0.06, "high": -0.01}
     page = render_tune({**result, "test": {**result["test"], "difference": behind}})
     assert "Ahead in the search, behind on the test set" in page
+    open_ = {"value": 0.004, "low": -0.017, "high": 0.025}
+    page = render_tune({**result, "test": {**result["test"], "difference": open_}})
+    assert "the test set can&#39;t tell" in page
+    assert "Better settings found" not in page
     error = {**result, "metric": "rmse", "higher_is_better": False}
     page = render_tune({**error, "test": {**result["test"], "difference": behind}})
     assert "Better settings found" in page, "an error that fell is a gain"

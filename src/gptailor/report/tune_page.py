@@ -38,7 +38,7 @@ def render_tune(result: Mapping[str, Any]) -> str:
             seconds_text(result["seconds"]),
         ],
         "headline": _headline(result, won=won),
-        "tone": "good" if won and not _lost_the_test(result) else "unclear",
+        "tone": "good" if won and not _lost_the_test(result) and not _is_unclear(result) else "unclear",
         "says": result["says"],
         "apart": _apart(result, won=won),
         "keys": _keys(result, metric),
@@ -66,15 +66,23 @@ def _lead(trials: Sequence[Mapping[str, Any]]) -> str:
 def _headline(result: Mapping[str, Any], *, won: bool) -> str:
     if not won:
         return "The default stays"
-    return (
-        "Ahead in the search, behind on the test set" if _lost_the_test(result) else "Better settings found"
-    )
+    if _lost_the_test(result):
+        return "Ahead in the search, behind on the test set"
+    if _is_unclear(result):
+        return "Ahead in the search; the test set can't tell"
+    return "Better settings found"
 
 
 def _lost_the_test(result: Mapping[str, Any]) -> bool:
     """Whether the default was surely better on the sealed test set."""
     ahead = _ahead(result)
     return ahead is not None and ahead[2] < 0
+
+
+def _is_unclear(result: Mapping[str, Any]) -> bool:
+    """Whether the sealed test set was asked and leaves open who is ahead."""
+    ahead = _ahead(result)
+    return ahead is not None and ahead[1] <= 0 <= ahead[2]
 
 
 def _ahead(result: Mapping[str, Any]) -> tuple[float, float, float] | None:
