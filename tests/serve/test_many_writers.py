@@ -6,7 +6,7 @@ import itertools
 import json
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from texts import Served, alone, serving, until
 
 from gptailor.models.answerer import Answerer, load_answerer
 from gptailor.models.decode import Event
+from gptailor.serve.run import Connection
 
 PROMPT = "the race 5"
 
@@ -122,27 +123,34 @@ def test_a_silent_stream_says_that_it_goes_on(runs: dict[str, Path], monkeypatch
             assert [line for line in itertools.islice(lines, 6) if line] == [": the answer goes on"] * 3
 
 
-def test_a_client_that_reads_slowly_is_not_cut_off(
-    runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gptailor.serve.run.STALL_SECONDS", 0.3)
-    answerer = load_answerer(runs["plain"])
-    monkeypatch.setattr(answerer, "decoder", Endless)
-    body = json.dumps({"prompt": PROMPT, "stream": True}).encode()
-    head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    with serving([answerer]) as served:
-        port = int(served.url.rpartition(":")[2])
-        with socket.socket() as slow:
-            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)  # or it takes all at once
-            slow.connect(("127.0.0.1", port))
-            slow.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-            until(lambda: served.service.accepted == 1)
-            read, began = 0, time.monotonic()
-            while time.monotonic() - began < 1.2:  # never all that lies there, but always some of it
-                read += len(slow.recv(60_000))
-                time.sleep(0.01)
-            assert served.service.accepted == 1
-            assert read > 1_000_000
+class Pipe:
+    """A transport of which somebody reads some between two looks, and the clock that calls for the looks."""
+
+    def __init__(self, unread: list[int]) -> None:
+        self.unread, self.aborted = unread, False
+        self.waiting: list[Callable[[], None]] = []
+
+    def get_write_buffer_size(self) -> int:
+        return self.unread[0]
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def call_later(self, _: float, call: Callable[[], None]) -> None:
+        self.waiting.append(call)
+
+
+def test_a_client_that_reads_slowly_is_not_cut_off() -> None:
+    """What lies there shrinks from look to look; once it doesn't, nobody reads."""
+    pipe = Pipe([900, 700, 20, 20, 20])
+    connection: Any = Connection.__new__(Connection)
+    connection.loop = connection.transport = pipe
+    connection._wait_for_reading()
+    for expected in (False, False, True):
+        pipe.unread.pop(0)
+        pipe.waiting.pop()()
+        assert pipe.aborted is expected
+    assert pipe.waiting == [], "nothing is looked at after the end"
 
 
 def test_a_client_that_leaves_mid_stream_frees_its_place(runs: dict[str, Path]) -> None:
@@ -150,7 +158,7 @@ def test_a_client_that_leaves_mid_stream_frees_its_place(runs: dict[str, Path]) 
         worker = slow.service.workers["run-plain"]
         stream = client.completions.create(model="run-plain", prompt=PROMPT, n=3, stream=True, logprobs=0)
         next(iter(stream))
-        assert worker.items == 3
+        assert worker.items > 0, "of three, some may have ended"
         stream.close()
         until(lambda: worker.items == 0)
         assert not worker._decoder.busy
