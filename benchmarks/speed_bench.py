@@ -70,14 +70,15 @@ class Bench:
     def measure(self, work: Work, dropout: float, number: int) -> None:
         """One round, kept when it is whole: its pairs must have run one after the other."""
         rows = self.rows(work)
-        found: dict[str, Any] = {"load_before": os.getloadavg()[0]}
+        load_before = os.getloadavg()[0]
+        found: dict[str, Any] = {}
         if not work.peers:
             found["machine"] = self.products(work)
         found["ours"] = self.ours(work, rows, dropout)
         for against, peer in work.peers.items():
             found[against] = self.peer(work, rows, peer, dropout)
         refuse_other_tokens(work, found)
-        self.keep(work, dropout, number, found)
+        self.keep(work, dropout, number, {"load_before": load_before, **found})
 
     def check(self, work: Work) -> None:
         """The first steps of both sides in fp32, without dropout, on the same rows in the same order."""

@@ -202,6 +202,22 @@ def test_a_round_that_was_measured_is_found_again(tmp_path: Path) -> None:
     assert replace(bench, steps=20).find(work, 0.1, 1) is None  # other settings, other rounds
 
 
+def test_a_round_holds_both_sides_and_the_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compared, alone = speed_works.WORKS[0], speed_works.WORKS[-1]
+    bench = Bench(tmp_path, tmp_path, tmp_path, "tiny", Path("python"), 13, 0, "cpu")
+    monkeypatch.setattr(Bench, "rows", lambda *_: speed_setup.Rows(tmp_path, tmp_path, "classification"))
+    monkeypatch.setattr(Bench, "ours", lambda *_: run([1], loss=1.0))
+    monkeypatch.setattr(Bench, "peer", lambda *_: run([2], loss=1.0))
+    monkeypatch.setattr(Bench, "products", lambda *_: {"operations_per_second": 5.0})
+    for work in (compared, alone):
+        bench.measure(work, 0.1, 1)
+    found, share = bench.find(compared, 0.1, 1), bench.find(alone, 0.1, 1)
+    assert found is not None
+    assert set(found) == {"when", "load", "load_before", "ours", "usual", "best"}
+    assert share is not None
+    assert set(share) == {"when", "load", "load_before", "ours", "machine"}
+
+
 def test_sides_that_saw_other_tokens_are_refused() -> None:
     work = speed_works.WORKS[0]
     ours, theirs = run([1, 1], loss=1.0), run([1, 1], tokens=99, loss=1.0)
