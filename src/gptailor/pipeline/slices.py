@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from gptailor.types import Example, FloatArray, IntArray
 COSTS_TEST = "Mann-Whitney U test of what a token costs"
 # What a slice is judged by: it must be a mean over rows, so that no slice suffers for the classes it lacks.
 ROW_SCORES = {"single": "accuracy", "multiple": "subset_accuracy", "score": "mae"}
+OFF_BY = "off on average by {}"
 
 
 def slice_columns(examples: Sequence[Example | TextRow]) -> dict[str, list[str]]:
@@ -63,35 +64,16 @@ def score_slices(
     """
     are_numbers, score = kind.form.kind == "score", ROW_SCORES[kind.form.kind]
     guesses = decide(probabilities, kind.form)
-    by = {"length": length_bands(token_lengths(encoder, texts))}
-    by |= {_free_name(name, by): group_values(values) for name, values in columns.items()}
+    by = _by_column(token_lengths(encoder, texts), columns)
     settings: dict[str, Any] = {"resamples": resamples, "seed": seed}
     slices = slice_rows(by, kind.errors(probabilities, answers), are_numbers=are_numbers, **settings)
 
-    def told(one: Slice) -> dict[str, Any]:
-        rows = one.rows
-        measured = kind.measure(answers[rows], guesses[rows], label_names=label_names, **settings)
-        return {
-            "slice": one.value,
-            "rows": len(rows),
-            score: as_json(one.score),
-            kind.metric: as_json(measured[kind.metric]),
-            "rest": as_json(one.rest),
-            "p": as_json(one.p),
-            "much_worse": one.much_worse,
-        }
+    def metric_of(one: Slice) -> dict[str, Any]:
+        measured = kind.measure(answers[one.rows], guesses[one.rows], label_names=label_names, **settings)
+        return {kind.metric: as_json(measured[kind.metric])}
 
-    worst = worst_slice(slices, are_numbers=are_numbers)
-    judged = sum(one.p is not None for one in slices)
     test = NUMBERS_TEST if are_numbers else SHARES_TEST
-    return {
-        "score": score,
-        "test": f"{test} against the other rows, one-sided; Holm's correction over "
-        f"{number_of(judged, 'slice')} of 20 rows or more",
-        "by": {column: [told(one) for one in slices if one.column == column] for column in by},
-        "worst": None if worst is None else {"by": worst.column, **told(worst)},
-        "warnings": [in_words(one, are_numbers=are_numbers, test=test) for one in slices if one.much_worse],
-    }
+    return _told(slices, by, score=score, test=test, are_numbers=are_numbers, more=metric_of)
 
 
 def score_text_slices(
@@ -114,8 +96,7 @@ def score_text_slices(
         resamples: Of the bootstrap.
         seed: Of the bootstrap.
     """
-    by = {"length": length_bands(lengths)}
-    by |= {_free_name(name, by): group_values(values) for name, values in columns.items()}
+    by = _by_column(lengths, columns)
     sizes = np.maximum(1, pieces.bytes).astype(np.float64)
     slices = slice_rows(
         by,
@@ -127,33 +108,54 @@ def score_text_slices(
         seed=seed,
     )
 
+    cost = "answers cost {} bits per byte"
+    return _told(slices, by, score="bits_per_byte", test=COSTS_TEST, are_numbers=True, cost=cost)
+
+
+def _by_column(lengths: IntArray, columns: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """The rows' slices by column: how long they are, and the person's own columns."""
+    by = {"length": length_bands(lengths)}
+    return by | {_free_name(name, by): group_values(values) for name, values in columns.items()}
+
+
+def _told(
+    slices: Sequence[Slice],
+    by: Mapping[str, Sequence[str]],
+    *,
+    score: str,
+    test: str,
+    are_numbers: bool,
+    cost: str = OFF_BY,
+    more: Callable[[Slice], dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """The report's entry: every slice by column, the worst, and a sentence on each that is much worse."""
+
     def told(one: Slice) -> dict[str, Any]:
         return {
             "slice": one.value,
             "rows": len(one.rows),
-            "bits_per_byte": as_json(one.score),
+            score: as_json(one.score),
+            **(more(one) if more else {}),
             "rest": as_json(one.rest),
             "p": as_json(one.p),
             "much_worse": one.much_worse,
         }
 
-    worst = worst_slice(slices, are_numbers=True)
+    worst = worst_slice(slices, are_numbers=are_numbers)
     judged = sum(one.p is not None for one in slices)
     return {
-        "score": "bits_per_byte",
-        "test": f"{COSTS_TEST} against the other rows, one-sided; Holm's correction over "
+        "score": score,
+        "test": f"{test} against the other rows, one-sided; Holm's correction over "
         f"{number_of(judged, 'slice')} of 20 rows or more",
         "by": {column: [told(one) for one in slices if one.column == column] for column in by},
         "worst": None if worst is None else {"by": worst.column, **told(worst)},
         "warnings": [
-            in_words(one, are_numbers=True, test=COSTS_TEST, cost="answers cost {} bits per byte")
-            for one in slices
-            if one.much_worse
+            in_words(one, are_numbers=are_numbers, test=test, cost=cost) for one in slices if one.much_worse
         ],
     }
 
 
-def in_words(one: Slice, *, are_numbers: bool, test: str, cost: str = "off on average by {}") -> str:
+def in_words(one: Slice, *, are_numbers: bool, test: str, cost: str = OFF_BY) -> str:
     """One sentence on a slice that is much worse than the rest; `cost` says what a number is."""
     name, rows = f"{one.column} {one.value!r}", number_of(len(one.rows), "row")
     p = one.p or 0.0
