@@ -163,28 +163,38 @@ def test_micro_batches_hold_the_step_in_order(count: int, micro_batch_size: int)
     assert 1 <= sizes[-1] <= micro_batch_size
 
 
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=24), st.integers(1, 24), st.integers(1, 4))
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=24),
+    st.integers(1, 24),
+    st.integers(1, 4),
+    st.booleans(),
+)
 @settings(deadline=None)
-def test_workers_get_even_parts(lengths: list[int], micro_batch_size: int, workers: int) -> None:
+def test_workers_get_even_parts(
+    lengths: list[int], micro_batch_size: int, workers: int, padded: bool
+) -> None:
     """Against all ways to cut the rows."""
     lengths = sorted(lengths, reverse=True)
-    cuts = split_step(lengths, micro_batch_size=micro_batch_size, workers=workers)
+    cuts = split_step(lengths, micro_batch_size=micro_batch_size, workers=workers, padded=padded)
     assert [row for cut in cuts for row in range(len(lengths))[cut]] == list(range(len(lengths)))
     for start in range(0, len(lengths), micro_batch_size):
         rows = lengths[start : start + micro_batch_size]
         own = [cut for cut in cuts if start <= cut.start < start + micro_batch_size]
         assert 1 <= len(own) <= workers
         least = min(
-            padded_size(rows, [0, *places, len(rows)])
+            largest(rows, [0, *places, len(rows)], padded=padded)
             for parts in range(min(workers, len(rows)))
             for places in itertools.combinations(range(1, len(rows)), parts)
         )
-        assert padded_size(rows, [cut.start - start for cut in own] + [len(rows)]) == least
+        assert largest(rows, [cut.start - start for cut in own] + [len(rows)], padded=padded) == least
 
 
-def padded_size(lengths: list[int], borders: Sequence[int]) -> int:
-    """Of the largest part: rows times the first, which is the longest."""
-    return max((stop - start) * lengths[start] for start, stop in itertools.pairwise(borders))
+def largest(lengths: list[int], borders: Sequence[int], *, padded: bool) -> int:
+    """Tokens of the largest part; with padding every row is as long as the part's first."""
+    return max(
+        (stop - start) * lengths[start] if padded else sum(lengths[start:stop])
+        for start, stop in itertools.pairwise(borders)
+    )
 
 
 @given(lengths_lists, st.integers(1, 2000))

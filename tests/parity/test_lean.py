@@ -13,8 +13,9 @@ from transformers import GPT2Config, GPT2ForSequenceClassification
 from gptailor.launch import Precision, precision_context
 from gptailor.models.approach import adapt_lora
 from gptailor.models.dropout import hashed, stream
-from gptailor.models.lean import can_compile, is_lean, lean_training
+from gptailor.models.lean import can_compile, is_lean, lean_training, states_at
 from gptailor.models.load import recompute_activations
+from gptailor.types import Batch
 
 VOCABULARY = 120
 
@@ -80,6 +81,47 @@ def test_hidden_states_and_gradients_are_transformers(kind: str, dtype: torch.dt
         found = step_of(model, inputs, leaves)
     assert_near(found, expected, bar)
     assert torch.equal(step_of(model, inputs, leaves)[0], expected[0]), "transformers' own code is back"
+
+
+def padded_batch(kind: str) -> tuple[Batch, Tensor]:
+    """Rows of several lengths, and the flat places of some of their tokens."""
+    lengths = [20, 3, 11, 1]
+    input_ids = torch.randint(1, VOCABULARY, (4, 20))
+    positions = torch.arange(20).repeat(4, 1)
+    positions[0, 12:] = torch.arange(8)
+    positions[2, 4:] = torch.arange(16)
+    batch = Batch(
+        input_ids=input_ids,
+        last=torch.tensor(lengths) - 1,
+        num_targets=4,
+        num_tokens=sum(lengths),
+        rows=("a", "b", "c", "d"),
+        positions=positions if kind == "packed" else None,
+    )
+    places = {"last": [19, 22, 50, 60], "some": [0, 1, 11, 12, 13, 22, 44, 50, 60], "one": [50]}
+    return batch, torch.tensor(places["some" if kind == "packed" else kind])
+
+
+@pytest.mark.parametrize("kind", ["last", "some", "one", "packed"])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_what_is_asked_for_is_transformers_and_padding_nobodys(kind: str, layers: int) -> None:
+    model = build(n_layer=layers).double()
+    batch, places = padded_batch(kind)
+    leaves = list(model.base_model.parameters())
+
+    def step() -> list[Tensor]:
+        states = states_at(model, batch, places)
+        slope = torch.sin(torch.arange(states.numel(), dtype=torch.float64)).view_as(states)
+        return [states, *torch.autograd.grad((states * slope).sum(), leaves)]
+
+    expected = step()
+    with lean_training(model, precision="fp32"):
+        found = step()
+        batch.input_ids[1, 3:] = 7
+        batch.input_ids[3, 1:] = 9
+        others = step()
+    assert_near(found, expected, 1e-10)
+    assert all(torch.equal(one, other) for one, other in zip(found, others, strict=True))
 
 
 @pytest.mark.parametrize("kind", ["short", "packed"])
@@ -217,7 +259,7 @@ def test_other_kinds_of_gpt2_are_left_alone(changes: dict[str, Any]) -> None:
 @pytest.mark.filterwarnings("default")  # torch's compiler warns of what it does itself
 def test_compiled_is_what_it_was() -> None:
     """Values and gradients; the dropout of compiled code is another, and as random."""
-    model = build(n_layer=1)
+    model = build()
     inputs = INPUTS["short"]()
     leaves = list(model.base_model.parameters())
     expected = step_of(model, inputs, leaves)

@@ -147,31 +147,36 @@ def pack(lengths: IntArray, *, capacity: int) -> list[list[int]]:
     return rows
 
 
-def split_step(lengths: Sequence[int], *, micro_batch_size: int, workers: int = 1) -> list[slice]:
+def split_step(
+    lengths: Sequence[int], *, micro_batch_size: int, workers: int = 1, padded: bool = True
+) -> list[slice]:
     """How the rows of one optimizer step, longest first, are cut into micro-batches.
 
     Each `micro_batch_size` rows, all that is computed at a time, are cut once more, into a part for every
-    worker: so that none computes much longer than the others, padding included.
+    worker: so that none computes much longer than the others, padding included where it is computed.
     """
     cuts: list[slice] = []
     for start in range(0, len(lengths), micro_batch_size):
         end = min(start + micro_batch_size, len(lengths))
-        sizes = _even_parts(lengths[start:end], workers)
+        sizes = _even_parts(lengths[start:end], workers, padded=padded)
         for size in sizes:
             cuts.append(slice(start, start + size))
             start += size
     return cuts
 
 
-def _even_parts(lengths: Sequence[int], parts: int) -> list[int]:
-    """Sizes of at most so many runs of rows, so that the largest padded size of a run is least."""
+def _even_parts(lengths: Sequence[int], parts: int, *, padded: bool) -> list[int]:
+    """Sizes of at most so many runs of rows, so that the largest run has the fewest tokens."""
 
     def fill(most: int) -> list[int]:
         sizes: list[int] = []
-        first = 0
-        while first < len(lengths):  # longest first: a run is as wide as its first row
-            sizes.append(max(1, min(most // lengths[first], len(lengths) - first)))
-            first += sizes[-1]
+        room = width = 0
+        for length in lengths:
+            if not sizes or room < (width if padded else length):
+                sizes.append(0)
+                room, width = most, length  # longest first: a run is as wide as its first row
+            sizes[-1] += 1
+            room -= width if padded else length
         return sizes
 
     parts = min(parts, len(lengths))

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from gptailor.data.batch import length_buckets
 from gptailor.errors import ModelError, NonFiniteError
+from gptailor.models.lean import states_at
 from gptailor.types import Batch, FloatArray
 
 LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192)
@@ -190,15 +191,9 @@ class FixedShapes:
 
 
 def learned_states(model: PreTrainedModel, batch: Batch) -> Tensor:
-    """(L, H) final-norm hidden states at the learned positions. Documents of a packed row don't meet:
-    transformers keeps them apart where positions start again and there is no mask.
-    """
+    """(L, H) final-norm hidden states at the learned positions; see `states_at`."""
     assert batch.learned is not None
-    hidden = model.base_model(
-        input_ids=batch.input_ids, position_ids=batch.positions, use_cache=False
-    ).last_hidden_state
-    chosen: Tensor = hidden.flatten(0, 1)[batch.learned]
-    return chosen
+    return states_at(model, batch, batch.learned)
 
 
 def target_nats(hidden: Tensor, head: torch.nn.Module, targets: Tensor) -> Tensor:

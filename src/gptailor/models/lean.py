@@ -2,8 +2,9 @@
 
 The same function as `GPT2Model`: `tests/parity/test_lean.py` compares hidden states and gradients. It is
 faster on processors: a block is one function that can be compiled once and used for every layer, copies of
-the weights in bf16 are kept beside them instead of being made in every pass, and attention with dropout
-is no slower than without. Without gradients, and for all other architectures, transformers' own code runs.
+the weights in bf16 are kept beside them instead of being made in every pass, attention with dropout is no
+slower than without, no product is computed of padding, and of the last block only what is asked for.
+Without gradients, and for all other architectures, transformers' own code runs.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import importlib
 import math
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -55,26 +57,67 @@ class LeanBody:
     body: GPT2Model
     shape: Shape
     dtype: torch.dtype
-    block: Callable[..., Tensor]
+    before: Callable[..., Tensor]
+    after: Callable[..., Tensor]
     compiled: bool = False
     copies: dict[nn.Parameter, Tensor] = field(default_factory=dict)
-    seen: set[tuple[bool, ...]] = field(default_factory=set)
 
     def __call__(self, input_ids: Tensor, position_ids: Tensor | None = None, **_: object) -> BaseModelOutput:
         """Token ids (B, T) and, for packed rows, positions (B, T) to hidden states (B, T, H)."""
+        rows, length = input_ids.shape
+        lengths = torch.full((rows,), length)
+        states = self.states(input_ids, position_ids, lengths, torch.arange(input_ids.numel()))
+        return BaseModelOutput(last_hidden_state=states.view(rows, length, -1))
+
+    def states(
+        self, input_ids: Tensor, position_ids: Tensor | None, lengths: Tensor, chosen: Tensor
+    ) -> Tensor:
+        """(K, H) hidden states of some tokens.
+
+        Args:
+            input_ids: (B, T).
+            position_ids: (B, T) where rows are packed, else None.
+            lengths: (B,) real tokens of each row; what follows is padding.
+            chosen: (K,) flat places in (B, T), in rising order, none of them padding.
+        """
         body: Any = self.body
         length = input_ids.shape[1]
-        places = body.wpe.weight[:length] if position_ids is None else body.wpe(position_ids)
+        grid = grid_of(lengths, length)
+        places = torch.arange(length).expand_as(input_ids) if position_ids is None else position_ids
+        ids, places = (each.flatten()[grid.real] for each in (input_ids, places))
+        wanted = torch.searchsorted(grid.real, chosen)
         seeds = draw_seeds(1 + SEEDS * len(body.h))
         with torch.autocast("cpu", enabled=False):
-            x = drop(body.wte(input_ids) + places, body.drop.p, seeds[0])
+            x = drop(body.wte(ids) + body.wpe(places), body.drop.p, seeds[0])
             mask = None if self._fused(length, position_ids) else attention_mask(length, position_ids)
+            run: Callable[..., Tensor] = self._run_block
+            if body.is_activation_checkpointing:  # run again in the backward pass: dropout follows its seeds
+                run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
             for layer, block in enumerate(body.h):
-                chosen = seeds[1 + SEEDS * layer :][:SEEDS]
-                run = self._recomputed if body.is_activation_checkpointing else self.block
-                x = run(x, mask, chosen, self.weights_of(block), self.shape, self.dtype)
-            x = functional.layer_norm(x, (x.shape[-1],), body.ln_f.weight, body.ln_f.bias, self.shape.epsilon)
-        return BaseModelOutput(last_hidden_state=x)
+                of_layer = seeds[1 + SEEDS * layer :][:SEEDS]
+                asked = wanted if layer == len(body.h) - 1 else None
+                x = run(x, grid, mask, of_layer, self.weights_of(block), asked)
+            width, norm = x.shape[-1], body.ln_f
+            return functional.layer_norm(x, (width,), norm.weight, norm.bias, self.shape.epsilon)
+
+    def _run_block(
+        self,
+        x: Tensor,
+        grid: Grid,
+        mask: Tensor | None,
+        seeds: Tensor,
+        weights: Weights,
+        wanted: Tensor | None,
+    ) -> Tensor:
+        """The residual stream (N, H) after a block; of the last only the rows that are wanted, (K, H)."""
+        mixed = spread(self.before(x, seeds, weights, self.shape, self.dtype), grid)
+        parts = mixed.view(*grid.token.shape, 3, self.shape.heads, -1).permute(2, 0, 3, 1, 4)
+        read = attend(parts[0], parts[1], parts[2], mask, seeds[0], self.shape).transpose(1, 2).flatten(2)
+        read = gather(read, grid)
+        if wanted is None:
+            return self.after(x, read, seeds, weights, self.shape, self.dtype)
+        # Not compiled: that is for many tokens, and its shapes for two or more.
+        return mixed_out(x[wanted], read[wanted], seeds, weights, self.shape, self.dtype)
 
     def weights_of(self, block: Any) -> Weights:
         """A block's weights as they are computed with."""
@@ -86,16 +129,9 @@ class LeanBody:
         """The copies that gradients are taken of, each with the weight it is a copy of."""
         return [(weight, copy) for weight, copy in self.copies.items() if weight.requires_grad]
 
-    def is_new(self, batches: Sequence[Batch]) -> bool:
-        """Whether one of them makes the compiler work, which is not for two threads at a time. Asked once."""
-        if not self.compiled:
-            return False
-        kinds = {
-            (len(b.input_ids) == 1, self._fused(b.input_ids.shape[1], b.positions), b.positions is None)
-            for b in batches
-        }
-        new = not kinds <= self.seen
-        self.seen |= kinds
+    def is_new(self) -> bool:
+        """Whether the compiler will have to work, which is not for two threads at a time. Asked once."""
+        new, self.compiled = self.compiled, False
         return new
 
     def refresh(self) -> None:
@@ -103,11 +139,6 @@ class LeanBody:
         with torch.no_grad():
             for weight, copy in self.leaves():
                 copy.copy_(weight)
-
-    def _recomputed(self, *arguments: Any) -> Tensor:
-        """The block, run again in the backward pass: its dropout is a function of its seeds."""
-        x: Tensor = checkpoint(self.block, *arguments, use_reentrant=False, preserve_rng_state=False)
-        return x
 
     def _linear(self, layer: Any) -> Linear:
         adapter = None
@@ -130,41 +161,86 @@ class LeanBody:
         return length > WRITTEN_OUT and self.shape.attention_dropout == 0 and position_ids is None
 
 
-def run_block(
-    x: Tensor, mask: Tensor | None, seeds: Tensor, weights: Weights, shape: Shape, dtype: torch.dtype
-) -> Tensor:
-    """One block of GPT-2.
+class Grid(NamedTuple):
+    """Where the N real tokens lie in (B, T)."""
 
-    Args:
-        x: (B, T, H) the residual stream, fp32 or finer.
-        mask: What is added to the attention scores; None: causal, by torch's fused attention.
-        seeds: (7,) int32, of the dropouts.
-        weights: As `LeanBody.weights_of` gives them.
-        shape: Of the block.
-        dtype: Of the matrix products.
-    """
-    (scale_1, bias_1, scale_2, bias_2), (mix, out, up, down) = weights
-    rows, length, width = x.shape
-    y = functional.layer_norm(x, (width,), scale_1, bias_1, shape.epsilon).to(dtype)
-    parts = linear(y, mix, seeds[3]).view(rows, length, 3, shape.heads, -1).permute(2, 0, 3, 1, 4)
-    read = attend(parts[0], parts[1], parts[2], mask, seeds[0], shape)
-    read = read.transpose(1, 2).reshape(rows, length, width)
+    real: Tensor  # (N,) the flat place of each, in rising order
+    token: Tensor  # (B, T) which of the N stands there; some other one in the place of padding
+    is_real: Tensor  # (B, T, 1)
+
+
+def grid_of(lengths: Tensor, width: int) -> Grid:
+    """The grid of rows with (B,) real tokens each, padded on the right."""
+    is_real = torch.arange(width) < lengths[:, None]
+    token = (is_real.flatten().cumsum(0) - 1).view(is_real.shape)
+    return Grid(is_real.flatten().nonzero()[:, 0], token, is_real[:, :, None])
+
+
+def spread(x: Tensor, grid: Grid) -> Tensor:
+    """(N, H) to (B, T, H). What stands in the place of padding is nobody's: no real token looks at it."""
+    rows: Tensor = _Spread.apply(x, grid.real, grid.token)  # type: ignore[no-untyped-call]
+    return rows
+
+
+def gather(x: Tensor, grid: Grid) -> Tensor:
+    """(B, T, H) to (N, H)."""
+    tokens: Tensor = _Gather.apply(x, *grid)  # type: ignore[no-untyped-call]
+    return tokens
+
+
+# The gradients of both are copies; torch's own would add, number by number, where there is nothing to add to.
+
+
+class _Spread(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, real: Tensor, token: Tensor) -> Tensor:
+        ctx.save_for_backward(real)
+        return x[token]
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        (real,) = ctx.saved_tensors
+        return slopes[0].flatten(0, 1)[real], None, None
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, real: Tensor, token: Tensor, is_real: Tensor) -> Tensor:
+        ctx.save_for_backward(token, is_real)
+        return x.flatten(0, 1)[real]
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        token, is_real = ctx.saved_tensors
+        return torch.where(is_real, slopes[0][token], 0), None, None, None
+
+
+def mixed_in(x: Tensor, seeds: Tensor, weights: Weights, shape: Shape, dtype: torch.dtype) -> Tensor:
+    """(N, H) to the queries, keys and values of a block, (N, 3 H)."""
+    (scale, bias, _, _), (mix, _, _, _) = weights
+    return linear(functional.layer_norm(x, scale.shape, scale, bias, shape.epsilon).to(dtype), mix, seeds[3])
+
+
+def mixed_out(
+    x: Tensor, read: Tensor, seeds: Tensor, weights: Weights, shape: Shape, dtype: torch.dtype
+) -> Tensor:
+    """The residual stream after a block, (N, H), of what it was and what attention has read, (N, H) each."""
+    (_, _, scale, bias), (_, out, up, down) = weights
     x = x + drop(linear(read, out, seeds[4]), shape.dropout, seeds[1])
-    y = functional.layer_norm(x, (width,), scale_2, bias_2, shape.epsilon).to(dtype)
+    y = functional.layer_norm(x, scale.shape, scale, bias, shape.epsilon).to(dtype)
     y = functional.gelu(linear(y, up, seeds[5]), approximate="tanh")
     return x + drop(linear(y, down, seeds[6]), shape.dropout, seeds[2])
 
 
 def linear(x: Tensor, layer: Linear, seed: Tensor) -> Tensor:
-    """(B, T, in) to (B, T, out), with LoRA's low-rank way beside it where there is one (Hu et al. 2021)."""
+    """(N, in) to (N, out), with LoRA's low-rank way beside it where there is one (Hu et al. 2021)."""
     weight, bias, adapter = layer
-    flat = x.flatten(0, 1)
-    y = torch.addmm(bias, flat, weight)
-    if adapter is not None:
-        down, up, scale, dropout = adapter
-        low = drop(flat, dropout, seed) @ down.to(flat.dtype).T
-        y = torch.addmm(y, low, up.to(flat.dtype).T, alpha=scale)
-    return y.view(*x.shape[:2], -1)
+    y = torch.addmm(bias, x, weight)
+    if adapter is None:
+        return y
+    down, up, scale, dropout = adapter
+    low = drop(x, dropout, seed) @ down.to(x.dtype).T
+    return torch.addmm(y, low, up.to(x.dtype).T, alpha=scale)
 
 
 def attend(
@@ -208,7 +284,8 @@ def lean_training(
     config: Any = model.config
     shape = Shape(config.n_head, config.layer_norm_epsilon, config.resid_pdrop, config.attn_pdrop)
     dtype = torch.bfloat16 if precision == "bf16" else body.wpe.weight.dtype
-    lean = LeanBody(body, shape, dtype, compile_block() if compiled else run_block, compiled)
+    before, after = compile_halves() if compiled else (mixed_in, mixed_out)
+    lean = LeanBody(body, shape, dtype, before, after, compiled)
     for block in body.h:  # the copies are made here: later, threads would make them twice
         lean.weights_of(block)
     original = body.forward
@@ -217,11 +294,29 @@ def lean_training(
         learns = body.training and torch.is_grad_enabled()
         return lean(*args, **kwargs) if learns else original(*args, **kwargs)
 
-    body.forward = forward
+    body.forward, body.lean = forward, lean
     try:
         yield lean
     finally:
-        del body.forward
+        del body.forward, body.lean
+
+
+def states_at(model: PreTrainedModel, batch: Batch, chosen: Tensor) -> Tensor:
+    """(K, H) final-norm hidden states of some tokens of a batch. Documents of a packed row don't meet:
+    transformers keeps them apart where positions start again and there is no mask.
+
+    Args:
+        model: Of any architecture; inside `lean_training` its body learns as above.
+        batch: Padded on the right.
+        chosen: (K,) flat places in (B, T), in rising order, none of them padding.
+    """
+    body: Any = model.base_model
+    lean: LeanBody | None = getattr(body, "lean", None)
+    if lean is not None and body.training and torch.is_grad_enabled():
+        return lean.states(batch.input_ids, batch.positions, batch.last + 1, chosen)
+    known = {} if batch.positions is None else {"position_ids": batch.positions}
+    hidden: Tensor = body(input_ids=batch.input_ids, use_cache=False, **known).last_hidden_state
+    return hidden.flatten(0, 1)[chosen]
 
 
 def is_lean(model: PreTrainedModel) -> bool:
@@ -248,8 +343,8 @@ def can_compile() -> bool:
     return any(shutil.which(name) for name in ("g++", "clang++", "c++"))
 
 
-def compile_block() -> Callable[..., Tensor]:
-    """`run_block`, compiled for any number of rows and tokens.
+def compile_halves() -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    """`mixed_in` and `mixed_out`, compiled for any number of tokens.
 
     Called from C++, compiled code gives the interpreter's lock back, so that micro-batches run side by side;
     each keeps to the threads it was given.
@@ -258,4 +353,5 @@ def compile_block() -> Callable[..., Tensor]:
         warnings.simplefilter("ignore", DeprecationWarning)  # torch's compiler uses what torch retires
         importlib.import_module("torch._inductor.compile_fx")
     options: dict[str, Any] = {"cpp_wrapper": True, "cpp.threads": torch.get_num_threads()}
-    return torch.compile(run_block, dynamic=True, options=options)
+    before, after = (torch.compile(half, dynamic=True, options=options) for half in (mixed_in, mixed_out))
+    return before, after

@@ -77,7 +77,7 @@ def measure_plan(adapted: Adapted, objective: Objective, plan: Plan) -> tuple[Pl
 def measure_step(adapted: Adapted, objective: Objective, plan: Plan) -> tuple[float, int]:
     """Seconds of one forward and backward over the longest batch (the second try), and its tokens."""
     longest = np.argsort(-objective.lengths, kind="stable")[: plan.batch_size]
-    batches = micro_batches(objective, longest, plan)
+    batches = micro_batches(objective, longest, plan, padded=not is_lean(adapted.plain))
     adapted.trained.train()
     seconds = 0.0
     weights = [weight for weight in adapted.trained.parameters() if weight.requires_grad]

@@ -186,10 +186,13 @@ def engine(adapted: Adapted, plan: Plan) -> Iterator[tuple[Workers, LeanBody | N
         yield Workers(1 if alone else plan.workers), lean
 
 
-def micro_batches(objective: Objective, rows: IntArray, plan: Plan) -> list[Batch]:
-    """The rows of a step, longest first, as micro-batches."""
+def micro_batches(objective: Objective, rows: IntArray, plan: Plan, *, padded: bool) -> list[Batch]:
+    """The rows of a step, longest first, as micro-batches; `padded`: padding is computed, too."""
     cuts = split_step(
-        objective.lengths[rows].tolist(), micro_batch_size=plan.micro_batch_size, workers=plan.workers
+        objective.lengths[rows].tolist(),
+        micro_batch_size=plan.micro_batch_size,
+        workers=plan.workers,
+        padded=padded,
     )
     return [objective.batch(rows[cut].tolist()) for cut in cuts]
 
@@ -226,7 +229,7 @@ def steps_of(
         yield from training_steps(
             adapted.trained,
             optimizer,
-            batches=lambda step: micro_batches(objective, rows_of(step), plan),
+            batches=lambda step: micro_batches(objective, rows_of(step), plan, padded=lean is None),
             loss=objective.loss,
             rate=partial(
                 rate_factor,

@@ -119,7 +119,7 @@ def accumulate(
             total = total + value.detach().cpu()
         return sums, total
 
-    new = lean is not None and lean.is_new(micro_batches)
+    new = lean is not None and lean.is_new()
     results = workers.run(compute, list(enumerate(micro_batches)), one_by_one=new)
     for place, (weight, _) in enumerate(leaves):
         for sums, _ in results:

@@ -11,6 +11,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from gptailor.models.forward import HEAD_ROWS, learned_states
+from gptailor.models.lean import states_at
 from gptailor.types import Batch
 
 # Takes a batch, returns (the sum of the losses of its targets, the number of targets).
@@ -23,9 +24,9 @@ def classification_logits(model: PreTrainedModel, head: torch.nn.Module, batch: 
     The same numbers as `AutoModelForSequenceClassification` gives, without the head's work on all
     other positions and without a mask (see `data.batch.collate`).
     """
-    hidden = model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-    rows = torch.arange(len(batch.last), device=hidden.device)
-    logits: Tensor = head(hidden[rows, batch.last])
+    rows, length = batch.input_ids.shape
+    ends = torch.arange(rows, device=batch.last.device) * length + batch.last
+    logits: Tensor = head(states_at(model, batch, ends))
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
