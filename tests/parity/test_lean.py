@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from gptailor.launch import Precision, precision_context
 from gptailor.models.approach import adapt_lora
 from gptailor.models.dropout import hashed, stream
-from gptailor.models.lean import can_compile, is_lean, lean_training, states_at
+from gptailor.models.lean import can_compile, coarseness, grid_of, is_lean, lean_training, states_at
 from gptailor.models.load import recompute_activations
 from gptailor.types import Batch
 
@@ -59,7 +61,13 @@ def step_of(model: Any, inputs: dict[str, Tensor], leaves: list[Tensor]) -> list
     """Hidden states, then the gradients of a sum over them that no symmetry makes zero."""
     hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
     slope = torch.sin(torch.arange(hidden.numel(), dtype=torch.float64)).view_as(hidden).to(hidden.dtype)
-    return [hidden, *torch.autograd.grad((hidden * slope).sum(), leaves)]
+    return [hidden, *gradients((hidden * slope).sum(), leaves)]
+
+
+def gradients(value: Tensor, leaves: list[Tensor]) -> list[Tensor]:
+    """Dense, as transformers' are."""
+    found = torch.autograd.grad(value, leaves)
+    return [slope.to_dense() if slope.is_sparse else slope for slope in found]
 
 
 def assert_near(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None:
@@ -112,7 +120,7 @@ def test_what_is_asked_for_is_transformers_and_padding_nobodys(kind: str, layers
     def step() -> list[Tensor]:
         states = states_at(model, batch, places)
         slope = torch.sin(torch.arange(states.numel(), dtype=torch.float64)).view_as(states)
-        return [states, *torch.autograd.grad((states * slope).sum(), leaves)]
+        return [states, *gradients((states * slope).sum(), leaves)]
 
     expected = step()
     with lean_training(model, precision="fp32"):
@@ -122,6 +130,20 @@ def test_what_is_asked_for_is_transformers_and_padding_nobodys(kind: str, layers
         others = step()
     assert_near(found, expected, 1e-10)
     assert all(torch.equal(one, other) for one, other in zip(found, others, strict=True))
+
+
+@given(st.lists(st.integers(1, 70), min_size=1, max_size=12), st.integers(0, 9))
+@settings(deadline=None)
+def test_a_grid_has_all_tokens_little_padding_and_one_of_few_sizes(lengths: list[int], more: int) -> None:
+    width = max(lengths) + more
+    grid = grid_of(torch.tensor(lengths), width)
+    count, size = sum(lengths), len(grid.real)
+    assert count <= size <= min(count * 1.07, len(lengths) * width)
+    assert size % coarseness(count) == 0 or size == len(lengths) * width
+    real = {row * width + place for row, length in enumerate(lengths) for place in range(length)}
+    assert real <= set(grid.real.tolist())
+    assert torch.equal(grid.token.flatten()[grid.real], torch.arange(size))
+    assert grid.is_real.flatten().nonzero()[:, 0].equal(grid.real)
 
 
 @pytest.mark.parametrize("kind", ["short", "packed"])

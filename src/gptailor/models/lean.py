@@ -88,7 +88,7 @@ class LeanBody:
         wanted = torch.searchsorted(grid.real, chosen)
         seeds = draw_seeds(1 + SEEDS * len(body.h))
         with torch.autocast("cpu", enabled=False):
-            x = drop(body.wte(ids) + body.wpe(places), body.drop.p, seeds[0])
+            x = drop(look_up(body.wte, ids) + body.wpe(places), body.drop.p, seeds[0])
             mask = None if self._fused(length, position_ids) else attention_mask(length, position_ids)
             run: Callable[..., Tensor] = self._run_block
             if body.is_activation_checkpointing:  # run again in the backward pass: dropout follows its seeds
@@ -161,19 +161,39 @@ class LeanBody:
         return length > WRITTEN_OUT and self.shape.attention_dropout == 0 and position_ids is None
 
 
+def look_up(embedding: nn.Module, ids: Tensor) -> Tensor:
+    """(N,) ids to (N, H). The gradient of a large vocabulary is sparse: a batch has few of its tokens."""
+    if type(embedding) is nn.Embedding:
+        return functional.embedding(ids, embedding.weight, sparse=True)
+    found: Tensor = embedding(ids)
+    return found
+
+
 class Grid(NamedTuple):
-    """Where the N real tokens lie in (B, T)."""
+    """Where the N tokens that are computed lie in (B, T): all real ones, and nearly no padding."""
 
     real: Tensor  # (N,) the flat place of each, in rising order
-    token: Tensor  # (B, T) which of the N stands there; some other one in the place of padding
+    token: Tensor  # (B, T) which of the N stands there; some other one in the place of other padding
     is_real: Tensor  # (B, T, 1)
 
 
 def grid_of(lengths: Tensor, width: int) -> Grid:
-    """The grid of rows with (B,) real tokens each, padded on the right."""
+    """The grid of rows with (B,) real tokens each, padded on the right.
+
+    Some of the padding counts as real, so that their number is one of few: a matrix product of a new size
+    costs milliseconds and half a megabyte of code made for it.
+    """
     is_real = torch.arange(width) < lengths[:, None]
-    token = (is_real.flatten().cumsum(0) - 1).view(is_real.shape)
-    return Grid(is_real.flatten().nonzero()[:, 0], token, is_real[:, :, None])
+    flat = is_real.view(-1)
+    count = int(flat.sum())
+    flat[(~flat).nonzero()[: -count % coarseness(count), 0]] = True
+    token = (flat.cumsum(0) - 1).view(is_real.shape)
+    return Grid(flat.nonzero()[:, 0], token, is_real[:, :, None])
+
+
+def coarseness(count: int) -> int:
+    """What a number of tokens is rounded up to a multiple of: 1 up to 31, 2 up to 63, then 4, 8, 16 ..."""
+    return 1 << max(0, count.bit_length() - 5)
 
 
 def spread(x: Tensor, grid: Grid) -> Tensor:

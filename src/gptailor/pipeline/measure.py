@@ -75,7 +75,10 @@ def measure_plan(adapted: Adapted, objective: Objective, plan: Plan) -> tuple[Pl
 
 
 def measure_step(adapted: Adapted, objective: Objective, plan: Plan) -> tuple[float, int]:
-    """Seconds of one forward and backward over the longest batch (the second try), and its tokens."""
+    """Seconds of one forward and backward over the longest batch (the third try), and its tokens.
+
+    The first two fill fresh memory: whatever is measured after something else would seem faster than it is.
+    """
     longest = np.argsort(-objective.lengths, kind="stable")[: plan.batch_size]
     batches = micro_batches(objective, longest, plan, padded=not is_lean(adapted.plain))
     adapted.trained.train()
@@ -85,7 +88,7 @@ def measure_step(adapted: Adapted, objective: Objective, plan: Plan) -> tuple[fl
     # What AdamW will hold from the first step on; a GPU has no room to lend where that doesn't fit.
     moments = [torch.empty_like(weight) for weight in weights for _ in range(2)] if on_gpu else []
     with engine(adapted, plan) as (workers, lean):
-        for _ in range(2):
+        for _ in range(3):
             began = time.perf_counter()
             accumulate(
                 batches,

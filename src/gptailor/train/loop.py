@@ -130,11 +130,11 @@ def accumulate(
 
 
 def _add(total: Tensor | None, more: Tensor | None, *, like: Tensor | None = None) -> Tensor | None:
-    """The sum, in at least fp32 as soon as there is one."""
+    """The sum, in at least fp32 as soon as there is one; dense, where it is of the kind of `like`."""
     if more is None:
         return total
     if total is None:
-        return more if like is None else more.to(like.dtype)
+        return more if like is None else (more.to_dense() if more.is_sparse else more).to(like.dtype)
     return total.to(torch.promote_types(total.dtype, torch.float32)).add_(more)
 
 
