@@ -145,7 +145,8 @@ class Bench:
             "device": self.device,
             "folder": str(folder),
         }
-        return self.run([str(self.peer_python), str(HERE / "speed_peers" / f"{peer.script}.py")], job, folder)
+        script = str(HERE / "speed_peers" / f"{peer.script}.py")
+        return self.run([str(self.peer_python), script], job, folder, more=peer.environment)
 
     def products(self, work: Work) -> dict[str, Any]:
         """The machine's rate of matrix products, for as many tokens as a step has."""
@@ -159,14 +160,21 @@ class Bench:
         return json.loads(result.read_text(encoding="utf-8"))
 
     def run(
-        self, command: list[str], job: Mapping[str, Any], folder: Path, work: Work | None = None
+        self,
+        command: list[str],
+        job: Mapping[str, Any],
+        folder: Path,
+        work: Work | None = None,
+        more: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
         """A process of its own; returns what its meter saw."""
         result = folder / "result.json"
         path = folder / "job.json"
         path.write_text(json.dumps({**job, "result": str(result)}), encoding="utf-8")
         environment = self.environment(folder if work and work.approach == "frozen" else self.work)
-        call([*command, str(path)], environment)
+        call([*command, str(path)], {**environment, **(more or {})})
+        if not result.exists():
+            raise RuntimeError(f"{Path(command[1]).name} ended without a result.")
         return json.loads(result.read_text(encoding="utf-8"))
 
     def environment(self, cache: Path) -> dict[str, str]:

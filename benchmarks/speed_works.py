@@ -29,6 +29,7 @@ class Peer:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     pad_all: bool = False  # every row to the longest of all
     epochs: int = 1  # how often it goes through the rows for what we do in one
+    environment: Mapping[str, str] = field(default_factory=dict)  # variables of its process
 
 
 @dataclass(frozen=True)
@@ -75,22 +76,33 @@ DECIDING_DROPOUT = {work.name: work.dropouts[0] for work in WORKS}
 
 # What could be a peer's best: `speed.py --candidates` tries each once, and the fastest stands above.
 COMPILED = {"torch_compile": True}
+# glibc gives large blocks back to the system and asks for them again in every step, unless it is told not to.
+KEPT = {"MALLOC_TRIM_THRESHOLD_": str(2**33), "MALLOC_MMAP_MAX_": "0", "MALLOC_TOP_PAD_": str(2**26)}
 TRAINER_CANDIDATES = {
-    "usual": USUAL,
     "rows padded by batch": Peer("classify"),
     "+ bf16": Peer("classify", {"bf16": True}),
     "+ grouped by length": BEST,
-    "+ compiled": Peer("classify", {**BEST.arguments, **COMPILED}),
+    "+ freed memory kept": Peer("classify", BEST.arguments, environment=KEPT),
+    "+ compiled": Peer("classify", {**BEST.arguments, **COMPILED}, environment=KEPT),
 }
+LIGHT = {"gradient_checkpointing": False}
 SFT_CANDIDATES = {
-    "usual": SFT_USUAL,
-    "fp32, activations kept": Peer("complete", {"bf16": False, "gradient_checkpointing": False}),
-    "activations kept": Peer("complete", {"gradient_checkpointing": False}),
-    "+ grouped by length": Peer(
-        "complete", {"gradient_checkpointing": False, "train_sampling_strategy": "group_by_length"}
+    "fp32, activations kept": Peer("complete", {**LIGHT, "bf16": False}),
+    "activations kept": Peer("complete", LIGHT),
+    "+ grouped by length": Peer("complete", {**LIGHT, "train_sampling_strategy": "group_by_length"}),
+    "+ freed memory kept": Peer(
+        "complete", {**LIGHT, "train_sampling_strategy": "group_by_length"}, environment=KEPT
     ),
-    "+ packed": SFT_BEST,
-    "+ packed, compiled": Peer("complete", {**SFT_BEST.arguments, **COMPILED}),
+    "packed": SFT_BEST,
+    "packed, row by row": Peer(
+        "complete",
+        {**SFT_BEST.arguments, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2},
+    ),
+    "packed, shorter rows": Peer(
+        "complete", {**SFT_BEST.arguments, "max_length": 512, "per_device_train_batch_size": 4}
+    ),
+    "packed, freed memory kept": Peer("complete", SFT_BEST.arguments, environment=KEPT),
+    "packed, compiled": Peer("complete", {**SFT_BEST.arguments, **COMPILED}, environment=KEPT),
 }
 CANDIDATES: Mapping[str, Mapping[str, Peer]] = {
     work.name: SFT_CANDIDATES if work.task == "completion" else TRAINER_CANDIDATES

@@ -31,6 +31,7 @@ from gptailor.plain_yaml import dump_yaml, load_yaml
 from gptailor.types import Task
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Dropped = Annotated[float, Field(ge=0, lt=1)]  # of all nothing would be left
 Positive = Annotated[float, Field(gt=0)]
 Tracker = Literal["tensorboard", "mlflow", "wandb", "trackio"]
 # A discriminated union names its member in the place of a fault; ours begin with # and aren't shown.
@@ -146,7 +147,7 @@ class LoraApproach(Settings):
     kind: Literal["lora"] = "lora"
     rank: int = Field(8, ge=1, description="rank of the adapters")
     alpha: Positive = Field(16, description="scale of the adapters (alpha / rank)")
-    dropout: Share = Field(0.0, description="dropout before the adapters")
+    dropout: Dropped = Field(0.0, description="dropout before the adapters")
     targets: list[str] = Field([], description="layers to adapt; empty: all linear and Conv1D layers")
 
 
@@ -214,8 +215,8 @@ class TrainSettings(Settings):
     micro_batch_size: int | None = Field(None, ge=1, description="rows at once; null: what fits memory")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="AdamW's, on matrices only")
     clip: Annotated[float, Field(ge=0)] = Field(1.0, description="largest gradient norm; 0: no clipping")
-    dropout: Share = Field(0.1, description="dropout on embeddings and residuals")
-    attention_dropout: Share = Field(0.0, description="dropout on the attention's weights")
+    dropout: Dropped = Field(0.1, description="dropout on embeddings and residuals")
+    attention_dropout: Dropped = Field(0.0, description="dropout on the attention's weights")
     label_smoothing: Share = Field(0.0, description="share of the target spread over all classes")
     class_weights: Literal["none", "balanced"] | LabelWeights = Field(
         "none", description="none, balanced, or a weight per label"

@@ -10,7 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptailor.data.batch import WINDOW, Order, StepRows, collate, epoch_batches, length_buckets, split_step
+from gptailor.data.batch import (
+    WINDOW,
+    Order,
+    StepRows,
+    collate,
+    epoch_batches,
+    length_buckets,
+    row_cost,
+    split_step,
+)
 from gptailor.types import IntArray, TokenizedExample
 
 lengths_lists = st.lists(st.integers(1, 500), min_size=1, max_size=150)
@@ -190,11 +199,17 @@ def test_workers_get_even_parts(
 
 
 def largest(lengths: list[int], borders: Sequence[int], *, padded: bool) -> int:
-    """Tokens of the largest part; with padding every row is as long as the part's first."""
+    """What the part costs that costs most; all rows of a part are as wide as its first."""
     return max(
-        (stop - start) * lengths[start] if padded else sum(lengths[start:stop])
+        sum(row_cost(length, width=lengths[start], padded=padded) for length in lengths[start:stop])
         for start, stop in itertools.pairwise(borders)
     )
+
+
+def test_a_part_is_not_made_wide_by_one_row() -> None:
+    """Twenty short rows beside a long one would be computed in a grid as wide as that."""
+    lengths = [500] * 3 + [25] * 20
+    assert split_step(lengths, micro_batch_size=23, workers=2, padded=False) == [slice(0, 3), slice(3, 23)]
 
 
 @given(lengths_lists, st.integers(1, 2000))

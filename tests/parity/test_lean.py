@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,13 +11,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import GPT2Config, GPT2ForSequenceClassification
+from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
 from gptailor.launch import Precision, precision_context
 from gptailor.models.approach import adapt_lora
 from gptailor.models.dropout import hashed, stream
-from gptailor.models.lean import can_compile, coarseness, grid_of, is_lean, lean_training, states_at
+from gptailor.models.lean import LeanBody, can_compile, coarseness, grid_of, is_lean, lean_training, states_at
 from gptailor.models.load import recompute_activations
+from gptailor.train.loop import accumulate
+from gptailor.train.loss import language_loss
+from gptailor.train.workers import Workers
 from gptailor.types import Batch
 
 VOCABULARY = 120
@@ -46,20 +50,50 @@ def packed_positions() -> Tensor:
     return torch.tensor([[*range(5), *range(8), *range(7)], [*range(12), *range(8)]])
 
 
-INPUTS: dict[str, Callable[[], dict[str, Tensor]]] = {
-    "short": lambda: {"input_ids": torch.randint(1, VOCABULARY, (3, 20))},
-    "one row": lambda: {"input_ids": torch.randint(1, VOCABULARY, (1, 9))},
-    "long": lambda: {"input_ids": torch.randint(1, VOCABULARY, (2, 300))},
-    "packed": lambda: {
-        "input_ids": torch.randint(1, VOCABULARY, (2, 20)),
-        "position_ids": packed_positions(),
-    },
+def batch_of(input_ids: Tensor, lengths: list[int] | None = None, positions: Tensor | None = None) -> Batch:
+    rows, width = input_ids.shape
+    lengths = lengths or [width] * rows
+    return Batch(
+        input_ids=input_ids,
+        last=torch.tensor(lengths) - 1,
+        num_targets=rows,
+        num_tokens=sum(lengths),
+        rows=tuple(str(row) for row in range(rows)),
+        positions=positions,
+    )
+
+
+def padded(positions: Tensor | None = None) -> Batch:
+    return batch_of(torch.randint(1, VOCABULARY, (4, 20)), [20, 3, 11, 1], positions)
+
+
+def packed_and_padded() -> Batch:
+    positions = torch.arange(20).repeat(4, 1)
+    positions[0, 12:] = torch.arange(8)
+    positions[2, 4:] = torch.arange(16)
+    return padded(positions)
+
+
+BATCHES: dict[str, Callable[[], Batch]] = {
+    "short": lambda: batch_of(torch.randint(1, VOCABULARY, (3, 20))),
+    "one row": lambda: batch_of(torch.randint(1, VOCABULARY, (1, 9))),
+    "one token": lambda: batch_of(torch.randint(1, VOCABULARY, (1, 1))),
+    "long": lambda: batch_of(torch.randint(1, VOCABULARY, (2, 300))),
+    "packed": lambda: batch_of(torch.randint(1, VOCABULARY, (2, 20)), positions=packed_positions()),
+    "padded": padded,
+    "packed and padded": packed_and_padded,
 }
 
 
-def step_of(model: Any, inputs: dict[str, Tensor], leaves: list[Tensor]) -> list[Tensor]:
+def real_places(batch: Batch) -> Tensor:
+    """Flat places of all real tokens."""
+    width = batch.input_ids.shape[1]
+    return (torch.arange(width) <= batch.last[:, None]).flatten().nonzero()[:, 0]
+
+
+def step_of(model: Any, batch: Batch, leaves: list[Tensor], places: Tensor | None = None) -> list[Tensor]:
     """Hidden states, then the gradients of a sum over them that no symmetry makes zero."""
-    hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
+    hidden = states_at(model, batch, real_places(batch) if places is None else places)
     slope = torch.sin(torch.arange(hidden.numel(), dtype=torch.float64)).view_as(hidden).to(hidden.dtype)
     return [hidden, *gradients((hidden * slope).sum(), leaves)]
 
@@ -77,59 +111,76 @@ def assert_near(found: list[Tensor], expected: list[Tensor], tolerance: float) -
         assert (one.to(other.dtype) - other).abs().max().item() <= tolerance * scale
 
 
-@pytest.mark.parametrize("kind", INPUTS)
+@pytest.mark.parametrize("kind", BATCHES)
 @pytest.mark.parametrize(("dtype", "bar"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 def test_hidden_states_and_gradients_are_transformers(kind: str, dtype: torch.dtype, bar: float) -> None:
     model = build().to(dtype)
-    inputs = INPUTS[kind]()
+    batch = BATCHES[kind]()
     leaves = list(model.base_model.parameters())
-    expected = step_of(model, inputs, leaves)
+    expected = step_of(model, batch, leaves)
     with lean_training(model, precision="fp32") as lean:
         assert lean is not None
-        found = step_of(model, inputs, leaves)
+        found = step_of(model, batch, leaves)
     assert_near(found, expected, bar)
-    assert torch.equal(step_of(model, inputs, leaves)[0], expected[0]), "transformers' own code is back"
+    assert torch.equal(step_of(model, batch, leaves)[0], expected[0]), "transformers' own code is back"
 
 
-def padded_batch(kind: str) -> tuple[Batch, Tensor]:
-    """Rows of several lengths, and the flat places of some of their tokens."""
-    lengths = [20, 3, 11, 1]
-    input_ids = torch.randint(1, VOCABULARY, (4, 20))
-    positions = torch.arange(20).repeat(4, 1)
-    positions[0, 12:] = torch.arange(8)
-    positions[2, 4:] = torch.arange(16)
-    batch = Batch(
-        input_ids=input_ids,
-        last=torch.tensor(lengths) - 1,
-        num_targets=4,
-        num_tokens=sum(lengths),
-        rows=("a", "b", "c", "d"),
-        positions=positions if kind == "packed" else None,
-    )
-    places = {"last": [19, 22, 50, 60], "some": [0, 1, 11, 12, 13, 22, 44, 50, 60], "one": [50]}
-    return batch, torch.tensor(places["some" if kind == "packed" else kind])
+WANTED = {
+    "last": [19, 22, 50, 60],
+    "some": [0, 1, 11, 12, 13, 22, 44, 50, 60],
+    "one": [50],
+    "turned": [60, 1, 44],
+}
 
 
-@pytest.mark.parametrize("kind", ["last", "some", "one", "packed"])
+@pytest.mark.parametrize("kind", ["padded", "packed and padded"])
+@pytest.mark.parametrize("places", WANTED)
 @pytest.mark.parametrize("layers", [1, 2])
-def test_what_is_asked_for_is_transformers_and_padding_nobodys(kind: str, layers: int) -> None:
+def test_what_is_asked_for_is_transformers_and_padding_nobodys(kind: str, places: str, layers: int) -> None:
     model = build(n_layer=layers).double()
-    batch, places = padded_batch(kind)
+    batch, wanted = BATCHES[kind](), torch.tensor(WANTED[places])
     leaves = list(model.base_model.parameters())
-
-    def step() -> list[Tensor]:
-        states = states_at(model, batch, places)
-        slope = torch.sin(torch.arange(states.numel(), dtype=torch.float64)).view_as(states)
-        return [states, *gradients((states * slope).sum(), leaves)]
-
-    expected = step()
+    expected = step_of(model, batch, leaves, wanted)
     with lean_training(model, precision="fp32"):
-        found = step()
+        found = step_of(model, batch, leaves, wanted)
         batch.input_ids[1, 3:] = 7
         batch.input_ids[3, 1:] = 9
-        others = step()
+        others = step_of(model, batch, leaves, wanted)
     assert_near(found, expected, 1e-10)
     assert all(torch.equal(one, other) for one, other in zip(found, others, strict=True))
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["classifier", "language model"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_micro_batches_add_up_to_transformers_gradients(tied: bool, workers: int) -> None:
+    """A vocabulary so large that its gradient is sparse, and one that is the output layer's, too."""
+    model: Any = build(vocab_size=2000).double()
+    if tied:
+        language_model: Any = GPT2LMHeadModel(model.config).double()
+        language_model.transformer.load_state_dict(model.transformer.state_dict())
+        model = language_model.train()
+    batches = [padded(), BATCHES["short"](), padded(), padded()]
+    places = torch.tensor([0, 2, 19, 22, 42])
+    batches = [
+        replace(batch, learned=places, targets=torch.tensor([5, 1999, 5, 7, 8]), num_targets=len(places))
+        for batch in batches
+    ]
+
+    def loss(batch: Batch) -> tuple[Tensor, int]:
+        if tied:
+            return language_loss(model, model.lm_head, batch), batch.num_targets
+        return states_at(model, batch, places).square().sum(), batch.num_targets
+
+    def step(lean: LeanBody | None) -> list[Tensor]:
+        model.zero_grad()
+        weights = [weight for name, weight in model.named_parameters() if not name.startswith("score")]
+        accumulate(batches, loss, weights=weights, workers=Workers(workers), lean=lean)
+        assert not any(weight.grad is None or weight.grad.is_sparse for weight in weights)
+        return [weight.grad.clone() for weight in weights if weight.grad is not None]
+
+    expected = step(None)
+    with lean_training(model, precision="fp32") as lean:
+        assert_near(step(lean), expected, 1e-10)
 
 
 @given(st.lists(st.integers(1, 70), min_size=1, max_size=12), st.integers(0, 9))
@@ -137,16 +188,16 @@ def test_what_is_asked_for_is_transformers_and_padding_nobodys(kind: str, layers
 def test_a_grid_has_all_tokens_little_padding_and_one_of_few_sizes(lengths: list[int], more: int) -> None:
     width = max(lengths) + more
     grid = grid_of(torch.tensor(lengths), width)
-    count, size = sum(lengths), len(grid.real)
+    count, size = sum(lengths), len(grid.places)
     assert count <= size <= min(count * 1.07, len(lengths) * width)
     assert size % coarseness(count) == 0 or size == len(lengths) * width
     real = {row * width + place for row, length in enumerate(lengths) for place in range(length)}
-    assert real <= set(grid.real.tolist())
-    assert torch.equal(grid.token.flatten()[grid.real], torch.arange(size))
-    assert grid.is_real.flatten().nonzero()[:, 0].equal(grid.real)
+    assert real <= set(grid.places.tolist())
+    assert torch.equal(grid.token.flatten()[grid.places], torch.arange(size))
+    assert grid.is_computed.flatten().nonzero()[:, 0].equal(grid.places)
 
 
-@pytest.mark.parametrize("kind", ["short", "packed"])
+@pytest.mark.parametrize("kind", ["short", "packed", "padded"])
 def test_adapters_are_pefts(kind: str) -> None:
     model = build().double()
     adapted = adapt_lora(model, rank=3, alpha=5, dropout=0.0, targets=(), seed=0)
@@ -154,25 +205,25 @@ def test_adapters_are_pefts(kind: str) -> None:
     with torch.no_grad():
         for weight in leaves:
             weight.normal_()
-    inputs = INPUTS[kind]()
-    expected = step_of(model, inputs, leaves)
+    batch = BATCHES[kind]()
+    expected = step_of(model, batch, leaves)
     with lean_training(model, precision="fp32") as lean:
         assert lean is not None
-        found = step_of(model, inputs, leaves)
+        found = step_of(model, batch, leaves)
     assert_near(found, expected, 1e-10)
 
 
 def test_bf16_is_as_near_to_the_truth_as_autocast_is() -> None:
     model = build()
-    inputs = INPUTS["short"]()
+    batch = BATCHES["padded"]()
     leaves = list(model.base_model.parameters())
-    truth = step_of(model, inputs, leaves)
+    truth = step_of(model, batch, leaves)
     with precision_context("bf16", "cpu"):
-        autocast = step_of(model, inputs, leaves)
+        autocast = step_of(model, batch, leaves)
     with lean_training(model, precision="bf16") as lean:
         assert lean is not None
         copies = dict(lean.leaves())
-        found = step_of(model, inputs, [copies.get(leaf, leaf) for leaf in leaves])
+        found = step_of(model, batch, [copies.get(leaf, leaf) for leaf in leaves])
     assert {copy.dtype for copy in copies.values()} == {torch.bfloat16}
     assert len(copies) == 8 * 2, "the matrices and their biases, in every layer"
 
@@ -199,23 +250,22 @@ def test_copies_follow_the_weights() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_evaluation_runs_transformers_own_code(precision: Precision) -> None:
     model = build()
-    inputs = INPUTS["short"]()
+    batch = BATCHES["padded"]()
     with torch.inference_mode():
-        expected = model.eval().base_model(**inputs).last_hidden_state
+        expected = states_at(model.eval(), batch, real_places(batch))
     with lean_training(model, precision=precision), torch.inference_mode():
         for training in (False, True):
-            found = model.train(training).base_model(**inputs).last_hidden_state
+            found = states_at(model.train(training), batch, real_places(batch))
             assert torch.equal(found, expected)
 
 
 def test_dropout_is_a_function_of_the_stream() -> None:
     model = build(dropout=0.2, attention_dropout=0.3)
-    inputs = INPUTS["short"]()
+    batch = BATCHES["padded"]()
 
     def hidden(seed: int) -> Tensor:
         with stream(seed):
-            found: Tensor = model.base_model(**inputs).last_hidden_state
-            return found
+            return states_at(model, batch, real_places(batch))
 
     with lean_training(model, precision="fp32"):
         torch.manual_seed(1)
@@ -229,14 +279,14 @@ def test_dropout_is_a_function_of_the_stream() -> None:
 def test_dropout_leaves_the_mean_as_it_is(which: str) -> None:
     """Over many streams, the first layer's output is what it is without; its spread is transformers'."""
     model = build(**{which: 0.3}, n_layer=1, n_embd=16, n_head=2)
-    inputs = {"input_ids": torch.randint(1, VOCABULARY, (1, 12)).expand(64, -1)}
+    batch = batch_of(torch.randint(1, VOCABULARY, (1, 12)).expand(64, -1))
 
     def seen() -> Tensor:
         states = []
         for seed in range(12):
             torch.manual_seed(seed)
             with stream(seed):
-                states.append(model.base_model(**inputs).last_hidden_state.detach())
+                states.append(states_at(model, batch, real_places(batch)).detach().view(64, 12, -1))
         return torch.cat(states)
 
     theirs = seen()
@@ -282,23 +332,23 @@ def test_other_kinds_of_gpt2_are_left_alone(changes: dict[str, Any]) -> None:
 def test_compiled_is_what_it_was() -> None:
     """Values and gradients; the dropout of compiled code is another, and as random."""
     model = build()
-    inputs = INPUTS["short"]()
+    batch = BATCHES["padded"]()
     leaves = list(model.base_model.parameters())
-    expected = step_of(model, inputs, leaves)
+    expected = step_of(model, batch, leaves)
     with lean_training(model, precision="fp32", compiled=True):
-        found = step_of(model, inputs, leaves)
+        found = step_of(model, batch, leaves)
     assert_near(found, expected, 1e-5)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_recomputed_activations_change_no_gradient(dropout: float) -> None:
     model = build(dropout=dropout, attention_dropout=dropout)
-    inputs = INPUTS["short"]()
+    batch = BATCHES["padded"]()
     leaves = list(model.base_model.parameters())
 
     def step() -> list[Tensor]:
         with lean_training(model, precision="fp32"), stream(5):
-            return step_of(model, inputs, leaves)
+            return step_of(model, batch, leaves)
 
     expected = step()
     recompute_activations(model)

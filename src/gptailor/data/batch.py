@@ -153,7 +153,8 @@ def split_step(
     """How the rows of one optimizer step, longest first, are cut into micro-batches.
 
     Each `micro_batch_size` rows, all that is computed at a time, are cut once more, into a part for every
-    worker: so that none computes much longer than the others, padding included where it is computed.
+    worker: so that none computes much longer than the others. `padded`: all of it sees padding, else only
+    attention does, whose work grows with the square of a part's width.
     """
     cuts: list[slice] = []
     for start in range(0, len(lengths), micro_batch_size):
@@ -165,22 +166,28 @@ def split_step(
     return cuts
 
 
+def row_cost(length: int, *, width: int, padded: bool) -> int:
+    """What a row of a part costs, in tokens. Attention over 1,024 columns costs about as much as all else."""
+    return width if padded else length + width * width // 1024
+
+
 def _even_parts(lengths: Sequence[int], parts: int, *, padded: bool) -> list[int]:
-    """Sizes of at most so many runs of rows, so that the largest run has the fewest tokens."""
+    """Sizes of at most so many runs of rows, so that the largest run costs least."""
 
     def fill(most: int) -> list[int]:
         sizes: list[int] = []
         room = width = 0
         for length in lengths:
-            if not sizes or room < (width if padded else length):
+            if not sizes or room < row_cost(length, width=width, padded=padded):
                 sizes.append(0)
                 room, width = most, length  # longest first: a run is as wide as its first row
             sizes[-1] += 1
-            room -= width if padded else length
+            room -= row_cost(length, width=width, padded=padded)
         return sizes
 
     parts = min(parts, len(lengths))
-    low, high = max(lengths), len(lengths) * max(lengths)
+    widest = row_cost(lengths[0], width=lengths[0], padded=padded)
+    low, high = widest, len(lengths) * widest
     while low < high:
         middle = (low + high) // 2
         if len(fill(middle)) <= parts:

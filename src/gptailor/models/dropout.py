@@ -42,7 +42,7 @@ def drop(x: Tensor, share: float, seed: Tensor) -> Tensor:
 
     Args:
         x: Any shape, up to 2**31 numbers.
-        share: What is dropped, from 0 to 1.
+        share: What is dropped, from 0 to less than 1.
         seed: () int32.
     """
     if share == 0:

@@ -1,9 +1,9 @@
 """GPT-2's body for training, written out over transformers' own weights.
 
 The same function as `GPT2Model`: `tests/parity/test_lean.py` compares hidden states and gradients. It is
-faster on processors: a block is one function that can be compiled once and used for every layer, copies of
-the weights in bf16 are kept beside them instead of being made in every pass, attention with dropout is no
-slower than without, no product is computed of padding, and of the last block only what is asked for.
+faster on processors: what stands before and after attention can be compiled, once for all layers; copies of
+the weights in bf16 are kept beside them instead of being made in every pass; attention with dropout is no
+slower than without; only attention sees padding; and the last block computes what is asked for.
 Without gradients, and for all other architectures, transformers' own code runs.
 """
 
@@ -24,13 +24,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import GPT2Model, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
 
 from gptailor.launch import Precision
 from gptailor.models.dropout import draw_seeds, drop
+from gptailor.models.rows import only_looks_up
 from gptailor.types import Batch
 
 SEEDS = 7  # of a block: three dropouts, and one before each of four adapters
+SPARSE_FROM = 4  # so many times the tokens of a batch must be in the vocabulary
 WRITTEN_OUT = 256  # tokens; longer rows without attention dropout use torch's fused attention
 
 # (weight (in, out), bias, and of LoRA: the maps down and up, their scale, the dropout before them)
@@ -52,25 +53,19 @@ class Shape:
 
 @dataclass(slots=True)
 class LeanBody:
-    """State that outlives a call: the copies of the weights, and which block function runs."""
+    """State that outlives a call: the copies of the weights, and the functions around attention."""
 
     body: GPT2Model
     shape: Shape
     dtype: torch.dtype
-    before: Callable[..., Tensor]
-    after: Callable[..., Tensor]
-    compiled: bool = False
+    mix: Callable[..., Tensor]  # `mixed_in`, or compiled
+    close: Callable[..., Tensor]  # `mixed_out`, or compiled
+    to_compile: bool = False
+    is_tied: bool = False  # the output layer has the embedding's weights
     copies: dict[nn.Parameter, Tensor] = field(default_factory=dict)
 
-    def __call__(self, input_ids: Tensor, position_ids: Tensor | None = None, **_: object) -> BaseModelOutput:
-        """Token ids (B, T) and, for packed rows, positions (B, T) to hidden states (B, T, H)."""
-        rows, length = input_ids.shape
-        lengths = torch.full((rows,), length)
-        states = self.states(input_ids, position_ids, lengths, torch.arange(input_ids.numel()))
-        return BaseModelOutput(last_hidden_state=states.view(rows, length, -1))
-
     def states(
-        self, input_ids: Tensor, position_ids: Tensor | None, lengths: Tensor, chosen: Tensor
+        self, input_ids: Tensor, position_ids: Tensor | None, lengths: Tensor, wanted: Tensor
     ) -> Tensor:
         """(K, H) hidden states of some tokens.
 
@@ -78,25 +73,25 @@ class LeanBody:
             input_ids: (B, T).
             position_ids: (B, T) where rows are packed, else None.
             lengths: (B,) real tokens of each row; what follows is padding.
-            chosen: (K,) flat places in (B, T), in rising order, none of them padding.
+            wanted: (K,) flat places in (B, T); padding has no state.
         """
         body: Any = self.body
         length = input_ids.shape[1]
         grid = grid_of(lengths, length)
         places = torch.arange(length).expand_as(input_ids) if position_ids is None else position_ids
-        ids, places = (each.flatten()[grid.real] for each in (input_ids, places))
-        wanted = torch.searchsorted(grid.real, chosen)
+        ids, places = (each.flatten()[grid.places] for each in (input_ids, places))
+        wanted = torch.searchsorted(grid.places, wanted)
         seeds = draw_seeds(1 + SEEDS * len(body.h))
         with torch.autocast("cpu", enabled=False):
-            x = drop(look_up(body.wte, ids) + body.wpe(places), body.drop.p, seeds[0])
+            x = drop(self._look_up(ids) + body.wpe(places), body.drop.p, seeds[0])
             mask = None if self._fused(length, position_ids) else attention_mask(length, position_ids)
             run: Callable[..., Tensor] = self._run_block
             if body.is_activation_checkpointing:  # run again in the backward pass: dropout follows its seeds
                 run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
             for layer, block in enumerate(body.h):
                 of_layer = seeds[1 + SEEDS * layer :][:SEEDS]
-                asked = wanted if layer == len(body.h) - 1 else None
-                x = run(x, grid, mask, of_layer, self.weights_of(block), asked)
+                last = layer == len(body.h) - 1
+                x = run(x, grid, mask, of_layer, self.weights_of(block), wanted if last else None)
             width, norm = x.shape[-1], body.ln_f
             return functional.layer_norm(x, (width,), norm.weight, norm.bias, self.shape.epsilon)
 
@@ -110,14 +105,21 @@ class LeanBody:
         wanted: Tensor | None,
     ) -> Tensor:
         """The residual stream (N, H) after a block; of the last only the rows that are wanted, (K, H)."""
-        mixed = spread(self.before(x, seeds, weights, self.shape, self.dtype), grid)
+        mixed = spread(self.mix(x, seeds, weights, self.shape, self.dtype), grid)
         parts = mixed.view(*grid.token.shape, 3, self.shape.heads, -1).permute(2, 0, 3, 1, 4)
         read = attend(parts[0], parts[1], parts[2], mask, seeds[0], self.shape).transpose(1, 2).flatten(2)
         read = gather(read, grid)
-        if wanted is None:
-            return self.after(x, read, seeds, weights, self.shape, self.dtype)
-        # Not compiled: that is for many tokens, and its shapes for two or more.
-        return mixed_out(x[wanted], read[wanted], seeds, weights, self.shape, self.dtype)
+        if wanted is not None:
+            x, read = x[wanted], read[wanted]
+        return self.close(x, read, seeds, weights, self.shape, self.dtype)
+
+    def _look_up(self, ids: Tensor) -> Tensor:
+        """(N,) ids to (N, H). Where a batch has few of the vocabulary's tokens, the gradient is sparse."""
+        embedding: Any = self.body.wte
+        if not only_looks_up(embedding) or self.is_tied or SPARSE_FROM * len(ids) > embedding.num_embeddings:
+            found: Tensor = embedding(ids)
+            return found
+        return functional.embedding(ids, embedding.weight, sparse=True)
 
     def weights_of(self, block: Any) -> Weights:
         """A block's weights as they are computed with."""
@@ -129,10 +131,10 @@ class LeanBody:
         """The copies that gradients are taken of, each with the weight it is a copy of."""
         return [(weight, copy) for weight, copy in self.copies.items() if weight.requires_grad]
 
-    def is_new(self) -> bool:
-        """Whether the compiler will have to work, which is not for two threads at a time. Asked once."""
-        new, self.compiled = self.compiled, False
-        return new
+    def takes_turns(self) -> bool:
+        """Whether the compiler has its work still to do, which is not for two threads at a time; once."""
+        still, self.to_compile = self.to_compile, False
+        return still
 
     def refresh(self) -> None:
         """After the weights moved: the copies follow."""
@@ -161,34 +163,26 @@ class LeanBody:
         return length > WRITTEN_OUT and self.shape.attention_dropout == 0 and position_ids is None
 
 
-def look_up(embedding: nn.Module, ids: Tensor) -> Tensor:
-    """(N,) ids to (N, H). The gradient of a large vocabulary is sparse: a batch has few of its tokens."""
-    if type(embedding) is nn.Embedding:
-        return functional.embedding(ids, embedding.weight, sparse=True)
-    found: Tensor = embedding(ids)
-    return found
-
-
 class Grid(NamedTuple):
     """Where the N tokens that are computed lie in (B, T): all real ones, and nearly no padding."""
 
-    real: Tensor  # (N,) the flat place of each, in rising order
+    places: Tensor  # (N,) the flat place of each, in rising order
     token: Tensor  # (B, T) which of the N stands there; some other one in the place of other padding
-    is_real: Tensor  # (B, T, 1)
+    is_computed: Tensor  # (B, T, 1)
 
 
 def grid_of(lengths: Tensor, width: int) -> Grid:
     """The grid of rows with (B,) real tokens each, padded on the right.
 
-    Some of the padding counts as real, so that their number is one of few: a matrix product of a new size
-    costs milliseconds and half a megabyte of code made for it.
+    Some of the padding is computed, so that the number of tokens is one of few: a matrix product of a new
+    size costs milliseconds and half a megabyte of code made for it.
     """
-    is_real = torch.arange(width) < lengths[:, None]
-    flat = is_real.view(-1)
+    is_computed = torch.arange(width) < lengths[:, None]
+    flat = is_computed.view(-1)
     count = int(flat.sum())
     flat[(~flat).nonzero()[: -count % coarseness(count), 0]] = True
-    token = (flat.cumsum(0) - 1).view(is_real.shape)
-    return Grid(flat.nonzero()[:, 0], token, is_real[:, :, None])
+    token = (flat.cumsum(0) - 1).view(is_computed.shape)
+    return Grid(flat.nonzero()[:, 0], token, is_computed[:, :, None])
 
 
 def coarseness(count: int) -> int:
@@ -198,7 +192,7 @@ def coarseness(count: int) -> int:
 
 def spread(x: Tensor, grid: Grid) -> Tensor:
     """(N, H) to (B, T, H). What stands in the place of padding is nobody's: no real token looks at it."""
-    rows: Tensor = _Spread.apply(x, grid.real, grid.token)  # type: ignore[no-untyped-call]
+    rows: Tensor = _Spread.apply(x, grid.places, grid.token)  # type: ignore[no-untyped-call]
     return rows
 
 
@@ -213,26 +207,26 @@ def gather(x: Tensor, grid: Grid) -> Tensor:
 
 class _Spread(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, real: Tensor, token: Tensor) -> Tensor:
-        ctx.save_for_backward(real)
+    def forward(ctx: Any, x: Tensor, places: Tensor, token: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
         return x[token]
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
-        (real,) = ctx.saved_tensors
-        return slopes[0].flatten(0, 1)[real], None, None
+        (places,) = ctx.saved_tensors
+        return slopes[0].flatten(0, 1)[places], None, None
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, real: Tensor, token: Tensor, is_real: Tensor) -> Tensor:
-        ctx.save_for_backward(token, is_real)
-        return x.flatten(0, 1)[real]
+    def forward(ctx: Any, x: Tensor, places: Tensor, token: Tensor, is_computed: Tensor) -> Tensor:
+        ctx.save_for_backward(token, is_computed)
+        return x.flatten(0, 1)[places]
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
-        token, is_real = ctx.saved_tensors
-        return torch.where(is_real, slopes[0][token], 0), None, None, None
+        token, is_computed = ctx.saved_tensors
+        return torch.where(is_computed, slopes[0][token], 0), None, None, None
 
 
 def mixed_in(x: Tensor, seeds: Tensor, weights: Weights, shape: Shape, dtype: torch.dtype) -> Tensor:
@@ -295,7 +289,7 @@ def lean_training(
     Args:
         model: Plain, or with peft's LoRA layers in it.
         precision: Of the matrix products.
-        compiled: Whether blocks are compiled; needs what `can_compile` asks for.
+        compiled: Whether all but attention is compiled; needs what `can_compile` asks for.
     """
     if not is_lean(model):
         yield None
@@ -304,39 +298,35 @@ def lean_training(
     config: Any = model.config
     shape = Shape(config.n_head, config.layer_norm_epsilon, config.resid_pdrop, config.attn_pdrop)
     dtype = torch.bfloat16 if precision == "bf16" else body.wpe.weight.dtype
-    before, after = compile_halves() if compiled else (mixed_in, mixed_out)
-    lean = LeanBody(body, shape, dtype, before, after, compiled)
+    mix, close = compile_halves() if compiled else (mixed_in, mixed_out)
+    output: Any = model.get_output_embeddings()
+    tied = output is not None and output.weight is body.wte.weight
+    lean = LeanBody(body, shape, dtype, mix, close, to_compile=compiled, is_tied=tied)
     for block in body.h:  # the copies are made here: later, threads would make them twice
         lean.weights_of(block)
-    original = body.forward
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        learns = body.training and torch.is_grad_enabled()
-        return lean(*args, **kwargs) if learns else original(*args, **kwargs)
-
-    body.forward, body.lean = forward, lean
+    body.lean = lean
     try:
         yield lean
     finally:
-        del body.forward, body.lean
+        del body.lean
 
 
-def states_at(model: PreTrainedModel, batch: Batch, chosen: Tensor) -> Tensor:
+def states_at(model: PreTrainedModel, batch: Batch, wanted: Tensor) -> Tensor:
     """(K, H) final-norm hidden states of some tokens of a batch. Documents of a packed row don't meet:
     transformers keeps them apart where positions start again and there is no mask.
 
     Args:
         model: Of any architecture; inside `lean_training` its body learns as above.
         batch: Padded on the right.
-        chosen: (K,) flat places in (B, T), in rising order, none of them padding.
+        wanted: (K,) flat places in (B, T); padding has no state.
     """
     body: Any = model.base_model
     lean: LeanBody | None = getattr(body, "lean", None)
     if lean is not None and body.training and torch.is_grad_enabled():
-        return lean.states(batch.input_ids, batch.positions, batch.last + 1, chosen)
+        return lean.states(batch.input_ids, batch.positions, batch.last + 1, wanted)
     known = {} if batch.positions is None else {"position_ids": batch.positions}
     hidden: Tensor = body(input_ids=batch.input_ids, use_cache=False, **known).last_hidden_state
-    return hidden.flatten(0, 1)[chosen]
+    return hidden.flatten(0, 1)[wanted]
 
 
 def is_lean(model: PreTrainedModel) -> bool:
@@ -373,5 +363,19 @@ def compile_halves() -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
         warnings.simplefilter("ignore", DeprecationWarning)  # torch's compiler uses what torch retires
         importlib.import_module("torch._inductor.compile_fx")
     options: dict[str, Any] = {"cpp_wrapper": True, "cpp.threads": torch.get_num_threads()}
-    before, after = (torch.compile(half, dynamic=True, options=options) for half in (mixed_in, mixed_out))
-    return before, after
+
+    def for_any_number(half: Callable[..., Tensor], streams: int) -> Callable[..., Tensor]:
+        """`streams`: of how many arguments the first size is the number of tokens."""
+        fast = torch.compile(half, dynamic=True, options=options)
+
+        def run(*arguments: Any) -> Tensor:
+            if len(arguments[0]) == 1:  # to the compiler a kind of its own
+                return half(*arguments)
+            for stream in arguments[:streams]:  # should it equal another size at first, that means nothing
+                torch._dynamo.maybe_mark_dynamic(stream, 0)
+            found: Tensor = fast(*arguments)
+            return found
+
+        return run
+
+    return for_any_number(mixed_in, 1), for_any_number(mixed_out, 2)

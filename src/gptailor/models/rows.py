@@ -40,7 +40,7 @@ class UsedRows(nn.Module):
         self.register_buffer("place", place, persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Token ids (B, T) to (B, T, H)."""
+        """Token ids of any shape to one more dimension, H."""
         places = self.place[ids]
         found = functional.embedding(places.clamp(min=0), self.weight)
         if self.training:
@@ -59,7 +59,7 @@ def used_rows_only(model: PreTrainedModel, used: IntArray | None) -> Iterator[No
     output: Any = model.get_output_embeddings()
     if (
         used is None
-        or not _only_looks_up(embedding)
+        or not only_looks_up(embedding)
         or not embedding.weight.requires_grad
         or (output is not None and output.weight is embedding.weight)
         or len(used) > LARGEST_SHARE * embedding.num_embeddings
@@ -77,8 +77,8 @@ def used_rows_only(model: PreTrainedModel, used: IntArray | None) -> Iterator[No
         setattr(parent, name, embedding.train(rows.training))
 
 
-def _only_looks_up(embedding: nn.Module) -> bool:
-    # A subclass or a hook may compute something that UsedRows wouldn't.
+def only_looks_up(embedding: nn.Module) -> bool:
+    """Whether it is a table and nothing else: a subclass or a hook may compute something."""
     hooks = (embedding._forward_hooks, embedding._forward_pre_hooks)
     return type(embedding) is nn.Embedding and not any(hooks)
 

@@ -119,7 +119,7 @@ def accumulate(
             total = total + value.detach().cpu()
         return sums, total
 
-    new = lean is not None and lean.is_new()
+    new = lean is not None and lean.takes_turns()
     results = workers.run(compute, list(enumerate(micro_batches)), one_by_one=new)
     for place, (weight, _) in enumerate(leaves):
         for sums, _ in results:
@@ -130,7 +130,7 @@ def accumulate(
 
 
 def _add(total: Tensor | None, more: Tensor | None, *, like: Tensor | None = None) -> Tensor | None:
-    """The sum, in at least fp32 as soon as there is one; dense, where it is of the kind of `like`."""
+    """The sum, in at least fp32 as soon as there is one; with `like` as dense and of its type."""
     if more is None:
         return total
     if total is None:

@@ -19,6 +19,7 @@ from gptailor.evaluate.preference import ranking_score, right_shares
 from gptailor.launch import Precision, precision_context
 from gptailor.models.approach import Adapted
 from gptailor.models.forward import keeps_documents_apart, learned_states, target_nats
+from gptailor.models.lean import is_lean
 from gptailor.pipeline.objective import Objective, Rates, Validation, usual_rates
 from gptailor.pipeline.texts.shop import TextShop
 from gptailor.pipeline.texts.tokens import TokenizedRow
@@ -106,7 +107,8 @@ def preference_objective(shop: TextShop, adapted: Adapted, folder: Path) -> Obje
         shown = {"preference_accuracy": float(right_shares(margins).mean())}
         return Validation(mean, -mean, shown, compared=ranking_score(margins))
 
-    lengths = np.array([max(len(one.token_ids) for one in row.sequences) for row in rows], np.int64)
+    cost = sum if is_lean(adapted.plain) else max  # else the shorter answer is padded to the longer
+    lengths = np.array([cost(len(one.token_ids) for one in row.sequences) for row in rows], np.int64)
     return Objective(lengths, batch, loss, validate, rates=rates_of(shop), new_head=False)
 
 
