@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import time
@@ -43,14 +44,23 @@ from speed_works import CANDIDATES, DECIDING_DROPOUT, SHAPES, WORKS, Work
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parent.parent / "shared" / "data"
-QUICK = ("classification full", "classification frozen", "share of the machine")
+QUICK = ("classification full", "share of the machine")  # and of the peers only their best
 STEPS, QUICK_STEPS = 20, 6  # an epoch; where a quick run stops
 FEWEST_STEPS = 13  # under 200 rows the product trains by folds
 
 
+def works_of(wanted: argparse.Namespace) -> list[Work]:
+    """What is to be measured."""
+    works = [work for work in WORKS if work.name in wanted.works]
+    if not wanted.quick:
+        return works
+    best = [{name: peer for name, peer in work.peers.items() if name == "best"} for work in works]
+    return [dataclasses.replace(work, peers=peers) for work, peers in zip(works, best, strict=True)]
+
+
 def measure_all(bench: Bench, wanted: argparse.Namespace) -> None:
     """Checks first, then round after round over all works, so that every stop leaves a table."""
-    works = [work for work in WORKS if work.name in wanted.works]
+    works = works_of(wanted)
     for work in works:
         compared = work.peers and work.approach != "frozen"
         if compared and not wanted.quick and (bench.again or bench.find(work, 0.0, "check") is None):
@@ -63,18 +73,27 @@ def measure_all(bench: Bench, wanted: argparse.Namespace) -> None:
                     tell(work, what, lambda w=work, d=dropout, n=number: bench.measure(w, d, n))
 
 
-def try_candidates(bench: Bench, wanted: argparse.Namespace) -> None:
-    """What could be a peer's best, each run once at the deciding dropout."""
-    for work in (work for work in WORKS if work.name in wanted.works):
+def try_candidates(bench: Bench, wanted: argparse.Namespace, begun: dict[str, Any]) -> None:
+    """What could be a peer's best, each run once at the deciding dropout; written down after each."""
+    tried: list[dict[str, Any]] = []
+    for work in works_of(wanted):
         rows = bench.rows(work)
         for name, peer in CANDIDATES.get(work.name, {}).items():
+            one: dict[str, Any] = {"work": work.name, "candidate": name, "load_before": os.getloadavg()[0]}
             try:
                 found = bench.peer(work, rows, peer, DECIDING_DROPOUT[work.name])
             except RuntimeError as error:
+                tried.append({**one, "error": str(error)})
                 print(f"{work.name}, {name}: {error}", flush=True)
                 continue
-            told = f"{rate(found):,.0f} tokens/s, {found['peak_memory_bytes'] / 1e9:.1f} GB"
-            print(f"{work.name}, {name}: {told}, {found['compile_seconds']:.0f} s compiling", flush=True)
+            speed, memory = rate(found), found["peak_memory_bytes"] / 1e9
+            compiling = found["compile_seconds"]
+            tried.append(
+                {**one, "tokens_per_second": speed, "peak_memory_gb": memory, "compile_seconds": compiling}
+            )
+            told = f"{speed:,.0f} tokens/s, {memory:.1f} GB, {compiling:.0f} s compiling"
+            print(f"{work.name}, {name}: {told}", flush=True)
+            write_record(wanted.results, "speed-candidates", {**begun, "tried": tried})
 
 
 def tell(work: Work, what: str, measure: Any) -> None:
@@ -88,11 +107,22 @@ def tell(work: Work, what: str, measure: Any) -> None:
     print(f"{work.name}, {what}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
 
 
-def collect(bench: Bench, wanted: argparse.Namespace) -> tuple[list[Line], dict[str, float], dict[str, str]]:
-    """Lines, checks and the peers' versions of what the work folder holds by now."""
+def circumstances(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """When rounds were taken, and how busy the machine was before each."""
+    return {
+        "first": min(one["when"] for one in rounds),
+        "last": max(one["when"] for one in rounds),
+        "load_before": [round(one["load_before"], 1) for one in rounds],
+    }
+
+
+def collect(
+    bench: Bench, wanted: argparse.Namespace
+) -> tuple[list[Line], dict[str, float], dict[str, str], dict[str, Any]]:
+    """Lines, checks, the peers' versions and the rounds' circumstances, as the work folder holds them."""
     config = json.loads((bench.base / "config.json").read_text(encoding="utf-8"))
-    lines, checks, versions = [], {}, {}
-    for work in (work for work in WORKS if work.name in wanted.works):
+    lines, checks, versions, every = [], {}, {}, []
+    for work in works_of(wanted):
         if (check := bench.find(work, 0.0, "check")) is not None:
             checks[work.name] = first_steps_differ(check["ours"], check["peer"])
         for dropout in work.dropouts:
@@ -100,25 +130,28 @@ def collect(bench: Bench, wanted: argparse.Namespace) -> tuple[list[Line], dict[
             rounds = [one for n in numbers if (one := bench.find(work, dropout, n)) is not None]
             if not rounds:
                 continue
+            every += rounds
             for against, peer in work.peers.items():
                 lines.append(make_line(work.name, dropout, against, rounds, epochs=peer.epochs))
                 versions.update(rounds[-1][against]["versions"])
             if not work.peers:
                 shape = {"layers": config["n_layer"], "width": config["n_embd"]}
                 lines.append(make_share_line(work.name, dropout, rounds, **shape))
-    return lines, checks, versions
+    return lines, checks, versions, circumstances(every) if every else {}
 
 
-def run_others(data: Path, peer_python: Path) -> None:
-    """Serving and reading: each prints its table and writes its results itself."""
+def run_others(data: Path, peer_python: Path) -> list[str]:
+    """Serving and reading: each prints its table and writes its results itself. Returns what failed."""
     given = ["--data", str(data)]
     commands = {
         "speed_serving.py": [*given, "--peer-python", str(peer_python)],
         "speed_reading.py": [*given, "--peer", str(peer_python), "--memory"],
     }
-    for name, arguments in commands.items():
-        if (HERE / name).exists():
-            subprocess.run([sys.executable, str(HERE / name), *arguments], check=False)
+    ended = {
+        name: subprocess.run([sys.executable, str(HERE / name), *arguments], check=False).returncode
+        for name, arguments in commands.items()
+    }
+    return [name for name, code in ended.items() if code]
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -180,7 +213,7 @@ def summarize(
     Raises:
         SystemExit: nothing is measured yet.
     """
-    lines, checks, versions = collect(bench, wanted)
+    lines, checks, versions, rounds = collect(bench, wanted)
     if not lines:
         raise SystemExit("nothing is measured yet.")
     found = {
@@ -191,10 +224,19 @@ def summarize(
         "device": bench.device,
         "peer_versions": versions,
         "checks": checks,
+        "rounds": rounds,
         "lines": [dataclasses.asdict(line) for line in lines],
         "bars": [judge(bar, lines, dropout=DECIDING_DROPOUT[bar.work], checks=checks) for bar in BARS],
     }
     return found, lines
+
+
+def name_of(wanted: argparse.Namespace, bench: Bench) -> str:
+    """Of the two files: a part, another shape or another device takes no table's place."""
+    part = "quick" if wanted.quick else "" if len(wanted.works) == len(WORKS) else "part"
+    shape = "" if bench.shape == "gpt2" else bench.shape
+    device = "" if bench.device == "cpu" else bench.device
+    return "-".join(["speed", *(name for name in (part, shape, device) if name)])
 
 
 def main() -> None:
@@ -203,17 +245,18 @@ def main() -> None:
     begun = start_record()
     bench = open_bench(wanted, begun["machine"]["device"] if wanted.device == "auto" else wanted.device)
     if wanted.candidates:
-        try_candidates(bench, wanted)
+        try_candidates(bench, wanted, begun)
         return
     with contextlib.suppress(KeyboardInterrupt):  # what was measured so far is told
         measure_all(bench, wanted)
     found, lines = summarize(bench, wanted, begun)
-    name = f"speed{'-quick' if wanted.quick else ''}"
-    path = write_record(wanted.results, name, found, results_text(found, lines))
+    path = write_record(wanted.results, name_of(wanted, bench), found, results_text(found, lines))
     print(tables(found, lines))
     print(f"\nwritten to {path.name} and {path.with_suffix('.md').name}", file=sys.stderr)
-    if not (wanted.only_training or wanted.quick):
-        run_others(bench.data, bench.peer_python)
+    alone = wanted.only_training or wanted.quick
+    failed = [] if alone else run_others(bench.data, bench.peer_python)
+    if failed:
+        raise SystemExit(f"{' and '.join(failed)} failed")
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -68,15 +69,21 @@ class Bench:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def measure(self, work: Work, dropout: float, number: int) -> None:
-        """One round, kept when it is whole: its pairs must have run one after the other."""
+        """One round, kept when it is whole: its pairs must have run one after the other.
+
+        Who begins takes turns, so that a machine that gets faster or slower favors nobody.
+        """
         rows = self.rows(work)
         load_before = os.getloadavg()[0]
+        sides: dict[str, Callable[[], dict[str, Any]]] = {
+            "ours": lambda: self.ours(work, rows, dropout),
+            **{name: partial(self.peer, work, rows, peer, dropout) for name, peer in work.peers.items()},
+        }
         found: dict[str, Any] = {}
         if not work.peers:
             found["machine"] = self.products(work)
-        found["ours"] = self.ours(work, rows, dropout)
-        for against, peer in work.peers.items():
-            found[against] = self.peer(work, rows, peer, dropout)
+        for name, run in list(sides.items())[:: 1 if number % 2 else -1]:
+            found[name] = run()
         refuse_other_tokens(work, found)
         self.keep(work, dropout, number, {"load_before": load_before, **found})
 

@@ -84,6 +84,10 @@ def digest(text: str) -> str:
     return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
 
 
+def short_digest(text: str) -> bytes:
+    return hashlib.md5(text.encode(), usedforsecurity=False).digest()
+
+
 def shingles(text: str) -> list[bytes]:
     words = WORD.findall(text.casefold())
     if len(words) < 8:
@@ -114,34 +118,43 @@ def run_usual(path: str, tokenizer: PreTrainedTokenizerFast, cache: str) -> tupl
 
 def run_best(path: str, tokenizer: PreTrainedTokenizerFast, cache: str) -> tuple[Dataset, list[list[int]]]:
     def clean_all(batch: Row, places: list[int]) -> Row:
-        texts = [clean(text) for text in batch["text"]]
-        return {"text": texts, "hash": [digest(text) for text in texts], "row": places}
+        cleaned = zip(map(clean, batch["text"]), batch["label"], places, strict=True)
+        rows = [row for row in cleaned if row[0] and row[1]]
+        texts, labels, numbers = ([row[column] for row in rows] for column in range(3))
+        return {
+            "text": texts,
+            "label": labels,
+            "row": numbers,
+            "hash": [short_digest(text) for text in texts],
+        }
 
     def tokenize_all(batch: Row) -> Row:
         return {"ids": tokenizer(batch["text"], return_attention_mask=False)["input_ids"]}
 
     both: Row = {"batched": True, "num_proc": PROCESSES}
     rows = _load(path, cache)
-    rows = rows.map(clean_all, with_indices=True, **both)
-    rows = rows.filter(lambda batch: [bool(t and n) for t, n in _pairs(batch)], **both)
-    first, conflicts = _repeats(rows)
-    kept = [
-        place
-        for place, (row, key) in enumerate(zip(rows["row"], rows["hash"], strict=True))
-        if first[key] == row and key not in conflicts
-    ]
-    rows = rows.select(kept)
+    rows = rows.map(clean_all, with_indices=True, remove_columns=rows.column_names, **both)
+    rows = rows.select(_first_places(rows))
     groups = _rust_groups(rows)
     return rows.map(tokenize_all, **both), groups
+
+
+def _first_places(rows: Dataset) -> list[int]:
+    """Where each text stands for the first time, but for those that have several labels."""
+    first: dict[bytes, tuple[int, str]] = {}
+    conflicts: set[bytes] = set()
+    place = 0
+    for batch in rows.select_columns(["hash", "label"]).iter(10_000):
+        for key, label in zip(batch["hash"], batch["label"], strict=True):
+            if first.setdefault(key, (place, label))[1] != label:
+                conflicts.add(key)
+            place += 1
+    return [place for key, (place, _) in first.items() if key not in conflicts]
 
 
 def _load(path: str, cache: str) -> Dataset:
     # "NA" and "null" are texts here, too.
     return load_dataset("csv", data_files=path, split="train", cache_dir=cache, keep_default_na=False)
-
-
-def _pairs(batch: Row) -> Iterable[tuple[str, str]]:
-    return zip(batch["text"], batch["label"], strict=True)
 
 
 def _repeats(rows: Dataset) -> tuple[dict[str, int], set[str]]:
@@ -170,12 +183,16 @@ def _groups(rows: Dataset) -> list[list[int]]:
 def _rust_groups(rows: Dataset) -> list[list[int]]:
     """Rows that rensa's index finds near one another, in chains."""
     index, chains = RMinHashLSH(threshold=THRESHOLD, num_perm=PERMUTATIONS, num_bands=BANDS), _Chains()
-    for batch in rows.select_columns(["row", "text"]).iter(1000):
-        sets = [sorted(set(shingles(text))) for text in batch["text"]]
-        sketches = RMinHash.from_token_sets(sets, PERMUTATIONS, 1)
-        for row, minhash in zip(batch["row"], sketches, strict=True):
-            chains.add(row, index.query(minhash))
-            index.insert(row, minhash)
+    numbers: list[int] = []
+    for batch in rows.select_columns(["row", "text"]).iter(10_000):
+        sketches = RMinHash.from_token_sets(
+            [sorted(set(shingles(t))) for t in batch["text"]], PERMUTATIONS, 1
+        )
+        start = len(numbers)
+        numbers += batch["row"]
+        index.insert_many(sketches, start)
+        for place, near in enumerate(index.query_all(sketches), start):
+            chains.add(numbers[place], [numbers[other] for other in near if other < place])
     return chains.groups()
 
 

@@ -115,6 +115,10 @@ def read_news(data: Path, count: int) -> tuple[list[str], list[str]]:
     return [row[1].strip() for row in rows], [f"{row[1]} {row[2]}".strip() for row in rows]
 
 
+class Failed(Exception):
+    """A worker or a server ended or refused; a candidate is then left out."""
+
+
 class Worker:
     """A process that answers all texts once whenever it is asked."""
 
@@ -142,7 +146,7 @@ class Worker:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"a worker ended: {self.process.args}")
+            raise Failed(f"a worker ended: {self.process.args}")
         found: Json = json.loads(line)
         return found
 
@@ -179,7 +183,7 @@ def peer_settings(plan: Plan, precision: str) -> list[Json]:
     return found + [{**setting, "compile": True} for setting in found[1:] if plan.compile]
 
 
-def predict_rows(plan: Plan, model: Path, texts: Sequence[str], folder: Path) -> list[Json]:
+def predict_rows(plan: Plan, model: Path, texts: Sequence[str], folder: Path) -> Iterator[Json]:
     """Batch prediction in fp32 and in bf16."""
     from gptailor.models.predictor import load_predictor
 
@@ -187,7 +191,7 @@ def predict_rows(plan: Plan, model: Path, texts: Sequence[str], folder: Path) ->
     tokens = sum(item.num_tokens for item in encoder.encode_many(texts) if item is not None)
     file = folder / "texts.json"
     file.write_text(json.dumps(list(texts)), encoding="utf-8")
-    rows, exact = [], None
+    exact = None
     for precision in ("fp32", "bf16"):
         setting = {"precision": precision}
         with contextlib.ExitStack() as stack:
@@ -209,32 +213,34 @@ def predict_rows(plan: Plan, model: Path, texts: Sequence[str], folder: Path) ->
             best = fastest(plan, start, precision)
             for name, other in (("usual", usual), ("best", best)):
                 pairs = [(mine.run(), other.run()) for _ in range(plan.pairs)]
-                rows.append(
-                    {
-                        "work": "batch prediction",
-                        "precision": precision,
-                        "against": name,
-                        "setting": other.setting,
-                        "tokens": tokens,
-                        "ratio": spread([b["seconds"] / a["seconds"] for a, b in pairs]),
-                        "ratio_cpu": spread([b["cpu_seconds"] / a["cpu_seconds"] for a, b in pairs]),
-                        "ours": spread([tokens / a["seconds"] for a, _ in pairs]),
-                        "theirs": spread([tokens / b["seconds"] for _, b in pairs]),
-                        "unit": "tokens/s",
-                        "peak_bytes": [pairs[-1][0]["peak_bytes"], pairs[-1][1]["peak_bytes"]],
-                        **agreement,
-                    }
-                )
-                print_row(rows[-1])
-    return rows
+                row = {
+                    "work": "batch prediction",
+                    "precision": precision,
+                    "against": name,
+                    "setting": other.setting,
+                    "tokens": tokens,
+                    "ratio": spread([b["seconds"] / a["seconds"] for a, b in pairs]),
+                    "ratio_cpu": spread([b["cpu_seconds"] / a["cpu_seconds"] for a, b in pairs]),
+                    "ours": spread([tokens / a["seconds"] for a, _ in pairs]),
+                    "theirs": spread([tokens / b["seconds"] for _, b in pairs]),
+                    "unit": "tokens/s",
+                    "peak_bytes": [pairs[-1][0]["peak_bytes"], pairs[-1][1]["peak_bytes"]],
+                    **agreement,
+                }
+                print_row(row)
+                yield row
 
 
 def fastest(plan: Plan, start: Any, precision: str) -> Worker:
     """The peer in the setting that is fastest here; the others are ended."""
     best: tuple[float, Worker] | None = None
     for setting in peer_settings(plan, precision):
-        worker = start(plan.peer_python, "peer", setting)
-        seconds = min(worker.run()["seconds"] for _ in range(2))
+        try:
+            worker = start(plan.peer_python, "peer", setting)
+            seconds = min(worker.run()["seconds"] for _ in range(2))
+        except Failed as error:
+            print(f"  peer {setting}: {error}", file=sys.stderr, flush=True)
+            continue
         print(f"  peer {setting}: {seconds:.1f} s", file=sys.stderr, flush=True)
         if best is None or seconds < best[0]:
             if best is not None:
@@ -242,7 +248,8 @@ def fastest(plan: Plan, start: Any, precision: str) -> Worker:
             best = (seconds, worker)
         else:
             worker.end()
-    assert best is not None
+    if best is None:
+        raise Failed("no setting of the peer runs here")
     return best[1]
 
 
@@ -266,7 +273,8 @@ class Server:
             with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/ready"):
                 return
             if self.process.poll() is not None or time.monotonic() > end:
-                raise SystemExit(f"a server didn't start: {command}")
+                self.end()
+                raise Failed(f"a server didn't start: {command}")
             time.sleep(0.2)
 
     def end(self) -> None:
@@ -304,7 +312,7 @@ async def ask(port: int, texts: Sequence[str], *, seed: int, end: float) -> list
         length = next(int(line.partition(":")[2]) for line in lines if line.startswith("content-length"))
         await reader.readexactly(length)
         if " 200" not in lines[0]:
-            raise SystemExit(f"a server refused: {lines[0]}")
+            raise Failed(f"a server refused: {lines[0]}")
         now = time.perf_counter()
         found.append((now, now - began))
     writer.close()
@@ -351,18 +359,20 @@ def served_settings(plan: Plan, precision: str) -> list[Json]:
     return found + [{**setting, "compile": True} for setting in found[1:3] if plan.compile]
 
 
-def served_rows(plan: Plan, model: Path, titles: Sequence[str]) -> list[Json]:
+def served_rows(plan: Plan, model: Path, titles: Sequence[str]) -> Iterator[Json]:
     """Throughput and latency under 32 clients that ask one short text after the other."""
-    rows = []
     for precision in ("fp32", "bf16"):
-        candidates = served_settings(plan, precision)
-        tried = []
-        for setting in candidates:
-            with ended(start_peer(plan, model, setting)) as server:
-                warm(server, titles, plan)
-                tried.append(load(server, titles, plan.seconds)["per_second"])
-            print(f"  peer {setting}: {tried[-1]:.1f} requests/s", file=sys.stderr, flush=True)
-        best = candidates[tried.index(max(tried))]
+        best, most = {"precision": precision}, 0.0
+        for setting in served_settings(plan, precision):
+            try:
+                with ended(start_peer(plan, model, setting)) as server:
+                    warm(server, titles, plan)
+                    found = load(server, titles, plan.seconds)["per_second"]
+            except (Failed, OSError, asyncio.IncompleteReadError) as error:
+                print(f"  peer {setting}: {error}", file=sys.stderr, flush=True)
+                continue
+            print(f"  peer {setting}: {found:.1f} requests/s", file=sys.stderr, flush=True)
+            best, most = (setting, found) if found > most else (best, most)
         with ended(start_ours(model, precision)) as mine:
             warm(mine, titles, plan)
             for name, setting in (("usual", {"precision": precision}), ("best", best)):
@@ -372,21 +382,19 @@ def served_rows(plan: Plan, model: Path, titles: Sequence[str]) -> list[Json]:
                         (load(mine, titles, plan.seconds), load(other, titles, plan.seconds))
                         for _ in range(plan.pairs)
                     ]
-                rows.append(
-                    {
-                        "work": f"served, {CLIENTS} clients",
-                        "precision": precision,
-                        "against": name,
-                        "setting": setting,
-                        "ratio": spread([a["per_second"] / b["per_second"] for a, b in pairs]),
-                        "ours": spread([a["per_second"] for a, _ in pairs]),
-                        "theirs": spread([b["per_second"] for _, b in pairs]),
-                        "unit": "requests/s",
-                        **{key: between(pairs, key) for key in ("p50", "p99")},
-                    }
-                )
-                print_row(rows[-1])
-    return rows
+                row = {
+                    "work": f"served, {CLIENTS} clients",
+                    "precision": precision,
+                    "against": name,
+                    "setting": setting,
+                    "ratio": spread([a["per_second"] / b["per_second"] for a, b in pairs]),
+                    "ours": spread([a["per_second"] for a, _ in pairs]),
+                    "theirs": spread([b["per_second"] for _, b in pairs]),
+                    "unit": "requests/s",
+                    **{key: between(pairs, key) for key in ("p50", "p99")},
+                }
+                print_row(row)
+                yield row
 
 
 @contextlib.contextmanager
@@ -417,14 +425,16 @@ def print_row(row: Json) -> None:
     )
 
 
-def measure(data: Path, plan: Plan, *, only: str | None = None) -> list[Json]:
-    """All rows of the table; `data` holds `gpt2_bpe` and `ag_news`."""
+def measure(data: Path, plan: Plan, *, only: str | None = None) -> Iterator[Json]:
+    """All rows of the table, one by one; `data` holds `gpt2_bpe` and `ag_news`."""
     titles, texts = read_news(data, plan.texts)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = write_model(folder / "model", data / "gpt2_bpe")
-        rows = [] if only == "served" else predict_rows(plan, model, texts, folder)
-        return rows if only == "predict" else rows + served_rows(plan, model, titles)
+        if only != "served":
+            yield from predict_rows(plan, model, texts, folder)
+        if only != "predict":
+            yield from served_rows(plan, model, titles)
 
 
 def main() -> None:
@@ -438,8 +448,14 @@ def main() -> None:
     chosen = QUICK if given.quick else FULL
     plan = Plan(**{**vars(chosen), "peer_python": given.peer_python})
     begun = start_record()
-    rows = measure(given.data, plan, only=given.only)
-    write_record(given.results, f"speed-serving{'-quick' if given.quick else ''}", {**begun, "rows": rows})
+    name = "-".join(["speed-serving", *(part for part in (given.only, given.quick and "quick") if part)])
+    rows: list[Json] = []
+    try:
+        for row in measure(given.data, plan, only=given.only):
+            rows.append(row)
+            write_record(given.results, name, {**begun, "rows": rows})  # hours aren't lost with what fails
+    except Failed as error:
+        raise SystemExit(str(error)) from None
 
 
 if __name__ == "__main__":

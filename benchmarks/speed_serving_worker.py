@@ -14,7 +14,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,8 @@ def load_pipeline(model: str, setting: dict[str, Any]) -> Any:
     dtype = torch.bfloat16 if setting["precision"] == "bf16" else torch.float32
     pipe = transformers.pipeline("text-classification", model=model, dtype=dtype, device="cpu")
     if setting.get("compile"):
-        pipe.model = torch.compile(pipe.model, dynamic=True)
+        # Not the model itself: the pipeline would no longer see that forward takes `use_cache`.
+        pipe.model.forward = torch.compile(pipe.model.forward, dynamic=True)
     return pipe
 
 
@@ -92,15 +93,20 @@ def build_app() -> Any:
 
     setting = json.loads(os.environ["PEER_SETTING"])
     pipe = load_pipeline(os.environ["PEER_MODEL"], setting)
-    app = FastAPI()
+
+    @contextlib.asynccontextmanager
+    async def limit(_: FastAPI) -> AsyncIterator[None]:
+        if setting.get("at_once"):
+            anyio.to_thread.current_default_thread_limiter().total_tokens = setting["at_once"]
+        yield
+
+    app = FastAPI(lifespan=limit)
 
     class Asked(BaseModel):
         input: str
 
     @app.get("/ready")
     async def ready() -> dict[str, str]:
-        if setting.get("at_once"):
-            anyio.to_thread.current_default_thread_limiter().total_tokens = setting["at_once"]
         return {"status": "ready"}
 
     def classify(asked: Asked) -> Any:

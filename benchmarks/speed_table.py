@@ -102,6 +102,11 @@ def training_operations(layers: int, width: int) -> int:
     return 6 * 12 * layers * width**2
 
 
+def needed_operations(layers: int, width: int) -> int:
+    """Those that a classifier needs: of the last block's output only one token a row is ever looked at."""
+    return training_operations(layers, width) - 6 * 9 * width**2
+
+
 def make_line(
     work: str, dropout: float, against: str, rounds: Sequence[Mapping[str, Run]], *, epochs: int = 1
 ) -> Line:
@@ -127,7 +132,7 @@ def make_share_line(
     work: str, dropout: float, rounds: Sequence[Mapping[str, Run]], *, layers: int, width: int
 ) -> Line:
     """How much of the matrix-product rate, measured just before each run, went into the blocks' products."""
-    needed = training_operations(layers, width)
+    needed = needed_operations(layers, width)
     shares = [rate(one["ours"]) * needed / one["machine"]["operations_per_second"] for one in rounds]
     line = Line(work, dropout, "machine", len(rounds), share=spread(shares))
     line.ours.update(medians([one["ours"] for one in rounds]))
@@ -143,6 +148,7 @@ def medians(runs: Sequence[Run]) -> dict[str, float]:
         "tokens_per_second": statistics.median(rate(run) for run in runs),
         "peak_memory_gb": statistics.median(run["peak_memory_bytes"] / 1e9 for run in runs),
         "startup_seconds": statistics.median(run["startup_seconds"] for run in runs),
+        "first_step_seconds": statistics.median(run["steps"][0]["seconds"] for run in runs),
         "compile_seconds": max(run["compile_seconds"] for run in runs),
     }
 
@@ -200,8 +206,8 @@ def table(lines: Sequence[Line], bars: Sequence[Mapping[str, Any]]) -> str:
     """Markdown: ratios with their spread and bars, then what stands behind them."""
     rows = [
         "| work | dropout | against | ratio (lowest to highest) | must / aim | reached | pairs "
-        "| tokens/s | compiling | to the first step | losses |",
-        "|---|---:|---|---:|---:|---|---:|---:|---:|---:|---:|",
+        "| tokens/s | compiling | before the first step | first step | losses |",
+        "|---|---:|---|---:|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
     for line in (one for one in lines if one.speed is not None):
         cells = [
@@ -210,6 +216,7 @@ def table(lines: Sequence[Line], bars: Sequence[Mapping[str, Any]]) -> str:
             both(line, "tokens_per_second", "{:,.0f}"),
             both(line, "compile_seconds", "{:.0f} s"),
             both(line, "startup_seconds", "{:.0f} s"),
+            both(line, "first_step_seconds", "{:.1f} s"),
             "–" if line.loss_difference is None else f"{line.loss_difference:.2%} apart",
         ]
         rows.append(f"| {' | '.join(cells)} |")
@@ -327,10 +334,13 @@ def results_text(found: Mapping[str, Any], lines: Sequence[Line]) -> str:
         "in batches of 32, then a logistic regression.",
         "Losses: on the validation rows after the same rows, relative.",
     ]
+    rounds = found["rounds"]
+    taken = f"Rounds: {rounds['first'][:16]} to {rounds['last'][:16]} (UTC), load of the machine before each "
     parts = [
         f"# Speed, {found['when'][:10]}",
         tables(found, lines),
         *notes,
+        f"{taken}{min(rounds['load_before'])} to {max(rounds['load_before'])}; who begins takes turns.",
         f"{host['cores']} cores of {host['processor']}, {host['memory_gb']} GB, {found['device']}, "
         f"{host['threads']} threads; load before the start {host['load_before']}. Python {host['python']}. "
         f"Packages: {packages}. Written by `python benchmarks/speed.py`.",

@@ -80,9 +80,9 @@ def test_ratios_are_taken_within_a_round() -> None:
     assert make_line("w", 0.1, "usual", rounds, epochs=5).speed == Spread(25, 20, 30)
 
 
-def test_the_share_counts_six_operations_per_weight_of_the_blocks() -> None:
+def test_the_share_counts_six_operations_per_weight_that_is_needed() -> None:
     assert speed_table.training_operations(12, 768) == 6 * 84_934_656
-    rounds = [{"ours": run([1]), "machine": {"operations_per_second": 200 * 6 * 12 * 4}}]
+    rounds = [{"ours": run([1]), "machine": {"operations_per_second": 200 * 6 * 3 * 4}}]
     found = make_share_line("w", 0.1, rounds, layers=1, width=2)
     assert found.share == Spread(0.5, 0.5, 0.5)
 
