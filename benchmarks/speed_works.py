@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 # Learning rates, the same on both sides. Random weights: at a usual 5e-5 the loss jumps about in the first
 # steps, and where two runs of chaos end says nothing of whether they did the same.
-RATES = {"full": 5e-7, "lora": 1e-4, "frozen": 1e-3}
+RATES = {"full": 5e-7, "lora": 1e-5, "frozen": 1e-3}
 LORA = {"r": 8, "lora_alpha": 16}
 LORA_TARGETS = ["c_attn", "c_fc", "c_proj"]  # every linear layer of a GPT-2 block
 EPOCHS_OF_FROZEN = 5  # what the Trainer needs for a frozen body, where we go through the rows once
