@@ -58,7 +58,7 @@ def _masked(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
     draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None, generator=generator)
     level = min(round(share * 2**16), 2**16 - 1)
     kept = draws.view(torch.int16)[: x.numel()].view(x.shape) >= level - 2**15
-    return x * kept * (2**16 / (2**16 - level))
+    return (x * kept).mul_(2**16 / (2**16 - level))
 
 
 def hashed(shape: torch.Size, seed: Tensor) -> Tensor:

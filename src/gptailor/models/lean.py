@@ -84,7 +84,8 @@ class LeanBody:
         seeds = draw_seeds(1 + SEEDS * len(body.h))
         with torch.autocast("cpu", enabled=False):
             x = drop(self._look_up(ids) + body.wpe(places), body.drop.p, seeds[0])
-            mask = None if self._fused(length, position_ids) else attention_mask(length, position_ids)
+            fused = self._fused(length, position_ids)
+            mask = None if fused else attention_mask(length, position_ids).to(self.dtype)
             run: Callable[..., Tensor] = self._run_block
             if body.is_activation_checkpointing:  # run again in the backward pass: dropout follows its seeds
                 run = partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False)
@@ -107,8 +108,8 @@ class LeanBody:
         """The residual stream (N, H) after a block; of the last only the rows that are wanted, (K, H)."""
         mixed = spread(self.mix(x, seeds, weights, self.shape, self.dtype), grid)
         parts = mixed.view(*grid.token.shape, 3, self.shape.heads, -1).permute(2, 0, 3, 1, 4)
-        read = attend(parts[0], parts[1], parts[2], mask, seeds[0], self.shape).transpose(1, 2).flatten(2)
-        read = gather(read, grid)
+        query, key, value = parts.unbind()  # three selections would each make a gradient of all three
+        read = gather(attend(query, key, value, mask, seeds[0], self.shape).transpose(1, 2).flatten(2), grid)
         if wanted is not None:
             x, read = x[wanted], read[wanted]
         return self.close(x, read, seeds, weights, self.shape, self.dtype)
@@ -254,7 +255,7 @@ def linear(x: Tensor, layer: Linear, seed: Tensor) -> Tensor:
         return y
     down, up, scale, dropout = adapter
     low = drop(x, dropout, seed) @ down.to(x.dtype).T
-    return torch.addmm(y, low, up.to(x.dtype).T, alpha=scale)
+    return y.addmm_(low, up.to(x.dtype).T, alpha=scale)
 
 
 def attend(
@@ -265,9 +266,9 @@ def attend(
     """
     if mask is None:
         return functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32)) + mask
-    return drop(torch.softmax(scores, -1), shape.attention_dropout, seed).to(value.dtype) @ value
+    scores = ((query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)).add_(mask)
+    shares = torch.softmax(scores, -1, dtype=torch.promote_types(scores.dtype, torch.float32))
+    return drop(shares, shape.attention_dropout, seed).to(value.dtype) @ value
 
 
 def attention_mask(length: int, position_ids: Tensor | None) -> Tensor:
