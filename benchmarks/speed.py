@@ -82,17 +82,14 @@ def try_candidates(bench: Bench, wanted: argparse.Namespace, begun: dict[str, An
             one: dict[str, Any] = {"work": work.name, "candidate": name, "load_before": os.getloadavg()[0]}
             try:
                 found = bench.peer(work, rows, peer, DECIDING_DROPOUT[work.name])
+                speed, memory = rate(found), found["peak_memory_bytes"] / 1e9
+                compiling = found["compile_seconds"]
+                one |= {"tokens_per_second": speed, "peak_memory_gb": memory, "compile_seconds": compiling}
+                told = f"{speed:,.0f} tokens/s, {memory:.1f} GB, {compiling:.0f} s compiling"
             except RuntimeError as error:
-                tried.append({**one, "error": str(error)})
-                print(f"{work.name}, {name}: {error}", flush=True)
-                continue
-            speed, memory = rate(found), found["peak_memory_bytes"] / 1e9
-            compiling = found["compile_seconds"]
-            tried.append(
-                {**one, "tokens_per_second": speed, "peak_memory_gb": memory, "compile_seconds": compiling}
-            )
-            told = f"{speed:,.0f} tokens/s, {memory:.1f} GB, {compiling:.0f} s compiling"
+                one["error"] = told = str(error)
             print(f"{work.name}, {name}: {told}", flush=True)
+            tried.append(one)
             write_record(wanted.results, "speed-candidates", {**begun, "tried": tried})
 
 

@@ -80,11 +80,7 @@ def _character(match: re.Match[str]) -> str:
     return html.unescape(entity) if entity[1] == "#" or entity[1:] in html5 else entity
 
 
-def digest(text: str) -> str:
-    return hashlib.md5(text.encode(), usedforsecurity=False).hexdigest()
-
-
-def short_digest(text: str) -> bytes:
+def digest(text: str) -> bytes:
     return hashlib.md5(text.encode(), usedforsecurity=False).digest()
 
 
@@ -102,7 +98,9 @@ def run_usual(path: str, tokenizer: PreTrainedTokenizerFast, cache: str) -> tupl
     rows = rows.filter(lambda row: row["text"] and row["label"])
     rows = rows.map(lambda row: {"hash": digest(row["text"])})
     first, conflicts = _repeats(rows)
-    rows = rows.filter(lambda row: row["hash"] not in conflicts and first[row["hash"]] == row["row"])
+    rows = rows.filter(
+        lambda row, place: row["hash"] not in conflicts and first[row["hash"]] == place, with_indices=True
+    )
 
     def sketch(row: Row) -> Row:
         minhash = MinHash(num_perm=PERMUTATIONS)
@@ -125,7 +123,7 @@ def run_best(path: str, tokenizer: PreTrainedTokenizerFast, cache: str) -> tuple
             "text": texts,
             "label": labels,
             "row": numbers,
-            "hash": [short_digest(text) for text in texts],
+            "hash": [digest(text) for text in texts],
         }
 
     def tokenize_all(batch: Row) -> Row:
@@ -134,22 +132,10 @@ def run_best(path: str, tokenizer: PreTrainedTokenizerFast, cache: str) -> tuple
     both: Row = {"batched": True, "num_proc": PROCESSES}
     rows = _load(path, cache)
     rows = rows.map(clean_all, with_indices=True, remove_columns=rows.column_names, **both)
-    rows = rows.select(_first_places(rows))
+    first, conflicts = _repeats(rows)
+    rows = rows.select([place for key, place in first.items() if key not in conflicts])
     groups = _rust_groups(rows)
     return rows.map(tokenize_all, **both), groups
-
-
-def _first_places(rows: Dataset) -> list[int]:
-    """Where each text stands for the first time, but for those that have several labels."""
-    first: dict[bytes, tuple[int, str]] = {}
-    conflicts: set[bytes] = set()
-    place = 0
-    for batch in rows.select_columns(["hash", "label"]).iter(10_000):
-        for key, label in zip(batch["hash"], batch["label"], strict=True):
-            if first.setdefault(key, (place, label))[1] != label:
-                conflicts.add(key)
-            place += 1
-    return [place for key, (place, _) in first.items() if key not in conflicts]
 
 
 def _load(path: str, cache: str) -> Dataset:
@@ -157,16 +143,18 @@ def _load(path: str, cache: str) -> Dataset:
     return load_dataset("csv", data_files=path, split="train", cache_dir=cache, keep_default_na=False)
 
 
-def _repeats(rows: Dataset) -> tuple[dict[str, int], set[str]]:
-    """The first row of each text, and the texts that have several labels."""
-    first: dict[str, int] = {}
-    labels: dict[str, str] = {}
-    conflicts: set[str] = set()
-    for batch in rows.select_columns(["hash", "row", "label"]).iter(10_000):
-        for key, row, label in zip(batch["hash"], batch["row"], batch["label"], strict=True):
-            first.setdefault(key, row)
+def _repeats(rows: Dataset) -> tuple[dict[bytes, int], set[bytes]]:
+    """Where each text stands for the first time, and the texts that have several labels."""
+    first: dict[bytes, int] = {}
+    labels: dict[bytes, str] = {}
+    conflicts: set[bytes] = set()
+    place = 0
+    for batch in rows.select_columns(["hash", "label"]).iter(10_000):
+        for key, label in zip(batch["hash"], batch["label"], strict=True):
+            first.setdefault(key, place)
             if labels.setdefault(key, label) != label:
                 conflicts.add(key)
+            place += 1
     return first, conflicts
 
 

@@ -45,7 +45,7 @@ class Work:
     epochs_of_rows: int = 1  # frozen: so many times the rows, since the head's fit isn't one step
 
 
-# The Trainer as tutorials set it up, and the fastest that was found for it (see the page of results). Where
+# The Trainer as tutorials set it up, and the fastest that was found for it (docs/log.md). Where
 # every row is padded to the longest of all, their order changes no time: ours is taken, so that the losses
 # after the last step can be compared.
 USUAL = Peer("classify", {"train_sampling_strategy": "sequential"}, pad_all=True)

@@ -80,7 +80,6 @@ def measure_step(adapted: Adapted, objective: Objective, plan: Plan) -> tuple[fl
     The first two fill fresh memory: whatever is measured after something else would seem faster than it is.
     """
     longest = np.argsort(-objective.lengths, kind="stable")[: plan.batch_size]
-    batches = micro_batches(objective, longest, plan, padded=not is_lean(adapted.plain))
     adapted.trained.train()
     seconds = 0.0
     weights = [weight for weight in adapted.trained.parameters() if weight.requires_grad]
@@ -88,6 +87,7 @@ def measure_step(adapted: Adapted, objective: Objective, plan: Plan) -> tuple[fl
     # What AdamW will hold from the first step on; a GPU has no room to lend where that doesn't fit.
     moments = [torch.empty_like(weight) for weight in weights for _ in range(2)] if on_gpu else []
     with engine(adapted, plan) as (workers, lean):
+        batches = micro_batches(objective, longest, plan, padded=lean is None)
         for _ in range(3):
             began = time.perf_counter()
             accumulate(
