@@ -63,17 +63,20 @@ def keep_freed_memory() -> None:
     """Lets glibc keep what is freed, instead of giving it back to the system and asking again in every step.
 
     Filling fresh pages took a seventh of a training step, and each thread kept an arena of its own
-    (docs/log.md). Does nothing where the C library is another.
+    (docs/log.md). What is free at this moment is given back: the holes that loading left fit nothing else.
+    Does nothing where the C library is another.
     """
     import ctypes
 
     with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
+        library = ctypes.CDLL(None)
+        mallopt, trim = library.mallopt, library.malloc_trim
         one_arena, no_mappings, never_trim, grow_by = -8, -4, -1, -2
         mallopt(one_arena, 1)
         mallopt(no_mappings, 0)
         mallopt(never_trim, 2**31 - 1)
         mallopt(grow_by, 64 * 2**20)
+        trim(0)
 
 
 def choose_precision(wanted: str, *, num_weights: int) -> Precision:

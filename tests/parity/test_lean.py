@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
+import gptailor.models.lean as lean_body
 from gptailor.launch import Precision, precision_context
 from gptailor.models.approach import adapt_lora
 from gptailor.models.dropout import hashed, stream
 from gptailor.models.lean import LeanBody, can_compile, coarseness, grid_of, is_lean, lean_training, states_at
 from gptailor.models.load import recompute_activations
-from gptailor.train.loop import accumulate
+from gptailor.train.loop import accumulate, training_steps
 from gptailor.train.loss import language_loss
+from gptailor.train.optimize import build_optimizer
 from gptailor.train.workers import Workers
 from gptailor.types import Batch
 
@@ -181,6 +183,35 @@ def test_micro_batches_add_up_to_transformers_gradients(tied: bool, workers: int
     expected = step(None)
     with lean_training(model, precision="fp32") as lean:
         assert_near(step(lean), expected, 1e-10)
+
+
+def test_a_gradient_that_is_kept_is_that_of_its_step_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = {step: [padded(), padded()] for step in (1, 2, 3)}
+
+    def moved(large: int) -> list[Tensor]:
+        monkeypatch.setattr(lean_body, "LARGE", large)
+        model = build(vocab_size=2000).double()
+        optimizer = build_optimizer(model, learning_rate=0.01, head_learning_rate=0.01, weight_decay=0.1)
+        embedding = model.transformer.wte.weight
+
+        def loss(batch: Batch) -> tuple[Tensor, int]:
+            return states_at(model, batch, torch.tensor([0, 2, 22])).square().sum(), batch.num_targets
+
+        with lean_training(model, precision="fp32") as lean:
+            for result in training_steps(
+                model,
+                optimizer,
+                batches=batches.__getitem__,
+                loss=loss,
+                rate=lambda _: 1.0,
+                steps=range(1, 4),
+                lean=lean,
+            ):
+                assert (embedding.grad is not None) == (large == 0), result.step
+        assert embedding.grad is None, "it is kept no longer than training lasts"
+        return list(model.parameters())
+
+    assert_near(moved(0), moved(2**62), 1e-12)
 
 
 @given(st.lists(st.integers(1, 70), min_size=1, max_size=12), st.integers(0, 9))

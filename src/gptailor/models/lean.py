@@ -32,6 +32,7 @@ from gptailor.types import Batch
 
 SEEDS = 7  # of a block: three dropouts, and one before each of four adapters
 SPARSE_FROM = 4  # so many times the tokens of a batch must be in the vocabulary
+LARGE = 32 * 2**20  # bytes
 WRITTEN_OUT = 256  # tokens; longer rows without attention dropout use torch's fused attention
 
 # (weight (in, out), bias, and of LoRA: the maps down and up, their scale, the dropout before them)
@@ -131,6 +132,14 @@ class LeanBody:
     def leaves(self) -> list[tuple[nn.Parameter, Tensor]]:
         """The copies that gradients are taken of, each with the weight it is a copy of."""
         return [(weight, copy) for weight, copy in self.copies.items() if weight.requires_grad]
+
+    def gradients_to_keep(self) -> dict[nn.Parameter, Tensor]:
+        """The vocabulary's, where it is sparse and added to a dense one: made in every step anew, that is too
+        large for any hole in memory.
+        """
+        weight: Any = self.body.wte.weight
+        sparse = only_looks_up(self.body.wte) and not self.is_tied and weight.requires_grad
+        return {weight: torch.zeros_like(weight)} if sparse and weight.nbytes >= LARGE else {}
 
     def takes_turns(self) -> bool:
         """Whether the compiler has its work still to do, which is not for two threads at a time; once."""
@@ -310,6 +319,7 @@ def lean_training(
         yield lean
     finally:
         del body.lean
+        body.wte.weight.grad = None  # the one that was kept
 
 
 def states_at(model: PreTrainedModel, batch: Batch, wanted: Tensor) -> Tensor:

@@ -129,6 +129,7 @@ def train(
         CheckpointError: the disk is full or failing.
     """
     with used_rows_only(adapted.plain, objective.used):
+        bring_into_memory(adapted)
         optimizer = optimizer_of(adapted, objective, plan=plan, settings=settings)
         first, progress = place.resume(adapted.trained, optimizer)
         if first == 0:
@@ -169,6 +170,16 @@ def train(
         load_weights(checkpoint_path(place.folder, progress.best_step), adapted.trained)
     adapted.trained.eval()
     return place.summary(progress)
+
+
+def bring_into_memory(adapted: Adapted) -> None:
+    """Weights that will move become the process's own: read from a file, they are pages of that file, which
+    are copied one by one when they first move, and keep all of it in memory.
+    """
+    keep_freed_memory()
+    for weight in adapted.trained.parameters():
+        if weight.requires_grad and weight.device.type == "cpu":
+            weight.data = weight.detach().clone()
 
 
 @contextmanager

@@ -6,7 +6,7 @@ Whoever consumes it logs, validates, saves and stops; see `pipeline`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -57,7 +57,9 @@ def training_steps(
         NonFiniteError: loss or gradient is NaN or infinite; the weights of this step did not move.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    kept = lean.gradients_to_keep() if lean is not None else {}
     model.train()
+    clear_gradients(parameters, kept)
     for step in steps:
         began = time.perf_counter()
         torch.manual_seed(step_seed(seed, step))
@@ -76,7 +78,7 @@ def training_steps(
         clip_gradients(optimizer, parameters, norm, clip)
         learning_rate = set_rates(optimizer, rate(step))
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        clear_gradients(parameters, kept)
         if lean is not None:
             lean.refresh()
         yield StepResult(
@@ -88,6 +90,12 @@ def training_steps(
             num_tokens=sum(batch.num_tokens for batch in micro_batches),
             seconds=time.perf_counter() - began,
         )
+
+
+def clear_gradients(parameters: Sequence[nn.Parameter], kept: Mapping[nn.Parameter, Tensor]) -> None:
+    """No gradients, but zeros in the memory of those that are kept."""
+    for parameter in parameters:
+        parameter.grad = kept[parameter].zero_() if parameter in kept else None
 
 
 def accumulate(

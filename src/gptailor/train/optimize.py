@@ -22,14 +22,14 @@ def build_optimizer(
 ) -> torch.optim.AdamW:
     """AdamW over the weights that may change: matrices decay, biases and norms don't.
 
-    `head` names the part that has its own rate; each group remembers its peak.
+    `head` names the part that has its own rate; each group remembers its peak. The moments are there already.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_head = bool(head) and head in name.split(".")
             groups.setdefault((is_head, parameter.ndim >= 2), []).append(parameter)
-    return torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [
             {
                 "params": parameters,
@@ -43,6 +43,19 @@ def build_optimizer(
         eps=1e-8,
         fused=True,
     )
+    _make_moments(optimizer)
+    return optimizer
+
+
+def _make_moments(optimizer: torch.optim.AdamW) -> None:
+    """What torch would make in the first step, between gradients: freed, they would leave holes in memory."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+                "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),
+            }
 
 
 def clip_gradients(
