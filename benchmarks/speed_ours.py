@@ -6,6 +6,7 @@ Fits the recipe as `gptailor fit` does and leaves after the last step that is wa
 sealed test are no part of the comparison, on neither side.
 """
 
+# ruff: noqa: E402  (threads come with imports, and one heap before them)
 from __future__ import annotations
 
 import json
@@ -15,6 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gptailor.launch import use_one_heap
+
+use_one_heap()  # as the command line does, before anything is imported that has threads
 sys.path.insert(0, str(Path(__file__).parent / "speed_peers"))
 
 from meter import Meter

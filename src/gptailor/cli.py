@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import typer
 
 from gptailor.errors import GptailorError, Interrupted
+from gptailor.launch import use_one_heap
 
 Result = TypeVar("Result")
 
@@ -711,6 +712,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # what we print is UTF-8, whatever the machine's custom
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
+    use_one_heap()  # NumPy's threads are the first, and come with its import
     try:
         # Typer returns the code of an Exit, such as 130 where a KeyboardInterrupt came.
         code = app(prog_name="gptailor", standalone_mode=False)

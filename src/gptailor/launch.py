@@ -59,24 +59,42 @@ def device_name() -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def use_one_heap() -> None:
+    """One heap for all threads, not one for each, whose free memory no other can use.
+
+    Heaps that are there already stay: best called before anything starts threads. Does nothing where the C
+    library isn't glibc.
+    """
+    _set_allocator({"one_arena": 1})
+
+
 def keep_freed_memory() -> None:
     """Lets glibc keep what is freed, instead of giving it back to the system and asking again in every step.
 
-    Filling fresh pages took a seventh of a training step, and each thread kept an arena of its own
-    (docs/log.md). What is free at this moment is given back: the holes that loading left fit nothing else.
-    Does nothing where the C library is another.
+    Filling fresh pages took a seventh of a training step (docs/log.md). What is free at this moment is given
+    back: the holes that loading left fit nothing else. Blocks from 32 MB on, glibc's most, still come from the
+    system: a batch's logits find no hole, and the heap would grow with every step. Does nothing where the C
+    library isn't glibc.
     """
+    use_one_heap()
+    library = _set_allocator({"map_from": 32 * 2**20, "never_trim": 2**31 - 1, "grow_by": 64 * 2**20})
+    with contextlib.suppress(AttributeError):
+        library.malloc_trim(0)
+
+
+ALLOCATOR = {"one_arena": -8, "map_from": -3, "never_trim": -1, "grow_by": -2}  # glibc's malloc.h
+
+
+def _set_allocator(values: Mapping[str, int]) -> Any:
+    """The C library after its mallopt took the values, or None."""
     import ctypes
 
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
-        mallopt, trim = library.mallopt, library.malloc_trim
-        one_arena, no_mappings, never_trim, grow_by = -8, -4, -1, -2
-        mallopt(one_arena, 1)
-        mallopt(no_mappings, 0)
-        mallopt(never_trim, 2**31 - 1)
-        mallopt(grow_by, 64 * 2**20)
-        trim(0)
+        for name, value in values.items():
+            library.mallopt(ALLOCATOR[name], value)
+        return library
+    return None
 
 
 def choose_precision(wanted: str, *, num_weights: int) -> Precision:
