@@ -72,9 +72,9 @@ def keep_freed_memory() -> None:
     """Lets glibc keep what is freed, instead of giving it back to the system and asking again in every step.
 
     Filling fresh pages took a seventh of a training step (docs/log.md). What is free at this moment is given
-    back: the holes that loading left fit nothing else. Blocks from 32 MB on, glibc's most, still come from the
-    system: a batch's logits find no hole, and the heap would grow with every step. Does nothing where the C
-    library isn't glibc.
+    back: the holes that loading left fit nothing else. Blocks from 32 MB on, glibc's most, still come from
+    the system: a batch's logits find no hole, and the heap would grow with every step.
+    Does nothing where the C library isn't glibc.
     """
     use_one_heap()
     library = _set_allocator({"map_from": 32 * 2**20, "never_trim": 2**31 - 1, "grow_by": 64 * 2**20})
