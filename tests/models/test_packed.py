@@ -15,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import GPT2Config, GPT2ForSequenceClassification
 
+from gptailor.launch import Precision
 from gptailor.models import packed
 from gptailor.models.cores import on_cores
+from gptailor.models.forward import compute_features
 from gptailor.models.packed import ROWS_PER_PASS, PackedGPT2, packed_gpt2, share_passes
 
 CONTEXT = 1200  # texts can be longer than a pass
@@ -52,10 +54,15 @@ def random_sequences(seed: int, lengths: Any) -> list[list[int]]:
     return [draw.integers(0, 300, length).tolist() for length in lengths]
 
 
-def theirs(model: Any, sequences: list[list[int]]) -> Any:
+def their_features(model: Any, sequences: list[list[int]]) -> Any:
     with torch.inference_mode():
         last = [model.transformer(torch.tensor([ids])).last_hidden_state[0, -1] for ids in sequences]
-        return model.score(torch.stack(last)).numpy()
+        return torch.stack(last)
+
+
+def theirs(model: Any, sequences: list[list[int]]) -> Any:
+    with torch.inference_mode():
+        return model.score(their_features(model, sequences)).numpy()
 
 
 def test_logits_are_those_of_transformers(model: Any) -> None:
@@ -74,6 +81,19 @@ def test_bf16_is_near(model: Any) -> None:
     expected = theirs(model, sequences)
     difference = np.abs(reader.logits(sequences) - expected).max()
     assert 1e-3 < difference < 0.1 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(("precision", "bar"), [("fp32", 1e-4), ("bf16", 0.15)])
+def test_features_are_those_of_transformers_without_a_head(
+    model: Any, precision: Precision, bar: float
+) -> None:
+    sequences = random_sequences(0, (1, 2, 15, 16, 17, 61, 200, 1100))
+    expected = their_features(model, sequences).numpy()
+    assert expected.std() > 0.1
+    found = compute_features(model, sequences, pad_id=0, precision=precision)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=bar * np.abs(expected).max())
+    if precision == "bf16":
+        assert np.abs(found - expected).max() > 1e-3 * np.abs(expected).max()
 
 
 def test_every_text_has_the_same_bits_alone_and_in_any_company(reader: PackedGPT2) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -152,37 +153,65 @@ def test_what_is_asked_for_is_transformers_and_padding_nobodys(kind: str, places
     assert all(torch.equal(one, other) for one, other in zip(found, others, strict=True))
 
 
+def build_language_model(model: Any) -> Any:
+    """With the classifier's body; its output layer is the embedding."""
+    language_model: Any = GPT2LMHeadModel(model.config).to(model.dtype)
+    language_model.transformer.load_state_dict(model.transformer.state_dict())
+    return language_model.train()
+
+
+def gradients_of_a_step(
+    model: Any, lean: LeanBody | None, *, workers: int = 1, precision: Precision = "fp32"
+) -> list[Tensor]:
+    """Of all weights but a classifier's head, over four micro-batches; some tokens are learned twice."""
+    torch.manual_seed(1)
+    places = torch.tensor([0, 2, 19, 22, 42])
+    batches = [
+        replace(batch, learned=places, targets=torch.tensor([5, 1999, 5, 7, 8]), num_targets=len(places))
+        for batch in [padded(), BATCHES["short"](), padded(), padded()]
+    ]
+
+    def loss(batch: Batch) -> tuple[Tensor, int]:
+        if isinstance(model, GPT2LMHeadModel):
+            return language_loss(model, model.lm_head, batch), batch.num_targets
+        return states_at(model, batch, places).square().sum(), batch.num_targets
+
+    model.zero_grad()
+    weights = [weight for name, weight in model.named_parameters() if not name.startswith("score")]
+    context = partial(precision_context, precision, "cpu")
+    accumulate(batches, loss, weights=weights, precision=context, workers=Workers(workers), lean=lean)
+    assert not any(weight.grad is None or weight.grad.is_sparse for weight in weights)
+    return [weight.grad.clone() for weight in weights if weight.grad is not None]
+
+
 @pytest.mark.parametrize("tied", [False, True], ids=["classifier", "language model"])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_micro_batches_add_up_to_transformers_gradients(tied: bool, workers: int) -> None:
     """A vocabulary so large that its gradient is sparse, and one that is the output layer's, too."""
-    model: Any = build(vocab_size=2000).double()
+    model = build(vocab_size=2000).double()
     if tied:
-        language_model: Any = GPT2LMHeadModel(model.config).double()
-        language_model.transformer.load_state_dict(model.transformer.state_dict())
-        model = language_model.train()
-    batches = [padded(), BATCHES["short"](), padded(), padded()]
-    places = torch.tensor([0, 2, 19, 22, 42])
-    batches = [
-        replace(batch, learned=places, targets=torch.tensor([5, 1999, 5, 7, 8]), num_targets=len(places))
-        for batch in batches
-    ]
-
-    def loss(batch: Batch) -> tuple[Tensor, int]:
-        if tied:
-            return language_loss(model, model.lm_head, batch), batch.num_targets
-        return states_at(model, batch, places).square().sum(), batch.num_targets
-
-    def step(lean: LeanBody | None) -> list[Tensor]:
-        model.zero_grad()
-        weights = [weight for name, weight in model.named_parameters() if not name.startswith("score")]
-        accumulate(batches, loss, weights=weights, workers=Workers(workers), lean=lean)
-        assert not any(weight.grad is None or weight.grad.is_sparse for weight in weights)
-        return [weight.grad.clone() for weight in weights if weight.grad is not None]
-
-    expected = step(None)
+        model = build_language_model(model)
+    expected = gradients_of_a_step(model, None, workers=workers)
     with lean_training(model, precision="fp32") as lean:
-        assert_near(step(lean), expected, 1e-10)
+        assert_near(gradients_of_a_step(model, lean, workers=workers), expected, 1e-10)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_output_layers_copy_is_as_near_to_the_truth_as_autocast_is(workers: int) -> None:
+    """The copy's gradient and that of what was looked up are both the embedding's."""
+    model = build_language_model(build(vocab_size=2000))
+    truth = gradients_of_a_step(model, None)
+    autocast = gradients_of_a_step(model, None, precision="bf16")
+    with lean_training(model, precision="bf16") as lean:
+        assert lean is not None
+        assert model.transformer.wte.weight in lean.copies
+        found = gradients_of_a_step(model, lean, workers=workers, precision="bf16")
+
+    def errors(step: list[Tensor]) -> list[float]:
+        return [((one - true).norm() / true.norm()).item() for one, true in zip(step, truth, strict=True)]
+
+    assert 0 < sum(errors(found)) < 1.3 * sum(errors(autocast))
+    assert errors(found)[0] < 1.3 * errors(autocast)[0], "the embedding's"
 
 
 def test_a_gradient_that_is_kept_is_that_of_its_step_alone(monkeypatch: pytest.MonkeyPatch) -> None:

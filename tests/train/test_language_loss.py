@@ -132,6 +132,19 @@ def test_chunks_change_nothing(
     assert_equal(ours(model, batch), expected, BARS[dtype])
 
 
+@pytest.mark.parametrize("few", [0, 1, 9, 69, 70])
+def test_how_many_logits_are_in_fp32_changes_nothing(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, few: int
+) -> None:
+    """Of `few` tokens at a time; one, should not even one fit."""
+    model.double()
+    batch = build_batch(model)
+    expected = plainly(model, batch)
+    monkeypatch.setattr(loss, "IN_CACHE", few * model.config.vocab_size)
+    monkeypatch.setattr(loss, "HEAD_ROWS", 50)
+    assert_equal(ours(model, batch), expected, BARS[torch.float64])
+
+
 def test_only_the_learned_tokens_count(model: PreTrainedModel) -> None:
     model.double()
     batch = build_batch(model, learned=torch.tensor([0, 3, 22, LENGTH, 2 * LENGTH + 5]))

@@ -155,8 +155,11 @@ def fit_frozen_head(
     num_labels: int,
     strength: float,
     class_weight: str | dict[int, float] | None = None,
+    start: FloatArray | None = None,
 ) -> FloatArray:
     """(C, H) weights of a logistic head without intercept on (N, H) features.
+
+    `start`: weights to begin with, such as those at another strength, which are found in half the steps.
 
     Features are scaled to unit root mean square for the fit and the scale is folded into the weights,
     so that the head reads the hidden state as it is. Classes absent from `labels` get weights that lose.
@@ -167,8 +170,11 @@ def fit_frozen_head(
     present = np.unique(labels)
     # float64 and a tight tolerance: the same weights on every run of the same machine.
     solver = LogisticRegression(
-        C=strength, fit_intercept=False, max_iter=2000, tol=1e-5, class_weight=class_weight
+        C=strength, fit_intercept=False, max_iter=2000, tol=1e-5, class_weight=class_weight, warm_start=True
     )
+    if start is not None:
+        begin = start[present] * scale
+        solver.coef_ = begin if len(present) > 2 else begin[1:] - begin[:1]
     with _one_thread(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The number of unique classes")  # it takes many for a regression
         solver.fit(features / scale, labels)

@@ -18,7 +18,9 @@ from transformers import PreTrainedModel
 
 from gptailor.data.batch import length_buckets
 from gptailor.errors import ModelError, NonFiniteError
+from gptailor.launch import Precision, precision_context
 from gptailor.models.lean import states_at
+from gptailor.models.packed import packed_gpt2
 from gptailor.types import Batch, FloatArray
 
 LENGTHS = (8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192)
@@ -123,23 +125,31 @@ def in_shapes(
 
 
 def compute_features(
-    model: PreTrainedModel, sequences: Sequence[Sequence[int]], *, pad_id: int
+    model: PreTrainedModel,
+    sequences: Sequence[Sequence[int]],
+    *,
+    pad_id: int,
+    precision: Precision = "fp32",
 ) -> FloatArray:
     """(N, H) features of every sequence, in order.
 
-    For fitting, not for serving: large batches of like length, so a row's last bits may depend on its
-    neighbors.
+    For fitting, not for serving: a row's last bits may depend on its neighbors.
 
     Raises:
         NonFiniteError: a feature is NaN or infinite.
     """
-    features = np.empty((len(sequences), int(model.config.hidden_size)), np.float64)
     model.eval()
-    lengths = np.array([len(sequence) for sequence in sequences])
-    for rows in length_buckets(lengths, max_tokens_per_batch=FITTING_TOKENS_PER_PASS):
-        chosen = [sequences[row] for row in rows.tolist()]
-        shape = (len(chosen), int(lengths[rows[0]]))
-        features[rows] = hidden_at_end(model, chosen, shape, pad_id=pad_id).float().cpu().numpy()
+    packed = packed_gpt2(model, None, precision=precision, exact=False)
+    if packed is not None:
+        features = packed.features(sequences)
+    else:
+        features = np.empty((len(sequences), int(model.config.hidden_size)), np.float64)
+        lengths = np.array([len(sequence) for sequence in sequences])
+        for rows in length_buckets(lengths, max_tokens_per_batch=FITTING_TOKENS_PER_PASS):
+            chosen = [sequences[row] for row in rows.tolist()]
+            shape = (len(chosen), int(lengths[rows[0]]))
+            with precision_context(precision, model.device.type):
+                features[rows] = hidden_at_end(model, chosen, shape, pad_id=pad_id).float().cpu().numpy()
     if not np.isfinite(features).all():
         raise NonFiniteError(
             f"the base's features of {int((~np.isfinite(features)).any(axis=1).sum()):,} of "

@@ -118,7 +118,7 @@ class LeanBody:
     def _look_up(self, ids: Tensor) -> Tensor:
         """(N,) ids to (N, H). Where a batch has few of the vocabulary's tokens, the gradient is sparse."""
         embedding: Any = self.body.wte
-        if not only_looks_up(embedding) or self.is_tied or SPARSE_FROM * len(ids) > embedding.num_embeddings:
+        if not self._looks_up_alone() or SPARSE_FROM * len(ids) > embedding.num_embeddings:
             found: Tensor = embedding(ids)
             return found
         return functional.embedding(ids, embedding.weight, sparse=True)
@@ -138,8 +138,13 @@ class LeanBody:
         large for any hole in memory.
         """
         weight: Any = self.body.wte.weight
-        sparse = only_looks_up(self.body.wte) and not self.is_tied and weight.requires_grad
+        sparse = self._looks_up_alone() and weight.requires_grad
         return {weight: torch.zeros_like(weight)} if sparse and weight.nbytes >= LARGE else {}
+
+    def _looks_up_alone(self) -> bool:
+        """Whether nothing else is computed with the embedding's weight; an output layer may have its copy."""
+        weight: Any = self.body.wte.weight
+        return only_looks_up(self.body.wte) and (not self.is_tied or weight in self.copies)
 
     def takes_turns(self) -> bool:
         """Whether the compiler has its work still to do, which is not for two threads at a time; once."""
@@ -160,9 +165,10 @@ class LeanBody:
             (name,) = layer.active_adapters
             drops = getattr(layer.lora_dropout[name], "p", 0.0)
             adapter = (layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name], drops)
-        return self._copy(plain.weight), self._copy(plain.bias), adapter
+        return self.copy_of(plain.weight), self.copy_of(plain.bias), adapter
 
-    def _copy(self, weight: nn.Parameter) -> Tensor:
+    def copy_of(self, weight: nn.Parameter) -> Tensor:
+        """The weight as it is computed with, made where there is none yet."""
         if weight.dtype == self.dtype:
             return weight
         if weight not in self.copies:
@@ -314,6 +320,8 @@ def lean_training(
     lean = LeanBody(body, shape, dtype, mix, close, to_compile=compiled, is_tied=tied)
     for block in body.h:  # the copies are made here: later, threads would make them twice
         lean.weights_of(block)
+    if output is not None:
+        lean.copy_of(output.weight)
     body.lean = lean
     try:
         yield lean
@@ -338,6 +346,14 @@ def states_at(model: PreTrainedModel, batch: Batch, wanted: Tensor) -> Tensor:
     known = {} if batch.positions is None else {"position_ids": batch.positions}
     hidden: Tensor = body(input_ids=batch.input_ids, use_cache=False, **known).last_hidden_state
     return hidden.flatten(0, 1)[wanted]
+
+
+def output_weight(model: PreTrainedModel, head: nn.Module) -> Tensor:
+    """(V, H) the head's weight as it is computed with: inside `lean_training` a copy, where it keeps one."""
+    lean: LeanBody | None = getattr(model.base_model, "lean", None)
+    weight: Any = head.weight
+    found: Tensor = weight if lean is None or not torch.is_grad_enabled() else lean.copies.get(weight, weight)
+    return found
 
 
 def is_lean(model: PreTrainedModel) -> bool:

@@ -12,7 +12,7 @@ numbers of rows are used in which every row comes out the same.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -161,38 +161,59 @@ def _mask(length: int) -> Tensor:
 
 
 class PackedGPT2:
-    """A GPT-2 that gives (N, C) logits of texts. Immutable; used from one thread at a time.
+    """A GPT-2 that gives (N, C) logits of texts, or (N, H) features. Immutable; used by one thread at a time.
 
     It keeps no weight of the model it is made of, but the embeddings.
     """
 
-    def __init__(self, model: GPT2Model, head: torch.nn.Linear, *, precision: Precision = "fp32") -> None:
+    def __init__(
+        self,
+        model: GPT2Model,
+        head: torch.nn.Linear | None,
+        *,
+        precision: Precision = "fp32",
+        exact: bool = True,
+    ) -> None:
+        """`exact`: a text's bits depend on nothing but the text; finding out how takes a second or so."""
         dtype = DTYPES[precision]
         self.tokens, self.positions = model.wte.weight.detach(), model.wpe.weight.detach()
         self.dtype = dtype
         last = len(model.h) - 1
         self.blocks = [Block(block, dtype=dtype, last=place == last) for place, block in enumerate(model.h)]
         self.norm = Norm(model.ln_f)
-        bias = None if head.bias is None else head.bias.detach().to(dtype)
-        self.head = PackedLinear(head.weight.detach().to(dtype).contiguous(), bias)
-        self.sizes = self._find_sizes()
+        self.head: PackedLinear | None = None
+        if head is not None:
+            bias = None if head.bias is None else head.bias.detach().to(dtype)
+            self.head = PackedLinear(head.weight.detach().to(dtype).contiguous(), bias)
+        self.sizes = self._find_sizes() if exact else SIZES
 
     def logits(self, sequences: Sequence[Sequence[int]]) -> FloatArray:
         """(N, C) logits of every sequence, in order."""
-        logits = np.empty((len(sequences), self.head.out), np.float64)
+        assert self.head is not None
+        return self._compute(sequences, self.head, width=self.head.out)
+
+    def features(self, sequences: Sequence[Sequence[int]]) -> FloatArray:
+        """(N, H) final-norm hidden states at every sequence's last token, in order."""
+        return self._compute(sequences, lambda x: x, width=len(self.norm.weight))
+
+    def _compute(
+        self, sequences: Sequence[Sequence[int]], read: Callable[[Tensor], Tensor], *, width: int
+    ) -> FloatArray:
+        """(N, width) of what is read off the final-norm hidden states, (M, H) to (M, width)."""
+        values = np.empty((len(sequences), width), np.float64)
         lengths = [len(sequence) for sequence in sequences]
         most = min(ROWS_PER_PASS - TILE, -(-sum(lengths) // cores()))
         passes = share_passes(lengths, most=most)
-        found = on_cores(lambda rows: self._pass([sequences[row] for row in rows]), passes)
-        for rows, values in zip(passes, found, strict=True):
-            logits[rows] = values
-        return logits
+        found = on_cores(lambda rows: self._pass([sequences[row] for row in rows], read), passes)
+        for rows, values_of_pass in zip(passes, found, strict=True):
+            values[rows] = values_of_pass
+        return values
 
     def place(self, lengths: Sequence[int]) -> tuple[int, tuple[int, int]]:
         """How many rows sequences of these lengths take, and of what shape: a row is a token."""
         return sum(lengths), (ROWS_PER_RUN, 1)
 
-    def _pass(self, sequences: Sequence[Sequence[int]]) -> FloatArray:
+    def _pass(self, sequences: Sequence[Sequence[int]], read: Callable[[Tensor], Tensor]) -> FloatArray:
         lengths = [len(sequence) for sequence in sequences]
         ends = np.cumsum(lengths).tolist()
         spans = [(end - length, end) for end, length in zip(ends, lengths, strict=True)]
@@ -206,7 +227,7 @@ class PackedGPT2:
             for block in self.blocks[:-1]:
                 x = block(x, spans)
             x = self.blocks[-1].at_ends(x, spans, self._size(len(spans)))
-            values: FloatArray = self.head(self.norm(x))[: len(spans)].double().numpy()
+            values: FloatArray = read(self.norm(x))[: len(spans)].double().numpy()
         return values
 
     def _size(self, rows: int) -> int:
@@ -222,7 +243,8 @@ class PackedGPT2:
             with torch.inference_mode():
                 first, last = self.blocks[0], self.blocks[-1]
                 normed = first.norm_1(x)
-                found = [linear(normed) for linear in (*first.into, *last.into, self.head)]
+                linears = [*first.into, *last.into, *([self.head] if self.head else [])]
+                found = [linear(normed) for linear in linears]
                 found.append(first.finish(x, normed))
             return found
 
@@ -237,13 +259,19 @@ class PackedGPT2:
 
 
 def packed_gpt2(
-    model: PreTrainedModel, head: torch.nn.Linear, *, precision: Precision = "fp32"
+    model: PreTrainedModel,
+    head: torch.nn.Linear | None,
+    *,
+    precision: Precision = "fp32",
+    exact: bool = True,
 ) -> PackedGPT2 | None:
-    """The model packed, or None where it is no plain GPT-2 or this machine doesn't keep its rows' bits."""
+    """The model packed, or None where it is no plain GPT-2 or, where it is to be exact, this machine doesn't
+    keep its rows' bits.
+    """
     if not is_plain_gpt2(model):
         return None
     body: Any = model.base_model
-    packed = PackedGPT2(body, head, precision=precision)
+    packed = PackedGPT2(body, head, precision=precision, exact=exact)
     return packed if packed.sizes and packed.sizes[-1] == ROWS_PER_PASS else None
 
 

@@ -14,6 +14,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from gptailor.cache import cached_array, content_key
+from gptailor.launch import choose_precision
 from gptailor.models.approach import set_head
 from gptailor.models.forward import compute_features
 from gptailor.models.load import load_classifier
@@ -25,7 +26,7 @@ from gptailor.pipeline.workshop import Candidate, Workshop, few_rows, folds_of, 
 from gptailor.recipe import FrozenApproach
 from gptailor.types import FloatArray, TokenizedExample
 
-FEATURES_VERSION = "2"  # raise it when the forward pass changes
+FEATURES_VERSION = "3"  # raise it when the forward pass changes
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +86,13 @@ def fit_frozen(shop: Workshop, model: PreTrainedModel, settings: FrozenApproach)
     held_rows = [everything[int(place)] for place in held_out]
     searched: list[dict[str, float]] = []
     best: tuple[float, float, float, FloatArray, Any] | None = None
+    heads: list[FloatArray | None] = [None] * len(splits)
     for strength in sorted(settings.strengths):
         logits = np.empty((len(labels), len(shop.label_names)))
-        for inside, outside in splits:
-            weights = fit_head(shop, features[inside], labels[inside], strength)
+        for place, (inside, outside) in enumerate(splits):
+            weights = fit_head(shop, features[inside], labels[inside], strength, start=heads[place])
             logits[outside] = features[outside] @ weights.T
+            heads[place] = weights
         text_logits, answers = by_text(logits[held_out], held_rows)
         score, loss = kind.score(text_logits, answers), kind.mean_loss(text_logits, answers)
         searched.append(
@@ -116,6 +119,8 @@ def best_strength_of(candidate: Candidate, kind: Kind) -> float:
 def features_of(shop: Workshop, model: PreTrainedModel, rows: Sequence[TokenizedExample]) -> FloatArray:
     """(N, H) features, from the cache where the same rows met the same weights before."""
     sequences = sequences_of(rows)
+    weights = model.num_parameters()
+    precision = choose_precision(shop.recipe.train.precision, num_weights=weights)
     flat = np.concatenate([row.token_ids for row in rows])
     lengths = np.array([len(sequence) for sequence in sequences])
     key = content_key(
@@ -124,19 +129,27 @@ def features_of(shop: Workshop, model: PreTrainedModel, rows: Sequence[Tokenized
         *(torch.__version__, transformers.__version__, torch.backends.cpu.get_cpu_capability()),
         str(torch.get_num_threads()),
         str(model.device.type),
+        precision,
         flat,
         lengths,
     )
     stored = cached_array(
         "features",
         key,
-        lambda: compute_features(model, sequences, pad_id=shop.encoder.pad_id).astype(np.float32),
+        lambda: compute_features(model, sequences, pad_id=shop.encoder.pad_id, precision=precision).astype(
+            np.float32
+        ),
     )
     return stored.astype(np.float64)
 
 
-def fit_head(shop: Workshop, features: FloatArray, labels: Any, strength: float) -> FloatArray:
-    """(C, H) weights of the kind's head on (N, H) features and their answers, as the recipe weighs them."""
+def fit_head(
+    shop: Workshop, features: FloatArray, labels: Any, strength: float, *, start: FloatArray | None = None
+) -> FloatArray:
+    """(C, H) weights of the kind's head on (N, H) features and their answers, as the recipe weighs them.
+
+    `start`: where to begin, if the kind's way has a beginning.
+    """
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():
@@ -148,4 +161,5 @@ def fit_head(shop: Workshop, features: FloatArray, labels: Any, strength: float)
             label_names=shop.label_names,
             strength=strength,
             settings=shop.recipe.train,
+            start=start,
         )

@@ -141,6 +141,7 @@ def _fit_class_head(
     label_names: Sequence[str],
     strength: float,
     settings: TrainSettings,
+    start: FloatArray | None,
 ) -> FloatArray:
     given = settings.class_weights
     weights: Any = given if given in ("none", "balanced") else None
@@ -152,6 +153,7 @@ def _fit_class_head(
         num_labels=len(label_names),
         strength=strength,
         class_weight=None if weights == "none" else weights,
+        start=start,
     )
 
 

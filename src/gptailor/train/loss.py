@@ -11,9 +11,10 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from gptailor.models.forward import HEAD_ROWS, learned_states
-from gptailor.models.lean import states_at
+from gptailor.models.lean import output_weight, states_at
 from gptailor.types import Batch
 
+IN_CACHE = 4 * 2**20  # logits that a processor has in fp32 at a time
 # Takes a batch, returns (the sum of the losses of its targets, the number of targets).
 LossFunction = Callable[[Batch], tuple[Tensor, int]]
 
@@ -80,7 +81,8 @@ def language_loss(model: PreTrainedModel, head: torch.nn.Module, batch: Batch) -
     """
     assert batch.targets is not None
     states = learned_states(model, batch)
-    total: Tensor = _HeadLoss.apply(states, head.weight, head.bias, batch.targets)  # type: ignore[no-untyped-call]
+    weight = output_weight(model, head)
+    total: Tensor = _HeadLoss.apply(states, weight, head.bias, batch.targets)  # type: ignore[no-untyped-call]
     return total
 
 
@@ -93,7 +95,8 @@ def answer_log_likelihoods(model: PreTrainedModel, head: torch.nn.Module, batch:
     assert batch.targets is not None
     assert batch.learned is not None
     states = learned_states(model, batch)
-    nats: Tensor = _TargetNats.apply(states, head.weight, head.bias, batch.targets)  # type: ignore[no-untyped-call]
+    weight = output_weight(model, head)
+    nats: Tensor = _TargetNats.apply(states, weight, head.bias, batch.targets)  # type: ignore[no-untyped-call]
     rows, width = batch.input_ids.shape
     sums = torch.zeros(rows, dtype=nats.dtype, device=nats.device)
     return sums.index_add(0, batch.learned // width, -nats)
@@ -125,28 +128,36 @@ def preference_loss(
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Linear map and cross-entropy in one, some rows at a time; the gradients are made on the way."""
+    """Linear map and cross-entropy in one; the gradients are made on the way.
+
+    Only some rows' logits are in memory at a time, and of these only a few in fp32.
+    """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
         wide = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.zeros((), dtype=wide, device=hidden.device)
         of_hidden = torch.empty_like(hidden)
-        of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        of_weight: Tensor | None = None
         of_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
+        at_once = max(1, IN_CACHE // len(weight)) if hidden.device.type == "cpu" else HEAD_ROWS
         for start in range(0, len(hidden), HEAD_ROWS):
             rows, wanted = hidden[start : start + HEAD_ROWS], targets[start : start + HEAD_ROWS]
-            product = functional.linear(rows, weight, bias)
-            log_probabilities = functional.log_softmax(product.to(wide), dim=-1)
-            total -= log_probabilities.gather(1, wanted[:, None]).sum()
-            slope = log_probabilities.exp_()  # probabilities, less one at the target
-            slope[torch.arange(len(wanted), device=wanted.device), wanted] -= 1
-            narrow = slope.to(product.dtype)
-            of_hidden[start : start + HEAD_ROWS] = narrow @ weight.to(product.dtype)
-            if of_weight is not None:
-                of_weight += narrow.T @ rows.to(product.dtype)
-            if of_bias is not None:
-                of_bias += slope.sum(0)
+            slopes = []
+            for few, of_few in zip(torch.split(rows, at_once), torch.split(wanted, at_once), strict=True):
+                product = functional.linear(few, weight, bias)
+                log_probabilities = functional.log_softmax(product, dim=-1, dtype=wide)
+                total -= log_probabilities.gather(1, of_few[:, None]).sum()
+                slope = log_probabilities.exp_()  # probabilities, less one at the target
+                slope[torch.arange(len(of_few), device=of_few.device), of_few] -= 1
+                slopes.append(slope.to(product.dtype))
+                if of_bias is not None:
+                    of_bias += slope.sum(0)
+            narrow = torch.cat(slopes)
+            of_hidden[start : start + HEAD_ROWS] = narrow @ weight.to(narrow.dtype)
+            if ctx.needs_input_grad[1]:
+                more = narrow.T @ rows.to(narrow.dtype)
+                of_weight = more if of_weight is None else of_weight.to(wide).add_(more)
         ctx.save_for_backward(of_hidden, of_weight, of_bias)
         return total
 
