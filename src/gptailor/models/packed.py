@@ -1,4 +1,4 @@
-"""GPT-2's forward pass over texts that lie end to end, for answers.
+"""GPT-2's forward pass over texts that lie end to end, for answers and features.
 
 Every step of it but attention treats a token by itself, so the tokens of several texts form one matrix
 without any padding between them; attention takes the texts one by one, at their own lengths. In the last
