@@ -17,8 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from gptailor.launch import use_one_heap
+from gptailor.recipe import load_recipe
 
-use_one_heap()  # as the command line does, before anything is imported that has threads
+JOB = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+RECIPE = load_recipe(Path(JOB["recipe"]))
+if RECIPE.approach.kind != "frozen":
+    use_one_heap()  # as the command line does, before anything is imported that has threads
 sys.path.insert(0, str(Path(__file__).parent / "speed_peers"))
 
 from meter import Meter
@@ -27,7 +31,6 @@ import gptailor.models.rows
 import gptailor.pipeline.frozen
 from gptailor.pipeline.fit import fit_recipe
 from gptailor.pipeline.place import Listener
-from gptailor.recipe import load_recipe
 
 
 class Enough(Exception):
@@ -73,15 +76,14 @@ def watch_frozen(meter: Meter) -> None:
 
 def main() -> None:
     """Runs until there is enough, and writes what the meter saw."""
-    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     # A few hundred rows use so little of the vocabulary that training it alone would flatter us.
     gptailor.models.rows.LARGEST_SHARE = 0.0
-    recipe, meter = load_recipe(Path(job["recipe"])), Meter()
+    meter = Meter()
     watch_frozen(meter)
     try:
-        fit_recipe(recipe, listener=watch(meter, steps=job["steps"], validate=job["validate"]))
+        fit_recipe(RECIPE, listener=watch(meter, steps=JOB["steps"], validate=JOB["validate"]))
     except Enough:
-        meter.write(Path(job["result"]))
+        meter.write(Path(JOB["result"]))
 
 
 if __name__ == "__main__":

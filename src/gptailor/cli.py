@@ -17,7 +17,6 @@ from typing import Annotated, Any, Literal, TypeVar
 import typer
 
 from gptailor.errors import GptailorError, Interrupted
-from gptailor.launch import use_one_heap
 
 Result = TypeVar("Result")
 
@@ -277,7 +276,10 @@ def fit(
 
 def tune(**options: Any) -> None:
     """Search for better settings, compare them fairly with the default, fit the best. Resumes by itself."""
+    from gptailor.launch import use_one_heap
+
     recipe = _recipe(options["data"], options)
+    use_one_heap()  # before the imports that start threads
     with _talking() as (console, narrator):
         from gptailor.pipeline.place import Listener
         from gptailor.report.terminal import print_summary
@@ -712,7 +714,6 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):  # what we print is UTF-8, whatever the machine's custom
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    use_one_heap()  # NumPy's threads are the first, and come with its import
     try:
         # Typer returns the code of an Exit, such as 130 where a KeyboardInterrupt came.
         code = app(prog_name="gptailor", standalone_mode=False)
@@ -866,6 +867,10 @@ def _with_columns(recipe: Any, chosen: Mapping[str, str]) -> Any:
 
 
 def _fit(recipe: Any, *, overwrite: bool, narrator: Any) -> Any:
+    from gptailor.launch import use_one_heap
+
+    if recipe.approach.kind != "frozen":  # features are quicker with a heap for each thread (docs/log.md)
+        use_one_heap()  # before the imports that start threads
     from gptailor.pipeline.fit import fit_recipe
     from gptailor.pipeline.place import Listener
 

@@ -84,13 +84,16 @@ def seen(patch: pytest.MonkeyPatch) -> Sequences:
         sequences.extend(tuple(sequence) for sequence in given)
         return original(model, given, *rest, **named)
 
-    def watched_packed(model: PackedGPT2, given: Sequence[Sequence[int]]) -> Any:
-        sequences.extend(tuple(sequence) for sequence in given)
-        return packed_logits(model, given)
+    def watched_packed(compute: Any) -> Any:
+        def run(model: PackedGPT2, given: Sequence[Sequence[int]]) -> Any:
+            sequences.extend(tuple(sequence) for sequence in given)
+            return compute(model, given)
 
-    packed_logits = PackedGPT2.logits
+        return run
+
     patch.setattr(forward, "hidden_at_end", watched)
-    patch.setattr(PackedGPT2, "logits", watched_packed)
+    patch.setattr(PackedGPT2, "logits", watched_packed(PackedGPT2.logits))
+    patch.setattr(PackedGPT2, "features", watched_packed(PackedGPT2.features))
     return sequences
 
 
