@@ -66,7 +66,7 @@ def run(place: Path, request: pytest.FixtureRequest) -> Run:
 
 def test_other_tools_load_the_folder_and_agree(run: Run) -> None:
     """Logits, and transformers' own loss by the problem type that stands in the configuration."""
-    model = AutoModelForSequenceClassification.from_pretrained(run.folder / "model").eval()
+    model = AutoModelForSequenceClassification.from_pretrained(run.folder / "model").eval().double()
     tokenizer = AutoTokenizer.from_pretrained(run.folder / "model")
     form = run.predictor.form
     kinds = {"multiple": "multi_label_classification", "score": "regression"}
@@ -77,8 +77,8 @@ def test_other_tools_load_the_folder_and_agree(run: Run) -> None:
         tokens = tokenizer(text, return_tensors="pt")
         assert tokens["input_ids"][0].tolist() == list(encoded.sequences[0])
         with torch.no_grad():
-            theirs = model(**tokens).logits[0].double().numpy()
-        assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-5)  # a logit of 52 has steps of 4e-6
+            theirs = model(**tokens).logits[0].numpy()  # finer than fp32: a logit may be 50
+        assert ours == pytest.approx(theirs, abs=1e-5)
 
 
 def test_the_report_says_what_the_predictions_say(run: Run) -> None:
