@@ -16,13 +16,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gptailor.launch import use_one_heap
+from gptailor.launch import choose_heaps
 from gptailor.recipe import load_recipe
 
 JOB = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
 RECIPE = load_recipe(Path(JOB["recipe"]))
-if RECIPE.approach.kind != "frozen":
-    use_one_heap()  # as the command line does, before anything is imported that has threads
+choose_heaps(RECIPE.approach.kind)  # as the command line does, before anything is imported that has threads
 sys.path.insert(0, str(Path(__file__).parent / "speed_peers"))
 
 from meter import Meter

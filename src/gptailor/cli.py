@@ -867,10 +867,9 @@ def _with_columns(recipe: Any, chosen: Mapping[str, str]) -> Any:
 
 
 def _fit(recipe: Any, *, overwrite: bool, narrator: Any) -> Any:
-    from gptailor.launch import use_one_heap
+    from gptailor.launch import choose_heaps
 
-    if recipe.approach.kind != "frozen":  # features are quicker with a heap for each thread (docs/log.md)
-        use_one_heap()  # before the imports that start threads
+    choose_heaps(recipe.approach.kind)  # before the imports that start threads
     from gptailor.pipeline.fit import fit_recipe
     from gptailor.pipeline.place import Listener
 

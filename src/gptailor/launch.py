@@ -24,6 +24,7 @@ Precision = Literal["fp32", "bf16"]
 REPORTED_PACKAGES = ("gptailor", "torch", "transformers", "tokenizers", "peft", "numpy", "scikit-learn")
 # Under this many weights the casts to bf16 cost more than the faster products give (docs/log.md).
 BF16_PAYS_FROM = 5_000_000
+ALLOCATOR = {"one_arena": -8, "map_from": -3, "never_trim": -1, "grow_by": -2}  # glibc's malloc.h
 CONTAINER_LIMITS = [  # what a container may take, and what it has taken: cgroups of version 2 and 1
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
     (
@@ -68,6 +69,12 @@ def use_one_heap() -> None:
     _set_allocator({"one_arena": 1})
 
 
+def choose_heaps(approach: str) -> None:
+    """One heap where weights are trained; frozen features are quicker with one for each thread."""
+    if approach != "frozen":
+        use_one_heap()
+
+
 def keep_freed_memory() -> None:
     """Lets glibc keep what is freed, instead of giving it back to the system and asking again in every step.
 
@@ -80,9 +87,6 @@ def keep_freed_memory() -> None:
     library = _set_allocator({"map_from": 32 * 2**20, "never_trim": 2**31 - 1, "grow_by": 64 * 2**20})
     with contextlib.suppress(AttributeError):
         library.malloc_trim(0)
-
-
-ALLOCATOR = {"one_arena": -8, "map_from": -3, "never_trim": -1, "grow_by": -2}  # glibc's malloc.h
 
 
 def _set_allocator(values: Mapping[str, int]) -> Any:

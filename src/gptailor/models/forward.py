@@ -145,10 +145,10 @@ def compute_features(
     else:
         features = np.empty((len(sequences), int(model.config.hidden_size)), np.float64)
         lengths = np.array([len(sequence) for sequence in sequences])
-        for rows in length_buckets(lengths, max_tokens_per_batch=FITTING_TOKENS_PER_PASS):
-            chosen = [sequences[row] for row in rows.tolist()]
-            shape = (len(chosen), int(lengths[rows[0]]))
-            with precision_context(precision, model.device.type):
+        with precision_context(precision, model.device.type):
+            for rows in length_buckets(lengths, max_tokens_per_batch=FITTING_TOKENS_PER_PASS):
+                chosen = [sequences[row] for row in rows.tolist()]
+                shape = (len(chosen), int(lengths[rows[0]]))
                 features[rows] = hidden_at_end(model, chosen, shape, pad_id=pad_id).float().cpu().numpy()
     if not np.isfinite(features).all():
         raise NonFiniteError(

@@ -119,8 +119,7 @@ def best_strength_of(candidate: Candidate, kind: Kind) -> float:
 def features_of(shop: Workshop, model: PreTrainedModel, rows: Sequence[TokenizedExample]) -> FloatArray:
     """(N, H) features, from the cache where the same rows met the same weights before."""
     sequences = sequences_of(rows)
-    weights = model.num_parameters()
-    precision = choose_precision(shop.recipe.train.precision, num_weights=weights)
+    precision = choose_precision(shop.recipe.train.precision, num_weights=model.num_parameters())
     flat = np.concatenate([row.token_ids for row in rows])
     lengths = np.array([len(sequence) for sequence in sequences])
     key = content_key(
