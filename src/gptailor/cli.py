@@ -490,15 +490,7 @@ def predict(
             answers = predict_inputs(run, given, sampling=sampling, precision=precision)
             if not as_json:
                 for line in answers:
-                    if "continuation" in line:
-                        print(line["text"] + line["continuation"])
-                        continue
-                    if "answer" in line:
-                        print(line["answer"])
-                        continue
-                    sure = " (not sure)" if line["abstained"] else ""
-                    probability = "" if line["probability"] is None else f"{line['probability']:.3f}"
-                    print(f"{line['label']}\t{probability}{sure}\t{line['text']}")
+                    print(_answer_line(line))
             result: dict[str, Any] = {"answers": answers}
         else:
             if data == "-" and sys.stdin.isatty():
@@ -523,6 +515,17 @@ def predict(
                 f"an answer (the reason stands in their row){written}"
             )
     _emit(result, as_json)
+
+
+def _answer_line(answer: Mapping[str, Any]) -> str:
+    """What a person reads of one answer to an --input text."""
+    if "continuation" in answer:
+        return str(answer["text"] + answer["continuation"])
+    if "answer" in answer:
+        return str(answer["answer"])
+    sure = " (not sure)" if answer["abstained"] else ""
+    probability = "" if answer["probability"] is None else f"{answer['probability']:.3f}"
+    return f"{answer['label']}\t{probability}{sure}\t{answer['text']}"
 
 
 @app.command()

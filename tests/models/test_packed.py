@@ -17,9 +17,11 @@ from transformers import GPT2Config, GPT2ForSequenceClassification
 
 from gptailor.launch import Precision
 from gptailor.models import packed
+from gptailor.models.approach import adapt_lora
 from gptailor.models.cores import on_cores
 from gptailor.models.forward import compute_features
 from gptailor.models.packed import ROWS_PER_PASS, PackedGPT2, packed_gpt2, share_passes
+from gptailor.models.rows import used_rows_only
 
 CONTEXT = 1200  # texts can be longer than a pass
 
@@ -177,6 +179,24 @@ def test_a_size_with_other_bits_is_not_used(model: Any, monkeypatch: pytest.Monk
 def test_another_gpt2_is_left_to_transformers(settings: dict[str, Any]) -> None:
     other = build(**settings)
     assert packed_gpt2(other, other.score) is None
+
+
+def test_a_model_with_adapters_is_left_to_transformers() -> None:
+    other = build()
+    adapt_lora(other, rank=2, alpha=4, dropout=0.0, targets=["c_proj"], seed=0)
+    assert packed_gpt2(other, other.score) is None
+
+
+def test_in_training_it_reads_the_rows_that_moved_and_those_that_stayed() -> None:
+    model, whole = build(), build()
+    moved = np.arange(0, 300, 3)
+    with used_rows_only(model, moved), torch.no_grad():
+        model.transformer.wte.weight.add_(0.1)
+        whole.transformer.wte.weight[moved] += 0.1
+        reader = packed_gpt2(model, model.score, exact=False)
+        assert reader is not None
+        sequences = random_sequences(0, (1, 40))  # of both
+        np.testing.assert_allclose(reader.logits(sequences), theirs(whole, sequences), rtol=0, atol=2e-4)
 
 
 def test_another_architecture_is_left_to_transformers(tiny_bases: dict[str, Path]) -> None:

@@ -1,4 +1,4 @@
-"""GPT-2's forward pass over texts that lie end to end, for answers and features.
+"""GPT-2's forward pass over texts that lie end to end, for answers, features and validation.
 
 Every step of it but attention treats a token by itself, so the tokens of several texts form one matrix
 without any padding between them; attention takes the texts one by one, at their own lengths. In the last
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import GPT2Model, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from gptailor.launch import Precision
 from gptailor.models.cores import cores, on_cores
@@ -176,7 +177,7 @@ class PackedGPT2:
     ) -> None:
         """`exact`: a text's bits depend on nothing but the text; finding out how takes a second or so."""
         dtype = DTYPES[precision]
-        self.tokens, self.positions = model.wte.weight.detach(), model.wpe.weight.detach()
+        self.tokens, self.positions = model.wte, model.wpe
         self.dtype = dtype
         last = len(model.h) - 1
         self.blocks = [Block(block, dtype=dtype, last=place == last) for place, block in enumerate(model.h)]
@@ -223,7 +224,7 @@ class PackedGPT2:
             ids[begin:end] = sequence
             places[begin:end] = np.arange(end - begin)
         with torch.inference_mode():
-            x = (self.tokens[torch.from_numpy(ids)] + self.positions[torch.from_numpy(places)]).to(self.dtype)
+            x = (self.tokens(torch.from_numpy(ids)) + self.positions(torch.from_numpy(places))).to(self.dtype)
             for block in self.blocks[:-1]:
                 x = block(x, spans)
             x = self.blocks[-1].at_ends(x, spans, self._size(len(spans)))
@@ -265,14 +266,22 @@ def packed_gpt2(
     precision: Precision = "fp32",
     exact: bool = True,
 ) -> PackedGPT2 | None:
-    """The model packed, or None where it is no plain GPT-2 or, where it is to be exact, this machine doesn't
-    keep its rows' bits.
+    """The model, which is in evaluation mode, packed; or None where it is no plain GPT-2, has adapters, or,
+    where it is to be exact, this machine doesn't keep its rows' bits.
     """
-    if not is_plain_gpt2(model):
-        return None
     body: Any = model.base_model
+    if not is_plain_gpt2(model) or any(type(layer) is not Conv1D for layer in _linears(body)):
+        return None
     packed = PackedGPT2(body, head, precision=precision, exact=exact)
     return packed if packed.sizes and packed.sizes[-1] == ROWS_PER_PASS else None
+
+
+def _linears(body: Any) -> list[torch.nn.Module]:
+    return [
+        layer
+        for block in body.h
+        for layer in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
+    ]
 
 
 def share_passes(lengths: Sequence[int], *, most: int) -> list[list[int]]:

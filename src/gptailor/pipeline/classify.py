@@ -12,9 +12,11 @@ from torch import Tensor
 from gptailor.data.batch import collate, length_buckets, to_device
 from gptailor.launch import Precision, precision_context
 from gptailor.models.approach import Adapted
+from gptailor.models.packed import packed_gpt2
 from gptailor.pipeline.kinds import Kind
 from gptailor.pipeline.labels import answers_of
 from gptailor.pipeline.objective import Objective, Validation
+from gptailor.pipeline.tokens import sequences_of
 from gptailor.recipe import TrainSettings
 from gptailor.train.loss import classification_logits
 from gptailor.types import Batch, FloatArray, TokenizedExample
@@ -25,17 +27,32 @@ EVALUATION_TOKENS = 4096  # per pass without gradients
 def classify_rows(
     adapted: Adapted, rows: Sequence[TokenizedExample], *, pad_id: int, precision: Precision = "fp32"
 ) -> FloatArray:
-    """(N, C) logits of tokenized rows, without gradients; bucketed by length, never held as hidden states."""
+    """(N, C) logits of tokenized rows, without gradients, for choosing and not for serving: a row's last bits
+    may depend on its neighbors.
+    """
+    was_training = adapted.trained.training
+    adapted.trained.eval()
+    head: Any = adapted.head
+    packed = packed_gpt2(adapted.plain, head, precision=precision, exact=False)
+    if packed is not None:
+        logits = packed.logits(sequences_of(rows))
+    else:
+        logits = _logits_in_buckets(adapted, rows, pad_id=pad_id, precision=precision)
+    adapted.trained.train(was_training)
+    return logits
+
+
+def _logits_in_buckets(
+    adapted: Adapted, rows: Sequence[TokenizedExample], *, pad_id: int, precision: Precision
+) -> FloatArray:
+    """Rows of like length together, padded."""
     lengths = np.array([len(row.token_ids) for row in rows])
     logits = np.empty((len(rows), int(adapted.plain.config.num_labels or 0)), np.float64)
     device = adapted.plain.device
-    was_training = adapted.trained.training
-    adapted.trained.eval()
     with torch.inference_mode(), precision_context(precision, device.type):
         for bucket in length_buckets(lengths, max_tokens_per_batch=EVALUATION_TOKENS):
             batch = to_device(collate([rows[int(row)] for row in bucket], pad_id=pad_id), device)
             logits[bucket] = classification_logits(adapted.plain, adapted.head, batch).double().cpu().numpy()
-    adapted.trained.train(was_training)
     return logits
 
 
