@@ -86,6 +86,15 @@ def test_who_falls_behind_is_not_fitted_again(tmp_path: Path) -> None:
     assert final.winner.trial.number == 30
 
 
+def test_only_the_best_is_compared_a_last_time(tmp_path: Path) -> None:
+    asked: list[tuple[float, int]] = []
+    final = compare(tmp_path, {0.1: [0.7, 0.7, 0.7], 0.2: [0.8, 0.78, 0.8], 0.3: [0.76, 0.9, 0.9]}, asked)
+    assert [number for dropout, number in asked if dropout == 0.2] == [0, 1]
+    assert final.winner is not None
+    assert final.winner.trial.number == 30
+    assert {one.trial.number: len(one.scores) for one in final.finalists} == {20: 2, 30: 3}
+
+
 def test_who_diverges_is_left_out(tmp_path: Path) -> None:
     final = compare(tmp_path, {0.1: [0.7, 0.7, 0.7], 0.2: [0.9, -1.0, 0.9]})
     assert final.winner is None
@@ -120,6 +129,11 @@ def test_the_gap_of_seeds() -> None:
     assert gap.low == pytest.approx(0.15 - 4.3027 * gap.error, abs=1e-4)
     single = gap_of_seeds([Repeat(0.8)], [Repeat(0.7)])
     assert not single.value > single.error
+
+
+def test_where_nobody_came_near_no_other_fits_are_told_of() -> None:
+    said = says(Final([], [], None), "macro_f1", None, {})
+    assert said == "The recipe's own settings stay: no trial reached what they reached."
 
 
 def test_the_sealed_test_is_told_as_how_far_the_winner_is_ahead() -> None:

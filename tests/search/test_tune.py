@@ -132,12 +132,41 @@ def test_trials_never_hold_a_test_row(place: Path, tmp_path: Path, monkeypatch: 
 
     shops: list[Any] = []
     kept = rehearsal.rehearse_trial
-    monkeypatch.setattr(rehearsal, "rehearse_trial", lambda shop: shops.append(shop) or kept(shop))
+    monkeypatch.setattr(
+        rehearsal, "rehearse_trial", lambda shop, *known: shops.append(shop) or kept(shop, *known)
+    )
     recipe = recipe_in(place, "unused")
     found = rehearse_classification(recipe, tmp_path, Listener())
     next(found.trial(recipe))
     assert shops[0].tokens.rows["test"] == []
     assert shops[0].tokens.examples["test"] == []
+
+
+def test_a_step_is_measured_once_for_each_size(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gptailor.pipeline import trained
+
+    sizes: list[int] = []
+
+    def measure(_adapted: Any, _objective: Any, plan: Any) -> tuple[Any, float]:
+        sizes.append(plan.batch_size)
+        return dataclasses.replace(plan, micro_batch_size=3), 10.0 * plan.steps
+
+    monkeypatch.setattr(trained, "measure_plan", measure)
+    recipe = recipe_in(place, "unused")
+
+    def with_settings(**settings: Any) -> Recipe:
+        return recipe.model_copy(update={"train": recipe.train.model_copy(update=settings)})
+
+    found = rehearse_classification(recipe, tmp_path, Listener())
+    looks = [
+        next(found.trial(with_settings(**settings)))
+        for settings in ({}, {"learning_rate": 0.01}, {"length": "12 steps"}, {"batch_size": 8})
+    ]
+    found.repeat(with_settings(length="2 steps"), 0)
+    assert sizes == [16, 8]
+    assert [look.forecast for look in looks] == pytest.approx([240, 240, 120, 240])
 
 
 def test_what_it_leaves(tuned: Tuned) -> None:

@@ -22,7 +22,7 @@ from gptailor.pipeline.objective import usual_rates
 from gptailor.pipeline.place import Listener
 from gptailor.pipeline.prepare import prepare
 from gptailor.pipeline.rehearse import Gap, Look, Rehearsal, Repeat, rehearse
-from gptailor.pipeline.trained import Trainable, adapt, objective_of, rehearsed_plan
+from gptailor.pipeline.trained import Measured, Trainable, adapt, objective_of, rehearsed_plan
 from gptailor.pipeline.workshop import FOLDS, Workshop, few_rows, folds_of
 from gptailor.recipe import AutoApproach, FrozenApproach, FullApproach, Recipe
 from gptailor.types import FloatArray, IntArray, TokenizedExample
@@ -45,6 +45,7 @@ def rehearse_classification(recipe: Recipe, folder: Path, listener: Listener) ->
     shop = without_test(open_workshop(recipe, prepare(recipe, listener.say), folder, listener))
     kind = shop.kind
     different = num_judged(shop, recipe)
+    measured: Measured = {}  # once for all trials and repeats
 
     def gap(ours: Sequence[Repeat], theirs: Sequence[Repeat]) -> Gap:
         answers, mine, others = (
@@ -75,8 +76,8 @@ def rehearse_classification(recipe: Recipe, folder: Path, listener: Listener) ->
         usual_rates=usual_rates(estimate_weights(shop.base, writes=False)),
         num_rows=len(shop.tokens.rows["train"]),
         one_label=kind.form.kind == "single",
-        trial=lambda tried: rehearse_trial(dataclasses.replace(shop, recipe=tried)),
-        repeat=lambda tried, number: repeat_elsewhere(shop, tried, number),
+        trial=lambda tried: rehearse_trial(dataclasses.replace(shop, recipe=tried), measured),
+        repeat=lambda tried, number: repeat_elsewhere(shop, tried, number, measured),
         gap=gap,
     )
 
@@ -96,7 +97,7 @@ def without_test(shop: Workshop) -> Workshop:
     return dataclasses.replace(shop, tokens=sealed)
 
 
-def rehearse_trial(shop: Workshop) -> Iterator[Look]:
+def rehearse_trial(shop: Workshop, measured: Measured) -> Iterator[Look]:
     """The looks of the recipe's approach; `auto` is the better of frozen and full, as in a fit.
 
     Under 200 training rows they are those of five folds, one after the other; a score is the folds' mean.
@@ -116,7 +117,10 @@ def rehearse_trial(shop: Workshop) -> Iterator[Look]:
     for train_rows, validation_rows in splits:
         score = -math.inf
         adapted = adapt(shop, trainable)
-        for look in train_on(shop, adapted, train_rows, validation_rows, approach=trainable.kind):
+        looks = train_on(
+            shop, adapted, train_rows, validation_rows, approach=trainable.kind, measured=measured
+        )
+        for look in looks:
             if look.forecast * len(splits) > longest:
                 return
             number += 1
@@ -144,24 +148,28 @@ def train_on(
     validation_rows: Rows,
     *,
     approach: str,
+    measured: Measured,
     keep_best: bool = False,
 ) -> Iterator[Look]:
     """Rehearses one training of the model on these rows."""
     settings = shop.recipe.train
     objective = objective_of(shop, adapted, train_rows, validation_rows)
-    plan, seconds = rehearsed_plan(settings, adapted, objective, approach=approach, seed=shop.recipe.seed)
+    seed = shop.recipe.seed
+    plan, seconds = rehearsed_plan(
+        settings, adapted, objective, approach=approach, seed=seed, measured=measured
+    )
     yield from rehearse(
         adapted,
         objective,
         plan=plan,
         settings=settings,
-        seed=shop.recipe.seed,
+        seed=seed,
         forecast=seconds,
         keep_best=keep_best,
     )
 
 
-def repeat_elsewhere(shop: Workshop, recipe: Recipe, number: int) -> Repeat:
+def repeat_elsewhere(shop: Workshop, recipe: Recipe, number: int, measured: Measured) -> Repeat:
     """Fits the recipe on another split with another seed, and asks it rows that it has not seen.
 
     Where a person gave the validation rows, or the split follows time, the split stays, and the validation
@@ -179,7 +187,7 @@ def repeat_elsewhere(shop: Workshop, recipe: Recipe, number: int) -> Repeat:
         found.append(_see_frozen(part, frozen, outside))
     if not isinstance(approach, FrozenApproach):
         trainable: Trainable = FullApproach() if isinstance(approach, AutoApproach) else approach
-        found.append(_see_trained(part, trainable, outside))
+        found.append(_see_trained(part, trainable, outside, measured))
     best = max(found, key=lambda seen: seen.score)
     kind = shop.kind
     logits, answers = by_text(best.outside, outside)
@@ -255,11 +263,10 @@ def _see_frozen(shop: Workshop, settings: FrozenApproach, outside: Rows) -> Seen
     return Seen(candidate.score, candidate.validation_logits, candidate.validation_answers, logits)
 
 
-def _see_trained(shop: Workshop, settings: Trainable, outside: Rows) -> Seen:
+def _see_trained(shop: Workshop, settings: Trainable, outside: Rows, measured: Measured) -> Seen:
     adapted, rows, pad_id = adapt(shop, settings), shop.tokens.rows, shop.encoder.pad_id
-    for _ in train_on(
-        shop, adapted, rows["train"], rows["validation"], approach=settings.kind, keep_best=True
-    ):
+    known: Any = {"approach": settings.kind, "measured": measured}
+    for _ in train_on(shop, adapted, rows["train"], rows["validation"], keep_best=True, **known):
         pass
     logits = classify_rows(adapted, rows["validation"], pad_id=pad_id)
     validation, answers = by_text(logits, rows["validation"])

@@ -25,7 +25,7 @@ from gptailor.pipeline.rehearse import Gap, Look, Rehearsal, Repeat, rehearse
 from gptailor.pipeline.texts.objective import VALIDATED, rates_of
 from gptailor.pipeline.texts.road import objective_of
 from gptailor.pipeline.texts.shop import open_text_shop
-from gptailor.pipeline.trained import rehearsed_plan
+from gptailor.pipeline.trained import Measured, rehearsed_plan
 from gptailor.recipe import Recipe, ScratchApproach
 from gptailor.types import Part
 
@@ -42,13 +42,16 @@ def rehearse_texts(recipe: Recipe, folder: Path, listener: Listener) -> Rehearsa
         folder, seed=recipe.seed, environment=shop.environment, stop=StopRequest(), listener=listener
     )
 
+    measured: Measured = {}
+
     def train(tried: Recipe) -> Iterator[Look]:
         mine = dataclasses.replace(shop, recipe=tried)
         approach = choose_text_approach(tried, shop.base)
         adapted = adapt_causal(
             tried, shop.base, shop.text.tokenizer, approach, device=shop.environment["device"]
         )
-        return train_on(tried, adapted, objective_of(mine, adapted, place), approach=approach.kind)
+        objective = objective_of(mine, adapted, place)
+        return train_on(tried, adapted, objective, approach=approach.kind, measured=measured)
 
     rehearsal = text_rehearsal(
         train,
@@ -75,11 +78,14 @@ def rehearse_language(recipe: Recipe, folder: Path, listener: Listener) -> Rehea
     seen: tuple[Part, ...] = ("train", "validation")
     shop = dataclasses.replace(shop, stores={part: shop.stores[part] for part in seen})
 
+    measured: Measured = {}
+
     def train(tried: Recipe) -> Iterator[Look]:
         mine = dataclasses.replace(shop, recipe=tried)
         approach = choose_text_approach(tried, shop.base)
         adapted = adapt_causal(tried, shop.base, shop.tokenizer, approach, device=shop.environment["device"])
-        return train_on(tried, adapted, language_objective(mine, adapted), approach=approach.kind)
+        objective = language_objective(mine, adapted)
+        return train_on(tried, adapted, objective, approach=approach.kind, measured=measured)
 
     return text_rehearsal(
         train,
@@ -90,11 +96,15 @@ def rehearse_language(recipe: Recipe, folder: Path, listener: Listener) -> Rehea
     )
 
 
-def train_on(recipe: Recipe, adapted: Adapted, objective: Objective, *, approach: str) -> Iterator[Look]:
+def train_on(
+    recipe: Recipe, adapted: Adapted, objective: Objective, *, approach: str, measured: Measured
+) -> Iterator[Look]:
     """Rehearses one training with the recipe's settings."""
-    settings = recipe.train
-    plan, seconds = rehearsed_plan(settings, adapted, objective, approach=approach, seed=recipe.seed)
-    yield from rehearse(adapted, objective, plan=plan, settings=settings, seed=recipe.seed, forecast=seconds)
+    settings, seed = recipe.train, recipe.seed
+    plan, seconds = rehearsed_plan(
+        settings, adapted, objective, approach=approach, seed=seed, measured=measured
+    )
+    yield from rehearse(adapted, objective, plan=plan, settings=settings, seed=seed, forecast=seconds)
 
 
 def text_rehearsal(

@@ -16,7 +16,7 @@ from gptailor.models.approach import Adapted, adapt_full, adapter_state, merge_l
 from gptailor.models.load import build_scratch, load_classifier
 from gptailor.pipeline.causal import choose_weights
 from gptailor.pipeline.classify import by_text, classification_objective, classify_rows
-from gptailor.pipeline.measure import choose_compiled, measure_plan, memory_in_training
+from gptailor.pipeline.measure import choose_compiled, measure_plan, memory_in_training, trained_bytes
 from gptailor.pipeline.objective import Objective
 from gptailor.pipeline.place import Trained, TrainingPlace
 from gptailor.pipeline.range_test import curve_in_words, propose_rate, range_test
@@ -29,6 +29,9 @@ from gptailor.types import TokenizedExample
 
 COOLING = 1.5  # times the best step that a refit takes, with a rate that falls to zero (docs/log.md)
 STEPPING = 0.85  # share of the time that steps take; validation and checkpoints take the rest
+
+# By what a step's cost depends on: the micro-batch that fits, and the seconds of a token.
+Measured = dict[tuple[object, ...], tuple[int, float]]
 
 Trainable = FullApproach | LoraApproach | ScratchApproach
 
@@ -250,11 +253,17 @@ def settle_plan(
 
 
 def rehearsed_plan(
-    settings: TrainSettings, adapted: Adapted, objective: Objective, *, approach: str, seed: int
+    settings: TrainSettings,
+    adapted: Adapted,
+    objective: Objective,
+    *,
+    approach: str,
+    seed: int,
+    measured: Measured,
 ) -> tuple[Plan, float]:
-    """The plan of a trial, measured anew, for its batch is its own; and its seconds at most."""
+    """The plan of a trial and its seconds at most; what is in `measured` isn't measured again."""
     plan = plan_for(settings, adapted, objective, approach)
-    plan, seconds = measured_plan(settings, adapted, objective, plan, seed=seed)
+    plan, seconds = measured_plan(settings, adapted, objective, plan, seed=seed, measured=measured)
     steps = steps_within(settings.minutes, plan, seconds)
     # A fit of so many epochs may look more often; of a trial it would be the larger part of the cost.
     every = min(steps, max(plan.validate_every, -(-steps // VALIDATIONS)))
@@ -269,17 +278,31 @@ def measured_plan(
     *,
     seed: int,
     say: Callable[[str], None] = lambda _: None,
+    measured: Measured | None = None,
 ) -> tuple[Plan, float]:
     """The plan with what is tried on this machine, and the seconds its training will take at most."""
-    plan, seconds = timed_plan(settings, adapted, objective, plan)
+    plan, seconds = timed_plan(settings, adapted, objective, plan, measured=measured)
     return found_plan(settings, adapted, objective, plan, seed=seed, say=say), seconds
 
 
 def timed_plan(
-    settings: TrainSettings, adapted: Adapted, objective: Objective, plan: Plan
+    settings: TrainSettings,
+    adapted: Adapted,
+    objective: Objective,
+    plan: Plan,
+    *,
+    measured: Measured | None = None,
 ) -> tuple[Plan, float]:
     """The plan with a micro-batch that fits and blocks compiled where that pays; and its seconds at most."""
-    plan, seconds = measure_plan(adapted, objective, plan)
+    known: Measured = {} if measured is None else measured
+    tokens = plan.steps * plan.batch_size * float(objective.lengths.mean())
+    sizes = (trained_bytes(adapted), plan.batch_size, plan.micro_batch_size, plan.precision)
+    key = (*sizes, settings.dropout, settings.attention_dropout, settings.gradient_checkpointing)
+    if key not in known:
+        tried, seconds = measure_plan(adapted, objective, plan)
+        known[key] = tried.micro_batch_size, seconds / tokens
+    micro, seconds_of_token = known[key]
+    plan, seconds = dataclasses.replace(plan, micro_batch_size=micro), seconds_of_token * tokens
     return choose_compiled(
         adapted, objective, plan, seconds, wanted=settings.compile, minutes=settings.minutes
     )

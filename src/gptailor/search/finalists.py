@@ -72,7 +72,9 @@ def compare_finalists(
     folder: Path,
     say: Callable[[str], None],
 ) -> Final:
-    """Fits everybody again, repeat by repeat; who falls behind is left out of the later ones."""
+    """Fits everybody again, repeat by repeat; who falls behind is left out of the later ones, and of the last
+    all but the best are, unless they would have been compared only once.
+    """
     kept = Repeats(rehearsal, folder)
     own_repeats: list[Repeat] = []
     found: dict[int, list[Repeat]] = {finalist.trial.number: [] for finalist in finalists}
@@ -98,9 +100,15 @@ def compare_finalists(
                 still.append(finalist)
             finalists = [finalist if f.trial.number == finalist.trial.number else f for f in finalists]
         running = still
+        if number > 0 and number == repeats - 2:
+            running = sorted(still, key=_lead, reverse=True)[:1]
     ahead = [finalist for finalist in running if finalist.is_ahead and len(finalist.scores) == repeats]
-    winner = max(ahead, key=lambda finalist: finalist.gap.value if finalist.gap else 0.0, default=None)
+    winner = max(ahead, key=_lead, default=None)
     return Final([rehearsal.told(repeat.score) for repeat in own_repeats], list(finalists), winner)
+
+
+def _lead(finalist: Finalist) -> float:
+    return finalist.gap.value if finalist.gap is not None else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,8 +71,9 @@ def says(
         )
         closest = "no trial reached what they reached"
         if best is not None and best.gap is not None:
-            closest = f"the best, trial {best.trial.number}, was {_apart(best.gap, name)}"
-        return f"The recipe's own settings stay: when fitted again on rows held out, {closest}."
+            closest = f"fitted again on rows held out, the best, trial {best.trial.number}, was "
+            closest += _apart(best.gap, name)
+        return f"The recipe's own settings stay: {closest}."
     gap = final.winner.gap
     assert gap is not None  # it won
     line = (
