@@ -2,9 +2,11 @@
 
 GPT-2 small's shape with random weights, a head of four labels, GPT-2's own tokenizer, AG News. Both
 sides run in processes of their own, in turn, A B A B; their labels and probabilities are compared first.
-The peer in its usual setting answers texts one by one; at its best it gets the fastest of the settings tried.
+Who begins takes turns. The peer in its usual setting answers texts one by one; at its best it gets the
+fastest of the settings tried: batches of several sizes (or requests at once and processes), then to the
+fastest freed memory kept by its allocator, compiling, and both.
 
-    python benchmarks/speed_serving.py --data FOLDER [--quick] [--peer-python PATH] [--out FILE]
+    python benchmarks/speed_serving.py --data FOLDER [--quick] [--only predict] [--peer-python PATH]
 """
 
 from __future__ import annotations
@@ -25,12 +27,13 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from record import RESULTS, judged, start_record, write_record
+from speed_works import KEPT
 
 LABELS = ("World", "Sports", "Business", "Sci/Tech")
 CLIENTS = 32
@@ -54,6 +57,7 @@ class Plan:
 
 
 WARM_TRIES = 12
+CHOOSING = 4  # one text in so many is enough to choose the peer's best by
 BARS = {  # by work and what it stands against: must and aim
     ("batch", "usual"): (3.0, 4.0),
     ("batch", "best"): (2.0, 2.5),
@@ -119,6 +123,10 @@ class Failed(Exception):
     """A worker or a server ended or refused; a candidate is then left out."""
 
 
+def environment_of(setting: Json) -> dict[str, str]:
+    return {**ENVIRONMENT, **KEPT} if setting.get("kept") else ENVIRONMENT
+
+
 class Worker:
     """A process that answers all texts once whenever it is asked."""
 
@@ -128,7 +136,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=ENVIRONMENT,
+            env=environment_of(setting),
         )
         self.setting, self.answers = setting, self._read()["answers"]
 
@@ -179,8 +187,52 @@ def same_labels(ones: Sequence[Json], others: Sequence[Json]) -> float:
 def peer_settings(plan: Plan, precision: str) -> list[Json]:
     """What the peer's best is chosen from: as usual, or sorted by length and padded to a batch's longest."""
     sizes = [{"batch_size": size, "sorted": True} for size in plan.batch_sizes]
-    found: list[Json] = [{"precision": precision}, *({"precision": precision, **size} for size in sizes)]
-    return found + [{**setting, "compile": True} for setting in found[1:] if plan.compile]
+    return [{"precision": precision}, *({"precision": precision, **size} for size in sizes)]
+
+
+def choose(settings: Sequence[Json], plan: Plan, speed_of: Callable[[Json], float], unit: str) -> Json:
+    """The fastest of the settings, or of what can be added to it.
+
+    Raises:
+        Failed: none runs here.
+    """
+    tried: list[tuple[float, Json]] = []
+
+    def take(setting: Json) -> None:
+        try:
+            speed = speed_of(setting)
+        except (Failed, OSError, asyncio.IncompleteReadError) as error:
+            print(f"  peer {setting}: {error}", file=sys.stderr, flush=True)
+            return
+        print(f"  peer {setting}: {speed:.1f} {unit}", file=sys.stderr, flush=True)
+        tried.append((speed, setting))
+
+    def fastest() -> Json:
+        if not tried:
+            raise Failed("no setting of the peer runs here")
+        return max(tried, key=lambda one: one[0])[1]
+
+    for setting in settings:
+        take(setting)
+    plain = fastest()
+    more: list[Json] = [{"kept": True}]
+    if plan.compile:
+        more += [{"compile": True}, {"compile": True, "kept": True}]
+    for addition in more:
+        take({**plain, **addition})
+    return fastest()
+
+
+def in_turn(pairs: int, ours: Callable[[], Json], theirs: Callable[[], Json]) -> list[tuple[Json, Json]]:
+    """Both sides so many times; who begins takes turns."""
+    found = []
+    for number in range(pairs):
+        if number % 2:
+            other = theirs()
+            found.append((ours(), other))
+        else:
+            found.append((ours(), theirs()))
+    return found
 
 
 def predict_rows(plan: Plan, model: Path, texts: Sequence[str], folder: Path) -> Iterator[Json]:
@@ -189,8 +241,9 @@ def predict_rows(plan: Plan, model: Path, texts: Sequence[str], folder: Path) ->
 
     encoder = load_predictor(model)
     tokens = sum(item.num_tokens for item in encoder.encode_many(texts) if item is not None)
-    file = folder / "texts.json"
+    file, few = folder / "texts.json", folder / "few.json"
     file.write_text(json.dumps(list(texts)), encoding="utf-8")
+    few.write_text(json.dumps(list(texts)[::CHOOSING]), encoding="utf-8")
     exact = None
     for precision in ("fp32", "bf16"):
         setting = {"precision": precision}
@@ -210,9 +263,18 @@ def predict_rows(plan: Plan, model: Path, texts: Sequence[str], folder: Path) ->
             }
             if precision == "fp32" and not agreement["ours_off"] <= TOLERANCE:
                 raise SystemExit(f"the two sides answer differently: {agreement}")
-            best = fastest(plan, start, precision)
+
+            def speed_of(setting: Json) -> float:
+                worker = Worker(plan.peer_python, "peer", model, setting, few)
+                try:
+                    return len(texts) / CHOOSING / min(worker.run()["seconds"] for _ in range(2))
+                finally:
+                    worker.end()
+
+            setting = choose(peer_settings(plan, precision), plan, speed_of, "texts/s")
+            best = start(plan.peer_python, "peer", setting)
             for name, other in (("usual", usual), ("best", best)):
-                pairs = [(mine.run(), other.run()) for _ in range(plan.pairs)]
+                pairs = in_turn(plan.pairs, mine.run, other.run)
                 row = {
                     "work": "batch prediction",
                     "precision": precision,
@@ -231,28 +293,6 @@ def predict_rows(plan: Plan, model: Path, texts: Sequence[str], folder: Path) ->
                 yield row
 
 
-def fastest(plan: Plan, start: Any, precision: str) -> Worker:
-    """The peer in the setting that is fastest here; the others are ended."""
-    best: tuple[float, Worker] | None = None
-    for setting in peer_settings(plan, precision):
-        try:
-            worker = start(plan.peer_python, "peer", setting)
-            seconds = min(worker.run()["seconds"] for _ in range(2))
-        except Failed as error:
-            print(f"  peer {setting}: {error}", file=sys.stderr, flush=True)
-            continue
-        print(f"  peer {setting}: {seconds:.1f} s", file=sys.stderr, flush=True)
-        if best is None or seconds < best[0]:
-            if best is not None:
-                best[1].end()
-            best = (seconds, worker)
-        else:
-            worker.end()
-    if best is None:
-        raise Failed("no setting of the peer runs here")
-    return best[1]
-
-
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -263,10 +303,10 @@ def free_port() -> int:
 class Server:
     """A server in a process group of its own."""
 
-    def __init__(self, command: Sequence[str], port: int) -> None:
+    def __init__(self, command: Sequence[str], port: int, environment: dict[str, str]) -> None:
         self.port = port
         self.process = subprocess.Popen(
-            command, start_new_session=True, stdout=subprocess.DEVNULL, env=ENVIRONMENT
+            command, start_new_session=True, stdout=subprocess.DEVNULL, env=environment
         )
         end = time.monotonic() + 600
         while True:
@@ -286,13 +326,13 @@ class Server:
 def start_ours(model: Path, precision: str) -> Server:
     port = free_port()
     command = [sys.executable, "-m", "gptailor", "serve", str(model), "--port", str(port)]
-    return Server([*command, "--precision", precision], port)
+    return Server([*command, "--precision", precision], port, ENVIRONMENT)
 
 
 def start_peer(plan: Plan, model: Path, setting: Json) -> Server:
     port = free_port()
     command = [plan.peer_python, str(WORKER), "serve", str(model), json.dumps(setting), "--port", str(port)]
-    return Server(command, port)
+    return Server(command, port, environment_of(setting))
 
 
 async def ask(port: int, texts: Sequence[str], *, seed: int, end: float) -> list[tuple[float, float]]:
@@ -347,41 +387,37 @@ def warm(server: Server, texts: Sequence[str], plan: Plan) -> None:
         before = found
 
 
-def served_settings(plan: Plan, precision: str) -> list[Json]:
+def served_settings(precision: str) -> list[Json]:
     """What the peer's best server is chosen from: as usual, or one request a core, in one process or two."""
     cores = os.cpu_count() or 1
-    found: list[Json] = [
+    return [
         {"precision": precision},
         {"precision": precision, "threads": 1, "at_once": cores},
         {"precision": precision, "threads": 1, "at_once": 1, "workers": cores},
         {"precision": precision, "threads": cores, "at_once": 1},
     ]
-    return found + [{**setting, "compile": True} for setting in found[1:3] if plan.compile]
 
 
 def served_rows(plan: Plan, model: Path, titles: Sequence[str]) -> Iterator[Json]:
     """Throughput and latency under 32 clients that ask one short text after the other."""
     for precision in ("fp32", "bf16"):
-        best, most = {"precision": precision}, 0.0
-        for setting in served_settings(plan, precision):
-            try:
-                with ended(start_peer(plan, model, setting)) as server:
-                    warm(server, titles, plan)
-                    found = load(server, titles, plan.seconds)["per_second"]
-            except (Failed, OSError, asyncio.IncompleteReadError) as error:
-                print(f"  peer {setting}: {error}", file=sys.stderr, flush=True)
-                continue
-            print(f"  peer {setting}: {found:.1f} requests/s", file=sys.stderr, flush=True)
-            best, most = (setting, found) if found > most else (best, most)
+
+        def speed_of(setting: Json) -> float:
+            with ended(start_peer(plan, model, setting)) as server:
+                warm(server, titles, plan)
+                return float(load(server, titles, plan.seconds)["per_second"])
+
+        best = choose(served_settings(precision), plan, speed_of, "requests/s")
         with ended(start_ours(model, precision)) as mine:
             warm(mine, titles, plan)
             for name, setting in (("usual", {"precision": precision}), ("best", best)):
                 with ended(start_peer(plan, model, setting)) as other:
                     warm(other, titles, plan)
-                    pairs = [
-                        (load(mine, titles, plan.seconds), load(other, titles, plan.seconds))
-                        for _ in range(plan.pairs)
-                    ]
+                    pairs = in_turn(
+                        plan.pairs,
+                        lambda: load(mine, titles, plan.seconds),
+                        lambda other=other: load(other, titles, plan.seconds),  # type: ignore[misc]
+                    )
                 row = {
                     "work": f"served, {CLIENTS} clients",
                     "precision": precision,

@@ -181,10 +181,22 @@ def test_another_gpt2_is_left_to_transformers(settings: dict[str, Any]) -> None:
     assert packed_gpt2(other, other.score) is None
 
 
-def test_a_model_with_adapters_is_left_to_transformers() -> None:
+@pytest.mark.parametrize("targets", [["c_proj"], ["c_attn", "c_fc", "c_proj"]])
+def test_adapters_are_merged(targets: list[str]) -> None:
     other = build()
-    adapt_lora(other, rank=2, alpha=4, dropout=0.0, targets=["c_proj"], seed=0)
-    assert packed_gpt2(other, other.score) is None
+    sequences = random_sequences(0, (1, 2, 61, 200))
+    before = theirs(other, sequences)
+    adapted = adapt_lora(other, rank=2, alpha=4, dropout=0.1, targets=targets, seed=0)
+    with torch.no_grad():
+        for name, weight in adapted.trained.named_parameters():
+            if "lora_" in name:
+                weight.normal_(0, 0.4)
+    adapted.trained.eval()
+    reader = packed_gpt2(other, other.score, exact=False)
+    assert reader is not None
+    expected = theirs(other, sequences)
+    assert np.abs(expected - before).max() > 1
+    np.testing.assert_allclose(reader.logits(sequences), expected, rtol=0, atol=5e-4)
 
 
 def test_in_training_it_reads_the_rows_that_moved_and_those_that_stayed() -> None:

@@ -89,7 +89,7 @@ class Block:
 
     def __init__(self, module: Any, *, dtype: torch.dtype, last: bool) -> None:
         def pack(conv: Any, *, gelu: bool = False, part: slice = slice(None)) -> PackedLinear:
-            weight, bias = conv.weight.detach().T[part], conv.bias.detach()[part]
+            weight, bias = merged_weight(conv).T[part], conv.bias.detach()[part]
             return PackedLinear(weight.to(dtype).contiguous(), bias.to(dtype), gelu=gelu)
 
         attention, width = module.attn, module.attn.embed_dim
@@ -149,6 +149,16 @@ class Block:
         """What follows attention, token by token: (M, H) and (M, H) to (M, H)."""
         x = self.out(mixed, residual=x)
         return self.down(self.up(self.norm_2(x)), residual=x)
+
+
+def merged_weight(layer: Any) -> Tensor:
+    """(in, out) of a linear layer; what peft's adapter adds to it is in it."""
+    weight: Tensor = layer.weight.detach()
+    if not hasattr(layer, "base_layer"):
+        return weight
+    (name,) = layer.active_adapters
+    added: Tensor = layer.get_delta_weight(name).detach()
+    return weight + added
 
 
 def whole_tiles(length: int) -> int:
@@ -266,7 +276,7 @@ def packed_gpt2(
     precision: Precision = "fp32",
     exact: bool = True,
 ) -> PackedGPT2 | None:
-    """The model, which is in evaluation mode, packed; or None where it is no plain GPT-2, has adapters, or,
+    """The model, which is in evaluation mode, packed, adapters merged; or None where it is no plain GPT-2 or,
     where it is to be exact, this machine doesn't keep its rows' bits.
     """
     body: Any = model.base_model
@@ -278,7 +288,7 @@ def packed_gpt2(
 
 def _linears(body: Any) -> list[torch.nn.Module]:
     return [
-        layer
+        getattr(layer, "base_layer", layer)
         for block in body.h
         for layer in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
     ]

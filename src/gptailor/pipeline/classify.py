@@ -25,15 +25,21 @@ EVALUATION_TOKENS = 4096  # per pass without gradients
 
 
 def classify_rows(
-    adapted: Adapted, rows: Sequence[TokenizedExample], *, pad_id: int, precision: Precision = "fp32"
+    adapted: Adapted,
+    rows: Sequence[TokenizedExample],
+    *,
+    pad_id: int,
+    precision: Precision = "fp32",
+    merged: bool = True,
 ) -> FloatArray:
     """(N, C) logits of tokenized rows, without gradients, for choosing and not for serving: a row's last bits
-    may depend on its neighbors.
+    may depend on its neighbors. `merged`: adapters may be added into the weights, which is faster.
     """
     was_training = adapted.trained.training
     adapted.trained.eval()
     head: Any = adapted.head
-    packed = packed_gpt2(adapted.plain, head, precision=precision, exact=False)
+    may_pack = merged or adapted.trained is adapted.plain
+    packed = packed_gpt2(adapted.plain, head, precision=precision, exact=False) if may_pack else None
     if packed is not None:
         logits = packed.logits(sequences_of(rows))
     else:

@@ -180,7 +180,7 @@ def finish(
     """The plain model in eval mode; for LoRA the merged one, its parity number and the adapter."""
     if not isinstance(settings, LoraApproach):
         return adapted.plain.eval(), {}, None
-    logits = classify_rows(adapted, rows, pad_id=pad_id)
+    logits = classify_rows(adapted, rows, pad_id=pad_id, merged=False)
     adapter = adapter_state(adapted)
     model = merge_lora(adapted)
     merged = classify_rows(adapt_full(model), rows, pad_id=pad_id)
