@@ -24,7 +24,7 @@ check: $(STAMP)  ## Lint, types, formatting.
 	$(BIN)/mypy
 
 bench: $(STAMP)  ## Times of this machine and speed beside the peers; BENCH=--quick takes minutes.
-	$(BIN)/python benchmarks/times.py $(BENCH)
+	$(BIN)/python benchmarks/times.py $(filter --quick,$(BENCH))
 	$(BIN)/python benchmarks/speed.py $(BENCH)
 
 clean:

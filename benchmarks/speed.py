@@ -58,9 +58,21 @@ def works_of(wanted: argparse.Namespace) -> list[Work]:
     return [dataclasses.replace(work, peers=peers) for work, peers in zip(works, best, strict=True)]
 
 
-def measure_all(bench: Bench, wanted: argparse.Namespace) -> None:
+def measure_all(bench: Bench, wanted: argparse.Namespace, failed: list[str]) -> None:
     """Checks first, then round after round over all works, so that every stop leaves a table."""
     works = works_of(wanted)
+
+    def tell(work: Work, what: str, measure: Any) -> None:
+        """Runs, and says how long it took; what fails is told, left out, and counted."""
+        began = time.perf_counter()
+        try:
+            measure()
+        except RuntimeError as error:
+            print(f"{work.name}, {what}: {error}", file=sys.stderr, flush=True)
+            failed.append(f"{work.name}, {what}")
+            return
+        print(f"{work.name}, {what}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+
     for work in works:
         compared = work.peers and work.approach != "frozen"
         if compared and not wanted.quick and (bench.again or bench.find(work, 0.0, "check") is None):
@@ -91,17 +103,6 @@ def try_candidates(bench: Bench, wanted: argparse.Namespace, begun: dict[str, An
             print(f"{work.name}, {name}: {told}", flush=True)
             tried.append(one)
             write_record(wanted.results, "speed-candidates", {**begun, "tried": tried})
-
-
-def tell(work: Work, what: str, measure: Any) -> None:
-    """Runs, and says how long it took; what fails is told and left out."""
-    began = time.perf_counter()
-    try:
-        measure()
-    except RuntimeError as error:
-        print(f"{work.name}, {what}: {error}", file=sys.stderr, flush=True)
-        return
-    print(f"{work.name}, {what}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
 
 
 def circumstances(rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -155,7 +156,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     names = [work.name for work in WORKS]
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument(
-        "--quick", action="store_true", help="one pair of three works, a few steps each, training alone"
+        "--quick", action="store_true", help="one pair of two works, a few steps each, training alone"
     )
     parser.add_argument("--pairs", type=int, default=5, help="rounds of every work")
     parser.add_argument("--works", nargs="+", choices=names, default=names, metavar="WORK")
@@ -244,16 +245,17 @@ def main() -> None:
     if wanted.candidates:
         try_candidates(bench, wanted, begun)
         return
+    failed: list[str] = []
     with contextlib.suppress(KeyboardInterrupt):  # what was measured so far is told
-        measure_all(bench, wanted)
+        measure_all(bench, wanted, failed)
     found, lines = summarize(bench, wanted, begun)
     path = write_record(wanted.results, name_of(wanted, bench), found, results_text(found, lines))
     print(tables(found, lines))
     print(f"\nwritten to {path.name} and {path.with_suffix('.md').name}", file=sys.stderr)
     alone = wanted.only_training or wanted.quick
-    failed = [] if alone else run_others(bench.data, bench.peer_python)
+    failed += [] if alone else run_others(bench.data, bench.peer_python)
     if failed:
-        raise SystemExit(f"{' and '.join(failed)} failed")
+        raise SystemExit(f"failed: {'; '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -461,6 +461,43 @@ def print_row(row: Json) -> None:
     )
 
 
+def page(found: Json) -> str:
+    """Markdown: a line for each row, and where it was taken."""
+    told, lines = found["machine"], []
+    for row in found["rows"]:
+        ratio, bar = row["ratio"], row["bar"].rpartition(": ")[2]
+        sides = " / ".join(f"{row[side]['median']:,.0f}" for side in ("ours", "theirs"))
+        chosen = {name: value for name, value in row["setting"].items() if name != "precision"}
+        setting = ", ".join(name if value is True else f"{name} {value}" for name, value in chosen.items())
+        unit, after = row["unit"], "–"
+        if "p50" in row:
+            after = "; ".join(
+                f"{name} " + " / ".join(f"{1000 * value:.0f}" for value in row[name]) + " ms"
+                for name in ("p50", "p99")
+            )
+        cells = [row["work"], row["precision"], f"{row['against']} ({setting or 'as it comes'})"]
+        cells += [f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})", bar]
+        lines.append(f"| {' | '.join([*cells, f'{sides} {unit}', after])} |")
+    head = [
+        "| work | precision | against | ratio (lowest to highest) | bar | ours / theirs | latency |",
+        "|---|---|---|---:|---|---:|---|",
+    ]
+    return "\n\n".join(
+        [
+            f"# Prediction and serving, {found['when'][:10]}",
+            "\n".join([*head, *lines]),
+            "GPT-2 small's shape with random weights and a head of four labels, AG News. Ours over "
+            "transformers' pipeline, who begins takes turns. Prediction: titles with their descriptions, "
+            "from text to probabilities. Served: titles, 32 clients that ask one after the other; theirs "
+            "behind a plain FastAPI route. `kept`: glibc keeps freed memory; `at_once`: so many requests are "
+            "answered at a time.",
+            f"{told['cores']} cores of {told['processor']}, {told['memory_gb']} GB, load before the start "
+            f"{told['load_before']}. Written by `python benchmarks/speed_serving.py` of commit "
+            f"{found['commit'] or '?'}.",
+        ]
+    )
+
+
 def measure(data: Path, plan: Plan, *, only: str | None = None) -> Iterator[Json]:
     """All rows of the table, one by one; `data` holds `gpt2_bpe` and `ag_news`."""
     titles, texts = read_news(data, plan.texts)
@@ -489,7 +526,8 @@ def main() -> None:
     try:
         for row in measure(given.data, plan, only=given.only):
             rows.append(row)
-            write_record(given.results, name, {**begun, "rows": rows})  # hours aren't lost with what fails
+            found = {**begun, "rows": rows}
+            write_record(given.results, name, found, page(found))  # hours aren't lost with what fails
     except Failed as error:
         raise SystemExit(str(error)) from None
 

@@ -270,6 +270,14 @@ def share_text(lines: Sequence[Line], bars: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(told)
 
 
+def unmeasured_text(bars: Sequence[Mapping[str, Any]]) -> str:
+    """The bars that no line here says anything about."""
+    open_ones = [
+        f"{bar['work']}, {bar['measure']} against {bar['against']}" for bar in bars if bar["reached"] is None
+    ]
+    return f"Not measured here: {'; '.join(open_ones)}." if open_ones else ""
+
+
 def checks_text(checks: Mapping[str, float]) -> str:
     """How far the losses of the first steps are apart."""
     told = [f"{work} {value:.1e}" for work, value in checks.items()]
@@ -316,6 +324,7 @@ def tables(found: Mapping[str, Any], lines: Sequence[Line]) -> str:
         table(lines, bars),
         memory_table(lines, bars),
         share_text(lines, bars),
+        unmeasured_text(bars),
         checks_text(found["checks"]),
     ]
     return "\n\n".join(part for part in parts if part)
@@ -347,6 +356,7 @@ def results_text(found: Mapping[str, Any], lines: Sequence[Line]) -> str:
         f"{taken}{min(rounds['load_before'])} to {max(rounds['load_before'])}; who begins takes turns.",
         f"{host['cores']} cores of {host['processor']}, {host['memory_gb']} GB, {found['device']}, "
         f"{host['threads']} threads; load before the start {host['load_before']}. Python {host['python']}. "
-        f"Packages: {packages}. Written by `python benchmarks/speed.py`.",
+        f"Packages: {packages}. Written by `python benchmarks/speed.py` of commit {found['commit'] or '?'}: "
+        f"{found['steps']} steps a run, the first {WARM_UP} left out.",
     ]
     return "\n\n".join(part for part in parts if part)

@@ -83,7 +83,8 @@ TRAINER_CANDIDATES = {
     "+ bf16": Peer("classify", {"bf16": True}),
     "+ grouped by length": BEST,
     "+ freed memory kept": Peer("classify", BEST.arguments, environment=KEPT),
-    "+ compiled": Peer("classify", {**BEST.arguments, **COMPILED}, environment=KEPT),
+    "+ compiled": Peer("classify", {**BEST.arguments, **COMPILED}),
+    "+ both": Peer("classify", {**BEST.arguments, **COMPILED}, environment=KEPT),
 }
 SFT_CANDIDATES = {
     "fp32, activations kept": Peer("complete", {**LIGHT, "bf16": False}),

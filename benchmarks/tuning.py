@@ -3,8 +3,9 @@
     python benchmarks/tuning.py [--trials 25] [--rows 1000] [--seeds 0 1 2] [--datasets ag_news sst2]
 
 Tunes samples of the training rows as a person would. The default is trial 0, and both answer the test rows
-at one opening; where no trial won, the difference is 0. A search that was stopped goes on. The data are not
-part of this project: see --data. Prints one line per search and writes benchmarks/results/DATE-tuning.json.
+at one opening; where no trial won, the difference is 0. A search that was stopped goes on while the code is
+the same. The data are not part of this project: see --data. Prints one line per search and writes
+benchmarks/results/DATE-tuning.json.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from quality_data import DATASETS, MINIMUM_CLASS_SIZE, Dataset, Split, digest, make_split
-from record import RESULTS, start_record, write_record
+from record import RESULTS, sources_digest, start_record, write_record
 
 from gptailor.models.names import resolve_base
 from gptailor.pipeline.place import Listener
@@ -32,7 +33,7 @@ LONGEST_MINUTES, LOWEST_POINTS = 15, -1.0  # what a search may take, and how far
 def search(split: Split, wanted: argparse.Namespace) -> dict[str, Any]:
     """One search; its test difference in points of the metric."""
     base = resolve_base(wanted.base)
-    about = [split.key, base.revision, wanted.trials]
+    about = [split.key, base.revision, wanted.trials, sources_digest()]
     name = f"{split.dataset.name}-{split.rows}-{split.seed}-{digest(about)[:8]}"
     # A cache of its own, or features might be there already.
     os.environ["GPTAILOR_CACHE"] = str(wanted.work / "tuning-cache" / name)

@@ -228,7 +228,9 @@ class TrainSettings(Settings):
         "auto", description="compile GPT-2's blocks where there is a C++ compiler; auto: where it pays"
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, slower")
-    validations_per_epoch: int = Field(5, ge=1, description="how often validation looks")
+    validations_per_epoch: int | None = Field(
+        None, ge=1, description="how often validation looks; null: 5 times, at most 25 times in all"
+    )
     patience: int = Field(5, ge=0, description="validations without gain before stopping; 0: never")
     refit: bool = Field(
         True,

@@ -43,6 +43,26 @@ def test_the_usual_rates_lie_around_those_of_the_approach(rehearsal: Rehearsal) 
         assert rate.low < usual < rate.high
 
 
+@pytest.mark.parametrize(
+    ("rows", "values", "lengths"),
+    [
+        (850, {}, ("4 epochs", "9 epochs", None)),  # 15 is usual, and the most
+        (16_000, {}, ("2 epochs", "3 epochs", "8 epochs", None)),  # 5
+        (850, {"approach": "scratch"}, ("4 epochs", "9 epochs", None)),
+        (850, {"train": {"length": "10 epochs"}}, ("3 epochs", "6 epochs", "16 epochs", "10 epochs")),
+        (850, {"train": {"length": "540 steps"}}, ("3 epochs", "6 epochs", "16 epochs", "540 steps")),
+        (40, {}, ("20 epochs", "40 epochs", None)),  # 200 steps are the fewest
+    ],
+)
+def test_lengths_lie_around_the_recipes_own(
+    rows: int, values: dict[str, Any], lengths: tuple[str | None, ...], rehearsal: Rehearsal
+) -> None:
+    import dataclasses
+
+    space = build_space(recipe_with(**values), dataclasses.replace(rehearsal, num_rows=rows))
+    assert next(one.choices for one in space if one.name == "train.length") == lengths
+
+
 def test_class_settings_are_tried_only_where_rows_have_one_label(rehearsal: Rehearsal) -> None:
     import dataclasses
 

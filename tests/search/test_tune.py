@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 import tiny
-from gptailor.errors import FolderBusyError, RecipeError, RunError
+from gptailor.errors import FolderBusyError, GptailorError, RecipeError, RunError
 from gptailor.launch import in_use
 from gptailor.pipeline.fit import fit_recipe
 from gptailor.pipeline.folder import claim_folder
 from gptailor.pipeline.place import Listener
 from gptailor.pipeline.rehearsal import rehearse_classification
 from gptailor.pipeline.run import Run
-from gptailor.recipe import Recipe, TuneSettings, build_recipe
+from gptailor.recipe import AutoApproach, Recipe, TuneSettings, build_recipe
 from gptailor.search.tune import Tuned, _Clock, tune_recipe
 
 
@@ -169,6 +169,16 @@ def test_a_step_is_measured_once_for_each_size(
     assert [look.forecast for look in looks] == pytest.approx([240, 240, 120, 240])
 
 
+def test_a_tracker_that_is_missing_is_told_before_the_search(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    recipe = recipe_in(place, "tracked").model_copy(update={"trackers": ["wandb"]})
+    with pytest.raises(GptailorError, match="wandb"):
+        tune_recipe(recipe)
+    assert not (place / "tracked" / "tune").exists()
+
+
 def test_what_it_leaves(tuned: Tuned) -> None:
     folder = tuned.run.folder
     with (folder / "trials.csv").open(encoding="utf-8", newline="") as file:
@@ -188,6 +198,9 @@ def test_once_more_does_nothing_and_other_settings_are_refused(place: Path, tune
     again = tune_recipe(recipe_in(place, "run"), listener=Listener(say=said.append))
     assert again.result == tuned.result
     assert said == [f"{tuned.run.folder} is finished; nothing to do"]
+    with pytest.raises(RunError, match="finished with 2 trials") as more:
+        tune_recipe(recipe_in(place, "run", trials=3))
+    assert "--out" in str(more.value)
     with pytest.raises(RunError, match="other settings") as caught:
         tune_recipe(recipe_in(place, "run", seeds=3))
     assert "tune.seeds: 2, now 3" in str(caught.value)
@@ -208,6 +221,46 @@ def test_a_trial_scores_what_a_fit_scores(place: Path, tuned: Tuned) -> None:
     trial = next(one for one in tuned.result["trials"] if one["trial"] == 1)
     fitted = tuned.run.report["training"]["validation_macro_f1"]
     assert trial["score"] == fitted
+
+
+@pytest.mark.parametrize("train", [{"length": "8 epochs"}, {"validations_per_epoch": 20}], ids=str)
+def test_a_trial_looks_when_a_fit_looks(train: dict[str, Any], place: Path, tmp_path: Path) -> None:
+    """Patience counts looks, so another rhythm would end elsewhere."""
+    recipe = recipe_in(place, f"looks-{next(iter(train))}")
+    train = {"length": "2 epochs", "patience": 5, "learning_rate": 0.01, **train}
+    recipe = recipe.model_copy(
+        update={"tune": TuneSettings(), "train": recipe.train.model_copy(update=train)}
+    )
+    rehearsal = rehearse_classification(recipe, tmp_path, Listener())
+    looks = [look.score for look in rehearsal.trial(recipe)]
+    run = fit_recipe(recipe)
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    scores = [line["macro_f1"] for line in lines if line["kind"] == "validation"]
+    assert looks == np.maximum.accumulate(scores).tolist()
+
+
+def test_repeats_of_every_approach_leave_the_validation_rows_out(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gptailor.pipeline import rehearsal
+
+    refits: list[tuple[str, bool]] = []
+
+    def watch(name: str) -> None:
+        kept = getattr(rehearsal, name)
+
+        def watched(shop: Any, *rest: Any) -> Any:
+            refits.append((name, shop.recipe.train.refit))
+            return kept(shop, *rest)
+
+        monkeypatch.setattr(rehearsal, name, watched)
+
+    watch("run_frozen")
+    watch("adapt")
+    recipe = recipe_in(place, "unused").model_copy(update={"approach": AutoApproach()})
+    assert recipe.train.refit
+    rehearse_classification(recipe, tmp_path, Listener()).repeat(recipe, 0)
+    assert refits == [("run_frozen", False), ("adapt", False)]
 
 
 def test_a_wrong_space_stops_before_the_first_trial(place: Path) -> None:

@@ -100,6 +100,26 @@ def test_rows_may_be_added_but_not_changed(source: Path, file: LabelFile) -> Non
         label_file(str(source), text="text")
 
 
+def test_the_same_file_spelled_otherwise_goes_on(
+    source: Path, file: LabelFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.label(0, "yes")
+    monkeypatch.chdir(source.parent)
+    again = label_file("./rows.csv", labels=["yes", "no"], text="text")
+    assert again.out.samefile(file.out)
+    assert again.answers == {0: "yes"}
+    again.label(1, "no")
+    assert written(file) == [("text 1", "yes"), ("text 2", "no")]
+
+
+def test_two_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    first = [LabelRow("a/rows.csv", 2, "one"), LabelRow("b/rows.csv", 2, "two")]
+    LabelFile(first, tmp_path / "out.csv", ["yes"]).label(0, "yes")
+    moved = [LabelRow("c/rows.csv", 2, "one"), LabelRow("d/rows.csv", 2, "one more")]
+    with pytest.raises(InputError, match=r"row 2 of a/rows.csv isn't what it was"):
+        LabelFile(moved, tmp_path / "out.csv", ["yes"])
+
+
 def test_what_another_program_wrote_is_not_written_over(client: TestClient, file: LabelFile) -> None:
     client.post("/label", json={"place": 0, "label": "no"})
     file.out.write_text(file.out.read_text() + "\n\n")

@@ -20,7 +20,7 @@ from gptailor.pipeline.measure import choose_compiled, measure_plan, memory_in_t
 from gptailor.pipeline.objective import Objective
 from gptailor.pipeline.place import Trained, TrainingPlace
 from gptailor.pipeline.range_test import curve_in_words, propose_rate, range_test
-from gptailor.pipeline.training import VALIDATIONS, Plan, resolve_plan, train
+from gptailor.pipeline.training import Plan, resolve_plan, shortened, train
 from gptailor.pipeline.workshop import FOLDS, Candidate, Workshop, few_rows, folds_of, may_refit, refits
 from gptailor.recipe import FullApproach, LoraApproach, ScratchApproach, TrainSettings
 from gptailor.report.terminal import bytes_text, duration_text
@@ -238,13 +238,8 @@ def settle_plan(
         }
         environment.update(remember(path, choices))
     plan = with_rate(settings, plan, float(environment.get("learning_rate", plan.learning_rate)))
-    steps = int(environment.get("steps", plan.steps))
-    validate_every = plan.validate_every if steps == plan.steps else min(plan.validate_every, -(-steps // 5))
     return dataclasses.replace(
-        plan,
-        steps=steps,
-        validate_every=validate_every,
-        save_every=min(plan.save_every, validate_every) if steps < plan.steps else plan.save_every,
+        shortened(plan, int(environment.get("steps", plan.steps))),
         micro_batch_size=min(environment["micro_batch_size"], plan.batch_size),
         precision=environment["precision"],
         workers=environment["workers"],
@@ -265,9 +260,7 @@ def rehearsed_plan(
     plan = plan_for(settings, adapted, objective, approach)
     plan, seconds = measured_plan(settings, adapted, objective, plan, seed=seed, measured=measured)
     steps = steps_within(settings.minutes, plan, seconds)
-    # A fit of so many epochs may look more often; of a trial it would be the larger part of the cost.
-    every = min(steps, max(plan.validate_every, -(-steps // VALIDATIONS)))
-    return dataclasses.replace(plan, steps=steps, validate_every=every), seconds * steps / plan.steps
+    return shortened(plan, steps), seconds * steps / plan.steps
 
 
 def measured_plan(

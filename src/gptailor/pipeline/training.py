@@ -39,7 +39,9 @@ from gptailor.types import Batch, IntArray, StepResult
 EPOCHS, MOST_EPOCHS = 5, 15  # where the recipe leaves the length open
 ENOUGH = 1000  # steps; a new head gets more epochs than five up to here, where rows are few
 SHORTEST, LONGEST = 200, 20_000  # steps, where the recipe leaves the length open
-VALIDATIONS = 25  # at most, where the recipe leaves the length open
+# Validations of an epoch, and of a training at most, where the recipe leaves them open.
+VALIDATIONS_PER_EPOCH, VALIDATIONS = 5, 25
+FEWEST_VALIDATIONS = 5  # of a training that is cut to the minutes it may take
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +75,13 @@ def resolve_plan(
     """Turns lengths into steps and fills in the rates (docs/decisions/0010-default-settings.md)."""
     batch_size = min(settings.batch_size, num_rows)
     per_epoch = -(-num_rows // batch_size)
-    validate_every = -(-per_epoch // settings.validations_per_epoch)
+    validate_every = -(-per_epoch // (settings.validations_per_epoch or VALIDATIONS_PER_EPOCH))
     if settings.length is not None:
         amount, unit = duration(settings.length)
         steps = max(1, round(amount * per_epoch if unit == "epochs" else amount))
     else:
         steps = usual_steps(per_epoch, approach=approach, new_head=new_head)
+    if settings.validations_per_epoch is None:
         validate_every = max(validate_every, -(-steps // VALIDATIONS))
     validate_every = min(validate_every, steps)
     save_every = validate_every
@@ -97,6 +100,16 @@ def resolve_plan(
         head_learning_rate=settings.head_learning_rate or max(1e-3, rate),
         precision=precision,
         workers=workers,
+    )
+
+
+def shortened(plan: Plan, steps: int) -> Plan:
+    """The plan with so many steps at most, and still a few validations."""
+    if steps == plan.steps:
+        return plan
+    every = min(plan.validate_every, -(-steps // FEWEST_VALIDATIONS))
+    return dataclasses.replace(
+        plan, steps=steps, validate_every=every, save_every=min(plan.save_every, every)
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +12,13 @@ from gptailor.errors import GptailorError, Problem, RecipeError, did_you_mean, r
 from gptailor.pipeline.rehearse import Rehearsal
 from gptailor.pipeline.task import READ_BY, READ_BY_FROZEN
 from gptailor.pipeline.texts.objective import resolve_preference
+from gptailor.pipeline.training import MOST_EPOCHS, usual_steps
 from gptailor.recipe import APPROACHES, Recipe, SearchRange, build_recipe, describe_settings, duration
 
 Value = bool | int | float | str | None
 CONDITION = re.compile(r"\[(\w+)\]")  # approach[lora].rank, train.learning_rate[lora]: only for this approach
 SEARCHED = ("approach", "train.", "preference.")  # what may differ between trials that share their data
-FEWEST_STEPS = 200  # that a usual training takes
+LENGTHS = (0.3, 0.6, 1.6)  # of the recipe's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,11 +222,16 @@ def _strengths(recipe: Recipe) -> tuple[Value, ...]:
 
 
 def _lengths(recipe: Recipe, rehearsal: Rehearsal, *, scratch: bool) -> tuple[Value, ...]:
-    """Around the usual length, in epochs, which is never under 200 steps."""
-    per_epoch = -(-rehearsal.num_rows // min(recipe.train.batch_size, max(1, rehearsal.num_rows)))
-    usual = max(15.0 if scratch else 5.0, FEWEST_STEPS / per_epoch)
+    """The recipe's own length and, in epochs, some around it; none is longer than any usual training."""
+    per_epoch = -(-rehearsal.num_rows // max(1, min(recipe.train.batch_size, rehearsal.num_rows)))
     if recipe.train.length is not None:
         amount, unit = duration(recipe.train.length)
-        usual = amount if unit == "epochs" else amount / per_epoch
-    shorter, longer = max(1, round(usual * 0.6)), round(usual * 1.6)
-    return f"{shorter} epochs", recipe.train.length, f"{longer} epochs"
+        own = amount if unit == "epochs" else amount / per_epoch
+        longest = math.inf
+    else:
+        approach = "scratch" if scratch else "full"
+        own = usual_steps(per_epoch, approach=approach, new_head=recipe.task == "classification") / per_epoch
+        longest = max(own, MOST_EPOCHS)
+    others = {max(1, round(own * factor)) for factor in LENGTHS} - {own}
+    found = [f"{epochs} epochs" for epochs in sorted(others) if epochs <= longest]
+    return *found, recipe.train.length

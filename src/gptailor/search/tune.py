@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gptailor.cache import content_key
-from gptailor.errors import FolderBusyError, RunError
+from gptailor.errors import FolderBusyError, RunError, number_of
 from gptailor.launch import catch_signals, in_use, one_writer, write_atomically
 from gptailor.pipeline.fit import fit_recipe, fit_sealed
 from gptailor.pipeline.folder import SEARCH, claim_folder, hash_files, refuse_fitted
@@ -21,6 +21,7 @@ from gptailor.pipeline.rehearse import Rehearsal
 from gptailor.pipeline.run import Run
 from gptailor.pipeline.task import settle_task
 from gptailor.pipeline.text_rehearsal import rehearse_language, rehearse_texts
+from gptailor.pipeline.trackers import refuse_missing_trackers
 from gptailor.recipe import Recipe, TuneSettings, differences, dump_recipe, load_recipe
 from gptailor.search.finalists import Final, choose_finalists, compare_finalists
 from gptailor.search.outcome import RESULT, read_result, result_of, write_result
@@ -28,7 +29,7 @@ from gptailor.search.space import build_space
 from gptailor.search.study import Study, Tried
 from gptailor.search.trials import Search, run_trials
 
-REQUEST, HASH, SECONDS = "request.yaml", "data.sha256", "seconds.txt"
+REQUEST, HASH, SECONDS, BUDGET = "request.yaml", "data.sha256", "seconds.txt", "trials.txt"
 WAITING_SECONDS = 0.5
 
 REHEARSALS: dict[str, Callable[[Recipe, Path, Listener], Rehearsal]] = {
@@ -58,9 +59,11 @@ def tune_recipe(recipe: Recipe, *, overwrite: bool = False, listener: Listener |
     """
     listener = listener or Listener()
     recipe = settle_task(recipe)
+    refuse_missing_trackers(recipe.trackers)
     folder = claim_folder(recipe, overwrite=overwrite)
     refuse_fitted(folder)
     work = folder / SEARCH
+    refuse_more_trials(folder, recipe)
     if (folder / RESULT).exists():
         refuse_other_request(work, recipe)
         listener.say(f"{folder} is finished; nothing to do")
@@ -76,6 +79,7 @@ def tune_recipe(recipe: Recipe, *, overwrite: bool = False, listener: Listener |
                 return Tuned(Run(folder), read_result(folder))
             with catch_signals():
                 final = settle(search, trials, work)
+            write_atomically(work / BUDGET, str(recipe.tune.trials))
             run = fit_winner(recipe, final, folder, listener)
             result = result_of(search, trials, final, run.report, seconds=clock.seconds)
             write_result(folder, result)
@@ -161,6 +165,20 @@ def study_name(recipe: Recipe) -> str:
     """The name of a search in a shared database: the same for the same recipe and data."""
     key = content_key(dump_recipe(_request_of(recipe)), hash_files(recipe) or "")
     return f"gptailor-{Path(recipe.data.train).stem}-{key[:16]}"
+
+
+def refuse_more_trials(folder: Path, recipe: Recipe) -> None:
+    """Raises RunError where more trials are asked for than those whose winner is fitted, or being fitted."""
+    budget = folder / SEARCH / BUDGET
+    if not budget.exists():
+        return
+    had = int(budget.read_text(encoding="utf-8"))
+    if recipe.tune.trials > had:
+        raise RunError(
+            f"is finished with {number_of(had, 'trial')}: the winner is fitted, or being fitted.",
+            where=str(folder),
+            fix=f"Ask for {had}, choose another folder with --out, or --overwrite (this one is moved aside).",
+        )
 
 
 def refuse_other_request(work: Path, recipe: Recipe) -> None:

@@ -154,6 +154,13 @@ class LabelFile:
     def _key(self, place: int) -> tuple[str, int]:
         return self.rows[place].source, self.rows[place].row
 
+    def _by_name(self) -> dict[tuple[str, str], int]:
+        """Places of rows by their file's name, where no two files have the same."""
+        sources = {row.source for row in self.rows}
+        times = Counter(Path(source).name for source in sources)
+        named = ((Path(row.source).name, row, place) for place, row in enumerate(self.rows))
+        return {(_as_written(name), str(row.row)): place for name, row, place in named if times[name] == 1}
+
     def _read(self, labels: Sequence[str]) -> None:
         self._stamp = _stamp_of(self.out)
         if self._stamp is None:
@@ -174,9 +181,12 @@ class LabelFile:
                 fix="Write to another file with --out.",
             )
         places = {(_as_written(row.source), str(row.row)): place for place, row in enumerate(self.rows)}
+        places |= {key: place for key, place in self._by_name().items() if key not in places}
         known = {_as_written(label): label for label in labels}
         for number, line in enumerate(lines, 2):
             place = places.get((line["source"], line["row"]))
+            if place is None:  # the same file from another folder, or spelled otherwise
+                place = places.get((Path(line["source"]).name, line["row"]))
             if place is None or _as_written(self.rows[place].text) != line["text"]:
                 raise InputError(
                     f"row {line['row']} of {line['source']} isn't what it was when it was labelled: the file "
