@@ -126,8 +126,7 @@ class LeanBody:
     def weights_of(self, block: Any) -> Weights:
         """A block's weights as they are computed with."""
         norms = (block.ln_1.weight, block.ln_1.bias, block.ln_2.weight, block.ln_2.bias)
-        layers = (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
-        return norms, tuple(self._linear(layer) for layer in layers)
+        return norms, tuple(self._linear(layer) for layer in linears_of(block))
 
     def leaves(self) -> list[tuple[nn.Parameter, Tensor]]:
         """The copies that gradients are taken of, each with the weight it is a copy of."""
@@ -360,6 +359,11 @@ def is_lean(model: PreTrainedModel) -> bool:
     """Whether the model's body can train as above."""
     config: Any = model.config
     return is_plain_gpt2(model) and not config.reorder_and_upcast_attn
+
+
+def linears_of(block: Any) -> tuple[Any, ...]:
+    """A block's linear layers: attention in and out, up, down; peft's wrappers where it put any."""
+    return block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj
 
 
 def is_plain_gpt2(model: PreTrainedModel) -> bool:

@@ -25,7 +25,7 @@ from transformers.pytorch_utils import Conv1D
 
 from gptailor.launch import Precision
 from gptailor.models.cores import cores, on_cores
-from gptailor.models.lean import is_plain_gpt2
+from gptailor.models.lean import is_plain_gpt2, linears_of
 from gptailor.types import FloatArray
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -280,18 +280,13 @@ def packed_gpt2(
     where it is to be exact, this machine doesn't keep its rows' bits.
     """
     body: Any = model.base_model
-    if not is_plain_gpt2(model) or any(type(layer) is not Conv1D for layer in _linears(body)):
+    if not is_plain_gpt2(model):
+        return None
+    layers = (getattr(layer, "base_layer", layer) for block in body.h for layer in linears_of(block))
+    if any(type(layer) is not Conv1D for layer in layers):
         return None
     packed = PackedGPT2(body, head, precision=precision, exact=exact)
     return packed if packed.sizes and packed.sizes[-1] == ROWS_PER_PASS else None
-
-
-def _linears(body: Any) -> list[torch.nn.Module]:
-    return [
-        getattr(layer, "base_layer", layer)
-        for block in body.h
-        for layer in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj)
-    ]
 
 
 def share_passes(lengths: Sequence[int], *, most: int) -> list[list[int]]:

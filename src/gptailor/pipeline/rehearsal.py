@@ -102,15 +102,12 @@ def rehearse_trial(shop: Workshop, measured: Measured) -> Iterator[Look]:
 
     Under 200 training rows they are those of five folds, one after the other; a score is the folds' mean.
     """
-    approach, fallback = shop.recipe.approach, -math.inf
-    if isinstance(approach, AutoApproach | FrozenApproach):
-        settings = approach if isinstance(approach, FrozenApproach) else FrozenApproach()
-        fallback = run_frozen(shop, settings).score
+    (frozen, trainable, longest), fallback = parts_of(shop.recipe), -math.inf
+    if frozen is not None:
+        fallback = run_frozen(shop, frozen).score
         yield Look(0, -math.inf, fallback=fallback)
-    if isinstance(approach, FrozenApproach):
+    if trainable is None:
         return
-    trainable: Trainable = FullApproach() if isinstance(approach, AutoApproach) else approach
-    longest = LONGEST_AUTO_SECONDS if isinstance(approach, AutoApproach) else math.inf
     finished: list[float] = []
     number = 0
     splits = splits_of(shop)
@@ -129,6 +126,18 @@ def rehearse_trial(shop: Workshop, measured: Measured) -> Iterator[Look]:
             last = look.last and len(finished) + 1 == len(splits)
             yield Look(number, mean, look.forecast * len(splits), last, fallback)
         finished.append(score)
+
+
+def parts_of(recipe: Recipe) -> tuple[FrozenApproach | None, Trainable | None, float]:
+    """What the recipe's approach fits: a head on the frozen body, a training, and the seconds that this may
+    take before it is left out.
+    """
+    approach = recipe.approach
+    if isinstance(approach, AutoApproach):
+        return FrozenApproach(), FullApproach(), LONGEST_AUTO_SECONDS
+    if isinstance(approach, FrozenApproach):
+        return approach, None, math.inf
+    return None, approach, math.inf
 
 
 def splits_of(shop: Workshop) -> list[tuple[Rows, Rows]]:
@@ -181,13 +190,10 @@ def repeat_elsewhere(shop: Workshop, recipe: Recipe, number: int, measured: Meas
     rows, outside = elsewhere(shop, recipe, number)
     part = with_rows(shop, *rows)
     found: list[Seen] = []
-    approach = recipe.approach
-    if isinstance(approach, AutoApproach | FrozenApproach):
-        frozen = approach if isinstance(approach, FrozenApproach) else FrozenApproach()
+    frozen, trainable, longest = parts_of(recipe)
+    if frozen is not None:
         found.append(_see_frozen(part, frozen, outside))
-    if not isinstance(approach, FrozenApproach):
-        trainable: Trainable = FullApproach() if isinstance(approach, AutoApproach) else approach
-        longest = LONGEST_AUTO_SECONDS if isinstance(approach, AutoApproach) else math.inf
+    if trainable is not None:
         seen = _see_trained(part, trainable, outside, measured, longest=longest)
         found += [seen] if seen is not None else []
     best = max(found, key=lambda seen: seen.score)

@@ -34,6 +34,11 @@ class Finalist:
     gap: Gap | None = None  # ahead of the recipe's own
 
     @property
+    def lead(self) -> float:
+        """How far it is ahead; zero before it was compared."""
+        return self.gap.value if self.gap is not None else 0.0
+
+    @property
     def is_ahead(self) -> bool:
         """Whether it is ahead by more than one standard error."""
         return self.gap is not None and self.gap.value > max(0.0, self.gap.error)
@@ -101,14 +106,10 @@ def compare_finalists(
             finalists = [finalist if f.trial.number == finalist.trial.number else f for f in finalists]
         running = still
         if number > 0 and number == repeats - 2:
-            running = sorted(still, key=_lead, reverse=True)[:1]
+            running = sorted(still, key=lambda finalist: finalist.lead, reverse=True)[:1]
     ahead = [finalist for finalist in running if finalist.is_ahead and len(finalist.scores) == repeats]
-    winner = max(ahead, key=_lead, default=None)
+    winner = max(ahead, key=lambda finalist: finalist.lead, default=None)
     return Final([rehearsal.told(repeat.score) for repeat in own_repeats], list(finalists), winner)
-
-
-def _lead(finalist: Finalist) -> float:
-    return finalist.gap.value if finalist.gap is not None else 0.0
 
 
 @dataclass(frozen=True, slots=True)

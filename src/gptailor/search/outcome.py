@@ -64,11 +64,8 @@ def says(
     """Whether it was worth it, in one or two sentences; `settings` are the winner's, as its recipe has."""
     name = inside(metric_of(metric).title)
     if final.winner is None:
-        best = max(
-            (one for one in final.finalists if one.gap is not None),
-            key=lambda one: one.gap.value if one.gap else 0.0,
-            default=None,
-        )
+        compared = (one for one in final.finalists if one.gap is not None)
+        best = max(compared, key=lambda finalist: finalist.lead, default=None)
         closest = "no trial reached what they reached"
         if best is not None and best.gap is not None:
             closest = f"fitted again on rows held out, the best, trial {best.trial.number}, was "

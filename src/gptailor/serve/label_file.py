@@ -181,12 +181,12 @@ class LabelFile:
                 fix="Write to another file with --out.",
             )
         places = {(_as_written(row.source), str(row.row)): place for place, row in enumerate(self.rows)}
-        places |= {key: place for key, place in self._by_name().items() if key not in places}
+        by_name = self._by_name()
         known = {_as_written(label): label for label in labels}
         for number, line in enumerate(lines, 2):
             place = places.get((line["source"], line["row"]))
             if place is None:  # the same file from another folder, or spelled otherwise
-                place = places.get((Path(line["source"]).name, line["row"]))
+                place = by_name.get((Path(line["source"]).name, line["row"]))
             if place is None or _as_written(self.rows[place].text) != line["text"]:
                 raise InputError(
                     f"row {line['row']} of {line['source']} isn't what it was when it was labelled: the file "
