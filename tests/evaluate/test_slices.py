@@ -10,7 +10,6 @@ from gptailor.evaluate.slices import (
     EMPTY,
     OTHER,
     group_values,
-    holm,
     length_bands,
     share_right,
     slice_rows,
@@ -62,12 +61,6 @@ def test_shares_have_wilsons_interval() -> None:
     sure = share_right(10, 10)
     assert sure.high == 1.0
     assert sure.low < 0.75, "ten right rows don't prove a perfect slice"
-
-
-def test_holm_by_hand() -> None:
-    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert holm([0.9, 0.8]) == [1.0, 1.0]
-    assert holm([]) == []
 
 
 def errors_with(rates: dict[str, float], rows: int, seed: int = 0) -> tuple[list[str], np.ndarray]:

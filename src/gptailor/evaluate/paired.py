@@ -7,6 +7,7 @@ sees the same resamples, what makes a row easy or hard for all of them cancels (
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 
 import numpy as np
 
@@ -56,6 +57,17 @@ def difference_of(ours: FloatArray, theirs: FloatArray) -> tuple[Score, float]:
     drawn = gaps[1:]
     sides = ((drawn <= 0).sum(), (drawn >= 0).sum())
     return interval(float(gaps[0]), drawn), min(1.0, 2 * (1 + int(min(sides))) / (1 + len(drawn)))
+
+
+def corrected_for_all_pairs(drawn: Mapping[str, FloatArray]) -> dict[frozenset[str], float]:
+    """Holm's p-values of the difference of each pair, from the (1 + R,) scores of each system.
+
+    Who compares all others with the best picked it by these very rows: it could have been any, so all pairs
+    count.
+    """
+    pairs = [*combinations(drawn, 2)]
+    corrected = holm([difference_of(drawn[one], drawn[other])[1] for one, other in pairs])
+    return {frozenset(pair): value for pair, value in zip(pairs, corrected, strict=True)}
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

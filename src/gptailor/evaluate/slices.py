@@ -12,6 +12,7 @@ import numpy as np
 from scipy import stats
 
 from gptailor.evaluate.metrics import interval, resampled_rows
+from gptailor.evaluate.paired import holm
 from gptailor.types import FloatArray, IntArray, Score
 
 FEWEST_ROWS = 20  # a smaller slice is shown, not judged
@@ -132,16 +133,6 @@ def share_right(right: int, rows: int) -> Score:
     between = stats.binomtest(right, rows).proportion_ci(0.95, method="wilson")
     value = right / rows
     return Score(value, min(float(between.low), value), max(float(between.high), value))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """P values corrected for their number: the k-th smallest of m times m + 1 - k, never falling."""
-    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
-    corrected, highest = [0.0] * len(p_values), 0.0
-    for rank, place in enumerate(order):
-        highest = max(highest, min(1.0, p_values[place] * (len(p_values) - rank)))
-        corrected[place] = highest
-    return corrected
 
 
 def _p_value(ours: FloatArray, others: FloatArray, are_numbers: bool) -> float:

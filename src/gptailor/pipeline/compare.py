@@ -10,7 +10,7 @@ from typing import Any
 
 from gptailor.errors import GptailorError, RunError, number_of
 from gptailor.evaluate.metrics import as_json
-from gptailor.evaluate.paired import difference_of, holm, resampled_scores
+from gptailor.evaluate.paired import corrected_for_all_pairs, difference_of, resampled_scores
 from gptailor.pipeline.run import Run
 from gptailor.pipeline.scored_rows import ScoredRows, read_scored_rows, road_of
 from gptailor.recipe import APPROACHES, BESIDE, leaves, load_recipe
@@ -164,9 +164,10 @@ def _tests(entries: Sequence[Entry], metric: str, *, resamples: int, seed: int) 
         lines = [own.in_order_of(order) for own in same.values()]
         sums, score = road.sums(lines, [own.form for own in same.values()], metric)
         drawn = resampled_scores(dict(zip(same, sums, strict=True)), score, resamples=resamples, seed=seed)
-        raw = {name: difference_of(own, drawn[best.name]) for name, own in drawn.items() if name != best.name}
-        corrected = holm([p for _, p in raw.values()])
-        for (name, (gap, p)), holms in zip(raw.items(), corrected, strict=True):
+        corrected = corrected_for_all_pairs(drawn)
+        for name in (name for name in drawn if name != best.name):
+            gap, p = difference_of(drawn[name], drawn[best.name])
+            holms = corrected[frozenset((name, best.name))]
             clear = holms < CLEAR
             between = f"95 % interval {score_text(gap.low)} to {score_text(gap.high)}, p = {_p_text(holms)}"
             found[name] = {
