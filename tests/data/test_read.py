@@ -226,15 +226,20 @@ def test_hub_rows_have_names_for_labels(monkeypatch: pytest.MonkeyPatch) -> None
 
     asked: list[tuple[Any, ...]] = []
 
-    def load(name: str, *, split: str, streaming: bool) -> Data:
-        asked.append((name, split, streaming))
+    def load(name: str, configuration: str | None, *, split: str, streaming: bool) -> Data:
+        asked.append((name, configuration, split, streaming))
         return Data([{"text": "NA", "label": 1}, {"text": None, "label": -1}])
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load))
     result = read_rows("hub:someone/something:validation")
     assert table(result) == [("NA", "good"), ("", "")]
     assert len(list(iterate_rows("hub:someone/something"))) == 2
-    assert asked == [("someone/something", "validation", False), ("someone/something", "train", True)]
+    read_rows("hub:someone/something/small:test")
+    assert asked == [
+        ("someone/something", None, "validation", False),
+        ("someone/something", None, "train", True),
+        ("someone/something", "small", "test", False),
+    ]
 
 
 # Encodings

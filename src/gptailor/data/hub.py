@@ -13,26 +13,28 @@ from gptailor.types import RawExample, RejectedRow
 
 
 def read_hub(location: str, *, streaming: bool) -> tuple[list[str], list[str], Iterator[Item]]:
-    """Columns, notes and rows of `hub:owner/name`, or `hub:owner/name:split` (default: train).
+    """Columns, notes and rows of `hub:owner/name/configuration:split`; the last two may be left out (train).
 
     Raises:
         MissingExtraError: `datasets` isn't installed.
         DataError: the data set can't be loaded.
     """
-    name, _, split = location.removeprefix("hub:").partition(":")
+    path, _, split = location.removeprefix("hub:").partition(":")
+    parts = path.split("/")
+    name, configuration = "/".join(parts[:2]), "/".join(parts[2:]) or None
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # nothing phones home
     try:
         import datasets  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         raise MissingExtraError("datasets", "hub") from None
     try:
-        data = datasets.load_dataset(name, split=split or "train", streaming=streaming)
+        data = datasets.load_dataset(name, configuration, split=split or "train", streaming=streaming)
         features = dict(data.features or {})
     except Exception as error:  # the library, the network and the data set's files each raise their own
         raise DataError(
             f"can't be loaded: {error}", where=location, fix="Check the name, the split and the network."
         ) from None
-    notes = [f"hub: {name}, split {split or 'train'}"]
+    notes = [f"hub: {path}, split {split or 'train'}"]
     return list(features), notes, _rows(location, data, features)
 
 
