@@ -223,6 +223,18 @@ def test_apostrophes_of_other_files_stay(tmp_path: Path) -> None:
     assert (fields["text"], fields["label"]) == ("'=1+1", "'@spam")
 
 
+def test_what_would_be_lost_by_writing_is_refused(tmp_path: Path) -> None:
+    rows, out = [LabelRow("a.csv", 1, "x"), LabelRow("a.csv", 2, "y")], tmp_path / "out.csv"
+    out.write_text("source,row,text,label,comment\na.csv,1,x,spam,surely?\n")
+    with pytest.raises(InputError, match=r"more columns .*comment"):
+        LabelFile(rows, out, ["spam", "ham"])
+    out.write_text("source,row,text,label\na.csv,1,x,spam\na.csv,1,x,ham\n")
+    with pytest.raises(InputError, match="two labels, 'spam' and 'ham'"):
+        LabelFile(rows, out, ["spam", "ham"])
+    out.write_text("source,row,text,label\na.csv,1,x,spam\na.csv,1,x,spam\n")
+    assert LabelFile(rows, out, ["spam", "ham"]).answers == {0: "spam"}
+
+
 def test_mistakes_are_said_in_words(source: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no labels to choose from"):
         label_file(str(source), text="text")

@@ -29,7 +29,7 @@ async function act(path, body) {
     notice(content.error ? content.error.message : "");
     if (content.state || !content.error) show(content.state || content);
   } catch {
-    notice("The server has stopped. What you answered is saved; start gptailor label again to go on.");
+    notice("The server doesn't answer. All answers before this one are saved; start gptailor label again to go on.");
   } finally {
     busy = false;
   }

@@ -180,6 +180,13 @@ class LabelFile:
                 where=str(self.out),
                 fix="Write to another file with --out.",
             )
+        more = [name for name in reader.fieldnames or () if name not in LABEL_COLUMNS]
+        if more:
+            raise InputError(
+                f"has more columns than labels need ({', '.join(more)}); writing an answer would lose them.",
+                where=str(self.out),
+                fix="Take them out into another file, or write to another file with --out.",
+            )
         places = {(_as_written(row.source), str(row.row)): place for place, row in enumerate(self.rows)}
         by_name = self._by_name()
         known = {_as_written(label): label for label in labels}
@@ -194,8 +201,16 @@ class LabelFile:
                     where=f"{self.out}:{number}",
                     fix="Put the old file back, or label the new one into another file with --out.",
                 )
-            if line["label"]:
-                self.answers[place] = known.get(line["label"]) or undo_defusing(line["label"])
+            if not line["label"]:
+                continue
+            label = known.get(line["label"]) or undo_defusing(line["label"])
+            if self.answers.setdefault(place, label) != label:
+                raise InputError(
+                    f"row {line['row']} of {line['source']} has two labels, {self.answers[place]!r} and "
+                    f"{label!r}.",
+                    where=f"{self.out}:{number}",
+                    fix="Take one of the two lines out.",
+                )
 
 
 def _as_written(cell: str) -> str:
