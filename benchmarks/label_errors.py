@@ -75,6 +75,8 @@ def measure_people(data: Path, base: str, work: Path) -> dict[str, float]:
     folder = work / "people"
     ranked = rank([(line["text"], NAMES[int(line["label"])]) for line in lines], folder, base)
     values = {f"of the first {first:,}": found(ranked, truth, first) for first in LOOKED_AT}
+    mistaken = [one for one in ranked[: LOOKED_AT[-1]] if truth[one.row - 1] != one.label]
+    values["suggestion right"] = sum(one.suggestion == truth[one.row - 1] for one in mistaken) / len(mistaken)
     with (folder / "corrected.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(HEADER)
@@ -153,6 +155,8 @@ def results_text(results: dict[str, Any]) -> str:
         holds = "holds" if people[name] >= bar else "missed"
         lines.append(f"| {name} | {100 * people[name]:.1f} % | {100 * bar:.0f} % | {holds} |")
     before, after = (100 * people[f"accuracy {when}"] for when in ("before", "after"))
+    right = 100 * people["suggestion right"]
+    lines += ["", f"Of the wrong ones among the first 1,000 the suggestion is right for {right:.1f} %."]
     lines += ["", f"Test accuracy {before:.1f} % before and {after:.1f} % after 1,000 corrections."]
     if results["injected"]:
         lines += ["", "Truly wrong among as many rows as a quarter, and a half, of the wrong labels:", ""]

@@ -48,7 +48,6 @@ def search(split: Split, wanted: argparse.Namespace) -> dict[str, Any]:
                 "label": "label",
                 "clean": {"minimum_class_size": MINIMUM_CLASS_SIZE},
             },
-            "evaluate": {"baselines": "none"},
             "tune": {"trials": wanted.trials},
             "out": str(wanted.work / "tuning" / name),
         }
