@@ -26,7 +26,7 @@ JUDGED = re.compile(
     re.I,
 )
 SENTENCE = re.compile(r"(?<=[.!?])[\"'”’]?\s+|\n+")
-STRETCH, STRIDE, STRETCHES = 2000, 4000, 2200  # tokens read at a time, between beginnings, of each part
+STRETCH, STRIDE, STRETCHES = 2000, 4000, 7000  # tokens read at a time, between beginnings, of each part
 
 
 def sentences(work: Path, name: str, dice: random.Random) -> Iterator[str]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from gptailor.pipeline.rehearse import Gap, Look, Rehearsal, Repeat
 from gptailor.recipe import Recipe, build_recipe
+from gptailor.report.words import HELD_OUT
 
 
 def recipe_with(**values: Any) -> Recipe:
@@ -23,6 +24,7 @@ def rehearsal_of(
     seconds: float = 0.0,
     repeat: Callable[[Recipe, int], Repeat] | None = None,
     ran: list[Recipe] | None = None,
+    takes_dropout: bool = True,
 ) -> Rehearsal:
     """Every look comes a share nearer to the score."""
 
@@ -46,6 +48,8 @@ def rehearsal_of(
         usual_rates={"full": 3e-4, "lora": 1e-3, "scratch": 1e-3},
         num_rows=850,
         one_label=True,
+        takes_dropout=takes_dropout,
+        judged_on=HELD_OUT,
         trial=trial,
         repeat=repeat or (lambda recipe, _: Repeat(score_of(recipe))),
         gap=gap,

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -205,7 +205,9 @@ class TrainSettings(Settings):
     learning_rate: LearningRate = Field(
         None, description="peak rate; find: by a range test before step 1; null: by approach and size"
     )
-    head_learning_rate: Positive | None = Field(None, description="rate of the new head; null: 1e-3")
+    head_learning_rate: Positive | None = Field(
+        None, description="rate of the new head; null: 1e-3, or that of the rest if higher"
+    )
     schedule: Literal["constant", "linear", "cosine", "warmup-stable-decay"] = Field(
         "cosine", description="how the rate falls after warm-up"
     )
@@ -253,16 +255,14 @@ class EvaluateSettings(Settings):
     """What the result is measured against."""
 
     baselines: Literal["quick", "all", "none"] = Field(
-        "quick", description="which rungs of the ladder to run"
+        "quick", description="simpler means to compare with; quick: prompts answer a sample of the rows"
     )
     resamples: int = Field(2000, ge=100, description="bootstrap resamples of every interval")
     slices: list[str] = Field(
         [],
         description="columns of the tested file to score by (of labels and written answers)",
     )
-    metrics: list[WrittenScore] = Field(
-        [], description="scores of written answers, the deciding one first; empty: the preset's"
-    )
+    metrics: list[WrittenScore] = Field([], description="scores, the first decides; []: by preset")
     prompted_rows: int = Field(300, ge=10, description="test rows for zero- and few-shot (quick)")
     generated_rows: int = Field(
         200, ge=10, description="test rows whose answers are written out (text tasks)"
@@ -337,7 +337,7 @@ class Recipe(Settings):
     task: Task | None = Field(None, description="what a row means; null: by the columns")
     task_answer: Literal["auto", "single", "multiple", "score"] = Field(
         "auto",
-        description="one label a row, several, or a number (classification); auto never takes a number",
+        description="what a label is (classification); auto takes no number",
     )
     data: DataSettings = Field(description="rows and columns")
     base: str = Field("starter", description="starter, a folder, a run, or a name on the Hugging Face hub")
@@ -402,9 +402,19 @@ def describe_settings() -> Iterator[tuple[str, str, str]]:
                 yield from walk(field.annotation, f"{key}.")
             else:
                 default = "(required)" if field.is_required() else json.dumps(field.default)
-                yield key, default, field.description or ""
+                words, values = field.description or "", named_values(field.annotation)
+                if not all(re.search(rf"\b{value}\b", words) for value in values):
+                    words += f" ({', '.join(values)})"
+                yield key, default, words
 
     yield from walk(Recipe, "")
+
+
+def named_values(annotation: Any) -> list[str]:
+    """The words that a setting takes, by its type; none where it takes any."""
+    if get_origin(annotation) is Literal:
+        return [str(value) for value in get_args(annotation)]
+    return [value for part in get_args(annotation) for value in named_values(part)]
 
 
 def with_changes(values: Mapping[str, Any], changes: Sequence[str]) -> dict[str, Any]:

@@ -20,7 +20,10 @@ from transformers.pytorch_utils import Conv1D
 import gptailor
 import tiny
 from gptailor.pipeline import training
+from gptailor.pipeline.fit import fit_recipe
+from gptailor.pipeline.place import Listener
 from gptailor.pipeline.run import Run
+from gptailor.recipe import build_recipe
 
 APPROACHES = ("frozen", "full", "lora", "scratch")
 ROWS = 330  # enough that settings aren't chosen by folds: one training each
@@ -265,3 +268,22 @@ def test_a_run_is_a_base_for_other_labels(family: str, approach: str, fit: Fit, 
         assert not moved(before, after), "the body isn't the run's"
     if approach == "lora":
         assert len(moved(before, after)) < len(before)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_dropout_that_a_base_has_no_place_for_is_told(
+    family: str, tiny_bases: dict[str, Path], tmp_path: Path
+) -> None:
+    said: list[str] = []
+    recipe = build_recipe(
+        {
+            "data": {"train": str(tiny.write_news(tmp_path / "news.csv", rows=ROWS))},
+            "base": str(tiny_bases[family]),
+            "approach": "full",
+            "train": {"length": "1 steps", "dropout": 0.2, "refit": False},
+            "evaluate": {"baselines": "none", "resamples": 100},
+            "out": str(tmp_path / "run"),
+        }
+    )
+    fit_recipe(recipe, listener=Listener(say=said.append))
+    assert any("no dropout outside attention" in line for line in said) == (family == "llama")

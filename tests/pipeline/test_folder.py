@@ -190,6 +190,23 @@ def test_overwrite_moves_a_link_and_not_what_it_points_to(
     assert contents(tmp_path / "run") == {}
 
 
+@pytest.mark.parametrize("what", ["data.fix", "base"])
+def test_overwrite_does_not_move_away_what_the_run_is_made_from(what: str, tmp_path: Path) -> None:
+    (tmp_path / "run" / "data").mkdir(parents=True)
+    (tmp_path / "run" / "request.yaml").touch()
+    filled = tmp_path / "run" / "data" / "suspects.csv"
+    filled.write_text("source,row,text,correction\n")
+    data = {"train": str(tmp_path / "rows.csv"), "label": "label"}
+    if what == "base":
+        recipe = build_recipe({"data": data, "base": str(tmp_path / "run"), "out": str(tmp_path / "run")})
+    else:
+        recipe = build_recipe({"data": {**data, "fix": str(filled)}, "out": str(tmp_path / "run")})
+    with pytest.raises(RunError, match="would move aside") as caught:
+        claim_folder(recipe, overwrite=True)
+    assert what in str(caught.value)
+    assert filled.exists()
+
+
 def test_overwrite_does_not_touch_a_folder_that_holds_no_run(place: Path, tmp_path: Path) -> None:
     mine = tmp_path / "letters"
     mine.mkdir()

@@ -11,8 +11,11 @@ import pytest
 
 import gptailor
 import tiny
+from crashed import Crash
 from gptailor.errors import DataError, RecipeError
+from gptailor.pipeline.fit import fit_recipe
 from gptailor.pipeline.out_of_fold import rank_suspects
+from gptailor.pipeline.place import Listener
 from gptailor.pipeline.run import Run
 from gptailor.recipe import Recipe, build_recipe
 
@@ -137,3 +140,25 @@ def test_sets_of_labels_and_other_tasks_are_refused(folder: Path, base: Path, tm
         rank_suspects(recipe, out=tmp_path / "s.csv")
     with pytest.raises(RecipeError, match=r"data\.fix: is for classification; the task is language"):
         gptailor.fit(recipe_for(folder, base, task="language", data={"fix": "corrected.csv"}))
+
+
+def test_a_list_that_was_filled_in_before_the_run_ended_stays(
+    folder: Path, base: Path, tmp_path: Path
+) -> None:
+    """A run that was stopped while its baselines ran has left a list; a person works on it meanwhile."""
+    recipe = recipe_for(folder, base, out=str(tmp_path / "run"))
+    path = tmp_path / "run" / "data" / "suspects.csv"
+
+    def fill(line: str) -> None:
+        if line == "opening the sealed test set":
+            raise Crash
+
+    with pytest.raises(Crash):
+        fit_recipe(recipe, listener=Listener(say=fill))
+    lines = read(path)
+    lines[0]["correction"] = "drop"
+    write(path, lines)
+    said: list[str] = []
+    fit_recipe(recipe, listener=Listener(say=said.append))
+    assert read(path)[0]["correction"] == "drop"
+    assert any("holds corrections" in line for line in said)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from gptailor.report.tune_page import render_tune
+from gptailor.report.words import HELD_OUT, WHAT_CHOSE
 
 SPACE = ["train.learning_rate[full]", "train.dropout", "train.weight_decay", "train.batch_size", "approach",
          "train.warmup", "train.schedule"]  # fmt: skip
@@ -39,6 +40,7 @@ def result() -> dict[str, Any]:
         "metric": "macro_f1",
         "higher_is_better": True,
         "data": "folder/news.csv",
+        "judged_on": HELD_OUT,
         "seconds": 480.0,
         "trials": [trial(number) for number in range(12)],
         "importance": {name: round(0.4 / (place + 1), 3) for place, name in enumerate(SPACE)},
@@ -87,3 +89,13 @@ def test_a_winner_that_lost_the_test_is_told(result: dict[str, Any]) -> None:
     error = {**result, "metric": "rmse", "higher_is_better": False}
     page = render_tune({**error, "test": {**result["test"], "difference": behind}})
     assert "Better settings found" in page, "an error that fell is a gain"
+
+
+def test_a_winner_that_only_other_seeds_have_judged_is_told_as_such(result: dict[str, Any]) -> None:
+    """Texts: the repeats ask the validation rows again, and the default never sees the test rows."""
+    result |= {"judged_on": WHAT_CHOSE, "test": {**result["test"], "default": None, "difference": None}}
+    page = render_tune(result)
+    assert "Better settings found" not in page
+    assert "Ahead in the search" in page
+    assert "rows that chose nothing" not in page
+    assert "which chose these trials, too" in page

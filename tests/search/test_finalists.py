@@ -13,7 +13,8 @@ from gptailor.pipeline.rehearsal import error_of_fits
 from gptailor.pipeline.rehearse import Gap, Rehearsal, Repeat
 from gptailor.pipeline.text_rehearsal import gap_of_seeds
 from gptailor.recipe import Recipe
-from gptailor.search.finalists import Final, Finalist, choose_finalists, compare_finalists
+from gptailor.report.words import HELD_OUT, WHAT_CHOSE
+from gptailor.search.finalists import Final, Finalist, Repeats, choose_finalists, compare_finalists
 from gptailor.search.outcome import says
 from gptailor.search.study import Tried
 
@@ -100,6 +101,23 @@ def test_who_diverges_is_left_out(tmp_path: Path) -> None:
     assert final.winner is None
 
 
+def test_a_seed_with_which_the_default_diverges_compares_nobody(tmp_path: Path) -> None:
+    final = compare(tmp_path, {0.1: [0.7, -1.0, 0.7], 0.2: [0.8, 0.8, 0.8]})
+    assert final.own_scores == [0.7, 0.7]
+    assert final.winner is not None
+    assert final.winner.scores == [0.8, 0.8]
+
+
+def test_repeats_of_other_settings_are_not_taken(tmp_path: Path) -> None:
+    """Another database numbers other settings: trial 20 here is not trial 20 there."""
+    asked: list[tuple[float, int]] = []
+    kept = Repeats(rehearsal_with({0.2: [0.8], 0.3: [0.6]}, asked), tmp_path)
+    assert kept.take(recipe_with(train={"dropout": 0.2}), 20, 0).score == 0.8
+    assert kept.take(recipe_with(train={"dropout": 0.3}), 20, 0).score == 0.6
+    assert kept.take(recipe_with(train={"dropout": 0.3}, tune={"trials": 7}), 20, 0).score == 0.6
+    assert len(asked) == 2
+
+
 def test_repeats_are_kept(tmp_path: Path) -> None:
     worth = {0.1: [0.7, 0.7, 0.7], 0.2: [0.8, 0.8, 0.8]}
     asked: list[tuple[float, int]] = []
@@ -132,8 +150,10 @@ def test_the_gap_of_seeds() -> None:
 
 
 def test_where_nobody_came_near_no_other_fits_are_told_of() -> None:
-    said = says(Final([], [], None), "macro_f1", None, {})
+    said = says(Final([], [], None), "macro_f1", None, {}, judged_on=HELD_OUT)
     assert said == "The recipe's own settings stay: no trial reached what they reached."
+    said = says(Final([], [], None), "macro_f1", None, {}, judged_on=HELD_OUT, alone=True)
+    assert said == "The recipe's own settings stay: nothing else was tried."
 
 
 def test_the_sealed_test_is_told_as_how_far_the_winner_is_ahead() -> None:
@@ -141,6 +161,9 @@ def test_the_sealed_test_is_told_as_how_far_the_winner_is_ahead() -> None:
     gap = Gap(0.05, 0.02, 0.08, 0.015)
     winner = Finalist(tried(3, 0.9), recipe_with(), [0.5], gap)
     test = {"difference": {"value": -0.04, "low": -0.07, "high": -0.01}}
-    said = says(Final([0.4], [winner], winner), "rmse", test, {"train.dropout": 0.2}, higher_is_better=False)
+    final = Final([0.4], [winner], winner)
+    settings = {"train.dropout": 0.2}
+    said = says(final, "rmse", test, settings, judged_on=WHAT_CHOSE, higher_is_better=False)
+    assert "fitted 1 times more with other seeds on the validation rows that chose it" in said
     assert "(dropout 0.2)" in said
     assert "+0.0400 (+0.0100 to +0.0700; above zero is better)" in said

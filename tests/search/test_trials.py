@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.trial import TrialState
 
 from fake_search import recipe_with, rehearsal_of
 from gptailor.errors import NonFiniteError, RunError
@@ -219,6 +220,74 @@ def test_a_default_left_undone_is_the_default_again(tmp_path: Path) -> None:
     running._trial.set_user_attr("owner", DEAD)
     trials = run_trials(search)
     assert [one.number for one in trials if one.own and one.state == "complete"] == [1]
+
+
+def test_a_default_that_failed_is_tried_again_whatever_the_budget(tmp_path: Path) -> None:
+    """A full disk ends the first start; there is nothing to compare with until the default was tried."""
+    full = [True]
+
+    def score(recipe: Recipe) -> float:
+        if full and recipe.train.dropout == 0.1:
+            raise RunError("the disk is full.")
+        return score_of(recipe)
+
+    search = search_in(tmp_path, rehearsal=rehearsal_of(score), trials=3)
+    with pytest.raises(RunError, match="full"):
+        run_trials(search)
+    full.clear()
+    trials = run_trials(search)
+    assert [one.number for one in trials if one.own and one.state == "complete"] == [1]
+    assert len(counted(trials)) == 3
+
+
+def test_a_trial_taken_for_dead_is_left_to_who_took_it(tmp_path: Path) -> None:
+    """A laptop slept: another process has ended the trial and tries its settings again."""
+    said: list[str] = []
+
+    def score(recipe: Recipe) -> float:
+        if recipe.train.dropout != 0.1:
+            other.study._study.tell(1, state=TrialState.FAIL)
+        return score_of(recipe)
+
+    search, other = search_in(tmp_path, said=said, rehearsal=rehearsal_of(score)), search_in(tmp_path)
+    run_trial(search, search.study.begin())
+    running = search.study.begin()
+    run_trial(search, running)
+    assert search.study.trials()[1].state == "failed"
+    assert any("took this one for dead" in line for line in said)
+    running.finish(0.5, note="late")
+    running.drop()
+    assert search.study.trials()[1].state == "failed"
+
+
+def test_a_trial_stopped_by_the_person_can_go_on_in_the_same_process(tmp_path: Path) -> None:
+    """In a notebook the process lives on, so nobody would take the trial for dead."""
+    pressed = [True]
+
+    def score(recipe: Recipe) -> float:
+        if pressed and recipe.train.dropout != 0.1:
+            raise KeyboardInterrupt
+        return score_of(recipe)
+
+    search = search_in(tmp_path, rehearsal=rehearsal_of(score), trials=3)
+    with pytest.raises(KeyboardInterrupt):
+        run_trials(search)
+    pressed.clear()
+    trials = run_trials(search)
+    assert [one.state for one in trials] == ["complete", "failed", "complete", "complete"]
+    assert trials[2].values == trials[1].values
+
+
+def test_a_sign_of_life_comes_without_a_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gptailor.search.study.SIGN_SECONDS", 0.01)
+    search = search_in(tmp_path)
+    running = search.study.begin()
+    running._trial.set_user_attr("owner", DEAD)
+    with running.signed():
+        deadline = time.monotonic() + 30
+        while running._trial.user_attrs["owner"] == DEAD and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert search.study.repeat_left_behind() == []
 
 
 @pytest.mark.parametrize(

@@ -13,15 +13,18 @@ import numpy as np
 import pytest
 
 import tiny
+from fake_search import rehearsal_of
 from gptailor.errors import FolderBusyError, GptailorError, RecipeError, RunError
+from gptailor.evaluate.run import macro_f1
 from gptailor.launch import in_use
-from gptailor.pipeline.fit import fit_recipe
+from gptailor.pipeline.fit import fit_recipe, fit_sealed
 from gptailor.pipeline.folder import claim_folder
 from gptailor.pipeline.place import Listener
 from gptailor.pipeline.rehearsal import rehearse_classification
 from gptailor.pipeline.run import Run
 from gptailor.recipe import AutoApproach, Recipe, TuneSettings, build_recipe
-from gptailor.search.tune import Tuned, _Clock, tune_recipe
+from gptailor.search.space import build_space
+from gptailor.search.tune import Tuned, _Clock, refuse_other_space, tune_recipe
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +43,7 @@ def recipe_in(place: Path, out: str, **tune: Any) -> Recipe:
             "data": {"train": str(place / "news.csv")},
             "base": str(place / "base"),
             "approach": "full",
-            "train": {"length": "24 steps", "learning_rate": 1e-7, "head_learning_rate": 1e-7, "patience": 0},
+            "train": {"length": "60 steps", "learning_rate": 1e-7, "head_learning_rate": 1e-7, "patience": 0},
             "evaluate": {"baselines": "none", "resamples": 200},
             "tune": {"space": space, "trials": 2, "finalists": 1, "seeds": 2, **tune},
             "out": str(place / out),
@@ -108,6 +111,62 @@ def test_no_repeat_is_judged_on_rows_that_taught_it(
         assert widths[0] < 0.75 * widths[1]
 
 
+@pytest.mark.parametrize("rows", [300, 120])
+def test_no_row_that_chose_a_trial_judges_a_repeat(rows: int, place: Path, tmp_path: Path) -> None:
+    """Of few rows, most of which choose by folds, some folds are kept from the trials."""
+    from gptailor.pipeline import rehearsal
+
+    tiny.write_news(tmp_path / "news.csv", rows=rows)
+    recipe = build_recipe({"data": {"train": str(tmp_path / "news.csv")}, "base": str(place / "base")})
+    shop = rehearsal.without_test(
+        rehearsal.open_workshop(recipe, rehearsal.prepare(recipe), tmp_path, Listener())
+    )
+    assert rehearsal.few_rows(shop) == (rows == 120)
+    chose = {rehearsal.key_of(row) for _, outside in rehearsal.splits_of(shop) for row in outside}
+    judging: set[tuple[str, int]] = set()
+    for number in range(recipe.tune.seeds):
+        (train, validation), outside = rehearsal.elsewhere(shop, number)
+        asked, taught = ({rehearsal.key_of(row) for row in part} for part in (outside, [*train, *validation]))
+        assert asked
+        assert asked.isdisjoint(chose)
+        assert asked.isdisjoint(taught)
+        assert len(asked | taught) == len(shop.tokens.examples["train"]) + len(
+            shop.tokens.examples["validation"]
+        )
+        judging |= asked
+    if rows == 120:  # and a frozen head is scored on the rows that may choose
+        asked_of: list[int] = []
+        score = shop.kind.score
+        kind = dataclasses.replace(shop.kind, score=lambda x, y: asked_of.append(len(y)) or score(x, y))
+        shop = dataclasses.replace(shop, kind=kind)
+        rehearsal.frozen_score(shop, rehearsal.run_frozen(shop, rehearsal.FrozenApproach()))
+        assert asked_of[-1] == len(chose)
+    else:
+        assert judging < {rehearsal.key_of(row) for row in shop.tokens.rows["train"]}
+
+
+def test_a_trial_of_few_rows_is_scored_by_all_its_answers_together(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a fit is: a mean of the folds' macro-F1 is another number."""
+    from gptailor.pipeline import rehearsal
+
+    answered: list[tuple[Any, Any]] = []
+    kept = rehearsal.by_text
+    monkeypatch.setattr(rehearsal, "by_text", lambda *known: answered.append(kept(*known)) or answered[-1])
+    tiny.write_news(tmp_path / "news.csv", rows=120)
+    recipe = recipe_in(place, "unused")
+    data = recipe.data.model_copy(update={"train": str(tmp_path / "news.csv")})
+    train = recipe.train.model_copy(update={"length": "6 steps", "learning_rate": 0.01})
+    recipe = recipe.model_copy(update={"data": data, "train": train})
+    *_, last = rehearse_classification(recipe, tmp_path, Listener()).trial(recipe)
+    assert last.last
+    assert len(answered) == 3
+    logits, answers = (np.concatenate(parts) for parts in zip(*answered, strict=True))
+    assert last.score == macro_f1(answers, logits.argmax(1), num_labels=3)
+    assert len(answers) == pytest.approx(0.6 * 102, abs=2)
+
+
 def test_a_search_that_runs_is_not_moved_away(place: Path) -> None:
     recipe = recipe_in(place, "searched")
     (place / "searched" / "tune").mkdir(parents=True)
@@ -151,7 +210,7 @@ def test_a_step_is_measured_once_for_each_size(
 
     def measure(_adapted: Any, _objective: Any, plan: Any) -> tuple[Any, float]:
         sizes.append(plan.batch_size)
-        return dataclasses.replace(plan, micro_batch_size=3), 10.0 * plan.steps
+        return dataclasses.replace(plan, micro_batch_size=3), 4.0 * plan.steps
 
     monkeypatch.setattr(trained, "measure_plan", measure)
     recipe = recipe_in(place, "unused")
@@ -166,7 +225,7 @@ def test_a_step_is_measured_once_for_each_size(
     ]
     found.repeat(with_settings(length="2 steps"), 0)
     assert sizes == [16, 8]
-    assert [look.forecast for look in looks] == pytest.approx([240, 240, 120, 240])
+    assert [look.forecast for look in looks] == pytest.approx([240, 240, 48, 240])
 
 
 def test_a_tracker_that_is_missing_is_told_before_the_search(
@@ -270,6 +329,16 @@ def test_a_wrong_space_stops_before_the_first_trial(place: Path) -> None:
     assert not (Path(str(recipe.out)) / "tune" / "trials.sqlite3").exists()
 
 
+def test_a_search_of_another_space_is_refused(place: Path, tmp_path: Path) -> None:
+    """A newer version may try other settings by itself; trials of both can't be compared."""
+    recipe = recipe_in(place, "spaces")
+    space = build_space(recipe, rehearsal_of(lambda _: 0.5))
+    refuse_other_space(tmp_path, space)
+    refuse_other_space(tmp_path, space)
+    with pytest.raises(RunError, match="tries other settings"):
+        refuse_other_space(tmp_path, [dataclasses.replace(space[0], choices=(0.02,))])
+
+
 def test_without_optuna_the_install_command_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -324,4 +393,48 @@ def test_completion_is_tuned_by_its_validation_loss(place: Path) -> None:
     assert result["winner"]["trial"] == 1
     assert not result["higher_is_better"]
     assert result["winner"]["validation"] < result["default"]["validation"]
-    assert Run(place / "pairs").is_finished
+    assert "on the validation rows that chose it" in result["says"]
+    run = Run(place / "pairs")
+    assert run.is_finished
+    (opening,) = (run.folder / "openings.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(opening)["command"] == "tune"
+    own = run.folder / "tune" / "own"
+    assert (own / "model").is_dir()
+    assert not (own / "openings.jsonl").exists()
+    ours, theirs = run.report["test"]["loss"]["value"], run.report["default"]["loss"]["value"]
+    assert result["test"]["difference"]["value"] == pytest.approx(ours - theirs, abs=2e-6)
+    assert "On the sealed test set, opened once: +" in result["says"]  # ahead, though lower is better
+
+
+@pytest.mark.parametrize("task", ["language", "preference"])
+def test_every_task_asks_its_default_the_test_rows(task: str, place: Path, tmp_path: Path) -> None:
+    """A fit beside a rival: the same rows, the same opening, and a difference that is that of the scores."""
+    if task == "language":
+        (tmp_path / "rows.txt").write_text(
+            "\n".join(f"the cup final in town {n} was a nice goal" for n in range(300)), encoding="utf-8"
+        )
+        data: dict[str, Any] = {"train": str(tmp_path / "rows.txt"), "max_tokens": 32}
+    else:
+        lines = [{"prompt": f"{n}", "chosen": f"nice {n}", "rejected": f"bad goal {n}"} for n in range(80)]
+        (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+        data = {"train": str(tmp_path / "rows.jsonl")}
+    recipe = build_recipe(
+        {
+            "data": data,
+            "task": task,
+            "base": str(place / "base"),
+            "approach": "full",
+            "train": {"length": "4 steps", "learning_rate": 0.001},
+            "evaluate": {"baselines": "none", "resamples": 100},
+            "out": str(tmp_path / "run"),
+        }
+    )
+    other = recipe.train.model_copy(update={"learning_rate": 1e-7})
+    rival = fit_sealed(recipe.model_copy(update={"train": other, "out": str(tmp_path / "own")}))
+    assert not (rival / "openings.jsonl").exists()
+    report = fit_recipe(recipe, rival=rival).report
+    (opening,) = (tmp_path / "run" / "openings.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(opening)["command"] == "tune"
+    metric = "loss" if task == "language" else "preference_accuracy"
+    gap = report["test"][metric]["value"] - report["default"][metric]["value"]
+    assert report["default"]["difference"]["value"] == pytest.approx(gap, abs=2e-6)

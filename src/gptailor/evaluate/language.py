@@ -116,12 +116,14 @@ def bits_difference(ours: PieceNats, theirs: PieceNats, *, resamples: int, seed:
     """Our bits per byte minus theirs on the same pieces, with the interval of a paired bootstrap."""
     left, _, size = _units(ours)
     right, _, _ = _units(theirs)
-    gap = (left - right) / math.log(2)
-    found = [
-        gap[rows].sum(1) / np.maximum(1, size[rows].sum(1))
-        for rows in resampled_rows(np.random.default_rng(seed), len(gap), resamples=resamples)
-    ]
-    return interval(float(gap.sum() / max(1, size.sum())), np.concatenate(found))
+    return _mean_gap((left - right) / math.log(2), size, resamples=resamples, seed=seed)
+
+
+def loss_difference(ours: PieceNats, theirs: PieceNats, *, resamples: int, seed: int) -> Score:
+    """Our nats per token minus theirs on the same tokens, with the interval of a paired bootstrap."""
+    left, tokens, _ = _units(ours)
+    right, _, _ = _units(theirs)
+    return _mean_gap(left - right, tokens, resamples=resamples, seed=seed)
 
 
 def at_constant_cost(pieces: PieceNats, bits_per_byte: float) -> PieceNats:
@@ -143,6 +145,14 @@ def _units(pieces: PieceNats) -> tuple[FloatArray, FloatArray, FloatArray]:
         return columns
     nats, tokens, size = (np.bincount(which, column).astype(np.float64) for column in columns)
     return nats, tokens, size
+
+
+def _mean_gap(gap: FloatArray, size: FloatArray, *, resamples: int, seed: int) -> Score:
+    found = [
+        gap[rows].sum(1) / np.maximum(1, size[rows].sum(1))
+        for rows in resampled_rows(np.random.default_rng(seed), len(gap), resamples=resamples)
+    ]
+    return interval(float(gap.sum() / max(1, size.sum())), np.concatenate(found))
 
 
 def _seen(store: TokenStore, nats: FloatArray, tokens: IntArray) -> PieceNats:

@@ -247,3 +247,20 @@ def set_head(model: PreTrainedModel, weights: FloatArray) -> None:
         head.weight.copy_(torch.from_numpy(weights))
         if head.bias is not None:
             head.bias.zero_()
+
+
+def weights_of(adapted: Adapted) -> dict[str, torch.Tensor]:
+    """A copy of the weights that may change."""
+    return {
+        name: parameter.detach().clone()
+        for name, parameter in adapted.trained.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def put_weights(adapted: Adapted, weights: dict[str, torch.Tensor]) -> None:
+    """Puts copied weights back."""
+    with torch.no_grad():
+        for name, parameter in adapted.trained.named_parameters():
+            if name in weights:
+                parameter.copy_(weights[name])

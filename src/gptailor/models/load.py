@@ -362,6 +362,11 @@ def _classifier_config(
     return config
 
 
+def takes_dropout(config: Any) -> bool:
+    """Whether the architecture has dropout outside attention; Llama's, Qwen's and Mistral's have none."""
+    return any(hasattr(config, key) for key in DROPOUT_KEYS)
+
+
 def _language_config(
     base: Base, tokenizer: PreTrainedTokenizerBase, *, dropout: float, attention_dropout: float
 ) -> Any:

@@ -226,11 +226,16 @@ def _splits_of(shop: Workshop) -> Splits:
     rng = np.random.default_rng((shop.recipe.seed, 6))
     data = shop.recipe.data
     fixed = data.validation is not None or data.split.time is not None  # the future isn't to teach
+
+    def bounded(inside: IntArray) -> IntArray:
+        order = nested_order(kind.strata(answers[inside]), rng)[:MOST_TEXTS]
+        return np.sort(inside[order])
+
     if fixed or held >= ENOUGH_HELD_OUT:
-        inside = nested_order(kind.strata(answers[:trained]), rng)[:MOST_TEXTS]
-        return Splits(rows, texts, answers, [(np.sort(inside), np.arange(trained, trained + held))], held)
+        outside = np.arange(trained, trained + held)
+        return Splits(rows, texts, answers, [(bounded(np.arange(trained)), outside)], held)
     folds = [
-        (np.unique(texts[inside]), np.unique(texts[outside]))
+        (bounded(np.unique(texts[inside])), np.unique(texts[outside]))
         for inside, outside in folds_of(rows, seed=shop.recipe.seed, strata=kind.strata)
     ]
     return Splits(rows, texts, answers, folds, len(answers))

@@ -11,6 +11,7 @@ from typing import Any
 from gptailor.errors import InputError, RecipeError, RunError, number_of
 from gptailor.pipeline.curve import FEWEST_TEXTS, has_curve, learning_curve
 from gptailor.pipeline.fit import open_workshop
+from gptailor.pipeline.folder import refuse_other_data
 from gptailor.pipeline.frozen import base_classifier
 from gptailor.pipeline.place import Listener
 from gptailor.pipeline.prepare import prepare
@@ -46,7 +47,7 @@ def curve_of(
         )
     prepared = prepare(recipe, say)
     if run is not None:
-        _refuse_other_data(run, prepared.data_hash)
+        refuse_other_data(run, prepared.data_hash, fix="Give the data file instead.")
     with tempfile.TemporaryDirectory() as folder:  # nothing is kept of the environment
         shop = open_workshop(recipe, prepared, Path(folder), Listener(say=say))
     _refuse_what_has_no_curve(shop)
@@ -77,17 +78,6 @@ def _recipe_of_run(run: Path) -> Recipe:
     if not path.exists():
         raise RunError("has no recipe.yaml.", where=str(run), fix="Give a run folder, or the data file.")
     return load_recipe(path)
-
-
-def _refuse_other_data(run: Path | None, data_hash: str) -> None:
-    """Raises RunError where the files aren't those that the run was made of."""
-    path = None if run is None else run / "data" / "summary.json"
-    if (
-        path is not None
-        and path.exists()
-        and json.loads(path.read_text(encoding="utf-8")).get("data_hash") != data_hash
-    ):
-        raise RunError("its data have changed since.", where=str(run), fix="Give the data file instead.")
 
 
 def _approach_of(run: Path) -> str:

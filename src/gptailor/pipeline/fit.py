@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gptailor.data.ledger import summarize, write_ledger
+from gptailor.errors import DataError
 from gptailor.launch import StopRequest, catch_signals, one_writer, resolve_environment, write_atomically
 from gptailor.models.load import load_config
 from gptailor.models.names import resolve_base
-from gptailor.models.predictor import Predictor
+from gptailor.models.predictor import Predictor, load_predictor
 from gptailor.pipeline.curve import has_curve, learning_curve
 from gptailor.pipeline.fix_effect import effect_of_fixes
+from gptailor.pipeline.fixes import refuse_to_lose_corrections
 from gptailor.pipeline.folder import (
     base_revision_of,
     claim_folder,
@@ -26,7 +28,7 @@ from gptailor.pipeline.folder import (
 from gptailor.pipeline.frozen import best_strength_of, run_frozen
 from gptailor.pipeline.keep import find_suspects, keep
 from gptailor.pipeline.ladder import climb
-from gptailor.pipeline.language import fit_language
+from gptailor.pipeline.language import fit_language, seal_language
 from gptailor.pipeline.place import Listener, TrainingPlace
 from gptailor.pipeline.prepare import Prepared, prepare
 from gptailor.pipeline.run import Run
@@ -34,7 +36,7 @@ from gptailor.pipeline.sealed import open_test
 from gptailor.pipeline.story import describe, tell
 from gptailor.pipeline.suspects import write_suspects
 from gptailor.pipeline.task import passed_over_by_frozen, settle_task
-from gptailor.pipeline.texts.road import fit_texts
+from gptailor.pipeline.texts.road import fit_texts, seal_texts
 from gptailor.pipeline.tokens import TokenizedParts, ledger_lines
 from gptailor.pipeline.trackers import refuse_missing_trackers, tracked
 from gptailor.pipeline.trained import run_trained
@@ -65,11 +67,12 @@ def fit_recipe(
     *,
     overwrite: bool = False,
     listener: Listener | None = None,
-    rival: Predictor | None = None,
+    rival: Path | None = None,
 ) -> Run:
     """Reads, cleans, splits, tokenizes, trains, compares, tests and reports; resumes what was begun.
 
-    A rival is another classifier of the same split, which answers the test rows when they are opened.
+    A rival is the folder of another run of the same split, whose model is asked the test rows when they are
+    opened.
 
     Raises:
         GptailorError: something the person can mend; the message says what.
@@ -87,26 +90,28 @@ def fit_recipe(
             listener.say(f"task: {recipe.task} (another: --task)")
         with tracked(recipe, folder, listener.say) as track:
             followed = dataclasses.replace(listener, track=track)
-            if rival is not None:
-                fit_classification(recipe, folder, followed, stop, rival)
-            else:
-                TASKS[recipe.task](recipe, folder, followed, stop)
+            ROADS[recipe.task].fit(recipe, folder, followed, stop, rival)
     return Run(folder)
 
 
-def fit_sealed(recipe: Recipe, listener: Listener | None = None) -> Predictor:
-    """Fits a classifier in the recipe's folder and leaves the test rows sealed; resumes what was begun."""
-    listener = listener or Listener()
+def fit_sealed(recipe: Recipe, listener: Listener | None = None) -> Path:
+    """Fits in the recipe's folder, which it returns, and leaves the test rows sealed; resumes."""
+    assert recipe.task is not None  # settled
     folder = claim_folder(recipe)
     with one_writer(folder), catch_signals() as stop:
         open_for_fit(folder, recipe)
-        prepared, shop = open_data(recipe, folder, listener)
-        candidates = run_candidates(shop, folder, listener, stop)
-        return seal(folder, prepared, shop, candidates, frozen_among(candidates)).predictor
+        ROADS[recipe.task].seal(recipe, folder, listener or Listener(), stop)
+    return folder
+
+
+def seal_classification(recipe: Recipe, folder: Path, listener: Listener, stop: StopRequest) -> None:
+    """Classification, from rows to a model that is saved and proven."""
+    _, shop = open_data(recipe, folder, listener)
+    seal(folder, shop, run_candidates(shop, folder, listener, stop))
 
 
 def fit_classification(
-    recipe: Recipe, folder: Path, listener: Listener, stop: StopRequest, rival: Predictor | None = None
+    recipe: Recipe, folder: Path, listener: Listener, stop: StopRequest, rival: Path | None
 ) -> None:
     """Classification, from rows to a finished run folder."""
     began = time.perf_counter()
@@ -116,11 +121,13 @@ def fit_classification(
     if frozen is None and (recipe.evaluate.baselines != "none" or recipe.data.fix is not None):
         listener.say("frozen features, to compare with")
         frozen = run_frozen(shop, FrozenApproach())
-    sealed = seal(folder, prepared, shop, candidates, frozen)
+    sealed = seal(folder, shop, candidates)
     chosen = sealed.chosen
+    list_suspects(folder, prepared, shop, sealed, frozen, say=listener.say)
     ladder = climb(shop, chosen, frozen, say=listener.say)
     listener.say("opening the sealed test set")
-    report, details = open_test(folder, shop, chosen, sealed.predictor, ladder, rival)
+    other = None if rival is None else load_predictor(rival)
+    report, details = open_test(folder, shop, chosen, sealed.predictor, ladder, other)
     if frozen is not None and (effect := effect_of_fixes(shop, prepared, frozen.model)) is not None:
         report["fixes"] = effect
         prepared.notes.append(effect["says"])
@@ -156,15 +163,31 @@ def open_data(recipe: Recipe, folder: Path, listener: Listener) -> tuple[Prepare
     return prepared, shop
 
 
-def seal(
-    folder: Path, prepared: Prepared, shop: Workshop, candidates: list[Candidate], frozen: Candidate | None
-) -> Sealed:
+def seal(folder: Path, shop: Workshop, candidates: list[Candidate]) -> Sealed:
     """The best candidate, saved and proven; nobody has looked at the test rows."""
     chosen = max(candidates, key=lambda candidate: candidate.score)  # ties: the first, frozen
     bundle, predictor, parity = keep(folder, shop, chosen)
-    suspects = find_suspects(shop, prepared, chosen, bundle, frozen=frozen)
-    write_suspects(folder / "data" / "suspects.csv", suspects)
     return Sealed(chosen, bundle, predictor, parity)
+
+
+def list_suspects(
+    folder: Path,
+    prepared: Prepared,
+    shop: Workshop,
+    sealed: Sealed,
+    frozen: Candidate | None,
+    *,
+    say: Callable[[str], None],
+) -> None:
+    """Writes the rows to look at again, unless a person has filled in a list since the run began."""
+    path = folder / "data" / "suspects.csv"
+    suspects = find_suspects(shop, prepared, sealed.chosen, sealed.bundle, frozen=frozen)
+    try:
+        refuse_to_lose_corrections(path)
+    except DataError:
+        say(f"{path} holds corrections: it stays as it is")
+        return
+    write_suspects(path, suspects)
 
 
 def open_workshop(recipe: Recipe, prepared: Prepared, folder: Path, listener: Listener) -> Workshop:
@@ -228,11 +251,20 @@ def run_candidates(shop: Workshop, folder: Path, listener: Listener, stop: StopR
     return [] if trained is None else [trained]
 
 
-# One road per task; what they share (loop, checkpoints, resume, folder) lies below them.
-TASKS: dict[str, Callable[[Recipe, Path, Listener, StopRequest], None]] = {
-    "classification": fit_classification,
-    "language": fit_language,
-    "completion": fit_texts,
-    "chat": fit_texts,
-    "preference": fit_texts,
+@dataclass(frozen=True, slots=True)
+class Road:
+    """A task's way from rows to a finished run, and to one whose test rows are still sealed."""
+
+    fit: Callable[[Recipe, Path, Listener, StopRequest, Path | None], None]
+    seal: Callable[[Recipe, Path, Listener, StopRequest], None]
+
+
+# What the roads share (loop, checkpoints, resume, folder) lies below them.
+TEXTS = Road(fit_texts, seal_texts)
+ROADS = {
+    "classification": Road(fit_classification, seal_classification),
+    "language": Road(fit_language, seal_language),
+    "completion": TEXTS,
+    "chat": TEXTS,
+    "preference": TEXTS,
 }

@@ -41,6 +41,7 @@ def claim_folder(recipe: Recipe, *, overwrite: bool = False) -> Path:
     try:
         begun = (folder / REQUEST).exists() or (folder / SEARCH).exists()
         if overwrite and begun:  # a folder that holds no run stays where it is
+            _refuse_moving_away(recipe, folder)
             stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%d-%H%M%S-%f")
             with contextlib.ExitStack() as held:
                 held.enter_context(one_writer(folder))
@@ -58,6 +59,19 @@ def claim_folder(recipe: Recipe, *, overwrite: bool = False) -> Path:
             fix="Choose another with --out.",
         ) from None
     return folder
+
+
+def _refuse_moving_away(recipe: Recipe, folder: Path) -> None:
+    """Raises RunError where the run would lose what it is made from: it lies in the folder to be moved."""
+    given = {f"data.{name}": getattr(recipe.data, name) for name in FILES} | {"base": recipe.base}
+    for name, location in given.items():
+        path = Path(location) if location else None
+        if path is not None and path.exists() and path.resolve().is_relative_to(folder.resolve()):
+            raise RunError(
+                f"lies in {folder}, which --overwrite would move aside.",
+                where=f"{name}: {location}",
+                fix="Choose another folder for the new run with --out, or copy it out first.",
+            )
 
 
 def default_folder(recipe: Recipe) -> Path:
@@ -195,7 +209,12 @@ def file_hashes(recipe: Recipe) -> dict[str, str] | None:
     return hashes
 
 
-def refuse_other_data(folder: Path, data_hash: str) -> None:
+def refuse_other_data(
+    folder: Path,
+    data_hash: str,
+    *,
+    fix: str = "Put the old files back, choose another folder with --out, or use --overwrite.",
+) -> None:
     """Raises RunError if the run was begun with other data than what the files hold now."""
     summary = folder / "data" / "summary.json"
     if not summary.exists():
@@ -208,7 +227,7 @@ def refuse_other_data(folder: Path, data_hash: str) -> None:
         raise RunError(
             "the data files changed since this run was begun." if then else f"{summary} is damaged.",
             where=str(folder),
-            fix="Put the old files back, choose another folder with --out, or use --overwrite.",
+            fix=fix,
         )
 
 

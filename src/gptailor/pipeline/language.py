@@ -48,7 +48,7 @@ from gptailor.pipeline.documents import (
     write_tokens,
 )
 from gptailor.pipeline.folder import base_revision_of, file_hashes, refuse_other_data
-from gptailor.pipeline.language_story import finish_language
+from gptailor.pipeline.language_story import finish_language, seal
 from gptailor.pipeline.objective import Objective, Validation
 from gptailor.pipeline.place import Listener, Trained, TrainingPlace
 from gptailor.pipeline.prepare import PARTS
@@ -103,13 +103,29 @@ class LanguageResult:
     samples: list[Sample]
 
 
-def fit_language(recipe: Recipe, folder: Path, listener: Listener, stop: StopRequest) -> None:
+def fit_language(
+    recipe: Recipe, folder: Path, listener: Listener, stop: StopRequest, rival: Path | None
+) -> None:
     """Documents to a finished run folder; resumes what was begun there.
 
     Raises:
         GptailorError: something the person can mend; the message says what.
     """
     began = time.perf_counter()
+    prepared, shop, result = open_and_train(recipe, folder, listener, stop)
+    finish_language(folder, shop, result, prepared=prepared, say=listener.say, began=began, rival=rival)
+
+
+def seal_language(recipe: Recipe, folder: Path, listener: Listener, stop: StopRequest) -> None:
+    """Documents to a model that is saved and proven; the test documents stay sealed."""
+    _, shop, result = open_and_train(recipe, folder, listener, stop)
+    seal(folder, shop, result)
+
+
+def open_and_train(
+    recipe: Recipe, folder: Path, listener: Listener, stop: StopRequest
+) -> tuple[PreparedDocuments, LanguageShop, LanguageResult]:
+    """Reads, divides, tokenizes, writes what became of every document, and trains."""
     refuse_frozen(recipe)
     prepared = prepare_documents(recipe, listener.say)
     refuse_other_data(folder, prepared.data_hash)
@@ -120,8 +136,7 @@ def fit_language(recipe: Recipe, folder: Path, listener: Listener, stop: StopReq
         folder, seed=recipe.seed, environment=shop.environment, stop=stop, listener=listener
     )
     with stop.deferred():
-        result = train_language(shop, samples, place)
-    finish_language(folder, shop, result, prepared=prepared, say=listener.say, began=began)
+        return prepared, shop, train_language(shop, samples, place)
 
 
 def open_language_shop(

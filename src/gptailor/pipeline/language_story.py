@@ -17,6 +17,7 @@ from gptailor.evaluate.language import (
     at_constant_cost,
     bits_difference,
     compressed_bits_per_byte,
+    loss_difference,
     num_units,
     piece_nats,
     text_scores,
@@ -24,7 +25,7 @@ from gptailor.evaluate.language import (
 )
 from gptailor.evaluate.metrics import as_json
 from gptailor.models.approach import adapt_full
-from gptailor.models.bundle import write_bundle
+from gptailor.models.bundle import find_model_folder, read_bundle, write_bundle
 from gptailor.models.load import (
     load_saved_language_model,
     load_trainable_language_model,
@@ -71,8 +72,12 @@ def finish_language(
     prepared: PreparedDocuments,
     say: Callable[[str], None],
     began: float,
+    rival: Path | None = None,
 ) -> None:
-    """Saves the model, opens the sealed test once through what was saved, and writes the report."""
+    """Saves the model, opens the sealed test once through what was saved, and writes the report.
+
+    A rival (`tune`'s own recipe before tuning) is asked the same documents at the same opening.
+    """
     bundle, parity = seal(folder, shop, result)
     say("baselines")
     rungs, notes = baselines(shop, result, part="validation")
@@ -83,7 +88,11 @@ def finish_language(
     tested_rungs, _ = baselines(shop, result, part="test")
     settings = {"resamples": shop.recipe.evaluate.resamples, "seed": shop.recipe.seed}
     scores = _scored(tested, settings)
-    note_opening(folder, command="fit", scores=as_json({"bits_per_byte": scores["bits_per_byte"]}))
+    against: dict[str, Any] = (
+        {} if rival is None else {"default": against_rival(shop, rival, tested, settings)}
+    )
+    command = "tune" if against else "fit"
+    note_opening(folder, command=command, scores=as_json({"bits_per_byte": scores["bits_per_byte"]}))
     report: dict[str, Any] = {
         "version": 1,
         "task": "language",
@@ -98,12 +107,29 @@ def finish_language(
             **{name: {"skipped": reason} for name, reason in notes.items()},
         },
         "verdict": judge_language(tested, rungs, tested_rungs, settings),
+        **against,
         "training": text_training_numbers(result.trained, result.validation, shop.environment, began=began),
         "environment": dict(shop.environment),
     }
     places = [place_of(key, prepared) for key in tested.documents.tolist()]
     write_bits(folder / BITS, places, tested)
     tell_language(folder, shop, result, report, tested=tested, parity=parity, prepared=prepared)
+
+
+def against_rival(
+    shop: LanguageShop, rival: Path, ours: PieceNats, settings: Mapping[str, int]
+) -> dict[str, Any]:
+    """A rival's scores on the test documents, and how far we are ahead, in nats per token."""
+    bundle = read_bundle(find_model_folder(rival))
+    model = load_saved_language_model(bundle.path)
+    model.to(shop.environment["device"])
+    theirs = _nats(model, shop, "test")
+    scores = as_json(text_scores(theirs, **settings))
+    return {
+        "approach": bundle.approach,
+        **scores,
+        "difference": as_json(loss_difference(ours, theirs, **settings)),
+    }
 
 
 def place_of(key: int, prepared: PreparedDocuments) -> tuple[str, int]:

@@ -74,6 +74,7 @@ def rank_suspects(
     probabilities = (frozen_probabilities(shop, model, rows) + ngram_probabilities(shop, examples)) / 2
     ranked = suspects_out_of_fold(examples, probabilities, prepared, top=top)
     suspects = merge_suspects([*suspects_in_data(prepared), *ranked])
+    refuse_to_lose_corrections(out)  # of a person who filled the old list in meanwhile
     write_suspects(out, suspects)
     return suspects
 

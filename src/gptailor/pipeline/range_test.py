@@ -15,9 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from gptailor.errors import NonFiniteError
-from gptailor.models.approach import Adapted
+from gptailor.models.approach import Adapted, put_weights, weights_of
 from gptailor.pipeline.objective import Objective
-from gptailor.pipeline.rehearse import put_weights, weights_of
 from gptailor.pipeline.training import Plan, optimizer_of, steps_of
 from gptailor.recipe import TrainSettings
 

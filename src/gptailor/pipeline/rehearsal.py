@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gptailor.models.approach import Adapted
-from gptailor.models.load import head_name
+from gptailor.models.load import head_name, load_config, takes_dropout
 from gptailor.models.readout import decide, probabilities_of
 from gptailor.pipeline.causal import estimate_weights
 from gptailor.pipeline.classify import by_text, classify_rows
@@ -22,12 +21,14 @@ from gptailor.pipeline.objective import usual_rates
 from gptailor.pipeline.place import Listener
 from gptailor.pipeline.prepare import prepare
 from gptailor.pipeline.rehearse import Gap, Look, Rehearsal, Repeat, rehearse
-from gptailor.pipeline.trained import Measured, Trainable, adapt, objective_of, rehearsed_plan
-from gptailor.pipeline.workshop import FOLDS, Workshop, few_rows, folds_of
+from gptailor.pipeline.trained import Measured, Trainable, adapt, objective_of, trainings_of
+from gptailor.pipeline.workshop import FOLDS, Candidate, Workshop, few_rows, folds_of
 from gptailor.recipe import AutoApproach, FrozenApproach, FullApproach, Recipe
+from gptailor.report.words import HELD_OUT, WHAT_CHOSE
 from gptailor.types import FloatArray, IntArray, TokenizedExample
 
 Rows = Sequence[TokenizedExample]
+Fold = tuple[IntArray, IntArray]  # places inside and outside
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ def rehearse_classification(recipe: Recipe, folder: Path, listener: Listener) ->
     """Reads, cleans, splits and tokenizes once. The folder keeps what is measured of the machine."""
     shop = without_test(open_workshop(recipe, prepare(recipe, listener.say), folder, listener))
     kind = shop.kind
-    different = num_judged(shop, recipe)
+    different = num_judged(shop)
     measured: Measured = {}  # once for all trials and repeats
 
     def gap(ours: Sequence[Repeat], theirs: Sequence[Repeat]) -> Gap:
@@ -76,6 +77,8 @@ def rehearse_classification(recipe: Recipe, folder: Path, listener: Listener) ->
         usual_rates=usual_rates(estimate_weights(shop.base, writes=False)),
         num_rows=len(shop.tokens.rows["train"]),
         one_label=kind.form.kind == "single",
+        takes_dropout=takes_dropout(load_config(shop.base)),
+        judged_on=WHAT_CHOSE if asked_are_fixed(recipe) else HELD_OUT,
         trial=lambda tried: rehearse_trial(dataclasses.replace(shop, recipe=tried), measured),
         repeat=lambda tried, number: repeat_elsewhere(shop, tried, number, measured),
         gap=gap,
@@ -100,32 +103,59 @@ def without_test(shop: Workshop) -> Workshop:
 def rehearse_trial(shop: Workshop, measured: Measured) -> Iterator[Look]:
     """The looks of the recipe's approach; `auto` is the better of frozen and full, as in a fit.
 
-    Under 200 training rows they are those of five folds, one after the other; a score is the folds' mean.
+    Under 200 training rows they are those of the folds that may choose, one after the other: a score is the
+    folds' mean, and the last one that of all their answers together.
     """
     (frozen, trainable, longest), fallback = parts_of(shop.recipe), -math.inf
     if frozen is not None:
-        fallback = run_frozen(shop, frozen).score
+        fallback = frozen_score(shop, run_frozen(shop, frozen))
         yield Look(0, -math.inf, fallback=fallback)
     if trainable is None:
         return
+    splits, trainings = splits_of(shop), trainings_of(shop)
     finished: list[float] = []
+    answered: list[tuple[FloatArray, Any]] = []
     number = 0
-    splits = splits_of(shop)
     for train_rows, validation_rows in splits:
-        score = -math.inf
         adapted = adapt(shop, trainable)
-        looks = train_on(
-            shop, adapted, train_rows, validation_rows, approach=trainable.kind, measured=measured
+        looks = rehearse(
+            shop.recipe,
+            adapted,
+            objective_of(shop, adapted, train_rows, validation_rows),
+            approach=trainable.kind,
+            measured=measured,
+            trainings=trainings,
+            keep_best=len(splits) > 1,
         )
+        look = Look(number, -math.inf)
         for look in looks:
-            if look.forecast * len(splits) > longest:
+            if look.forecast * trainings > longest:
                 return
             number += 1
-            score = look.score
-            mean = float(np.mean([*finished, score]))
-            last = look.last and len(finished) + 1 == len(splits)
-            yield Look(number, mean, look.forecast * len(splits), last, fallback)
-        finished.append(score)
+            if not look.last:
+                mean = float(np.mean([*finished, look.score]))
+                yield Look(number, mean, look.forecast * len(splits), fallback=fallback)
+        finished.append(look.score)
+        score = look.score
+        if len(splits) > 1:
+            logits = classify_rows(adapted, validation_rows, pad_id=shop.encoder.pad_id)
+            answered.append(by_text(logits, validation_rows))
+            score = float(np.mean(finished))
+        if 1 < len(splits) == len(answered):
+            score = shop.kind.score(*(np.concatenate(parts) for parts in zip(*answered, strict=True)))
+        last = len(finished) == len(splits)
+        yield Look(number, score, look.forecast * len(splits), last, fallback)
+
+
+def frozen_score(shop: Workshop, candidate: Candidate) -> float:
+    """What a frozen head scores on the rows that may choose; under 200 training rows not all of them."""
+    if not few_rows(shop):
+        return candidate.score
+    pool = pool_of(shop)
+    places = {key: place for place, key in enumerate(dict.fromkeys(key_of(row) for row in pool))}
+    choosing, _ = few_folds(shop)
+    asked = sorted({places[key_of(pool[place])] for _, outside in choosing for place in outside.tolist()})
+    return shop.kind.score(candidate.validation_logits[asked], candidate.validation_answers[asked])
 
 
 def parts_of(recipe: Recipe) -> tuple[FrozenApproach | None, Trainable | None, float]:
@@ -141,41 +171,30 @@ def parts_of(recipe: Recipe) -> tuple[FrozenApproach | None, Trainable | None, f
 
 
 def splits_of(shop: Workshop) -> list[tuple[Rows, Rows]]:
-    """The run's own training and validation rows, or folds where there are few."""
+    """The run's own training and validation rows, or the folds that may choose where there are few."""
     rows = shop.tokens.rows
     if not few_rows(shop):
         return [(rows["train"], rows["validation"])]
-    pool = [*rows["train"], *rows["validation"]]
-    folds = folds_of(pool, seed=shop.recipe.seed, strata=shop.kind.strata)
-    return [(chosen(pool, inside), chosen(pool, outside)) for inside, outside in folds]
+    pool = pool_of(shop)
+    choosing, _ = few_folds(shop)
+    return [(chosen(pool, inside), chosen(pool, outside)) for inside, outside in choosing]
 
 
-def train_on(
-    shop: Workshop,
-    adapted: Adapted,
-    train_rows: Rows,
-    validation_rows: Rows,
-    *,
-    approach: str,
-    measured: Measured,
-    keep_best: bool = False,
-) -> Iterator[Look]:
-    """Rehearses one training of the model on these rows."""
-    settings = shop.recipe.train
-    objective = objective_of(shop, adapted, train_rows, validation_rows)
-    seed = shop.recipe.seed
-    plan, seconds = rehearsed_plan(
-        settings, adapted, objective, approach=approach, seed=seed, measured=measured
-    )
-    yield from rehearse(
-        adapted,
-        objective,
-        plan=plan,
-        settings=settings,
-        seed=seed,
-        forecast=seconds,
-        keep_best=keep_best,
-    )
+def few_folds(shop: Workshop) -> tuple[list[Fold], list[Fold]]:
+    """Folds of few rows: those whose rows choose among trials, and those kept to judge the finalists."""
+    folds = folds_of(pool_of(shop), seed=shop.recipe.seed, strata=shop.kind.strata)
+    half = (len(folds) + 1) // 2
+    return folds[:half], folds[half:]
+
+
+def pool_of(shop: Workshop) -> list[TokenizedExample]:
+    """Training and validation rows."""
+    return [*shop.tokens.rows["train"], *shop.tokens.rows["validation"]]
+
+
+def key_of(row: TokenizedExample) -> tuple[str, int]:
+    """The text that a row is, or is a window of."""
+    return row.source, row.row
 
 
 def repeat_elsewhere(shop: Workshop, recipe: Recipe, number: int, measured: Measured) -> Repeat:
@@ -184,17 +203,18 @@ def repeat_elsewhere(shop: Workshop, recipe: Recipe, number: int, measured: Meas
     The validation rows teach nothing, whatever the approach: with a refit a repeat would take twice as long.
     Where a person gave them, or the split follows time, the split stays.
     """
+    rows, outside = elsewhere(shop, number)
+    trainings = trainings_of(dataclasses.replace(shop, recipe=recipe))
     train = recipe.train.model_copy(update={"refit": False})
     settings = {"seed": recipe.seed + 1 + number, "train": train}
     shop = dataclasses.replace(shop, recipe=recipe.model_copy(update=settings))
-    rows, outside = elsewhere(shop, recipe, number)
     part = with_rows(shop, *rows)
     found: list[Seen] = []
     frozen, trainable, longest = parts_of(recipe)
     if frozen is not None:
         found.append(_see_frozen(part, frozen, outside))
     if trainable is not None:
-        seen = _see_trained(part, trainable, outside, measured, longest=longest)
+        seen = _see_trained(part, trainable, outside, measured, trainings=trainings, longest=longest)
         found += [seen] if seen is not None else []
     best = max(found, key=lambda seen: seen.score)
     kind = shop.kind
@@ -209,38 +229,44 @@ def asked_are_fixed(recipe: Recipe) -> bool:
     return recipe.data.validation is not None or recipe.data.split.time is not None
 
 
-def num_judged(shop: Workshop, recipe: Recipe) -> int:
+def num_judged(shop: Workshop) -> int:
     """How many repeats ask other rows than the ones before them.
 
     Raises:
-        NoFoldsError: no finalist could be repeated, which is better known before the first trial.
+        NoFoldsError: some finalist could not be repeated, which is better known before the first trial.
     """
-    if asked_are_fixed(recipe):
+    if asked_are_fixed(shop.recipe):
         return 1
-    elsewhere(shop, recipe, 0)
-    return len(other_folds(shop, recipe, 0))
+    for number in range(shop.recipe.tune.seeds):
+        elsewhere(shop, number)
+    return len(judging_folds(shop, 0)[1])
 
 
-def other_folds(shop: Workshop, recipe: Recipe, deal: int) -> list[tuple[IntArray, IntArray]]:
-    """Folds of training and validation rows that are not the fit's own; others for another deal."""
-    rows = shop.tokens.rows
-    pool = [*rows["train"], *rows["validation"]]
-    return folds_of(pool, seed=recipe.seed + 1 + deal, strata=shop.kind.strata)
+def judging_folds(shop: Workshop, deal: int) -> tuple[Rows, list[Fold]]:
+    """Rows, and folds of them whose rows have chosen nothing: of the training rows, dealt anew for another
+    deal, or, where there are few rows, those kept from the trials.
+    """
+    if few_rows(shop):
+        return pool_of(shop), few_folds(shop)[1]
+    rows = shop.tokens.rows["train"]
+    return rows, folds_of(rows, seed=shop.recipe.seed + 1 + deal, strata=shop.kind.strata)
 
 
-def elsewhere(shop: Workshop, recipe: Recipe, number: int) -> tuple[tuple[Rows, Rows], Rows]:
-    """Training and validation rows, and rows outside both; the same ones for the same number."""
-    rows = shop.tokens.rows
-    if asked_are_fixed(recipe):
-        return (rows["train"], rows["validation"]), rows["validation"]
-    pool = [*rows["train"], *rows["validation"]]
-    strata = shop.kind.strata
+def elsewhere(shop: Workshop, number: int) -> tuple[tuple[Rows, Rows], Rows]:
+    """Training and validation rows, and rows outside both that chose nothing; the same for the same number.
+
+    The validation rows chose the trial, so they may teach and choose the steps, but judge no more.
+    """
+    own = shop.tokens.rows
+    if asked_are_fixed(shop.recipe):
+        return (own["train"], own["validation"]), own["validation"]
     deal, fold = divmod(number, FOLDS)
-    folds = other_folds(shop, recipe, deal)
+    rows, folds = judging_folds(shop, deal)
     inside, outside = folds[fold % len(folds)]
-    inner = chosen(pool, inside)
-    train, validation = folds_of(inner, seed=recipe.seed + 1 + deal, strata=strata)[0]
-    return (chosen(inner, train), chosen(inner, validation)), chosen(pool, outside)
+    inner = chosen(rows, inside) + ([] if few_rows(shop) else list(own["validation"]))
+    seed = shop.recipe.seed + 1 + number
+    train, validation = folds_of(inner, seed=seed, strata=shop.kind.strata)[0]
+    return (chosen(inner, train), chosen(inner, validation)), chosen(rows, outside)
 
 
 def with_rows(shop: Workshop, train: Rows, validation: Rows) -> Workshop:
@@ -272,13 +298,27 @@ def _see_frozen(shop: Workshop, settings: FrozenApproach, outside: Rows) -> Seen
 
 
 def _see_trained(
-    shop: Workshop, settings: Trainable, outside: Rows, measured: Measured, *, longest: float
+    shop: Workshop,
+    settings: Trainable,
+    outside: Rows,
+    measured: Measured,
+    *,
+    trainings: int,
+    longest: float,
 ) -> Seen | None:
-    """None where it would take too long, as in a trial and in a fit."""
+    """None where it would take too long, as in a trial and in a fit, which takes so many trainings."""
     adapted, rows, pad_id = adapt(shop, settings), shop.tokens.rows, shop.encoder.pad_id
-    known: Any = {"approach": settings.kind, "measured": measured}
-    for look in train_on(shop, adapted, rows["train"], rows["validation"], keep_best=True, **known):
-        if look.forecast > longest:
+    looks = rehearse(
+        shop.recipe,
+        adapted,
+        objective_of(shop, adapted, rows["train"], rows["validation"]),
+        approach=settings.kind,
+        measured=measured,
+        trainings=trainings,
+        keep_best=True,
+    )
+    for look in looks:
+        if look.forecast * trainings > longest:
             return None
     logits = classify_rows(adapted, rows["validation"], pad_id=pad_id)
     validation, answers = by_text(logits, rows["validation"])

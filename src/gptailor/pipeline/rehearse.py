@@ -8,14 +8,13 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from gptailor.models.approach import Adapted
+from gptailor.models.approach import Adapted, put_weights, weights_of
 from gptailor.models.rows import used_rows_only
 from gptailor.pipeline.objective import Objective
 from gptailor.pipeline.place import Progress
-from gptailor.pipeline.training import Plan, judge, optimizer_of, steps_of
-from gptailor.recipe import Recipe, TrainSettings
+from gptailor.pipeline.trained import Measured, rehearsed_plan
+from gptailor.pipeline.training import judge, optimizer_of, steps_of
+from gptailor.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +35,7 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """What one recipe reached once more, on rows that neither its weights nor its settings have seen."""
+    """What one recipe reached when it was fitted once more, on the rows that `Rehearsal.judged_on` names."""
 
     score: float  # higher is better
     answers: Any = None  # of the rows, where they can be paired one by one
@@ -63,28 +62,41 @@ class Rehearsal:
     usual_rates: Mapping[str, float]  # by approach
     num_rows: int  # that train
     one_label: bool  # one label a row: only then there are class weights and label smoothing
+    takes_dropout: bool  # whether the base has any outside attention
+    judged_on: str  # HELD_OUT or WHAT_CHOSE of report/words.py: what rows judge repeats
     trial: Callable[[Recipe], Iterator[Look]]
     repeat: Callable[[Recipe, int], Repeat]
     gap: Callable[[Sequence[Repeat], Sequence[Repeat]], Gap]
 
 
 def rehearse(
+    recipe: Recipe,
     adapted: Adapted,
     objective: Objective,
     *,
-    plan: Plan,
-    settings: TrainSettings,
-    seed: int,
-    forecast: float = 0.0,
+    approach: str,
+    measured: Measured,
+    trainings: int = 1,
     keep_best: bool = False,
 ) -> Iterator[Look]:
     """Trains as `train` does, with the same steps and the same judgement, and writes nothing.
 
-    With `keep_best` the model holds its best weights when the last look was taken.
+    `trainings` is how many of this length a fit takes, which share its minutes. With `keep_best` the model
+    holds its best weights after the last look.
 
     Raises:
         NonFiniteError: loss or gradient is not a number.
     """
+    settings, seed = recipe.train, recipe.seed
+    plan, forecast = rehearsed_plan(
+        settings,
+        adapted,
+        objective,
+        approach=approach,
+        seed=seed,
+        measured=measured,
+        trainings=trainings,
+    )
     with used_rows_only(adapted.plain, objective.used):
         optimizer = optimizer_of(adapted, objective, plan=plan, settings=settings)
         steps = steps_of(
@@ -112,20 +124,3 @@ def rehearse(
                     break
         put_weights(adapted, best)
     adapted.trained.eval()
-
-
-def weights_of(adapted: Adapted) -> dict[str, torch.Tensor]:
-    """A copy of the weights that may change."""
-    return {
-        name: parameter.detach().clone()
-        for name, parameter in adapted.trained.named_parameters()
-        if parameter.requires_grad
-    }
-
-
-def put_weights(adapted: Adapted, weights: dict[str, torch.Tensor]) -> None:
-    """Puts copied weights back."""
-    with torch.no_grad():
-        for name, parameter in adapted.trained.named_parameters():
-            if name in weights:
-                parameter.copy_(weights[name])

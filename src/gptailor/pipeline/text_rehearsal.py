@@ -14,19 +14,21 @@ from scipy.stats import t as students_t
 
 from gptailor.evaluate.preference import ranked_share
 from gptailor.launch import StopRequest
-from gptailor.models.approach import Adapted
+from gptailor.models.load import load_config, takes_dropout
+from gptailor.models.names import Base
 from gptailor.pipeline.causal import adapt_causal, choose_text_approach, estimate_weights, refuse_frozen
 from gptailor.pipeline.documents import prepare_documents
 from gptailor.pipeline.language import language_objective, open_language_shop
 from gptailor.pipeline.language import write_data as write_language_data
-from gptailor.pipeline.objective import Objective, usual_rates
+from gptailor.pipeline.objective import usual_rates
 from gptailor.pipeline.place import Listener, TrainingPlace
 from gptailor.pipeline.rehearse import Gap, Look, Rehearsal, Repeat, rehearse
 from gptailor.pipeline.texts.objective import VALIDATED, rates_of
 from gptailor.pipeline.texts.road import objective_of
 from gptailor.pipeline.texts.shop import open_text_shop
-from gptailor.pipeline.trained import Measured, rehearsed_plan
+from gptailor.pipeline.trained import Measured
 from gptailor.recipe import Recipe, ScratchApproach
+from gptailor.report.words import WHAT_CHOSE
 from gptailor.types import Part
 
 
@@ -51,7 +53,7 @@ def rehearse_texts(recipe: Recipe, folder: Path, listener: Listener) -> Rehearsa
             tried, shop.base, shop.text.tokenizer, approach, device=shop.environment["device"]
         )
         objective = objective_of(mine, adapted, place)
-        return train_on(tried, adapted, objective, approach=approach.kind, measured=measured)
+        return rehearse(tried, adapted, objective, approach=approach.kind, measured=measured)
 
     rehearsal = text_rehearsal(
         train,
@@ -59,6 +61,7 @@ def rehearse_texts(recipe: Recipe, folder: Path, listener: Listener) -> Rehearsa
         allowed=("full", "lora"),
         rates=rates_of(shop)(estimate_weights(shop.base, writes=True)),
         num_rows=len(shop.tokens.rows["train"]),
+        base=shop.base,
     )
     if recipe.task != "preference":
         return rehearsal
@@ -85,7 +88,7 @@ def rehearse_language(recipe: Recipe, folder: Path, listener: Listener) -> Rehea
         approach = choose_text_approach(tried, shop.base)
         adapted = adapt_causal(tried, shop.base, shop.tokenizer, approach, device=shop.environment["device"])
         objective = language_objective(mine, adapted)
-        return train_on(tried, adapted, objective, approach=approach.kind, measured=measured)
+        return rehearse(tried, adapted, objective, approach=approach.kind, measured=measured)
 
     return text_rehearsal(
         train,
@@ -93,18 +96,8 @@ def rehearse_language(recipe: Recipe, folder: Path, listener: Listener) -> Rehea
         allowed=("scratch",) if isinstance(recipe.approach, ScratchApproach) else ("full", "lora"),
         rates=usual_rates(estimate_weights(shop.base, writes=True)),
         num_rows=len(shop.stores["train"].tokens) // shop.block,
+        base=shop.base,
     )
-
-
-def train_on(
-    recipe: Recipe, adapted: Adapted, objective: Objective, *, approach: str, measured: Measured
-) -> Iterator[Look]:
-    """Rehearses one training with the recipe's settings."""
-    settings, seed = recipe.train, recipe.seed
-    plan, seconds = rehearsed_plan(
-        settings, adapted, objective, approach=approach, seed=seed, measured=measured
-    )
-    yield from rehearse(adapted, objective, plan=plan, settings=settings, seed=seed, forecast=seconds)
 
 
 def text_rehearsal(
@@ -114,6 +107,7 @@ def text_rehearsal(
     allowed: tuple[str, ...],
     rates: Mapping[str, float],
     num_rows: int,
+    base: Base,
 ) -> Rehearsal:
     """What a search asks, where a repeat is another seed and a score, mostly, minus the validation loss."""
 
@@ -130,6 +124,8 @@ def text_rehearsal(
         usual_rates=rates,
         num_rows=num_rows,
         one_label=False,
+        takes_dropout=takes_dropout(load_config(base)),
+        judged_on=WHAT_CHOSE,
         trial=train,
         repeat=repeat,
         gap=gap_of_seeds,

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from gptailor.launch import choose_micro_batch, choose_precision, remember
 from gptailor.models.approach import Adapted, adapt_full, adapter_state, merge_lora
-from gptailor.models.load import build_scratch, load_classifier
+from gptailor.models.load import build_scratch, load_classifier, takes_dropout
 from gptailor.pipeline.causal import choose_weights
 from gptailor.pipeline.classify import by_text, classification_objective, classify_rows
 from gptailor.pipeline.measure import choose_compiled, measure_plan, memory_in_training, trained_bytes
@@ -222,6 +222,8 @@ def settle_plan(
     path = place.folder.parent / "environment.json"
     plan = plan_for(settings, adapted, objective, approach)
     if "micro_batch_size" not in environment:
+        if settings.dropout != TrainSettings().dropout and not takes_dropout(adapted.plain.config):
+            place.say("this base has no dropout outside attention: train.dropout changes nothing")
         plan, seconds = measured_plan(settings, adapted, objective, plan, seed=place.seed, say=place.say)
         steps = steps_within(settings.minutes, plan, seconds * trainings)
         peak, spare = memory_in_training(adapted)
@@ -255,11 +257,15 @@ def rehearsed_plan(
     approach: str,
     seed: int,
     measured: Measured,
+    trainings: int = 1,
 ) -> tuple[Plan, float]:
-    """The plan of a trial and its seconds at most; what is in `measured` isn't measured again."""
+    """The plan of a trial and its seconds at most; what is in `measured` isn't measured again.
+
+    `trainings` of this length share the minutes.
+    """
     plan = plan_for(settings, adapted, objective, approach)
     plan, seconds = measured_plan(settings, adapted, objective, plan, seed=seed, measured=measured)
-    steps = steps_within(settings.minutes, plan, seconds)
+    steps = steps_within(settings.minutes, plan, seconds * trainings)
     return shortened(plan, steps), seconds * steps / plan.steps
 
 

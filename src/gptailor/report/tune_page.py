@@ -20,6 +20,7 @@ from gptailor.report.page import render_template
 from gptailor.report.plots import bar, difference
 from gptailor.report.tables import table
 from gptailor.report.tune_plots import history, parallel_coordinates, setting_name
+from gptailor.report.words import HELD_OUT
 
 LISTED = 10  # settings in the list of what mattered
 
@@ -48,6 +49,7 @@ def render_tune(result: Mapping[str, Any]) -> str:
         "importance_trials": sum(one["state"] == "complete" for one in trials),
         "parallel": _parallel(result, by_importance, metric),
         "finalists": _finalists(result, metric),
+        "repeated": _repeated(result["judged_on"]),
         "trials": _trials(trials, names, metric),
         "footer": f"Written by Gptailor {__version__}. Numbers: tune.json; trials: trials.csv.",
     }
@@ -63,6 +65,19 @@ def _lead(trials: Sequence[Mapping[str, Any]]) -> str:
     return "; ".join(parts) + ". Scores are of the validation rows; no trial has seen a test row."
 
 
+def _repeated(judged_on: str) -> tuple[str, str]:
+    """What the finalists were asked: a title and a sentence."""
+    if judged_on == HELD_OUT:
+        return "Fitted again, elsewhere", (
+            "The best trials and the default, fitted again on other splits with other seeds. The score is of "
+            "rows that chose nothing: not the weights, not the settings, not the number of steps."
+        )
+    return "Fitted again, with other seeds", (
+        "The best trials and the default, fitted again with other seeds on the same split. The score is of "
+        "the validation rows, which chose these trials, too: the interval holds the luck of seeds alone."
+    )
+
+
 def _headline(result: Mapping[str, Any], *, won: bool) -> str:
     if not won:
         return "The default stays"
@@ -70,6 +85,8 @@ def _headline(result: Mapping[str, Any], *, won: bool) -> str:
         return "Ahead in the search, behind on the test set"
     if _is_unclear(result):
         return "Ahead in the search; the test set can't tell"
+    if _ahead(result) is None:  # too few test rows for an interval
+        return "Ahead in the search"
     return "Better settings found"
 
 

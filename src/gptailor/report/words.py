@@ -7,6 +7,10 @@ from typing import Literal
 
 Tone = Literal["good", "unclear", "worse", "none"]
 
+# Of which rows the score of a finalist is, when `tune` fits it again.
+HELD_OUT = "on rows held out"
+WHAT_CHOSE = "with other seeds on the validation rows that chose it"
+
 
 @dataclass(frozen=True, slots=True)
 class Metric:

@@ -1,7 +1,7 @@
 """The best trials against the recipe's own settings, fitted again on other splits and seeds.
 
 A search over a few hundred validation rows finds luck as well as skill, so what it calls best has to be
-better once more, on rows that chose nothing.
+better once more: with other seeds, and wherever rows can be dealt anew, on rows that chose nothing.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from gptailor.cache import content_key
 from gptailor.errors import NonFiniteError
 from gptailor.launch import write_atomically
 from gptailor.pipeline.rehearse import Gap, Rehearsal, Repeat
-from gptailor.recipe import Recipe
+from gptailor.recipe import Recipe, TuneSettings, dump_recipe
 from gptailor.search.study import Tried
 
 HOPELESS = -1.0  # standard errors ahead of the recipe's own, under which another repeat isn't worth its time
@@ -88,7 +89,11 @@ def compare_finalists(
         if not running:
             break
         say(f"comparing again, {number + 1} of {repeats}: the recipe's own and {_numbers(running)}")
-        own_repeats.append(kept.take(own, 0, number))
+        try:
+            own_repeats.append(kept.take(own, 0, number))
+        except NonFiniteError:
+            say("the recipe's own settings diverged with this seed: nobody is compared by it")
+            continue
         still = []
         for finalist in running:
             mine = found[finalist.trial.number]
@@ -107,7 +112,8 @@ def compare_finalists(
         running = still
         if number > 0 and number == repeats - 2:
             running = sorted(still, key=lambda finalist: finalist.lead, reverse=True)[:1]
-    ahead = [finalist for finalist in running if finalist.is_ahead and len(finalist.scores) == repeats]
+    whole = [finalist for finalist in running if len(finalist.scores) == len(own_repeats)]
+    ahead = [finalist for finalist in whole if finalist.is_ahead]
     winner = max(ahead, key=lambda finalist: finalist.lead, default=None)
     return Final([rehearsal.told(repeat.score) for repeat in own_repeats], list(finalists), winner)
 
@@ -121,7 +127,10 @@ class Repeats:
 
     def take(self, recipe: Recipe, trial: int, number: int) -> Repeat:
         """The repeat of a trial's recipe, from the folder or made now."""
-        path = self.folder / f"trial-{trial}-{number + 1}.json"
+        # By what is fitted: another database numbers other settings.
+        settings = recipe.model_copy(update={"tune": TuneSettings(), "out": None})
+        key = content_key(dump_recipe(settings))[:8]
+        path = self.folder / f"trial-{trial}-{number + 1}-{key}.json"
         if path.exists():
             return _read(path)
         repeat = self.rehearsal.repeat(recipe, number)

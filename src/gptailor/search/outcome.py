@@ -40,6 +40,7 @@ def result_of(
         "data": search.recipe.data.train,
         "seconds": round(seconds, 1),
         "trials": [_row(search, one) for one in trials if one.state in ("complete", "pruned", "failed")],
+        "judged_on": search.rehearsal.judged_on,
         "importance": {name: round(value, 4) for name, value in search.study.importance(trials).items()},
         "default": {"trial": own.number, "validation": told(own.score), "repeats": final.own_scores},
         "finalists": [_finalist(search, one, winner) for one in final.finalists],
@@ -49,7 +50,15 @@ def result_of(
             "validation": told(own.score if winner is None else winner.trial.score or 0.0),
         },
         "test": test,
-        "says": says(final, metric, test, settings, higher_is_better=told(1.0) > 0),
+        "says": says(
+            final,
+            metric,
+            test,
+            settings,
+            judged_on=search.rehearsal.judged_on,
+            alone=all(one.own for one in trials),
+            higher_is_better=told(1.0) > 0,
+        ),
     }
 
 
@@ -59,23 +68,29 @@ def says(
     test: Mapping[str, Any] | None,
     settings: Mapping[str, Any],
     *,
+    judged_on: str,
+    alone: bool = False,
     higher_is_better: bool = True,
 ) -> str:
-    """Whether it was worth it, in one or two sentences; `settings` are the winner's, as its recipe has."""
+    """Whether it was worth it, in one or two sentences.
+
+    `settings` are the winner's, as its recipe has; `judged_on` says what judged the repeats, and `alone` that
+    nothing but the recipe's own was tried.
+    """
     name = inside(metric_of(metric).title)
     if final.winner is None:
         compared = (one for one in final.finalists if one.gap is not None)
         best = max(compared, key=lambda finalist: finalist.lead, default=None)
-        closest = "no trial reached what they reached"
+        closest = "nothing else was tried" if alone else "no trial reached what they reached"
         if best is not None and best.gap is not None:
-            closest = f"fitted again on rows held out, the best, trial {best.trial.number}, was "
+            closest = f"fitted again {judged_on}, the best, trial {best.trial.number}, was "
             closest += _apart(best.gap, name)
         return f"The recipe's own settings stay: {closest}."
     gap = final.winner.gap
     assert gap is not None  # it won
     line = (
         f"Trial {final.winner.trial.number} ({in_words(settings)}) wins: "
-        f"fitted {len(final.winner.scores)} times more on rows held out, it was {_apart(gap, name)}."
+        f"fitted {len(final.winner.scores)} times more {judged_on}, it was {_apart(gap, name)}."
     )
     difference = (test or {}).get("difference")
     if difference is not None:

@@ -85,8 +85,9 @@ def default_space(recipe: Recipe, rehearsal: Rehearsal) -> list[Dimension]:
         "train.schedule": ("cosine", "linear", "constant"),
         "train.warmup": (0.0, 0.06, 0.15),
         "train.weight_decay": (0.0, 0.01, 0.1),
-        "train.dropout": (0.0, 0.1, 0.2),
     }
+    if rehearsal.takes_dropout:
+        tried["train.dropout"] = (0.0, 0.1, 0.2)
     if rehearsal.one_label:
         tried |= {"train.label_smoothing": (0.0, 0.1), "train.class_weights": ("none", "balanced")}
     if recipe.task == "preference":

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,8 @@ NEVER_PRUNED = 4  # finished trials before any is given up
 WARM = 4  # validations, about one epoch, before a trial can be told to lag behind
 UNSIGNED_SECONDS = 20  # between the beginning of a trial and its process' name
 SIGN_SECONDS = 60  # between signs of life
-SILENT_SECONDS = 30 * 60  # a process on another machine that reported nothing for so long is taken for dead
+SILENT_SECONDS = 30 * 60  # a process on another machine that gave none for so long is taken for dead
+CLOSED = (ValueError, RuntimeError)  # what Optuna raises where somebody has ended the trial already
 STATES = {
     TrialState.COMPLETE: "complete",
     TrialState.PRUNED: "pruned",
@@ -51,6 +53,10 @@ class Tried:
     note: str = ""
 
 
+class TakenOverError(Exception):
+    """Another process took this one for dead (it slept, perhaps) and tries the settings again."""
+
+
 class Running:
     """One trial that this process works on. State that outlives a call."""
 
@@ -58,7 +64,24 @@ class Running:
         self._study, self._trial, self.own = study, trial, own
         self.number = trial.number
         self.values: dict[str, Value] = {}
-        self._signed = time.monotonic()
+
+    @contextlib.contextmanager
+    def signed(self) -> Iterator[None]:
+        """Gives a sign of life every minute, however long a validation is away."""
+        over = threading.Event()
+
+        def sign() -> None:
+            while not over.wait(SIGN_SECONDS):
+                with contextlib.suppress(Exception):  # a database away for a moment; or the trial was ended
+                    self._trial.set_user_attr("owner", _own_process())
+
+        thread = threading.Thread(target=sign, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     def draw(self, dimension: Dimension) -> Value:
         """A value of the dimension, as the sampler thinks best."""
@@ -73,22 +96,26 @@ class Running:
         return value
 
     def report(self, look: int, score: float) -> bool:
-        """Writes a look down; whether the trial lags so far behind that it should be given up."""
-        self._trial.report(score, look)
-        if time.monotonic() - self._signed > SIGN_SECONDS:
-            self._signed = time.monotonic()
-            self._trial.set_user_attr("owner", _own_process())
+        """Writes a look down; whether the trial lags so far behind that it should be given up.
+
+        Raises:
+            TakenOverError: another process has ended the trial.
+        """
+        try:
+            self._trial.report(score, look)
+        except CLOSED:
+            raise TakenOverError from None
         return bool(self._trial.should_prune()) and not self.own
 
     def finish(
         self, score: float | None, *, pruned: bool = False, same_as: int | None = None, note: str = ""
     ) -> None:
         """Writes the result down for good."""
-        if same_as is not None:
-            self._trial.set_user_attr("same_as", same_as)
-        if note:
-            self._trial.set_user_attr("note", note)
-        with contextlib.suppress(ValueError):  # another process took us for dead; it repeats the settings
+        with contextlib.suppress(*CLOSED):  # another process took us for dead; it repeats the settings
+            if same_as is not None:
+                self._trial.set_user_attr("same_as", same_as)
+            if note:
+                self._trial.set_user_attr("note", note)
             if pruned:
                 self._study.tell(self._trial, state=TrialState.PRUNED)
             else:
@@ -96,7 +123,14 @@ class Running:
 
     def drop(self) -> None:
         """Marks the trial as failed: it is not a result of its settings."""
-        self._study.tell(self._trial, state=TrialState.FAIL)
+        with contextlib.suppress(*CLOSED):
+            self._study.tell(self._trial, state=TrialState.FAIL)
+
+    def leave(self) -> None:
+        """Marks the trial as failed, and puts its settings in line: this process stops working on it."""
+        with contextlib.suppress(*CLOSED):
+            self._study.tell(self._trial, state=TrialState.FAIL)
+            _enqueue(self._study, self._trial.params, own=self.own)
 
 
 class Study:
@@ -128,11 +162,22 @@ class Study:
             ) from None
 
     def begin(self) -> Running:
-        """A new trial, or one that a dead process left undone. Number 0 is the recipe's own settings."""
+        """A new trial, or one that a dead process left undone.
+
+        It is the recipe's own settings where they were not tried to the end and nobody is at it.
+        """
         trial = self._study.ask()
-        own = trial.number == 0 or bool(trial.user_attrs.get("own"))  # a repeated default has the mark
+        repeated = trial.user_attrs.get("repeated", False)
+        own = bool(trial.user_attrs["own"]) if repeated else not self.has_own(beside=trial.number)
+        if own:
+            trial.set_user_attr("own", True)
         trial.set_user_attr("owner", _own_process())
         return Running(self._study, trial, own=own)
+
+    def has_own(self, *, beside: int | None = None) -> bool:
+        """Whether the recipe's own settings are tried, or being tried; `beside` is a trial not to count."""
+        states = ("complete", "running", "waiting")
+        return any(one.own and one.state in states and one.number != beside for one in self.trials())
 
     def trials(self) -> list[Tried]:
         """Every trial so far."""
@@ -148,8 +193,7 @@ class Study:
                 self._study.tell(trial.number, state=TrialState.FAIL)
             except (ValueError, RuntimeError):  # another process was faster
                 continue
-            attributes = {"own": True} if _tried(trial).own else {}
-            self._study.enqueue_trial(dict(trial.params), user_attrs=attributes)
+            _enqueue(self._study, trial.params, own=_tried(trial).own)
             left.append(trial.number)
         return left
 
@@ -222,6 +266,10 @@ class _SeededByNumber(optuna.samplers.BaseSampler):
                     seed=(self._seed * 10_007 + trial.number) % 2**32,
                 )
         return self._sampler
+
+
+def _enqueue(study: optuna.Study, values: Mapping[str, Any], *, own: bool) -> None:
+    study.enqueue_trial(dict(values), user_attrs={"repeated": True, "own": own})
 
 
 def _pruner(name: str) -> optuna.pruners.BasePruner:

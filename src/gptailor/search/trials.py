@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from gptailor.errors import GptailorError, NonFiniteError, RunError
+from gptailor.errors import NonFiniteError, RunError
 from gptailor.pipeline.rehearse import Rehearsal
 from gptailor.recipe import Recipe, seconds_of
 from gptailor.report.facts import inside, metric_of
 from gptailor.report.terminal import duration_text
 from gptailor.search.space import Dimension, Value, as_taken, in_words, recipe_of
-from gptailor.search.study import Running, Study, Tried
+from gptailor.search.study import Running, Study, TakenOverError, Tried
 
 REPEATED = 10  # draws in a row that are known already: the space holds little else
 POLLING_SECONDS = 2.0
@@ -50,7 +50,7 @@ def run_trials(search: Search) -> list[Tried]:
         for number in search.study.repeat_left_behind():
             search.say(f"trial {number} was left undone (its process is gone): its settings are tried again")
         trials = search.study.trials()
-        if _may_begin(search, trials, seconds=time.monotonic() - began):
+        if not search.study.has_own() or _may_begin(search, trials, seconds=time.monotonic() - began):
             run_trial(search, search.study.begin())
         elif any(one.state == "running" for one in trials):
             if not told:
@@ -84,18 +84,25 @@ def run_trial(search: Search, running: Running) -> None:
     began = time.monotonic()
     score, looks, pruned, note = -math.inf, 0, False, ""
     try:
-        for look in search.rehearsal.trial(recipe):
-            score, looks = look.result, look.number
-            if look.number and running.report(look.number, look.score) and not look.last:
-                pruned = True
-                break
+        with running.signed():
+            for look in search.rehearsal.trial(recipe):
+                score, looks = look.result, look.number
+                if look.number and running.report(look.number, look.score) and not look.last:
+                    pruned = True
+                    break
     except NonFiniteError as error:
         if running.own:
             running.drop()
             raise
         pruned, note = True, f"diverged: {error.what}"
-    except GptailorError:
+    except TakenOverError:
+        search.say(f"trial {running.number} is tried again by another process, which took this one for dead")
+        return
+    except Exception:
         running.drop()
+        raise
+    except BaseException:  # stopped by the person: in a notebook the process goes on living
+        running.leave()
         raise
     running.finish(score, pruned=pruned, note=note)
     told = search.rehearsal.told
@@ -118,11 +125,15 @@ def forecast(search: Search, trials: Sequence[Tried]) -> float:
 
 
 def closing_seconds(search: Search, trials: Sequence[Tried]) -> float:
-    """Seconds that the finalists and the last fits will take: about as often as a trial runs to its end."""
+    """Seconds that the finalists and the last fits will take, by the mean trial that ran to its end.
+
+    The last repeat has one finalist; the winner and the recipe's own are fitted with a refit.
+    """
     whole = [one.seconds for one in trials if one.state == "complete" and one.same_as is None]
     settings = search.recipe.tune
-    fits = settings.seeds * (settings.finalists + 1) + 2
-    return fits * max(whole, default=0.0)
+    left_out = settings.finalists - 1 if settings.seeds > 1 else 0
+    fits = settings.seeds * (settings.finalists + 1) - left_out + 2 * 2
+    return fits * sum(whole) / max(1, len(whole))
 
 
 def _may_begin(search: Search, trials: Sequence[Tried], *, seconds: float) -> bool:
@@ -171,5 +182,5 @@ def _tell(search: Search, number: int, came: str) -> None:
     closing = duration_text(closing_seconds(search, trials))
     search.say(
         f"trial {number} ({len(counted(trials))} of {search.recipe.tune.trials}), {came}; {best}"
-        f"about {left} of trials left, then at most {closing} to compare and fit"
+        f"about {left} of trials left, then about {closing} to compare and fit"
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,12 @@ from gptailor.pipeline.trackers import refuse_missing_trackers
 from gptailor.recipe import Recipe, TuneSettings, differences, dump_recipe, load_recipe
 from gptailor.search.finalists import Final, choose_finalists, compare_finalists
 from gptailor.search.outcome import RESULT, read_result, result_of, write_result
-from gptailor.search.space import build_space
+from gptailor.search.space import Dimension, build_space
 from gptailor.search.study import Study, Tried
 from gptailor.search.trials import Search, run_trials
 
 REQUEST, HASH, SECONDS, BUDGET = "request.yaml", "data.sha256", "seconds.txt", "trials.txt"
+SPACE = "space.json"
 WAITING_SECONDS = 0.5
 
 REHEARSALS: dict[str, Callable[[Recipe, Path, Listener], Rehearsal]] = {
@@ -114,6 +116,7 @@ def open_search(recipe: Recipe, work: Path, listener: Listener) -> Search:
         assert recipe.task is not None  # settled
         rehearsal = REHEARSALS[recipe.task](recipe, work, listener)
         space = build_space(recipe, rehearsal)
+        refuse_other_space(work, space)
         settings = recipe.tune
         study = Study(
             settings.storage or f"sqlite:///{(work / 'trials.sqlite3').resolve()}",
@@ -130,6 +133,9 @@ def settle(search: Search, trials: list[Tried], work: Path) -> Final:
     """Compares the best trials with the recipe's own settings once more, elsewhere."""
     settings = search.recipe.tune
     finalists = choose_finalists(trials, search.recipe_of, most=settings.finalists)
+    if not finalists and all(one.own for one in trials):
+        search.say("nothing else was tried: the recipe's own settings stay; give more trials or time")
+        return Final([], [], None)
     if not finalists:
         search.say("no trial reached what the recipe's own settings reached: they stay")
         return Final([], [], None)
@@ -154,7 +160,7 @@ def fit_winner(recipe: Recipe, final: Final, folder: Path, listener: Listener) -
     best = recipe if final.winner is None else final.winner.recipe
     best = best.model_copy(update={"tune": TuneSettings(), "out": str(folder)})
     rival = None
-    if final.winner is not None and recipe.task == "classification" and not Run(folder).is_finished:
+    if final.winner is not None and not Run(folder).is_finished:
         listener.say("fitting the recipe's own settings, to compare")
         rival = fit_sealed(own, listener)
     listener.say("fitting the winner" if final.winner else "fitting the recipe's own settings")
@@ -197,6 +203,19 @@ def refuse_other_request(work: Path, recipe: Recipe) -> None:
             "\n  ".join(["holds a search with other settings:", *differing]),
             where=str(work),
             fix="Choose another folder with --out, or --overwrite (the old run is moved aside).",
+        )
+
+
+def refuse_other_space(work: Path, space: Sequence[Dimension]) -> None:
+    """Writes down what is tried, or raises RunError where the search was begun with another space."""
+    path, written = work / SPACE, json.dumps([dataclasses.asdict(dimension) for dimension in space])
+    if not path.exists():
+        write_atomically(path, written)
+    elif path.read_text(encoding="utf-8") != written:
+        raise RunError(
+            "holds a search of another version of Gptailor, which tries other settings.",
+            where=str(work),
+            fix="Choose another folder with --out, or --overwrite (the old one is moved aside).",
         )
 
 

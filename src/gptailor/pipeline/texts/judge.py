@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptailor.data.ledger import write_csv_safely
-from gptailor.evaluate.language import PieceNats, bits_difference, num_units, text_scores
+from gptailor.evaluate.language import PieceNats, bits_difference, loss_difference, num_units, text_scores
 from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.preference import by_length, right_shares, share_difference, share_score
 from gptailor.evaluate.text_metrics import METRICS, paired_text_difference, signature, text_answer_scores
@@ -55,6 +55,8 @@ class Tested:
     lines: list[tuple[object, ...]]
     signatures: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    reference: FloatArray | None = None  # (N, 2) log-likelihoods of the base as it came, of preferences
+    shares: FloatArray | None = None  # (N,) of preferences: whether the chosen answer is ranked first
 
     def write_predictions(self, path: Path) -> None:
         """The test rows with what was expected and what came."""
@@ -198,7 +200,27 @@ def judge_preferences(shop: TextShop, answerer: Answerer, result: TextResult, sa
             (row.row.source, row.row.row, row.row.asked, *row.row.references, float(margin))
             for row, margin in zip(rows["test"], gained, strict=True)
         ],
+        reference=reference,
+        shares=shares,
     )
+
+
+def against_rival(shop: TextShop, rival: Answerer, nats: PieceNats, tested: Tested) -> dict[str, Any]:
+    """A rival's score on the test rows, the one that settings are searched by, and how far we are ahead."""
+    settings = {"resamples": shop.recipe.evaluate.resamples, "seed": shop.recipe.seed}
+    rows, model = shop.tokens.rows["test"], adapt_full(rival.model)
+    if tested.shares is not None:
+        gained = margins_as_trained(
+            str(rival.bundle.form["loss"]), log_likelihoods(model, rows), tested.reference, rows
+        )
+        theirs = right_shares(gained)
+        scores = {"preference_accuracy": share_score(theirs, **settings)}
+        gap = share_difference(tested.shares, theirs, **settings)
+    else:
+        costs = row_nats(model, rows, shop)
+        scores = text_scores(costs, **settings)
+        gap = loss_difference(nats, costs, **settings)
+    return {"approach": rival.bundle.approach, **as_json(scores), "difference": as_json(gap)}
 
 
 def _write(shop: TextShop, answerer: Answerer, sample: Sample, *, no_repeat: int = 0) -> Written:

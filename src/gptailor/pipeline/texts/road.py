@@ -38,7 +38,9 @@ class TextResult:
     validation: PieceNats
 
 
-def fit_texts(recipe: Recipe, folder: Path, listener: Listener, stop: StopRequest) -> None:
+def fit_texts(
+    recipe: Recipe, folder: Path, listener: Listener, stop: StopRequest, rival: Path | None
+) -> None:
     """Rows to a finished run folder; resumes what was begun there.
 
     Raises:
@@ -47,6 +49,21 @@ def fit_texts(recipe: Recipe, folder: Path, listener: Listener, stop: StopReques
     from gptailor.pipeline.texts.story import finish_texts
 
     began = time.perf_counter()
+    shop, result = open_and_train(recipe, folder, listener, stop)
+    finish_texts(folder, shop, result, say=listener.say, began=began, rival=rival)
+
+
+def seal_texts(recipe: Recipe, folder: Path, listener: Listener, stop: StopRequest) -> None:
+    """Rows to a model that is saved and proven; the test rows stay sealed."""
+    from gptailor.pipeline.texts.story import seal
+
+    seal(folder, *open_and_train(recipe, folder, listener, stop))
+
+
+def open_and_train(
+    recipe: Recipe, folder: Path, listener: Listener, stop: StopRequest
+) -> tuple[TextShop, TextResult]:
+    """Reads, splits, tokenizes, writes what became of every row, and trains."""
     refuse_frozen(recipe)
     shop = open_text_shop(recipe, folder, listener)
     refuse_other_data(folder, shop.prepared.data_hash)
@@ -55,8 +72,7 @@ def fit_texts(recipe: Recipe, folder: Path, listener: Listener, stop: StopReques
         folder, seed=recipe.seed, environment=shop.environment, stop=stop, listener=listener
     )
     with stop.deferred():
-        result = train_texts(shop, place)
-    finish_texts(folder, shop, result, say=listener.say, began=began)
+        return shop, train_texts(shop, place)
 
 
 def train_texts(shop: TextShop, place: TrainingPlace) -> TextResult:

@@ -31,7 +31,13 @@ from gptailor.pipeline.outcome import (
     write_outcome,
 )
 from gptailor.pipeline.slices import score_text_slices, slice_columns
-from gptailor.pipeline.texts.judge import Tested, judge_answers, judge_preferences, settle_no_repeat
+from gptailor.pipeline.texts.judge import (
+    Tested,
+    against_rival,
+    judge_answers,
+    judge_preferences,
+    settle_no_repeat,
+)
 from gptailor.pipeline.texts.objective import resolve_preference, row_nats
 from gptailor.pipeline.texts.tokens import TokenizedRow, length_histogram
 from gptailor.recipe import dump_recipe
@@ -50,9 +56,18 @@ SHOWN_CHARACTERS = 700
 
 
 def finish_texts(
-    folder: Path, shop: TextShop, result: TextResult, *, say: Callable[[str], None], began: float
+    folder: Path,
+    shop: TextShop,
+    result: TextResult,
+    *,
+    say: Callable[[str], None],
+    began: float,
+    rival: Path | None = None,
 ) -> None:
-    """Saves the model, opens the sealed test once through what was saved, and writes the report."""
+    """Saves the model, opens the sealed test once through what was saved, and writes the report.
+
+    A rival (`tune`'s own recipe before tuning) is asked the same rows at the same opening.
+    """
     parity = seal(folder, shop, result)
     answerer = load_answerer(folder)
     answerer.model.to(shop.environment["device"])
@@ -69,7 +84,13 @@ def finish_texts(
         tested = judge_answers(shop, answerer, nats, result, say)
     settings = {"resamples": shop.recipe.evaluate.resamples, "seed": shop.recipe.seed}
     scores = {**as_json(tested.scores), **as_json(text_scores(nats, **settings))}
-    note_opening(folder, command="fit", scores={k: scores[k] for k in list(scores)[:2]})
+    against: dict[str, Any] = {}
+    if rival is not None:
+        other = load_answerer(rival)
+        other.model.to(shop.environment["device"])
+        against["default"] = against_rival(shop, other, nats, tested)
+    command = "tune" if against else "fit"
+    note_opening(folder, command=command, scores={k: scores[k] for k in list(scores)[:2]})
     report: dict[str, Any] = {
         "version": 1,
         "task": shop.recipe.task,
@@ -82,6 +103,7 @@ def finish_texts(
         "baselines": tested.baselines,
         "verdict": tested.verdict,
         **({} if shop.recipe.task == "preference" else {"slices": _slices(shop, nats, settings)}),
+        **against,
         "training": text_training_numbers(result.trained, result.validation, shop.environment, began=began),
         "environment": dict(shop.environment),
         **({"signatures": tested.signatures} if tested.signatures else {}),
