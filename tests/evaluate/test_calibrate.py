@@ -11,6 +11,7 @@ from gptailor.errors import DataError, NonFiniteError
 from gptailor.evaluate.calibrate import (
     at_threshold,
     calibration_error,
+    calibration_noise,
     calibration_scores,
     choose_threshold,
     coverage_curve,
@@ -121,8 +122,23 @@ def test_reliability_bins_account_for_every_row() -> None:
     assert gaps / 500 == pytest.approx(expected_calibration_error(probabilities, answers, bins=10))
 
 
+def test_right_probabilities_are_within_their_noise() -> None:
+    rng = np.random.default_rng(5)
+    within = 0
+    for seed in range(40):
+        top = rng.uniform(0.5, 1.0, 60)
+        right = (rng.random(60) < top).astype(int)
+        probabilities, answers = of_two(top.tolist(), right.tolist())
+        noise = calibration_noise(probabilities, resamples=200, seed=seed)
+        assert noise.value > 0.05  # on sixty rows right probabilities look this wrong
+        within += expected_calibration_error(probabilities, answers) <= noise.high
+    assert within >= 36
+    sure, wrong = of_two([0.99] * 60, [1, 0] * 30)
+    assert expected_calibration_error(sure, wrong) > calibration_noise(sure).high
+
+
 def test_threshold_keeps_the_most_rows_that_reach_the_target() -> None:
-    probabilities, answers = of_two([0.99, 0.9, 0.8, 0.7, 0.6], [1, 0, 1, 1, 0])
+    probabilities, answers = of_two([0.99, 0.9, 0.8, 0.7, 0.6] * 20, [1, 0, 1, 1, 0] * 20)
     assert choose_threshold(probabilities, answers, target=0.75) == 0.7  # 3 of 4, though 1 of 2 above 0.9
     assert choose_threshold(probabilities, answers, target=0.95) == 0.99
     assert choose_threshold(probabilities, answers, target=0.6) == 0.0  # all rows do
@@ -131,6 +147,14 @@ def test_threshold_keeps_the_most_rows_that_reach_the_target() -> None:
 def test_threshold_is_none_where_nothing_reaches_the_target() -> None:
     probabilities, answers = of_two([0.9, 0.8], [0, 1])
     assert choose_threshold(probabilities, answers) is None
+
+
+def test_a_threshold_rests_on_more_than_the_surest_rows() -> None:
+    """Those are nearly always right, so "at least 95 %" would hold for one row or another."""
+    probabilities, answers = of_two([0.99] * 19 + [0.9] * 100, [1] * 19 + [1, 0] * 50)
+    assert choose_threshold(probabilities, answers) is None
+    probabilities, answers = of_two([0.99] * 20 + [0.9] * 100, [1] * 20 + [1, 0] * 50)
+    assert choose_threshold(probabilities, answers) == 0.99
 
 
 def test_rows_of_equal_confidence_stand_or_fall_together() -> None:
@@ -150,7 +174,9 @@ def test_threshold_is_the_lowest_that_works(data: list[tuple[float, int]], targe
     probabilities, answers = of_two([top for top, _ in data], [right for _, right in data])
     confidence = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == answers
-    working = [t for t in (0.0, *confidence.tolist()) if right[confidence >= t].mean() >= target]
+    enough = min(20, len(data))
+    levels = [t for t in (0.0, *confidence.tolist()) if (confidence >= t).sum() >= enough]
+    working = [t for t in levels if right[confidence >= t].mean() >= target]
     assert choose_threshold(probabilities, answers, target=target) == (min(working) if working else None)
 
 

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from sklearn import metrics as reference
 
 from gptailor.errors import DataError
 from gptailor.evaluate.metrics import (
     as_json,
     bootstrap_mean,
+    bootstrap_share,
     classification_scores,
     confusion_matrix,
     paired_difference,
@@ -110,9 +112,19 @@ def test_resample_averages_over_its_own_classes() -> None:
     """Two rows a class, all right: a class that a resample lacks must not count as a failure."""
     answers = np.repeat(np.arange(30), 2)
     scores = classification_scores(answers, answers, [str(i) for i in range(30)])
-    assert scores["macro_f1"] == Score(1.0, 1.0, 1.0)
-    assert scores["balanced_accuracy"] == Score(1.0, 1.0, 1.0)
-    assert scores["per_class"]["7"]["f1"] == Score(1.0, 1.0, 1.0)
+    sixty = Score(1.0, pytest.approx(0.9398, abs=1e-4), 1.0)  # type: ignore[arg-type]  # of 60, Wilson's
+    assert scores["macro_f1"] == scores["balanced_accuracy"] == scores["accuracy"] == sixty
+    assert scores["per_class"]["7"]["f1"].low == pytest.approx(0.3424, abs=1e-4)  # of 2
+
+
+def test_all_right_is_not_for_sure() -> None:
+    """No resample of 20 right answers holds a wrong one; a true 97 % gives 20 of 20 every other time."""
+    answers = np.tile([0, 1], 10)
+    found = classification_scores(answers, answers, ["a", "b"], resamples=50)["accuracy"]
+    between = stats.binomtest(20, 20).proportion_ci(method="wilson")
+    assert (found.low, found.high) == pytest.approx((between.low, 1.0))
+    assert bootstrap_share(np.zeros(20), resamples=50).high == pytest.approx(1 - between.low)
+    assert bootstrap_mean(np.zeros(20), resamples=50) == Score(0, 0, 0)  # differences of equal models
 
 
 def test_interval_covers_the_truth() -> None:

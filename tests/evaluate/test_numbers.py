@@ -66,10 +66,13 @@ def test_paired_difference_below_zero_is_better() -> None:
     _, theirs = noisy(300, 0.6)
     gap = paired_error_difference(answers, ours, theirs, resamples=300)
     assert gap.high < 0
-    said = number_verdict(best_baseline="tfidf_ridge", difference=gap, same_predictions=False)
+    said = number_verdict(
+        ours_name="The fine-tune", best_baseline="tfidf_ridge", difference=gap, same_predictions=False
+    )
     assert said["worth_it"]
     assert "less than TF-IDF + ridge regression" in said["says"]
     worse = number_verdict(
+        ours_name="The fine-tune",
         best_baseline="mean",
         difference=paired_error_difference(answers, theirs, ours, resamples=300),
         same_predictions=False,
@@ -80,7 +83,12 @@ def test_paired_difference_below_zero_is_better() -> None:
 
 @pytest.mark.parametrize("same", [True, False])
 def test_verdict_without_a_clear_difference(same: bool) -> None:
-    said = number_verdict(best_baseline="mean", difference=Score(-0.1, -0.3, 0.1), same_predictions=same)
+    said = number_verdict(
+        ours_name="The fine-tune",
+        best_baseline="mean",
+        difference=Score(-0.1, -0.3, 0.1),
+        same_predictions=same,
+    )
     assert not said["worth_it"]
     assert said["says"].startswith("The fine-tune gives the same" if same else "No clear difference")
 

@@ -88,7 +88,7 @@ def test_without_baselines_there_is_no_ladder_and_no_verdict(place: Path, tmp_pa
     climbed = climb(shop, trained(shop, 100), None, say=lambda _: pytest.fail("something was fitted"))
     assert climbed == Ladder()
     answers = answers_of(shop, "test")
-    assert judge(shop, climbed, answers=answers, predictions=answers) == ({}, None)
+    assert judge(shop, climbed, answers=answers, predictions=answers, approach="full") == ({}, None)
 
 
 def test_every_rung_answers_the_validation_and_test_rows(shop: Workshop) -> None:
@@ -123,7 +123,7 @@ def test_every_rung_answers_the_validation_and_test_rows(shop: Workshop) -> None
     assert climbed.rungs["tfidf"].predictions.tolist() == expected.test.tolist()
     assert climbed.rungs["tfidf"].validation.tolist() == expected.validation.tolist()
     assert "45 of 45 test rows" in climbed.rungs["few_shot"].note
-    scores, _ = judge(shop, climbed, answers=answers, predictions=answers)
+    scores, _ = judge(shop, climbed, answers=answers, predictions=answers, approach="full")
     assert set(scores) == set(climbed.rungs)
     reached = macro_f1(answers_of(shop, "validation"), expected.validation, num_labels=3)
     assert scores["tfidf"]["validation_macro_f1"] == round(reached, 6)
@@ -177,7 +177,7 @@ def test_labels_that_cannot_be_prompted_are_skipped_with_the_reason(
     assert set(climbed.skipped) == {"zero_shot", "few_shot"}
     assert all(told.startswith("skipped: ") and reason in told for told in climbed.skipped.values())
     answers = answers_of(shop, "test")
-    scores, verdict = judge(shop, climbed, answers=answers, predictions=answers)
+    scores, verdict = judge(shop, climbed, answers=answers, predictions=answers, approach="full")
     assert scores["few_shot"] == {"skipped": climbed.skipped["few_shot"]}
     assert verdict is not None
     assert verdict["best_baseline"] in climbed.rungs
@@ -244,7 +244,7 @@ def test_only_a_sample_is_prompted_where_more_would_cost_too_much(
         assert rung.rows.tolist() == stratified_sample(answers, 12, seed=0).tolist()
         assert len(rung.predictions) == 12
         assert rung.note.startswith("12 of 45 test rows")
-    scores, _ = judge(shop, climbed, answers=answers, predictions=answers)
+    scores, _ = judge(shop, climbed, answers=answers, predictions=answers, approach="full")
     assert scores["zero_shot"]["rows"] == 12
     expected = classification_scores(
         answers[climbed.rungs["zero_shot"].rows],
@@ -295,7 +295,7 @@ def test_the_verdict_is_the_paired_difference_to_the_best_on_validation(shop: Wo
     better_on_validation = Rung("frozen", guesses(judged, 3), every, guesses(answers, 20), every)
     climbed = Ladder({rung.name: rung for rung in (better_on_test, better_on_validation)})
     ours = guesses(answers, 6, start=10)
-    scores, verdict = judge(shop, climbed, answers=answers, predictions=ours)
+    scores, verdict = judge(shop, climbed, answers=answers, predictions=ours, approach="full")
     assert verdict is not None
     assert verdict["best_baseline"] == "frozen"
     expected = paired_difference(
@@ -315,10 +315,41 @@ def test_the_best_is_chosen_on_rows_that_all_were_asked(shop: Workshop) -> None:
     whole = guesses(judged, 20, start=10)
     few = Rung("few_shot", guesses(judged[:10], 1), easy, guesses(answers, 5), every)
     climbed = Ladder({"tfidf": Rung("tfidf", whole, every, answers, every), "few_shot": few})
-    _, verdict = judge(shop, climbed, answers=answers, predictions=answers)
+    _, verdict = judge(shop, climbed, answers=answers, predictions=answers, approach="full")
     assert verdict is not None
     assert macro_f1(judged, whole, num_labels=3) < macro_f1(judged[:10], few.validation, num_labels=3)
     assert verdict["best_baseline"] == "tfidf"
+
+
+def test_a_small_sample_does_not_choose_among_those_that_answered_everything(shop: Workshop) -> None:
+    """On the ten rows that were prompted the weaker one looks better; all rows say otherwise."""
+    answers, judged = answers_of(shop, "test"), answers_of(shop, "validation")
+    every, few = np.arange(len(answers)), np.arange(10)
+    strong, weak = guesses(judged, 3), guesses(judged, 25, start=10)
+    rungs = [
+        Rung("frozen", strong, every, guesses(answers, 3), every),
+        Rung("tfidf", weak, every, guesses(answers, 25), every),
+        Rung("few_shot", guesses(judged[:10], 9), few, guesses(answers, 40), every),
+    ]
+    climbed = Ladder({rung.name: rung for rung in rungs})
+    _, verdict = judge(shop, climbed, answers=answers, predictions=answers, approach="full")
+    assert verdict is not None
+    assert verdict["best_baseline"] == "frozen"
+
+
+def test_too_few_telling_rows_are_no_verdict(shop: Workshop) -> None:
+    """Five rows that all speak for us are chance in one of sixteen cases, and the bootstrap doesn't know."""
+    answers = answers_of(shop, "test")
+    every, judged = np.arange(len(answers)), answers_of(shop, "validation")
+    for wrong, told in ((5, True), (6, False)):
+        climbed = Ladder({"tfidf": Rung("tfidf", judged, every, guesses(answers, wrong), every)})
+        _, verdict = judge(shop, climbed, answers=answers, predictions=answers, approach="frozen")
+        assert verdict is not None
+        assert verdict["difference"]["low"] > 0
+        assert verdict.get("too_few", False) == told
+        assert verdict["worth_it"] == (not told)
+        assert ("only 5 test rows of 45 tell the two apart" in verdict["says"]) == told
+        assert verdict["says"].startswith("The head on frozen features is")
 
 
 @pytest.mark.parametrize(("ours", "worth"), [(0, True), (19, False), (20, False), (45, False)])
@@ -326,7 +357,9 @@ def test_worth_it_means_that_the_interval_is_above_zero(ours: int, worth: bool, 
     answers = answers_of(shop, "test")
     every = np.arange(len(answers))
     rung = Rung("tfidf", answers_of(shop, "validation"), every, guesses(answers, 20), every)
-    _, verdict = judge(shop, Ladder({"tfidf": rung}), answers=answers, predictions=guesses(answers, ours))
+    _, verdict = judge(
+        shop, Ladder({"tfidf": rung}), answers=answers, predictions=guesses(answers, ours), approach="full"
+    )
     assert verdict is not None
     assert verdict["worth_it"] is worth
     low, high = verdict["difference"]["low"], verdict["difference"]["high"]
@@ -345,7 +378,7 @@ def test_against_a_sample_the_difference_is_taken_on_its_rows_alone(shop: Worksh
     judged = answers_of(shop, "validation")[rows]
     rung = Rung("few_shot", judged, rows, guesses(answers[rows], 8), rows)
     ours = guesses(answers, 12)
-    _, verdict = judge(shop, Ladder({"few_shot": rung}), answers=answers, predictions=ours)
+    _, verdict = judge(shop, Ladder({"few_shot": rung}), answers=answers, predictions=ours, approach="full")
     assert verdict is not None
     expected = paired_difference(
         answers[rows], ours[rows], rung.predictions, num_labels=3, resamples=200, seed=0

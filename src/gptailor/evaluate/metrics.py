@@ -7,6 +7,7 @@ with replacement is the same as drawing the pair counts from a multinomial, whic
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from gptailor.errors import DataError
 from gptailor.types import FloatArray, IntArray, Score
 
 INTERVAL = (0.025, 0.975)
+NORMAL = 1.959963984540054  # standard deviations that hold 95 % of a normal distribution
 CHUNK_CELLS = 4_000_000  # numbers held at once while resampling: 32 MB
 BASELINE_NAMES = {
     "majority": "always answering the most frequent label",
@@ -87,9 +89,16 @@ def classification_scores(
     scores: dict[str, Any] = {
         name: as_score(statistic(point), statistic(resampled)) for name, statistic in SUMMARIES.items()
     }
+    scores["accuracy"] = unless_all_alike(scores["accuracy"], len(answers))
+    if scores["accuracy"].value == 1:  # then no resample differs, whatever the score
+        scores |= {name: Score(1.0, scores["accuracy"].low, 1.0) for name in SUMMARIES}
     classes = {
         name: class_scores(statistic(point), statistic(resampled)) for name, statistic in PER_CLASS.items()
     }
+    for name, counted in (("precision", point.predicted), ("recall", point.answered), ("f1", point.answered)):
+        classes[name] = [
+            unless_all_alike(score, int(rows)) for score, rows in zip(classes[name], counted[0], strict=True)
+        ]
     scores["precision"] = dict(zip(label_names, classes["precision"], strict=True))
     scores["recall"] = dict(zip(label_names, classes["recall"], strict=True))
     scores["per_class"] = {
@@ -150,6 +159,30 @@ def bootstrap_mean(values: FloatArray, *, resamples: int = 2000, seed: int = 0) 
     rng = np.random.default_rng(seed)
     means = [values[drawn].mean(axis=1) for drawn in resampled_rows(rng, len(values), resamples=resamples)]
     return as_score(values.mean(keepdims=True), np.concatenate(means))
+
+
+def bootstrap_share(values: FloatArray, *, resamples: int = 2000, seed: int = 0) -> Score:
+    """The mean of 0 and 1 (or a half), shape (N,), with its interval."""
+    return unless_all_alike(bootstrap_mean(values, resamples=resamples, seed=seed), len(values))
+
+
+def unless_all_alike(score: Score, rows: int) -> Score:
+    """The score of (`rows`,) shares; where all are 0 or all are 1, with Wilson's interval.
+
+    Then no resample differs from another, and 20 right of 20 would be 100 % for sure.
+    """
+    if rows == 0 or score.low != score.high or score.value not in (0.0, 1.0):
+        return score
+    low, high = share_interval(round(score.value * rows), rows)
+    return Score(score.value, low, high)
+
+
+def share_interval(right: int, rows: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of rows (1927)."""
+    centre = (right + NORMAL**2 / 2) / (rows + NORMAL**2)
+    half = NORMAL / (rows + NORMAL**2) * math.sqrt(right * (rows - right) / rows + NORMAL**2 / 4)
+    value = right / rows
+    return min(max(0.0, centre - half), value), max(min(1.0, centre + half), value)
 
 
 def interval(value: float, resampled: FloatArray) -> Score:

@@ -83,20 +83,19 @@ def number_details(predictions: FloatArray, answers: FloatArray) -> dict[str, An
     }
 
 
-def number_verdict(*, best_baseline: str, difference: Score, same_predictions: bool) -> dict[str, Any]:
+def number_verdict(
+    *, ours_name: str, best_baseline: str, difference: Score, same_predictions: bool
+) -> dict[str, Any]:
     """Whether the model is worth it against the best baseline, and one sentence that says so."""
     baseline = BASELINE_NAMES.get(best_baseline, best_baseline)
     advice = CHEAPER.get(best_baseline, f"use {baseline} if it is cheaper, or label more rows")
     between = f"(95 % interval {difference.low:+.3g} to {difference.high:+.3g})"
     if same_predictions:
-        says = f"The fine-tune gives the same answers as {baseline}, row by row: {advice}."
+        says = f"{ours_name} gives the same answers as {baseline}, row by row: {advice}."
     elif difference.high < 0:
-        says = f"The fine-tune is off by {-difference.value:.3g} less than {baseline} {between}: worth it."
+        says = f"{ours_name} is off by {-difference.value:.3g} less than {baseline} {between}: worth it."
     elif difference.low > 0:
-        says = (
-            f"The fine-tune is off by {difference.value:.3g} more than {baseline} {between}: "
-            "don't ship the fine-tune."
-        )
+        says = f"{ours_name} is off by {difference.value:.3g} more than {baseline} {between}: don't ship it."
     else:
         says = (
             f"No clear difference: {difference.value:+.3g} in error against {baseline} {between}; {advice}."

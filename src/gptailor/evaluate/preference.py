@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gptailor.evaluate.metrics import interval, resampled_rows
+from gptailor.evaluate.metrics import bootstrap_mean, bootstrap_share
 from gptailor.types import FloatArray, Score
 
 
@@ -34,13 +34,12 @@ def ranked_share(score: float, pairs: int) -> float:
 
 def share_score(shares: FloatArray, *, resamples: int, seed: int) -> Score:
     """The mean of (N,) shares with its 95 % bootstrap interval over rows."""
-    drawn = resampled_rows(np.random.default_rng(seed), len(shares), resamples=resamples)
-    return interval(float(shares.mean()), np.concatenate([shares[rows].mean(1) for rows in drawn]))
+    return bootstrap_share(shares, resamples=resamples, seed=seed)
 
 
 def share_difference(ours: FloatArray, theirs: FloatArray, *, resamples: int, seed: int) -> Score:
     """Our mean minus theirs on the same rows, with the interval of a paired bootstrap."""
-    return share_score(ours - theirs, resamples=resamples, seed=seed)
+    return bootstrap_mean(ours - theirs, resamples=resamples, seed=seed)
 
 
 def by_length(chosen: Sequence[str], rejected: Sequence[str]) -> FloatArray:

@@ -9,6 +9,7 @@ import numpy as np
 
 from gptailor.evaluate.calibrate import (
     at_threshold,
+    calibration_noise,
     calibration_scores,
     coverage_curve,
     reliability_bins,
@@ -89,6 +90,7 @@ def evaluation_details(
             "before": reliability_bins(before, answers),
             "after": reliability_bins(after, answers),
         },
+        "calibration_noise": calibration_noise(after, seed=seed),
         "coverage": coverage_curve(after, answers),
         "temperature": temperature,
         "threshold": threshold,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from gptailor.evaluate.metrics import interval, resampled_rows
+from gptailor.evaluate.metrics import interval, resampled_rows, share_interval
 from gptailor.evaluate.paired import holm
 from gptailor.types import FloatArray, IntArray, Score
 
@@ -130,9 +130,7 @@ def worst_slice(slices: Sequence[Slice], *, are_numbers: bool = False) -> Slice 
 
 def share_right(right: int, rows: int) -> Score:
     """A share of rows with Wilson's 95 % interval."""
-    between = stats.binomtest(right, rows).proportion_ci(0.95, method="wilson")
-    value = right / rows
-    return Score(value, min(float(between.low), value), max(float(between.high), value))
+    return Score(right / rows, *share_interval(right, rows))
 
 
 def _p_value(ours: FloatArray, others: FloatArray, are_numbers: bool) -> float:

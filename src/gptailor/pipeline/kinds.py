@@ -110,7 +110,7 @@ def _single(form: AnswerForm) -> Kind:
         difference=lambda answers, ours, theirs, *, label_names, **settings: metrics.paired_difference(
             answers, ours, theirs, num_labels=len(label_names), **settings
         ),
-        verdict=partial(metrics.verdict, ours_name="The fine-tune"),
+        verdict=metrics.verdict,
         baselines=_class_baselines,
         errors=_class_errors,
         doubt="another label",
@@ -228,7 +228,7 @@ def _multiple(form: AnswerForm) -> Kind:
         difference=lambda answers, ours, theirs, *, resamples, seed, **_: (
             label_sets.paired_label_set_difference(answers, ours, theirs, resamples=resamples, seed=seed)
         ),
-        verdict=partial(metrics.verdict, ours_name="The fine-tune", metric_name="micro-F1"),
+        verdict=partial(metrics.verdict, metric_name="micro-F1"),
         baselines=_label_set_baselines,
         settle_baseline=_with_cutoff,
         errors=partial(_label_set_errors, form=form),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from typing import Any
 
 import numpy as np
 
+from gptailor.errors import number_of
 from gptailor.evaluate.baselines import BaselineResult
 from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.prompted import build_prompter, choose_shots, prompted_scores, why_not
@@ -24,6 +24,7 @@ from gptailor.recipe import FrozenApproach
 from gptailor.types import Example, IntArray
 
 FEWEST_PROMPTED_ROWS = 30
+FEWEST_TELLERS = 6  # test rows on which one of two models alone is right, for a verdict
 PROMPTED_SHARE = 0.2  # of the computation that training took
 
 
@@ -208,9 +209,12 @@ def stratified_sample(answers: IntArray, limit: int, *, seed: int) -> IntArray:
 
 
 def judge(
-    shop: Workshop, ladder: Ladder, *, answers: Any, predictions: Any
+    shop: Workshop, ladder: Ladder, *, answers: Any, predictions: Any, approach: str
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The baselines' test scores for the report, and the verdict against the best on validation."""
+    """The baselines' test scores for the report, and the verdict against the best on validation.
+
+    `approach` made the predictions, (N,) or (N, C), that are judged.
+    """
     kind = shop.kind
     settings: dict[str, Any] = {
         "label_names": shop.label_names,
@@ -240,13 +244,39 @@ def judge(
     scores.update({name: {"skipped": reason} for name, reason in ladder.skipped.items()})
     if not ladder.rungs:
         return scores, None
-    # Of rows that all of them answered: some are asked a sample only.
-    shared = reduce(np.intersect1d, [rung.validation_rows for rung in ladder.rungs.values()])
-    best = max(ladder.rungs.values(), key=lambda rung: validation_score(rung, shared))
-    ours = predictions[best.rows]
+    # Among those that answered every row, by all of them; then against each that was asked a sample, on that.
+    most = max(len(rung.validation_rows) for rung in ladder.rungs.values())
+    whole = [rung for rung in ladder.rungs.values() if len(rung.validation_rows) == most]
+    best = max(whole, key=lambda rung: validation_score(rung, rung.validation_rows))
+    for rung in ladder.rungs.values():
+        shared = np.intersect1d(rung.validation_rows, best.validation_rows)
+        if validation_score(rung, shared) > validation_score(best, shared):
+            best = rung
+    truth, ours = answers[best.rows], predictions[best.rows]
     said = kind.verdict(
+        ours_name="The head on frozen features" if approach == "frozen" else "The fine-tune",
         best_baseline=best.name,
-        difference=kind.difference(answers[best.rows], ours, best.predictions, **settings),
+        difference=kind.difference(truth, ours, best.predictions, **settings),
         same_predictions=bool((ours == best.predictions).all()),
     )
-    return scores, said
+    return scores, kept_modest(said, tellers(truth, ours, best.predictions), rows=len(truth))
+
+
+def tellers(answers: Any, ours: Any, theirs: Any) -> int:
+    """How many rows tell two models apart: one of them is right, or nearer, and the other isn't."""
+    mine, others = (np.abs(given - answers).reshape(len(answers), -1).sum(axis=1) for given in (ours, theirs))
+    if np.issubdtype(np.asarray(answers).dtype, np.integer):
+        mine, others = mine > 0, others > 0
+    return int((mine != others).sum())
+
+
+def kept_modest(said: dict[str, Any], telling: int, *, rows: int) -> dict[str, Any]:
+    """The verdict, unless too few rows speak: a bootstrap of five rows that all agree leaves no doubt, and
+    the sign test, by which that happens by chance in one of sixteen cases, does.
+    """
+    decided = said["difference"]["low"] > 0 or said["difference"]["high"] < 0
+    if telling >= FEWEST_TELLERS or not decided:
+        return said
+    told = f"only {number_of(telling, 'test row')} of {rows:,} tell the two apart: too few to say"
+    says = f"{said['says'].rpartition(':')[0]}, but {told}."
+    return {**said, "worth_it": False, "too_few": True, "says": says}

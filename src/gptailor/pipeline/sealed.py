@@ -54,8 +54,9 @@ def open_test(
         chosen.validation_logits, chosen.validation_answers, split="validation", **settings
     )
     assert tested.predictions is not None
+    predictions = decide(tested.predictions.probabilities, predictor.form)
     baselines, verdict = judge(
-        shop, ladder, answers=answers, predictions=decide(tested.predictions.probabilities, predictor.form)
+        shop, ladder, answers=answers, predictions=predictions, approach=chosen.approach
     )
     shown = {key: tested.scores[key] for key in (kind.beside, kind.metric)}
     against = (

@@ -20,6 +20,7 @@ from gptailor.report.facts import (
     longest_sequence,
     mapping,
     measured,
+    noise_told,
     primary,
     reason_text,
     rows_of,
@@ -223,7 +224,7 @@ def _calibration(report: Values, details: Values) -> Iterator[str]:
     temperature, threshold = finite(details.get("temperature")), finite(details.get("threshold"))
     if error:
         between = f" ({interval_text(error)})" if interval_text(error) else ""
-        yield f"- Calibration error on test: {score_text(error.value)}{between}."
+        yield f"- Calibration error on test: {score_text(error.value)}{between}{noise_told(error, details)}."
     if temperature is not None:
         yield f"- Temperature {temperature:.3g}, fitted on validation; logits are divided by it."
     if threshold is not None:
@@ -285,7 +286,8 @@ def _training(report: Values, details: Values) -> Iterator[str]:
 
 def _limits(report: Values, details: Values) -> Iterator[str]:
     classes = mapping(mapping(report.get("test")).get("per_class"))
-    f1 = {name: measured(mapping(raw).get("f1")) for name, raw in classes.items()}
+    tested = {name: mapping(raw) for name, raw in classes.items() if mapping(raw).get("support") != 0}
+    f1 = {name: measured(one.get("f1")) for name, one in tested.items()}
     weak = sorted((score.value, str(name)) for name, score in f1.items() if score)[:3]
     if len(f1) > 1 and weak:
         told = ", ".join(f"{_plain(name, 60)} (F1 {score_text(value)})" for value, name in weak)

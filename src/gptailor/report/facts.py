@@ -209,6 +209,14 @@ def gain(report: Mapping[str, Any], difference: Measured) -> Measured:
     return Measured(-difference.value, low, high)
 
 
+def noise_told(error: Measured, details: Mapping[str, Any]) -> str:
+    """What right probabilities would show on so few rows, where the error is no more than that."""
+    noise = measured(details.get("calibration_noise"))
+    if noise is None or noise.high is None or error.value > noise.high:
+        return ""
+    return f", as right probabilities would be on so few test rows (by {share_text(noise.value)})"
+
+
 def score_text(value: Any) -> str:
     """`0.712`, `23.4`, `1,204`: as many digits as the size deserves."""
     number = finite(value)

@@ -12,6 +12,7 @@ from gptailor.report.facts import (
     finite,
     mapping,
     measured,
+    noise_told,
     rows_of,
     score_text,
     share_text,
@@ -55,7 +56,7 @@ def _classes(report: Values) -> dict[str, Any] | None:
     for name, raw in mapping(mapping(report.get("test")).get("per_class")).items():
         one = mapping(raw)
         f1 = measured(one.get("f1") if one else raw)
-        if f1 is not None:
+        if f1 is not None and one.get("support") != 0:  # of a label that no test row has nothing is known
             found.append((f1.value, str(name), f1, one))
     if not found:
         return None
@@ -151,7 +152,7 @@ def _probabilities(report: Values, details: Values) -> dict[str, Any] | None:
     error = measured(mapping(report.get("test")).get("calibration_error"))
     lead = "A calibrated model that says 80 % is right eight times in ten."
     if error:
-        lead += f" This one is off by {share_text(error.value)} on average."
+        lead += f" This one is off by {share_text(error.value)} on average{noise_told(error, details)}."
     temperature = finite(details.get("temperature"))
     if temperature is not None:
         lead += f" Temperature {temperature:.2f}, fitted on validation."

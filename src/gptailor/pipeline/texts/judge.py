@@ -252,14 +252,21 @@ def _verdict(
 ) -> dict[str, Any]:
     """Against the rung that did best on validation, on the test rows that both answered."""
     answered = {name: rung.validation for name, rung in rungs.items() if rung.validation is not None}
-    shared = min((len(one.texts) for one in answered.values()), default=0)  # other rows may be easier
-    found: dict[str, float] = {}
-    for name, one in answered.items():
-        answers = one.first(shared).beside(samples["validation"])
-        found[name] = text_answer_scores(answers, metrics=[primary], resamples=1)[primary].value
-    best = max(found, key=lambda name: found[name], default=None)
-    if best is None:
+    if not answered:
         return _verdict_of(primary, None, None, rows=0)
+
+    def score(name: str, rows: int) -> float:
+        answers = answered[name].first(rows).beside(samples["validation"])
+        return float(text_answer_scores(answers, metrics=[primary], resamples=1)[primary].value)
+
+    # Among those that answered every row, by all of them; then against each that was asked a sample, on that.
+    sizes = {name: len(one.texts) for name, one in answered.items()}
+    most = max(sizes.values())
+    best = max((name for name in sizes if sizes[name] == most), key=lambda name: score(name, most))
+    for name, size in sizes.items():
+        shared = min(size, sizes[best])
+        if score(name, shared) > score(best, shared):
+            best = name
     theirs = rungs[best].test
     assert theirs is not None
     size = len(theirs.texts)
