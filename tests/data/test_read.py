@@ -405,6 +405,57 @@ def test_a_damaged_json_array_gives_its_whole_objects(write: Write) -> None:
     assert [bad.row for bad in result.rejected] == [6, 20]
 
 
+def test_no_label_of_a_folder_is_left_out_in_silence(tmp_path: Path) -> None:
+    for name in ("pos/a.txt", "neg/b.txt", "neg/2024/c.txt", "neg/d.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("some words\n")
+    result = read_rows(str(tmp_path))
+    assert len(result.rows) == 2
+    assert any("2 files of 'neg' left out" in note for note in result.notes)
+    (tmp_path / "neg" / "b.txt").unlink()
+    with pytest.raises(DataError, match="no text of 'neg' would be read"):
+        read_rows(str(tmp_path))
+
+
+def test_a_damaged_object_costs_no_other_row(write: Write) -> None:
+    """What lies inside it looks like objects and like the array's end, too."""
+    chats = [{"messages": [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": f"a{i}"}]}
+             for i in range(50)]  # fmt: skip
+    text = json.dumps(chats).replace('"content": "q20"', 'oops "content": "q20"', 1)
+    result = read_rows(write("a.json", text))
+    assert len(result.rows) == 49
+    assert [bad.row for bad in result.rejected] == [21]
+    assert result.columns == ("messages",)
+    assert "a49" in result.rows[-1].fields["messages"]
+
+
+def test_arrays_one_behind_the_other_are_all_read(write: Write) -> None:
+    """`cat a.json b.json > all.json`."""
+    both = "".join(json.dumps([{"text": f"{name} {i}"} for i in range(30)]) for name in "ab")
+    result = read_rows(write("a.json", both))
+    assert len(result.rows) == 60
+    assert not result.rejected
+    result = read_rows(write("b.json", json.dumps([{"text": "a"}] * 9) + " and so on"))
+    assert len(result.rows) == 9
+    assert "behind the array's end" in result.rejected[0].detail
+
+
+def test_a_line_that_is_an_array_is_rejected_and_no_other_is_lost(write: Write) -> None:
+    turns = [json.dumps([{"role": "user", "content": f"q{i}"}]) for i in range(20)]
+    with pytest.raises(DataError, match="an array"):
+        read_rows(write("a.jsonl", "\n".join(turns)))
+    rows = [json.dumps({"text": f"row {i}"}) for i in range(40)]
+    result = read_rows(write("b.jsonl", "\n".join([turns[0], *rows])))
+    assert (len(result.rows), [bad.row for bad in result.rejected]) == (40, [1])
+
+
+def test_an_object_for_each_row_is_read_by_row(write: Write) -> None:
+    rows = {f"id{i}": {"text": f"row {i}", "label": "a"} for i in range(30)}
+    result = read_rows(write("a.json", json.dumps(rows)))
+    assert result.columns == ("text", "label")
+    assert len(result.rows) == 30
+
+
 def test_huge_values_cost_their_rows_only(write: Write) -> None:
     rows = "".join(f"words {i},good\n" for i in range(5))
     big = "x" * 11_000_000

@@ -195,6 +195,28 @@ def test_times_are_numbers_or_dates_or_text_but_never_guessed() -> None:
             time_keys(["2024-01-01", wrong])
 
 
+def test_dates_as_spreadsheets_write_them_are_dates() -> None:
+    times = ["2024/1/5", "2024/12/28", "2024/9/1 8:05", "2024-9-1 8:04:59"]
+    keys = time_keys(times)
+    order = [time for _, time in sorted(zip(keys, times, strict=True))]
+    assert order == ["2024/1/5", "2024-9-1 8:04:59", "2024/9/1 8:05", "2024/12/28"]
+
+
+@pytest.mark.parametrize(
+    ("times", "odd"),
+    [
+        (["5", "7", "n/a"], "n/a"),
+        (["Q1 2024", "Q4 2023"], "Q1 2024"),
+        (["2024-Q1", "2023-Q4", "2024"], "2024"),
+    ],
+)
+def test_what_text_would_put_in_a_wrong_order_is_refused(times: list[str], odd: str) -> None:
+    with pytest.raises(DataError, match="can't be ordered") as caught:
+        time_keys(times)
+    assert repr(odd) in str(caught.value)
+    assert time_keys(["2024-Q1", "", "2023-Q4"]) == ["2024-Q1", "", "2023-Q4"]
+
+
 def test_shares_that_leave_nothing_to_train_on_are_refused() -> None:
     with pytest.raises(RecipeError, match="leave none of 100"):
         split(["a"] * 100, validation=0.5, test=0.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import gptailor
 import tiny
 from gptailor.launch import one_writer
+from gptailor.pipeline.openings import note_opening, openings_of, own_file
 from gptailor.pipeline.run import Run
 from gptailor.recipe import build_recipe
 
@@ -58,3 +60,16 @@ def test_new_rows_are_no_opening_and_training_rows_are_told(run: Run) -> None:
 def test_a_look_that_cannot_be_written_down_is_told(run: Run) -> None:
     with one_writer(run.folder):
         assert "could not be written down" in run.evaluate(str(run.folder.parent / "test.csv"))["note"]
+
+
+def test_a_line_torn_by_a_power_cut_does_not_stop_the_run(tmp_path: Path) -> None:
+    note_opening(tmp_path, command="fit", scores={})
+    with (tmp_path / "openings.jsonl").open("a") as file:
+        file.write('{"when": "2026-')
+    note_opening(tmp_path, command="evaluate", scores={})
+    assert [one["command"] for one in openings_of(tmp_path)] == ["fit", "evaluate"]
+
+
+def test_a_pipe_is_not_opened_a_second_time(run: Run, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")  # nobody writes: whoever opened it would wait for ever
+    assert own_file(run.folder, str(tmp_path / "pipe")) is None

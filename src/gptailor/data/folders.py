@@ -33,6 +33,7 @@ def read_folder(folder: Path) -> tuple[list[str], list[str], Iterator[Item]]:
         beside = len(_texts(folder))
         if beside:
             notes.append(f"folder: {number_of(beside, 'file')} beside the subfolders left out")
+        notes += _left_out(folder, labelled)
         return ["text", "label"], notes, _rows(files)
     texts = _texts(folder)
     tables = [entry for entry in _entries(folder) if entry.is_file() and _is_data(entry)]
@@ -61,6 +62,32 @@ def hash_folder(folder: Path) -> str:
 def _labelled(folder: Path) -> dict[str, list[Path]]:
     subfolders = [entry for entry in _entries(folder) if entry.is_dir()]
     return {subfolder.name: texts for subfolder in subfolders if (texts := _texts(subfolder))}
+
+
+def _left_out(folder: Path, labelled: dict[str, list[Path]]) -> list[str]:
+    """What else lies in the subfolders: data files, and files in folders further down.
+
+    Raises:
+        DataError: a subfolder holds nothing but that, so a whole label would be missing.
+    """
+    notes = []
+    for subfolder in (entry for entry in _entries(folder) if entry.is_dir()):
+        used = set(labelled.get(subfolder.name, ()))
+        files = [p for p in subfolder.rglob("*") if p.is_file() and not p.name.startswith(".")]
+        others = [file for file in files if file not in used]
+        if others and not used:
+            raise DataError(
+                f"no text of {subfolder.name!r} would be read: its {number_of(len(others), 'file')} lie "
+                f"further down or are data files ({others[0].relative_to(folder)} ...).",
+                where=str(folder),
+                fix="Put one text a file straight into each label's folder.",
+            )
+        if others:
+            shown = others[0].relative_to(folder)
+            notes.append(
+                f"folder: {number_of(len(others), 'file')} of {subfolder.name!r} left out ({shown} ...)"
+            )
+    return notes
 
 
 def _texts(folder: Path) -> list[Path]:

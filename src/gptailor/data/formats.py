@@ -14,6 +14,7 @@ from gptailor.errors import DataError
 from gptailor.types import RawExample, RejectedRow
 
 NEXT_OBJECT = re.compile(r"\}\s*,\s*(?=\{)")
+NOT_BLANK = re.compile(r"[^ \t\r\n,]")
 
 
 def decode_whole(source: Source, encoding: str) -> str:
@@ -138,8 +139,9 @@ def _zipped(names: list[str], cells: Any) -> Any:
 def _by_column(value: dict[str, dict[str, Any]]) -> tuple[list[Any], str]:
     """pandas' default, {column: {index: value}}, or its "index" layout, {index: {column: value}}."""
     inner = list(dict.fromkeys(key for item in value.values() for key in item))
-    if all(key.isdigit() for key in value) and not all(key.isdigit() for key in inner):
-        return list(value.values()), "layout: pandas' index"
+    by_row = all(key.isdigit() for key in value) and not all(key.isdigit() for key in inner)
+    if by_row or (len(value) > 2 * len(inner) and not any(key.isdigit() for key in inner)):
+        return list(value.values()), "layout: an object for each row, as pandas' index"
     if len(value) > MAX_COLUMNS:
         raise BadValueError(f"more than {MAX_COLUMNS:,} columns")
     rows = [{column: item.get(index) for column, item in value.items()} for index in inner]
@@ -147,23 +149,56 @@ def _by_column(value: dict[str, dict[str, Any]]) -> tuple[list[Any], str]:
 
 
 def _salvage(text: str) -> Iterator[Any]:
-    """The items of a damaged array, one by one; after a broken one it goes on at the next object."""
+    """The items of a damaged array, one by one; after a broken one it goes on at the next object like those
+    before it, since what lies inside the broken one looks like objects, too. Arrays may follow one another.
+    """
     place, line, counted = text.index("[") + 1, 1, 0
+    known: set[str] = set()  # keys of the whole rows
     while True:
-        while place < len(text) and text[place] in " \t\r\n,":
-            place += 1
+        place = _after_blanks(text, place)
         if place >= len(text):
             yield BadValueError("the array ends without its closing bracket")
             return
         if text[place] == "]":
-            return
-        try:
-            item, place = DECODER.raw_decode(text, place)
-            yield item
-        except (ValueError, RecursionError) as error:
-            line, counted = line + text.count("\n", counted, place), place
-            yield BadValueError(f"a broken object from line {line}: {error}")
-            following = NEXT_OBJECT.search(text, place + 1)
-            if following is None:
+            after = _after_blanks(text, place + 1)
+            if after >= len(text):
                 return
-            place = following.end()
+            if text[after] == "[":
+                place = after + 1
+                continue
+            yield BadValueError(f"{len(text) - after:,} characters behind the array's end")
+            following = _next_like(text, after, known)
+        else:
+            try:
+                item, place = DECODER.raw_decode(text, place)
+            except (ValueError, RecursionError) as error:
+                line, counted = line + text.count("\n", counted, place), place
+                yield BadValueError(f"a broken object from line {line}: {error}")
+                following = _next_like(text, place + 1, known)
+            else:
+                known |= item.keys() if isinstance(item, dict) else set()
+                yield item
+                continue
+        if following is None:
+            return
+        place = following
+
+
+def _after_blanks(text: str, place: int) -> int:
+    """The next place that isn't a blank or a comma."""
+    found = NOT_BLANK.search(text, place)
+    return len(text) if found is None else found.start()
+
+
+def _next_like(text: str, place: int, known: set[str]) -> int | None:
+    """Where the next object begins that has no other keys than the rows before, or that is broken itself."""
+    while following := NEXT_OBJECT.search(text, place):
+        place = following.end()
+        try:
+            item, end = DECODER.raw_decode(text, place)
+        except (ValueError, RecursionError):
+            return place
+        if not known or item.keys() <= known:
+            return place
+        place = end - 1  # its own brace may be the one before the next object
+    return None

@@ -41,6 +41,7 @@ from gptailor.data.source import (
     sample_text,
 )
 from gptailor.data.store import StoredRows, store_rows
+from gptailor.data.values import BadValueError, parse_json
 from gptailor.data.views import each
 from gptailor.errors import DataError, number_of
 from gptailor.types import RawExample, RejectedRow
@@ -251,7 +252,7 @@ def find_kind(source: Source, text: str, columns: str | None) -> Kind:
         if source.suffix == ".json" or first.rstrip() == "{":
             return "json"
     if source.suffix in {".json", ".jsonl", ".ndjson"}:
-        if start.startswith("["):
+        if start.startswith("[") and (source.suffix == ".json" or not _is_whole(first, rest)):
             return "json"
         if source.suffix == ".json":
             raise DataError(
@@ -271,6 +272,15 @@ def find_kind(source: Source, text: str, columns: str | None) -> Kind:
     if columns is None and source.suffix not in TEXT_SUFFIXES and looks_like_csv(text):
         return "delimited"
     return "lines" if columns or source.name == "-" else "document"
+
+
+def _is_whole(first: str, rest: str) -> bool:
+    """Whether a first line is a JSON value by itself, and more lines come."""
+    try:
+        parse_json(first)
+    except BadValueError:
+        return False
+    return bool(rest.strip())
 
 
 def _open_delimited(source: Source, encoding: str, text: str, columns: str | None, note: str) -> _Opened:

@@ -27,6 +27,7 @@ NOWHERE = 255  # the place of a group that has none yet
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # SplitMix64's step
 
 # 31/3/2024 and "Mar 31": their order as text is not their order in time.
+LOOSE = re.compile(r"(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})(?:[ T](\d{1,2}):(\d{2})(?::(\d{2}))?)?")
 NOT_SORTABLE = re.compile(
     r"\d{1,2}[./-]\d{1,2}[./-]\d{2,4}\b|.*\b(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\b",
     re.I | re.S,
@@ -121,7 +122,7 @@ def time_keys(times: Sequence[str], name_of: Callable[[int], str] | None = None)
     """What to order rows by; see `split_rows`. Rows without a time come first."""
     given = [time.strip() for time in times]
     filled = [time for time in given if time]
-    for parse in (_as_number, _as_seconds):
+    for parse in (_as_number, _as_seconds, _as_loose_seconds):
         keys = [parse(time) for time in filled]
         if all(key is not None for key in keys):
             values = iter(key for key in keys if key is not None)
@@ -132,6 +133,19 @@ def time_keys(times: Sequence[str], name_of: Callable[[int], str] | None = None)
             f"the time {given[wrong]!r} can't be ordered: it doesn't begin with the year.",
             where=name_of(wrong) if name_of is not None else f"row {wrong + 1}",
             fix="Write times as 2024-03-31, 2024-03-31T18:00:00 or numbers.",
+        )
+    # As text only what is written alike, the year first: 2024-Q1, 2024-03.
+    shapes = [re.sub(r"[^\W\d_]", "a", re.sub(r"\d", "0", time)) for time in filled]
+    usual = Counter(shapes).most_common(1)[0][0] if shapes else ""
+    odd = next((time for time, shape in zip(filled, shapes, strict=True) if shape != usual), None)
+    if odd is None and usual and not usual.startswith("0000"):
+        odd = filled[0]
+    if odd is not None:
+        place = given.index(odd)
+        raise DataError(
+            f"the time {odd!r} can't be ordered with the others ({len(filled):,}, most like {usual!r}).",
+            where=name_of(place) if name_of is not None else f"row {place + 1}",
+            fix="Write all times alike: 2024-03-31, 2024-03-31T18:00:00, or numbers.",
         )
     return list(given)
 
@@ -332,6 +346,18 @@ def _as_number(time: str) -> float | None:
     except ValueError:
         return None
     return number if math.isfinite(number) else None
+
+
+def _as_loose_seconds(time: str) -> float | None:
+    """2024/3/1 and 2024-3-1 9:05, as spreadsheets write them."""
+    found = LOOSE.fullmatch(time)
+    if found is None:
+        return None
+    try:
+        moment = datetime(*(int(part or 0) for part in found.groups()), tzinfo=UTC)  # type: ignore[arg-type, misc]
+    except ValueError:
+        return None
+    return moment.timestamp()
 
 
 def _as_seconds(time: str) -> float | None:

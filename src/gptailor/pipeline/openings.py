@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import json
@@ -32,18 +33,20 @@ def note_opening(folder: Path, *, command: str, scores: Mapping[str, Any]) -> No
         "command": command,
         "scores": scores,
     }
-    with (folder / LOG).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    path = folder / LOG
+    lines = [json.dumps(one) for one in _read(path)] if path.exists() else []
+    write_atomically(path, "".join(f"{one}\n" for one in [*lines, json.dumps(line)]))
 
 
 def openings_of(folder: Path) -> list[dict[str, Any]]:
     """Every look at the sealed test set so far."""
-    lines = (folder / LOG).read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    return _read(folder / LOG)
 
 
 def own_file(folder: Path, location: str) -> Own | None:
     """Which of a run's own files this is, wherever it lies now; None for any other."""
+    if not Path(location).is_file():  # a pipe that was read is empty now, and waited for for ever
+        return None
     try:
         files = json.loads((folder / "data" / "summary.json").read_text(encoding="utf-8")).get("files") or {}
         with Path(location).open("rb") as file:
@@ -70,3 +73,12 @@ def note_another(folder: Path, *, command: str, scores: Mapping[str, Any]) -> st
         why = error.what if isinstance(error, GptailorError) else str(error)
         return f"{SAID['test']} This look at it could not be written down: {why}"
     return f"{SAID['test']} Look {len(openings)} at it is written down; each makes it less of a surprise."
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The lines, but for one that an older version left torn when the power or the disk went."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
