@@ -25,7 +25,7 @@ from gptailor import cli
 from gptailor.data.blocks import TokenStore, open_store
 from gptailor.data.ledger import LedgerLine, read_ledger
 from gptailor.data.overlap import build_ngram_set, shares_a_run
-from gptailor.errors import DataError, ModelError, RecipeError, RunError
+from gptailor.errors import DataError, InputError, ModelError, RecipeError, RunError
 from gptailor.models import generate
 from gptailor.models.predictor import load_predictor
 from gptailor.pipeline import language
@@ -890,3 +890,19 @@ def test_what_each_test_row_cost_adds_up_to_the_score(full: Run) -> None:
     assert nats / size / math.log(2) == pytest.approx(full.report["test"]["bits_per_byte"]["value"], abs=1e-5)
     best = compare_runs([full.folder])
     assert best["runs"][0]["scores"]["bits_per_byte"] == full.report["test"]["bits_per_byte"]
+
+
+def test_predict_reads_the_text_and_not_the_first_column(full: Run, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(
+        "\n".join(json.dumps({"id": f"{n}", "content": f"once upon a time {n}"}) for n in range(5))
+    )
+    rows = full.answer_file(str(tmp_path / "rows.jsonl"))
+    assert [prompt.strip() for _, prompt, _ in rows] == [f"once upon a time {n}" for n in range(5)]
+
+
+def test_options_that_draw_mean_the_same_for_a_text_and_a_file(full: Run) -> None:
+    with pytest.raises(InputError, match="nothing to draw from") as caught:
+        predict_inputs(full.folder, ["once"], sampling={"temperature": 0, "top_p": 0.5})
+    assert "--top-p" in str(caught.value)
+    (found,) = predict_inputs(full.folder, ["once"], sampling={"num_beams": 2, "max_new_tokens": 3})
+    assert found["continuation"]

@@ -954,7 +954,7 @@ def test_a_test_file_without_the_columns_is_refused(place: Place, odd_files: dic
     rows = [{"question": "a", "reply": "b"}] * 3
     test = texts.write_csv(place.folder / "other-columns.csv", rows)
     error = refusal(place, "columns", data={"train": odd_files["train"], "test": test})
-    assert "has no row with a prompt and an answer" in error.what
+    assert "has no column 'prompt', which the prompt is made of" in error.what
     assert error.where == str(test)
 
 
@@ -1034,6 +1034,31 @@ def test_predict_takes_the_column_that_is_named(
     alone = predict_inputs(run.folder, asked)
     assert [one["answer"] for one in found["answers"]] == [one["answer"] for one in alone]
     assert [one["rejected"] for one in found["answers"]] == [""] * 3
+
+
+def test_a_column_of_the_prompt_that_is_missing_is_not_filled_with_nothing(
+    completion: Run, place: Place
+) -> None:
+    path = texts.write_csv(place.folder / "renamed.csv", [{"promt": "a", "completion": "b"}] * 3)
+    for use in (
+        lambda: completion.evaluate(str(path)),
+        lambda: predict_to(completion.folder, str(path), out=None, text=None, columns=None, to_stdout=False),
+    ):
+        with pytest.raises(DataError, match=r"has no column 'prompt'.*Did you mean 'promt'"):
+            use()
+
+
+def test_a_mistyped_column_is_told_once_and_not_row_by_row(completion: Run, place: Place) -> None:
+    path = texts.write_csv(place.folder / "typed.csv", [{"query": "a", "more": "b"}] * 3)
+
+    def predict(text: str) -> list[dict[str, Any]]:
+        found = predict_to(completion.folder, str(path), out=None, text=text, columns=None, to_stdout=False)
+        return list(found["answers"])
+
+    with pytest.raises(DataError, match=r"no column 'qury'"):
+        predict("qury")
+    (alone,) = predict_inputs(completion.folder, ["a b"])
+    assert [one["answer"] for one in predict("query+more")] == [alone["answer"]] * 3
 
 
 def test_a_file_whose_answers_lie_behind_the_cut_is_told(place: Place, chat: Run) -> None:

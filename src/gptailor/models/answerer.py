@@ -38,7 +38,8 @@ class Answerer:
 
     def __init__(self, folder: Path, bundle: Bundle) -> None:
         self.bundle = bundle
-        self.name = folder.parent.name if folder.name == "model" else folder.name
+        place = folder.resolve()  # "." has a name, too
+        self.name = place.parent.name if place.name == "model" else place.name
         self.tokenizer: Any = load_tokenizer(Base(folder.name, folder, "", "folder"))
         self.model = load_saved_language_model(folder)
         self.context = context_length(self.model.config)

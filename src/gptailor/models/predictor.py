@@ -55,7 +55,8 @@ class Predictor:
 
     def __init__(self, folder: Path, *, precision: Precision = "fp32") -> None:
         self.bundle = read_bundle(folder)
-        self.name = folder.parent.name if folder.name == "model" else folder.name
+        place = folder.resolve()  # "." has a name, too
+        self.name = place.parent.name if place.name == "model" else place.name
         self.precision = precision
         # Another precision gives other answers, so it has a version of its own.
         self.version = folder_hash(folder) + ("" if precision == "fp32" else f"-{precision}")

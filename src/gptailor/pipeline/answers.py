@@ -16,6 +16,7 @@ from gptailor.data.ledger import defuse, write_csv_safely
 from gptailor.errors import InputError, RunError
 from gptailor.launch import Precision
 from gptailor.models.decode import Generated
+from gptailor.models.generate import FREELY
 from gptailor.models.predictor import Answer
 from gptailor.models.sampling import Sampling
 from gptailor.pipeline.rank import rank_file, refuse_without_labels
@@ -41,9 +42,10 @@ def predict_inputs(
     opened = load(run, precision=precision)
     refuse_sampling(opened, sampling)
     if opened.task == "language":
-        return [{"text": text, "continuation": opened.write(text, **(sampling or {}))} for text in texts]
+        drawn = _sampling(FREELY, sampling)
+        return [{"text": text, "continuation": opened.writer.write(text, drawn)} for text in texts]
     if opened.task != "classification":
-        chosen = _sampling(opened, sampling)
+        chosen = _sampling(opened.answerer.usual, sampling)
         found = zip(texts, opened.answer(texts, chosen), strict=True)
         return [{"text": text, **_written_fields(answer)} for text, answer in found]
     answers = opened.predict(texts)
@@ -92,7 +94,7 @@ def predict_to(
 
     def described() -> Iterator[tuple[dict[str, Any], bool]]:
         if writes:
-            chosen = _sampling(opened, sampling)
+            chosen = _sampling(opened.answerer.usual, sampling)
             for row, given, written in opened.answer_file(
                 location, text=text, columns=columns, sampling=chosen
             ):
@@ -161,7 +163,7 @@ def _written_fields(answer: Generated) -> dict[str, Any]:
     return {"answer": answer.text.strip(), "ended": answer.finished, "tokens": len(answer.token_ids)}
 
 
-def _sampling(run: Run, wanted: Mapping[str, Any] | None) -> Sampling:
+def _sampling(usual: Sampling, wanted: Mapping[str, Any] | None) -> Sampling:
     """The usual settings of a run's answers, with what the person wants otherwise.
 
     Beam search doesn't watch for runs that come twice; whoever asks for it does without.
@@ -170,7 +172,7 @@ def _sampling(run: Run, wanted: Mapping[str, Any] | None) -> Sampling:
     if settings.get("num_beams", 1) > 1:
         settings["no_repeat"] = 0
         settings.setdefault("temperature", 0.0)
-    chosen = replace(run.answerer.usual, **settings)
+    chosen = replace(usual, **settings)
     idle = [name for name in ("top_p", "top_k", "min_p") if name in settings]
     if idle and chosen.temperature == 0:
         raise InputError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from gptailor.data.feeder import Feeder
 from gptailor.data.read import iterate_rows
+from gptailor.data.roles import infer_roles
 from gptailor.errors import DataError, InputError
 from gptailor.evaluate.language import PieceNats, text_scores
 from gptailor.evaluate.metrics import as_json
@@ -22,16 +23,19 @@ from gptailor.models.decode import Generated
 from gptailor.models.load import load_trainable_language_model
 from gptailor.models.names import resolve_base
 from gptailor.models.sampling import Sampling
+from gptailor.pipeline.prepare import joined
 from gptailor.pipeline.slices import score_text_slices, slice_columns
 from gptailor.pipeline.texts.answers import ALWAYS, samplings
 from gptailor.pipeline.texts.objective import documents_of, log_likelihoods, margins_as_trained, sequence_nats
-from gptailor.pipeline.texts.rows import read_texts, without_question
+from gptailor.pipeline.texts.rows import read_texts, refuse_missing_columns, without_question
 from gptailor.pipeline.texts.tokens import TokenizedRow, sequences_of
 from gptailor.tasks.chat_form import ChatForm
 from gptailor.tasks.classification import refuse_unknown_slices
-from gptailor.tasks.form import TextRow
+from gptailor.tasks.form import PlainForm, TextRow
 from gptailor.tasks.restore import restore_preference_form
 from gptailor.types import IntArray, RawExample, RejectedRow, TokenizedExample
+
+Ask = Callable[[RawExample], tuple[int, ...] | RejectedRow]
 
 CHUNK = 256  # rows that are asked together
 EVALUATED = 1000  # rows whose answers are written out; the likelihood is of all
@@ -43,10 +47,18 @@ def answer_file(
     """Each row of a file with its prompt and what is answered, in the file's order and in constant memory.
 
     Rows that can't be read or asked come with None, so that nothing is lost.
+
+    Raises:
+        DataError: the file lacks a column that is asked for.
     """
     rows = iterate_rows(location, columns=columns)
+    ask: Ask | None = None
     while held := list(itertools.islice(rows, CHUNK)):
-        asked = [_prompt(answerer, row, text) if isinstance(row, RawExample) else row for row in held]
+        readable = [row for row in held if not isinstance(row, RejectedRow)]
+        if ask is None and readable:
+            ask = _asker(answerer, readable, text, where=location)
+        fed = iter([ask(row) for row in readable] if ask is not None else ())
+        asked = [row if isinstance(row, RejectedRow) else next(fed) for row in held]
         prompts = [one for one in asked if not isinstance(one, RejectedRow)]
         answers = iter(answerer.answer(prompts, sampling))
         for row, ids in zip(held, asked, strict=True):
@@ -72,6 +84,7 @@ def evaluate_texts(
     """
     file = read_texts(location, target, columns)
     refuse_unknown_slices(slices, file.columns, file=location)
+    refuse_missing_columns(answerer.form, file.columns, where=location)
     found = [answerer.form.read(row) for row in file.rows]
     group = str(answerer.bundle.form.get("group") or "")  # the column that training kept together
     rows = [
@@ -212,13 +225,19 @@ def _nats(answerer: Answerer, rows: list[TextRow]) -> tuple[PieceNats, list[Text
     return pieces, chosen, before
 
 
-def _prompt(answerer: Answerer, row: RawExample, column: str | None) -> tuple[int, ...] | RejectedRow:
-    """The token ids for a row, or for its named column as a text that stands alone."""
-    if column is None:
-        return answerer.feed_row(row)
-    if column not in row.fields:
-        return RejectedRow(row.source, row.row, "no_text", f"there is no column {column!r}")
-    try:
-        return answerer.feed_text(row.fields[column])
-    except InputError as error:
-        return RejectedRow(row.source, row.row, "no_text", error.what)
+def _asker(answerer: Answerer, rows: Sequence[RawExample], text: str | None, *, where: str) -> Ask:
+    """How rows like these become token ids: by the run's template, or by a column as a text by itself."""
+    columns = list(dict.fromkeys(name for row in rows for name in row.fields))
+    if text is None and not isinstance(answerer.form, PlainForm):
+        refuse_missing_columns(answerer.form, columns, where=where)
+        return answerer.feed_row
+    column = text or ("text" if "text" in columns else None)
+    chosen = infer_roles(columns, rows, text=column, label=None, need_label=False).text
+
+    def ask(row: RawExample) -> tuple[int, ...] | RejectedRow:
+        try:
+            return answerer.feed_text(joined(row, chosen))
+        except InputError as error:
+            return RejectedRow(row.source, row.row, "no_text", error.what)
+
+    return ask

@@ -21,6 +21,7 @@ from gptailor.recipe import CleanSettings, DataSettings, Recipe
 from gptailor.report.facts import clip
 from gptailor.tasks.cells import Mend
 from gptailor.tasks.classification import refuse_unknown_slices
+from gptailor.tasks.completion_form import CompletionForm
 from gptailor.tasks.form import TextForm, TextRow
 from gptailor.types import Part, RawExample, Reason, RejectedRow
 
@@ -102,6 +103,7 @@ def prepare_texts(
     ):
         if location is not None:
             file = read_texts(location, target, columns)
+            refuse_missing_columns(form, file.columns, where=location)
             if part == "test":
                 refuse_unknown_slices(slices, file.columns, file=location)
             held_out[part], bad = mean(file.rows, form, settings, slices=slices)
@@ -142,6 +144,20 @@ def prepare_texts(
         one_question=one_question,
         notes=[*(note for file in files for note in file.notes), *notes],
     )
+
+
+def refuse_missing_columns(form: TextForm, columns: Sequence[str], *, where: str) -> None:
+    """Raises DataError where a file lacks a column of the prompt, which would be filled with nothing."""
+    if not isinstance(form, CompletionForm):
+        return
+    needed = [name for name in form.roles.inputs if name != form.roles.template.optional]
+    for name in needed:
+        if name not in columns:
+            raise DataError(
+                f"has no column {name!r}, which the prompt is made of.{did_you_mean(name, columns)}",
+                where=where,
+                fix=f"Name its columns as in training ({', '.join(needed)}); it has {', '.join(columns)}.",
+            )
 
 
 def read_texts(location: str, target: str | None, columns: str | None) -> ReadResult:
