@@ -6,7 +6,9 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import sys
+import threading
 import time
 import types
 from collections.abc import Callable
@@ -21,6 +23,7 @@ from gptailor.data import lines as lines_module
 from gptailor.data.read import ReadResult, Roles, infer_roles, iterate_rows, read_rows
 from gptailor.data.source import find_source
 from gptailor.errors import DataError, MissingExtraError
+from gptailor.pipeline.task import first_rows
 from gptailor.types import RawExample, RejectedRow
 
 REAL = Path(__file__).resolve().parents[2] / "../shared/data"
@@ -403,6 +406,26 @@ def test_a_damaged_json_array_gives_its_whole_objects(write: Write) -> None:
     result = read_rows(write("a.json", text[:-15]))
     assert len(result.rows) == 18
     assert [bad.row for bad in result.rejected] == [6, 20]
+
+
+def test_a_pipe_is_read_once_and_whole(tmp_path: Path) -> None:
+    """`fit <(zcat rows.csv.gz)`: whoever took a look first would have eaten the beginning."""
+    lines = [f"words {i},{'ab'[i % 2]}" for i in range(3000)]
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=lambda: pipe.write_text("text,label\n" + "\n".join(lines)))
+    writer.start()
+    assert first_rows(str(pipe), None) == ([], [])
+    result = read_rows(str(pipe))
+    writer.join()
+    assert len(result.rows) == 3000
+    assert result.rows[0].fields["text"] == "words 0"
+
+
+def test_the_first_of_texts_by_themselves_is_no_header(write: Write) -> None:
+    texts = ["Where is my order?", "I want a refund", "It never came", "Thanks a lot", "What now?"]
+    assert len(read_rows(write("a.csv", "\n".join(texts))).rows) == 5
+    assert len(read_rows(write("b.csv", "\n".join(["text", *texts]))).rows) == 5
 
 
 def test_no_label_of_a_folder_is_left_out_in_silence(tmp_path: Path) -> None:

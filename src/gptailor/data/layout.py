@@ -125,7 +125,8 @@ def is_header(first: Row, body: Sequence[Row]) -> bool:
     for index, cell in enumerate(first):
         values = [row[index] for row in body if len(row) == len(first) and row[index].strip()]
         votes += _header_vote(cell.strip(), values)
-    return votes >= 0 and any(cell.strip() for cell in first)
+    # A column by itself whose first cell could be any of the others is a text: none is to be lost.
+    return (votes > 0 if len(first) == 1 else votes >= 0) and any(cell.strip() for cell in first)
 
 
 def _header_vote(cell: str, values: Sequence[str]) -> int:

@@ -38,6 +38,7 @@ from gptailor.data.source import (
     find_encoding,
     find_source,
     first_object,
+    is_stream,
     sample_text,
 )
 from gptailor.data.store import StoredRows, store_rows
@@ -87,11 +88,15 @@ def read_rows(location: str, *, columns: str | None = None) -> ReadResult:
     Raises:
         DataError: nothing can be read, most rows are bad, or the file is a decompression bomb.
     """
-    if location == "-":
+    if is_stream(location):
         with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder) / "stdin"
+            copy = Path(folder) / "stream"
             with copy.open("wb") as file:
-                shutil.copyfileobj(sys.stdin.buffer, file)
+                if location == "-":
+                    shutil.copyfileobj(sys.stdin.buffer, file)
+                else:
+                    with Path(location).open("rb") as stream:
+                        shutil.copyfileobj(stream, file)
             source = replace(find_source(str(copy)), name=location, suffix="")
             return _collect(location, _open_source(source, columns), _hash_file(copy))
     if location.startswith("hub:"):

@@ -73,6 +73,14 @@ class Source:
     repeatable: bool  # `open` may be called again
 
 
+def is_stream(location: str) -> bool:
+    """Whether a location can be read once only: standard input, or a pipe such as a shell's <(...)."""
+    if location == "-":
+        return True
+    path = Path(location)
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
 def find_source(location: str) -> Source:
     """A file, named pipe or "-" (standard input), with a first look at its bytes.
 

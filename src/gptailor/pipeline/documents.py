@@ -22,6 +22,7 @@ from gptailor.data.clean import repair
 from gptailor.data.documents import Piece, columns_of, iterate_pieces
 from gptailor.data.ledger import LedgerLine
 from gptailor.data.overlap import NgramSet, build_ngram_set, shares_a_run, shares_across
+from gptailor.data.source import is_stream
 from gptailor.data.split import time_keys, value_groups
 from gptailor.data.tokenize import Encoder
 from gptailor.errors import DataError, did_you_mean
@@ -483,7 +484,7 @@ def _grams(held_out: Sequence[Documents], settings: DataSettings) -> NgramSet | 
 
 
 def _refuse_stream(location: str) -> None:
-    if location == "-":
+    if is_stream(location):
         raise DataError(
             "standard input can't be read twice, and texts are.", fix="Write it to a file and give that."
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gptailor.data.read import iterate_rows
 from gptailor.data.roles import LABEL_NAMES, infer_roles
+from gptailor.data.source import is_stream
 from gptailor.errors import GptailorError, RecipeError
 from gptailor.recipe import FrozenApproach, Recipe
 from gptailor.tasks.chat import infer_chat
@@ -146,7 +147,7 @@ def task_of_columns(recipe: Recipe) -> Task:
 
 def first_rows(location: str, columns: str | None) -> tuple[list[str], list[RawExample]]:
     """Some rows and all their columns; none of what can't be read twice or at all."""
-    if location == "-":
+    if is_stream(location):
         return [], []
     try:
         items = itertools.islice(iterate_rows(location, columns=columns), LOOKED_AT)
