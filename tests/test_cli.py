@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -781,3 +782,45 @@ def test_a_page_goes_into_a_folder_that_is_made(place: Path, invoke: Invoke) -> 
     assert said.code == 0
     assert (place / "new" / "curve.html").is_file()
     assert invoke("curve", "longer.csv", "--base", "base", "--page", "new").code == 2
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        OSError(28, "No space left on device", "file"),
+        RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        shutil.Error([("a", "b", "[Errno 28] No space left on device: 'b'")]),
+        OSError("1000 requested and 12 written"),
+    ],
+    ids=["os", "safetensors", "copytree", "numpy"],
+)
+def test_a_full_disk_is_not_our_fault_whoever_tells_it(
+    trouble: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fall(**_: object) -> None:
+        raise trouble
+
+    monkeypatch.setattr(cli, "app", fall)
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 1
+    told = capsys.readouterr().err
+    assert "No space left on device" in told
+    assert "our fault" not in told
+
+
+def test_our_fault_is_told_even_where_no_log_can_be_written(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fall(**_: object) -> None:
+        raise ValueError("odd")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cli, "app", fall)
+    monkeypatch.setattr("tempfile.NamedTemporaryFile", full)
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 3
+    assert "ValueError: odd" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import inspect
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -729,25 +730,42 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except SystemExit as error:  # Typer's own way out of a closed pipe
         raise SystemExit(0 if isinstance(error.__context__, BrokenPipeError) else error.code) from None
-    except OSError as error:
-        _complain_of_disk(error)
     except Exception as error:
-        _fall(error)
+        _complain_of_disk(error)
     else:
         raise SystemExit(code or 0)
 
 
-def _complain_of_disk(error: OSError) -> None:
-    """A full, failing or closed disk isn't our fault; any other OSError is."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+def _complain_of_disk(error: Exception) -> None:
+    """A full, failing or closed disk isn't our fault; any other error is."""
+    found = _disk_trouble(error)
+    if found is None:
         return _fall(error)
     return _complain(
         GptailorError(
-            f"can't be written or read: {error.strerror}.",
-            where=str(error.filename or "the disk"),
+            f"can't be written or read: {found}.",
+            where=str(getattr(error, "filename", None) or "the disk"),
             fix="Free some space, or choose a folder you may write to; what was begun goes on from there.",
         )
     )
+
+
+DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
+
+
+def _disk_trouble(error: BaseException | None) -> str | None:
+    """What the system says of the disk, also where a library wrapped it in an error of its own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in DISK_TROUBLE:
+            return str(error.strerror)
+        told = str(error)
+        for number in DISK_TROUBLE:
+            if os.strerror(number) in told or f"os error {number}" in told:
+                return os.strerror(number)
+        if isinstance(error, OSError) and re.search(r"\d+ requested and \d+ written", told):  # NumPy's
+            return os.strerror(errno.ENOSPC)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _complain(error: GptailorError) -> None:
@@ -776,12 +794,18 @@ def _fall(error: Exception) -> None:
     import tempfile
     import traceback
 
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="gptailor-", suffix=".log", delete=False, encoding="utf-8", errors="backslashreplace"
-    ) as file:
-        file.write(" ".join(sys.argv) + "\n" + "".join(traceback.format_exception(error)))
+    told = " ".join(sys.argv) + "\n" + "".join(traceback.format_exception(error))
+    what = "this"
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="gptailor-", suffix=".log", delete=False, encoding="utf-8", errors="backslashreplace"
+        ) as file:
+            file.write(told)
+        what = file.name
+    except OSError:  # no room for a log
+        print(told, file=sys.stderr)
     print(
-        f"internal error: {type(error).__name__}: {error}\nThis is our fault. Please send us {file.name} "
+        f"internal error: {type(error).__name__}: {error}\nThis is our fault. Please send us {what} "
         "and, if you can, the first rows of your file.",
         file=sys.stderr,
     )
