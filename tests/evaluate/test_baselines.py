@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+from sklearn.metrics import f1_score
 
 from gptailor.errors import DataError
 from gptailor.evaluate import baselines, targets
 from gptailor.evaluate.baselines import fit_tfidf, majority, tfidf, tfidf_probabilities
-from gptailor.evaluate.targets import CLASSES
+from gptailor.evaluate.targets import CLASSES, weighted_classes
 from gptailor.types import IntArray
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "../shared/data"
@@ -249,3 +250,19 @@ def test_reaches_the_reference_on_real_data(name: str, reference: float) -> None
     result = tfidf(texts, labels, [], [row[0] for row in test])
     accuracy = np.mean([names[guess] == row[1] for guess, row in zip(result.test, test, strict=True)])
     assert accuracy > reference - 0.02
+
+
+@pytest.mark.parametrize("weights", ["balanced", {0: 0.2, 1: 2.0}], ids=["balanced", "by class"])
+def test_tfidf_is_given_the_weights_that_the_model_has(weights: Any) -> None:
+    """A recipe that weighs rare classes up gains macro-F1 by that alone; so does the baseline."""
+    rng = np.random.default_rng(0)
+    labels = (rng.random(600) < 0.08).astype(np.int64)
+    words = rng.integers(40, size=(600, 6)) + 6 * labels[:, None] * (rng.random((600, 6)) < 0.5)
+    texts = [" ".join(f"w{word}" for word in row) for row in words]
+    found = []
+    for target in (CLASSES, weighted_classes(weights)):
+        fitted = fit_tfidf(texts[:400], labels[:400], strength=1.0, target=target)
+        guesses = fitted.pipeline.predict(texts[400:])
+        found.append((guesses.sum(), f1_score(labels[400:], guesses, average="macro")))
+    assert found[1][0] > found[0][0]
+    assert found[1][1] > found[0][1] + 0.05

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 from scipy.sparse import csr_matrix
+from sklearn import config_context
 from sklearn.dummy import DummyClassifier, DummyRegressor
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -36,8 +38,16 @@ class Target:
     constant: Callable[[], Any]  # what answers where there is nothing to learn
 
 
-def fit_logistic(matrix: csr_matrix, answers: Any, *, strength: float, tolerance: float, seed: int) -> Any:
-    """One-vs-rest by dual coordinate descent, for classes and for sets of labels.
+def fit_logistic(
+    matrix: csr_matrix,
+    answers: Any,
+    *,
+    strength: float,
+    tolerance: float,
+    seed: int,
+    class_weight: Literal["balanced"] | Mapping[int, float] | None = None,
+) -> Any:
+    """One-vs-rest by dual coordinate descent, for classes and for sets of labels; classes may have weights.
 
     Against multinomial L-BFGS on 1,000 rows of three sets: accuracy within 0.4 points either way, 5 to
     40 times faster. One thread: liblinear's random numbers are shared by threads, which would make
@@ -53,7 +63,19 @@ def fit_logistic(matrix: csr_matrix, answers: Any, *, strength: float, tolerance
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.filterwarnings("ignore", "The number of unique classes")  # it takes many for a regression
         warnings.filterwarnings("ignore", "Label .* is present in (all|no) training")  # always or never given
-        return OneVsRestClassifier(logistic).fit(matrix, answers)
+        if class_weight is None:
+            return OneVsRestClassifier(logistic).fit(matrix, answers)
+        if class_weight == "balanced":
+            class_weight = dict(enumerate(len(answers) / np.maximum(1, np.bincount(answers))))
+        weights = np.array([class_weight[answer] for answer in answers.tolist()])
+        with config_context(enable_metadata_routing=True):
+            weighted = OneVsRestClassifier(logistic.set_fit_request(sample_weight=True))
+            return weighted.fit(matrix, answers, sample_weight=weights / weights.mean())
+
+
+def weighted_classes(weights: Literal["balanced"] | Mapping[int, float]) -> Target:
+    """Classes whose rows count by their class."""
+    return replace(CLASSES, fit=partial(fit_logistic, class_weight=weights))
 
 
 def fit_ridge(matrix: csr_matrix, answers: Any, *, strength: float, tolerance: float, seed: int) -> Any:

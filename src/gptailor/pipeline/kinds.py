@@ -21,7 +21,7 @@ from gptailor.evaluate import label_sets, metrics, numbers
 from gptailor.evaluate.baselines import BaselineResult, majority, mean_number, tfidf
 from gptailor.evaluate.calibrate import choose_threshold, fit_temperature, softmax
 from gptailor.evaluate.run import evaluate_logits, evaluation_details, macro_f1
-from gptailor.evaluate.targets import CLASSES, LABEL_SETS, NUMBERS, Target
+from gptailor.evaluate.targets import CLASSES, LABEL_SETS, NUMBERS, Target, weighted_classes
 from gptailor.models.approach import fit_frozen_head, fit_frozen_label_heads, fit_frozen_number_head
 from gptailor.models.readout import decide, sigmoid
 from gptailor.recipe import TrainSettings
@@ -64,6 +64,7 @@ class Kind:
     measure: Callable[..., dict[str, Any]]  # scores of answers and predictions
     difference: Callable[..., Score]  # of our metric and theirs on the same rows
     verdict: Callable[..., dict[str, Any]]
+    target: Callable[[TrainSettings, Sequence[str]], Target]  # what the n-gram baseline is fitted to
     baselines: Callable[..., list[BaselineResult]]  # see `climb`
     errors: Callable[[FloatArray, Any], FloatArray]  # (N,) how wrong each answer is; 0: right
     settle_baseline: Callable[[BaselineResult, Any], BaselineResult] = lambda result, _: result
@@ -111,6 +112,7 @@ def _single(form: AnswerForm) -> Kind:
             answers, ours, theirs, num_labels=len(label_names), **settings
         ),
         verdict=metrics.verdict,
+        target=_class_target,
         baselines=_class_baselines,
         errors=_class_errors,
         doubt="another label",
@@ -143,16 +145,12 @@ def _fit_class_head(
     settings: TrainSettings,
     start: FloatArray | None,
 ) -> FloatArray:
-    given = settings.class_weights
-    weights: Any = given if given in ("none", "balanced") else None
-    if weights is None:
-        weights = dict(enumerate(weights_by_label(given, label_names)))  # type: ignore[arg-type]
     return fit_frozen_head(
         features,
         answers,
         num_labels=len(label_names),
         strength=strength,
-        class_weight=None if weights == "none" else weights,
+        class_weight=_weights_of(settings, label_names),
         start=start,
     )
 
@@ -164,8 +162,22 @@ def _settle_classes(
     return form, temperature, choose_threshold(softmax(logits, temperature), answers)
 
 
-def _class_baselines(texts: Parts, answers: Parts, **settings: Any) -> list[BaselineResult]:
-    return [_most_frequent(answers), _tfidf(texts, answers, **settings)]
+def _class_baselines(texts: Parts, answers: Parts, **known: Any) -> list[BaselineResult]:
+    return [_most_frequent(answers), _tfidf(texts, answers, **known)]
+
+
+def _class_target(settings: TrainSettings, label_names: Sequence[str]) -> Target:
+    """Classes, with the weights that the model has."""
+    weights = _weights_of(settings, label_names)
+    return CLASSES if weights is None else weighted_classes(weights)
+
+
+def _weights_of(settings: TrainSettings, label_names: Sequence[str]) -> Any:
+    """As scikit-learn takes them: None, "balanced", or by class."""
+    given = settings.class_weights
+    if isinstance(given, str):
+        return None if given == "none" else given
+    return dict(enumerate(weights_by_label(given, label_names)))
 
 
 def _tfidf(
@@ -175,7 +187,7 @@ def _tfidf(
     folds: IntArray | None,
     refit: bool,
     seed: int,
-    target: Target = CLASSES,
+    target: Target,
 ) -> BaselineResult:
     """TF-IDF; with `refit` the validation rows teach what answers the test rows, as they do elsewhere."""
     return tfidf(
@@ -229,6 +241,7 @@ def _multiple(form: AnswerForm) -> Kind:
             label_sets.paired_label_set_difference(answers, ours, theirs, resamples=resamples, seed=seed)
         ),
         verdict=partial(metrics.verdict, metric_name="micro-F1"),
+        target=lambda *_: LABEL_SETS,
         baselines=_label_set_baselines,
         settle_baseline=_with_cutoff,
         errors=partial(_label_set_errors, form=form),
@@ -244,9 +257,9 @@ def _settle_label_sets(
     return dataclasses.replace(form, cutoff=cutoff), temperature, None
 
 
-def _label_set_baselines(texts: Parts, answers: Parts, **settings: Any) -> list[BaselineResult]:
+def _label_set_baselines(texts: Parts, answers: Parts, **known: Any) -> list[BaselineResult]:
     """The most frequent set, and the probabilities of TF-IDF."""
-    return [_most_frequent(answers), _tfidf(texts, answers, target=LABEL_SETS, **settings)]
+    return [_most_frequent(answers), _tfidf(texts, answers, **known)]
 
 
 def _with_cutoff(guessed: BaselineResult, answers: IntArray) -> BaselineResult:
@@ -308,6 +321,7 @@ def _score(form: AnswerForm) -> Kind:
             answers, ours, theirs, resamples=resamples, seed=seed
         ),
         verdict=numbers.number_verdict,
+        target=lambda *_: NUMBERS,
         baselines=_number_baselines,
         errors=lambda probabilities, answers: np.abs(probabilities[:, 0] - answers),
         loss_unit="squared deviations",
@@ -319,9 +333,9 @@ def _numbers(logits: FloatArray, form: AnswerForm) -> FloatArray:
     return found
 
 
-def _number_baselines(texts: Parts, answers: Parts, **settings: Any) -> list[BaselineResult]:
+def _number_baselines(texts: Parts, answers: Parts, **known: Any) -> list[BaselineResult]:
     sizes = {f"num_{part}": len(answers[part]) for part in ("validation", "test")}
-    ridge = _tfidf(texts, answers, target=NUMBERS, **settings)
+    ridge = _tfidf(texts, answers, **known)
     return [mean_number(answers["train"], **sizes), dataclasses.replace(ridge, name="tfidf_ridge")]
 
 

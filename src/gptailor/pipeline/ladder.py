@@ -84,7 +84,8 @@ def cheap_rungs(shop: Workshop) -> list[BaselineResult]:
         texts = {part: [row.text for row in rows] for part, rows in parts.items()}
         answers = {part: answers_of(rows) for part, rows in parts.items()}
         folds = fold_numbers(parts["train"], seed=seed, strata=kind.strata)
-        return kind.baselines(texts, answers, folds=folds, refit=refit, seed=seed)
+        target = kind.target(shop.recipe.train, shop.label_names)
+        return kind.baselines(texts, answers, folds=folds, refit=refit, seed=seed, target=target)
 
     results = fitted(examples, refit=may_refit(shop))
     rows = judged_rows(shop)
