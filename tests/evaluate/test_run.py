@@ -189,4 +189,7 @@ def test_the_curves_are_put_into_words(train: list[float], validation: list[floa
 
 def test_one_point_is_no_curve() -> None:
     assert overfitting_in_words(curves([1.0], [1.0]), best_step=1) == ""
+    apart = curves([1.0, 0.2, 0.1], [1.0, 0.9, 0.91])
+    assert "under the validation loss" in overfitting_in_words(apart, best_step=20)
+    assert "under the validation loss" not in overfitting_in_words(apart, best_step=20, alike=False)
     assert overfitting_in_words([], best_step=0) == ""

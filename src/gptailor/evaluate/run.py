@@ -99,9 +99,18 @@ def evaluation_details(
 
 
 def overfitting_in_words(
-    curves: Sequence[Mapping[str, float]], *, best_step: int, unit: str = "nats", refit_steps: int = 0
+    curves: Sequence[Mapping[str, float]],
+    *,
+    best_step: int,
+    unit: str = "nats",
+    refit_steps: int = 0,
+    alike: bool = True,
 ) -> str:
-    """What the two loss curves say, in one or two sentences; `unit` is the loss's."""
+    """What the two loss curves say, in one or two sentences; `unit` is the loss's.
+
+    `alike`: both losses are the same measure, without weights of classes or smoothed targets in one of them,
+    so that the gap between them means something.
+    """
     if len(curves) < 2:
         return ""
     lowest = min(curves, key=lambda point: point["validation_loss"])
@@ -122,7 +131,7 @@ def overfitting_in_words(
     gap = last["validation_loss"] - last["train_loss"]
     if lowest is last:
         return f"No overfitting: the validation loss was still falling at the last step. {kept}"
-    if gap > 0.5:
+    if alike and gap > 0.5:
         behind = f"The training loss is {gap:.2f} {unit} under the validation loss"
         return f"{behind}, which no longer falls. {kept}"
     stays = f"the validation loss stays within {rise:.2f} {unit} of its lowest"

@@ -134,6 +134,7 @@ def training_numbers(chosen: Candidate, shop: Workshop) -> dict[str, Any]:
             best_step=trained.best_step,
             unit=shop.kind.loss_unit,
             refit_steps=chosen.refit_steps,
+            alike=shop.recipe.train.class_weights == "none" and shop.recipe.train.label_smoothing == 0,
         ),
         "bit_exact": bool(shop.environment.get("bit_exact", True)),
     }
