@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
@@ -490,7 +491,7 @@ def _describe(fault: Any) -> str:
     if fault["type"] == "union_tag_not_found":
         return f"{key}: has no kind; write one of {', '.join(APPROACHES)}"
     message = str(fault["msg"]).removeprefix("Value error, ")
-    return f"{key}: {message} (is {fault['input']!r})"
+    return f"{key}: {message} (is {reprlib.repr(fault['input'])})"
 
 
 def _path(location: tuple[Any, ...]) -> list[str]:

@@ -408,6 +408,23 @@ def test_a_damaged_json_array_gives_its_whole_objects(write: Write) -> None:
     assert [bad.row for bad in result.rejected] == [6, 20]
 
 
+def test_a_time_that_python_cannot_hold_costs_no_row(tmp_path: Path) -> None:
+    kinds = {
+        "nano": pa.timestamp("ns"),
+        "long": pa.duration("ns"),
+        "far": pa.timestamp("us"),
+        "day": pa.date32(),
+    }
+    numbers = {"nano": [1_700_000_000_123_456_789, None], "long": [5, 6], "far": [2**60, 0], "day": [0, 1]}
+    columns = {name: pa.array(numbers[name], pa.int32() if name == "day" else pa.int64()).cast(kind)
+               for name, kind in kinds.items()}  # fmt: skip
+    pq.write_table(pa.table({"text": ["a", "b"], **columns}), tmp_path / "a.parquet")
+    first, second = (row.fields for row in read_rows(str(tmp_path / "a.parquet")).rows)
+    assert first["nano"] == "2023-11-14 22:13:20.123456789"
+    assert (second["nano"], second["long"], second["day"]) == ("", "6", "1970-01-02")
+    assert second["far"].startswith("1970-01-01")
+
+
 def test_a_pipe_is_read_once_and_whole(tmp_path: Path) -> None:
     """`fit <(zcat rows.csv.gz)`: whoever took a look first would have eaten the beginning."""
     lines = [f"words {i},{'ab'[i % 2]}" for i in range(3000)]

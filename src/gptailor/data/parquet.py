@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Any, BinaryIO
 
 import pyarrow
@@ -140,5 +140,17 @@ def _values(column: Any) -> list[Any]:
         column = column.view(pyarrow.binary())
     elif pyarrow.types.is_large_string(kind):
         column = column.view(pyarrow.large_binary())
+    elif pyarrow.types.is_temporal(kind):
+        return _moments(column)
     values: list[Any] = column.to_pylist()
     return values
+
+
+def _moments(column: Any) -> list[Any]:
+    """Times as Python has them; as text where it has none: nanoseconds, and years beyond 9999."""
+    kind = column.type
+    if getattr(kind, "unit", "") != "ns":
+        with suppress(ValueError, OverflowError):
+            return list(column.to_pylist())
+    plain = column.cast(pyarrow.int64()) if pyarrow.types.is_duration(kind) else column
+    return list(plain.cast(pyarrow.string()).to_pylist())
