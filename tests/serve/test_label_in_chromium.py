@@ -70,5 +70,5 @@ def test_a_server_that_ended_is_told(driver: Any, tmp_path: Path) -> None:
         driver.get(address)
         page.sees("text", "one")
     page.press("1")
-    page.sees("notice", "is saved")
+    page.sees("notice", "are saved")
     assert page.text("text").startswith("one")
