@@ -21,6 +21,8 @@ from gptailor.errors import GptailorError, Interrupted
 
 Result = TypeVar("Result")
 
+DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
+
 
 class Rank(enum.StrEnum):
     """By what `predict` orders rows."""
@@ -748,9 +750,6 @@ def _complain_of_disk(error: Exception) -> None:
             fix="Free some space, or choose a folder you may write to; what was begun goes on from there.",
         )
     )
-
-
-DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
 
 
 def _disk_trouble(error: BaseException | None) -> str | None:

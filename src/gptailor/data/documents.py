@@ -16,7 +16,7 @@ from pathlib import Path
 
 from gptailor.data.lines import LineFeed
 from gptailor.data.read import find_kind, infer_roles, iterate_rows
-from gptailor.data.source import find_encoding, find_source, sample_text
+from gptailor.data.source import find_encoding, find_source, is_stream, sample_text
 from gptailor.errors import DataError
 from gptailor.types import RawExample, RejectedRow
 
@@ -129,7 +129,7 @@ def _between(lines: Iterable[str], separator: str) -> Iterator[str]:
 
 
 def _is_plain_text(location: str) -> bool:
-    if location == "-" or location.startswith("hub:") or Path(location).is_dir():
+    if is_stream(location) or location.startswith("hub:") or Path(location).is_dir():
         return False
     source = find_source(location)
     if source.sample.startswith(b"PAR1"):

@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -91,12 +91,11 @@ def read_rows(location: str, *, columns: str | None = None) -> ReadResult:
     if is_stream(location):
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / "stream"
-            with copy.open("wb") as file:
-                if location == "-":
-                    shutil.copyfileobj(sys.stdin.buffer, file)
-                else:
-                    with Path(location).open("rb") as stream:
-                        shutil.copyfileobj(stream, file)
+            with (
+                nullcontext(sys.stdin.buffer) if location == "-" else Path(location).open("rb") as stream,
+                copy.open("wb") as file,
+            ):
+                shutil.copyfileobj(stream, file)
             source = replace(find_source(str(copy)), name=location, suffix="")
             return _collect(location, _open_source(source, columns), _hash_file(copy))
     if location.startswith("hub:"):
@@ -106,10 +105,7 @@ def read_rows(location: str, *, columns: str | None = None) -> ReadResult:
     path = Path(location)
     if path.is_dir():
         return _collect(location, _open(location, columns), hash_folder(path))
-    opened = _open(location, columns)
-    if not path.is_file():
-        return _collect(location, opened, "")
-    return _collect(location, opened, _hash_file(path))
+    return _collect(location, _open(location, columns), _hash_file(path))
 
 
 def iterate_rows(location: str, *, columns: str | None = None) -> Iterator[RawExample | RejectedRow]:

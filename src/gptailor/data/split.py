@@ -26,8 +26,8 @@ PARTS: tuple[Part, ...] = ("train", "validation", "test")
 NOWHERE = 255  # the place of a group that has none yet
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # SplitMix64's step
 
-# 31/3/2024 and "Mar 31": their order as text is not their order in time.
 LOOSE = re.compile(r"(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})(?:[ T](\d{1,2}):(\d{2})(?::(\d{2}))?)?")
+# 31/3/2024 and "Mar 31": their order as text is not their order in time.
 NOT_SORTABLE = re.compile(
     r"\d{1,2}[./-]\d{1,2}[./-]\d{2,4}\b|.*\b(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\b",
     re.I | re.S,

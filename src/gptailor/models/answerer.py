@@ -12,7 +12,7 @@ from gptailor.data.clean import repair
 from gptailor.data.feeder import Feeder
 from gptailor.data.segments import build_segment_encoder, counter_of
 from gptailor.errors import InputError, ModelError, PromptTooLong, did_you_mean
-from gptailor.models.bundle import LONGEST_TEXT, PARITY_TOLERANCE, find_model_folder, read_bundle
+from gptailor.models.bundle import LONGEST_TEXT, PARITY_TOLERANCE, find_model_folder, name_of, read_bundle
 from gptailor.models.decode import Decoder, Generated, Request
 from gptailor.models.generate import FREELY, generate
 from gptailor.models.load import load_saved_language_model, load_tokenizer
@@ -38,8 +38,7 @@ class Answerer:
 
     def __init__(self, folder: Path, bundle: Bundle) -> None:
         self.bundle = bundle
-        place = folder.resolve()  # "." has a name, too
-        self.name = place.parent.name if place.name == "model" else place.name
+        self.name = name_of(folder)
         self.tokenizer: Any = load_tokenizer(Base(folder.name, folder, "", "folder"))
         self.model = load_saved_language_model(folder)
         self.context = context_length(self.model.config)

@@ -90,6 +90,12 @@ def find_model_folder(run: Path) -> Path:
     return run / "model" if (run / "model").is_dir() else run
 
 
+def name_of(folder: Path) -> str:
+    """What the run of a model folder is called, or the folder itself; "." has a name, too."""
+    place = folder.resolve()
+    return place.parent.name if place.name == "model" else place.name
+
+
 def reload_parity(
     folder: Path, sequences: Sequence[Sequence[int]], logits: FloatArray, *, pad_id: int
 ) -> float:

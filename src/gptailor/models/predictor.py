@@ -18,7 +18,7 @@ from gptailor.data.clean import repair
 from gptailor.data.tokenize import Encoder, TooLong, build_encoder, encode_texts, fit_length
 from gptailor.errors import InputError, ModelError
 from gptailor.launch import Precision
-from gptailor.models.bundle import LONGEST_TEXT, find_model_folder, read_bundle
+from gptailor.models.bundle import LONGEST_TEXT, find_model_folder, name_of, read_bundle
 from gptailor.models.forward import FixedShapes, compute_features, tokens_per_pass
 from gptailor.models.load import head_name, load_saved_classifier
 from gptailor.models.names import folder_hash
@@ -55,8 +55,7 @@ class Predictor:
 
     def __init__(self, folder: Path, *, precision: Precision = "fp32") -> None:
         self.bundle = read_bundle(folder)
-        place = folder.resolve()  # "." has a name, too
-        self.name = place.parent.name if place.name == "model" else place.name
+        self.name = name_of(folder)
         self.precision = precision
         # Another precision gives other answers, so it has a version of its own.
         self.version = folder_hash(folder) + ("" if precision == "fp32" else f"-{precision}")

@@ -486,7 +486,8 @@ def _grams(held_out: Sequence[Documents], settings: DataSettings) -> NgramSet | 
 def _refuse_stream(location: str) -> None:
     if is_stream(location):
         raise DataError(
-            "standard input can't be read twice, and texts are.", fix="Write it to a file and give that."
+            "standard input, or a pipe, can't be read twice, and texts are.",
+            fix="Write it to a file and give that.",
         )
 
 

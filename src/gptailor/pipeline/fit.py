@@ -17,7 +17,6 @@ from gptailor.models.names import resolve_base
 from gptailor.models.predictor import Predictor, load_predictor
 from gptailor.pipeline.curve import has_curve, learning_curve
 from gptailor.pipeline.fix_effect import effect_of_fixes
-from gptailor.pipeline.fixes import refuse_to_lose_corrections
 from gptailor.pipeline.folder import (
     base_revision_of,
     claim_folder,
@@ -183,11 +182,9 @@ def list_suspects(
     path = folder / "data" / "suspects.csv"
     suspects = find_suspects(shop, prepared, sealed.chosen, sealed.bundle, frozen=frozen)
     try:
-        refuse_to_lose_corrections(path)
+        write_suspects(path, suspects)
     except DataError:
         say(f"{path} holds corrections: it stays as it is")
-        return
-    write_suspects(path, suspects)
 
 
 def open_workshop(recipe: Recipe, prepared: Prepared, folder: Path, listener: Listener) -> Workshop:

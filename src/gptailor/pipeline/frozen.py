@@ -22,7 +22,7 @@ from gptailor.pipeline.classify import by_text
 from gptailor.pipeline.kinds import Kind
 from gptailor.pipeline.labels import answers_of
 from gptailor.pipeline.tokens import sequences_of
-from gptailor.pipeline.workshop import Candidate, Workshop, few_rows, folds_of, may_refit
+from gptailor.pipeline.workshop import Candidate, Workshop, few_rows, folds_of, may_refit, pool_of
 from gptailor.recipe import FrozenApproach
 from gptailor.types import FloatArray, TokenizedExample
 
@@ -76,7 +76,7 @@ def fit_frozen(shop: Workshop, model: PreTrainedModel, settings: FrozenApproach)
     """
     rows, kind = shop.tokens.rows, shop.kind
     count = len(rows["train"])
-    everything = [*rows["train"], *rows["validation"]]
+    everything = pool_of(shop)
     features, labels = features_of(shop, model, everything), answers_of(everything)
     if few_rows(shop):
         splits = folds_of(everything, seed=shop.recipe.seed, strata=kind.strata)

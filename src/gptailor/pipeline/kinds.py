@@ -113,7 +113,7 @@ def _single(form: AnswerForm) -> Kind:
         ),
         verdict=metrics.verdict,
         target=_class_target,
-        baselines=_class_baselines,
+        baselines=_label_baselines,
         errors=_class_errors,
         doubt="another label",
     )
@@ -162,7 +162,8 @@ def _settle_classes(
     return form, temperature, choose_threshold(softmax(logits, temperature), answers)
 
 
-def _class_baselines(texts: Parts, answers: Parts, **known: Any) -> list[BaselineResult]:
+def _label_baselines(texts: Parts, answers: Parts, **known: Any) -> list[BaselineResult]:
+    """The most frequent answer, and TF-IDF: its classes, or its probabilities of each label."""
     return [_most_frequent(answers), _tfidf(texts, answers, **known)]
 
 
@@ -242,7 +243,7 @@ def _multiple(form: AnswerForm) -> Kind:
         ),
         verdict=partial(metrics.verdict, metric_name="micro-F1"),
         target=lambda *_: LABEL_SETS,
-        baselines=_label_set_baselines,
+        baselines=_label_baselines,
         settle_baseline=_with_cutoff,
         errors=partial(_label_set_errors, form=form),
         doubt="other labels",
@@ -255,11 +256,6 @@ def _settle_label_sets(
     temperature = label_sets.fit_label_temperature(logits, answers)
     cutoff, _ = label_sets.best_cutoff(sigmoid(logits / temperature), answers)
     return dataclasses.replace(form, cutoff=cutoff), temperature, None
-
-
-def _label_set_baselines(texts: Parts, answers: Parts, **known: Any) -> list[BaselineResult]:
-    """The most frequent set, and the probabilities of TF-IDF."""
-    return [_most_frequent(answers), _tfidf(texts, answers, **known)]
 
 
 def _with_cutoff(guessed: BaselineResult, answers: IntArray) -> BaselineResult:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gptailor.errors import number_of
-from gptailor.evaluate.baselines import BaselineResult
+from gptailor.evaluate.baselines import BaselineResult, strongest
 from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.prompted import build_prompter, choose_shots, prompted_scores, why_not
 from gptailor.models.load import head_name, load_language_model
@@ -245,14 +245,15 @@ def judge(
     scores.update({name: {"skipped": reason} for name, reason in ladder.skipped.items()})
     if not ladder.rungs:
         return scores, None
-    # Among those that answered every row, by all of them; then against each that was asked a sample, on that.
-    most = max(len(rung.validation_rows) for rung in ladder.rungs.values())
-    whole = [rung for rung in ladder.rungs.values() if len(rung.validation_rows) == most]
-    best = max(whole, key=lambda rung: validation_score(rung, rung.validation_rows))
-    for rung in ladder.rungs.values():
-        shared = np.intersect1d(rung.validation_rows, best.validation_rows)
-        if validation_score(rung, shared) > validation_score(best, shared):
-            best = rung
+
+    def score(one: str, other: str) -> float:
+        rung = ladder.rungs[one]
+        return validation_score(
+            rung, np.intersect1d(rung.validation_rows, ladder.rungs[other].validation_rows)
+        )
+
+    asked = {name: len(rung.validation_rows) for name, rung in ladder.rungs.items()}
+    best = ladder.rungs[strongest(asked, score)]
     truth, ours = answers[best.rows], predictions[best.rows]
     said = kind.verdict(
         ours_name="The head on frozen features" if approach == "frozen" else "The fine-tune",

@@ -30,7 +30,7 @@ from gptailor.pipeline.suspects import (
     write_suspects,
 )
 from gptailor.pipeline.task import settle_task
-from gptailor.pipeline.workshop import Workshop, fold_numbers, folds_of, tokenized_workshop
+from gptailor.pipeline.workshop import Workshop, fold_numbers, folds_of, pool_of, tokenized_workshop
 from gptailor.recipe import Recipe
 from gptailor.types import Example, FloatArray, Part, TokenizedExample
 
@@ -74,16 +74,15 @@ def rank_suspects(
     probabilities = (frozen_probabilities(shop, model, rows) + ngram_probabilities(shop, examples)) / 2
     ranked = suspects_out_of_fold(examples, probabilities, prepared, top=top)
     suspects = merge_suspects([*suspects_in_data(prepared), *ranked])
-    refuse_to_lose_corrections(out)  # of a person who filled the old list in meanwhile
     write_suspects(out, suspects)
     return suspects
 
 
 def run_probabilities(shop: Workshop, frozen_model: PreTrainedModel) -> tuple[list[Example], FloatArray]:
     """The training and validation rows of a run, and their (N, C); n-grams where they cost little."""
-    rows, examples = shop.tokens.rows, shop.tokens.examples
+    examples = shop.tokens.examples
     chosen = [*examples["train"], *examples["validation"]]
-    probabilities = frozen_probabilities(shop, frozen_model, [*rows["train"], *rows["validation"]])
+    probabilities = frozen_probabilities(shop, frozen_model, pool_of(shop))
     affordable = len(chosen) * len(shop.label_names) <= RUN_ROWS_TIMES_CLASSES
     if affordable and shop.recipe.evaluate.baselines != "none":
         probabilities = (probabilities + ngram_probabilities(shop, chosen)) / 2

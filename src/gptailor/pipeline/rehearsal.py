@@ -22,7 +22,7 @@ from gptailor.pipeline.place import Listener
 from gptailor.pipeline.prepare import prepare
 from gptailor.pipeline.rehearse import Gap, Look, Rehearsal, Repeat, rehearse
 from gptailor.pipeline.trained import Measured, Trainable, adapt, objective_of, trainings_of
-from gptailor.pipeline.workshop import FOLDS, Candidate, Workshop, few_rows, folds_of
+from gptailor.pipeline.workshop import FOLDS, Candidate, Workshop, few_rows, folds_of, pool_of
 from gptailor.recipe import AutoApproach, FrozenApproach, FullApproach, Recipe
 from gptailor.report.words import HELD_OUT, WHAT_CHOSE
 from gptailor.types import FloatArray, IntArray, TokenizedExample
@@ -127,24 +127,23 @@ def rehearse_trial(shop: Workshop, measured: Measured) -> Iterator[Look]:
             trainings=trainings,
             keep_best=len(splits) > 1,
         )
-        look = Look(number, -math.inf)
+        score = forecast = 0.0
         for look in looks:
             if look.forecast * trainings > longest:
                 return
             number += 1
-            if not look.last:
-                mean = float(np.mean([*finished, look.score]))
-                yield Look(number, mean, look.forecast * len(splits), fallback=fallback)
-        finished.append(look.score)
-        score = look.score
+            score, forecast = float(np.mean([*finished, look.score])), look.forecast * len(splits)
+            if look.last:
+                finished.append(look.score)
+            else:
+                yield Look(number, score, forecast, fallback=fallback)
+        last = len(finished) == len(splits)
         if len(splits) > 1:
             logits = classify_rows(adapted, validation_rows, pad_id=shop.encoder.pad_id)
             answered.append(by_text(logits, validation_rows))
-            score = float(np.mean(finished))
-        if 1 < len(splits) == len(answered):
-            score = shop.kind.score(*(np.concatenate(parts) for parts in zip(*answered, strict=True)))
-        last = len(finished) == len(splits)
-        yield Look(number, score, look.forecast * len(splits), last, fallback)
+            if last:
+                score = shop.kind.score(*(np.concatenate(parts) for parts in zip(*answered, strict=True)))
+        yield Look(number, score, forecast, last, fallback)
 
 
 def frozen_score(shop: Workshop, candidate: Candidate) -> float:
@@ -185,11 +184,6 @@ def few_folds(shop: Workshop) -> tuple[list[Fold], list[Fold]]:
     folds = folds_of(pool_of(shop), seed=shop.recipe.seed, strata=shop.kind.strata)
     half = (len(folds) + 1) // 2
     return folds[:half], folds[half:]
-
-
-def pool_of(shop: Workshop) -> list[TokenizedExample]:
-    """Training and validation rows."""
-    return [*shop.tokens.rows["train"], *shop.tokens.rows["validation"]]
 
 
 def key_of(row: TokenizedExample) -> tuple[str, int]:

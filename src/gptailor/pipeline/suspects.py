@@ -13,6 +13,7 @@ import numpy as np
 from gptailor.data.ledger import write_csv_safely
 from gptailor.evaluate.label_errors import doubt_labels
 from gptailor.models.readout import as_label, decide, label_text
+from gptailor.pipeline.fixes import refuse_to_lose_corrections
 from gptailor.pipeline.labels import answers_of
 from gptailor.pipeline.prepare import Prepared, answer_of, names_of
 from gptailor.types import Example, FloatArray
@@ -133,7 +134,12 @@ def merge_suspects(found: Iterable[Suspect]) -> list[Suspect]:
 
 
 def write_suspects(path: Path, suspects: Iterable[Suspect]) -> None:
-    """Writes suspects.csv; the column `correction` is left to a person (see fixes.py)."""
+    """Writes suspects.csv; the column `correction` is left to a person (see fixes.py).
+
+    Raises:
+        DataError: the file is there and holds corrections, perhaps since the rows were ranked.
+    """
+    refuse_to_lose_corrections(path)
     write_csv_safely(
         path,
         HEADER,

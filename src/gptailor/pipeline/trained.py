@@ -21,7 +21,16 @@ from gptailor.pipeline.objective import Objective
 from gptailor.pipeline.place import Trained, TrainingPlace
 from gptailor.pipeline.range_test import curve_in_words, propose_rate, range_test
 from gptailor.pipeline.training import Plan, resolve_plan, shortened, train
-from gptailor.pipeline.workshop import FOLDS, Candidate, Workshop, few_rows, folds_of, may_refit, refits
+from gptailor.pipeline.workshop import (
+    FOLDS,
+    Candidate,
+    Workshop,
+    few_rows,
+    folds_of,
+    may_refit,
+    pool_of,
+    refits,
+)
 from gptailor.recipe import FullApproach, LoraApproach, ScratchApproach, TrainSettings
 from gptailor.report.terminal import bytes_text, duration_text
 from gptailor.train.workers import choose_workers
@@ -122,7 +131,7 @@ def _refit(
     shop: Workshop, settings: Trainable, *, plan: Plan, steps: int, place: TrainingPlace
 ) -> tuple[Adapted, Trained]:
     """Trains anew on training and validation rows; nothing is left that could say when to stop."""
-    rows = [*shop.tokens.rows["train"], *shop.tokens.rows["validation"]]
+    rows = pool_of(shop)
     place.say("refitting on training and validation rows")
     adapted = adapt(shop, settings)
     outcome = train(
@@ -140,7 +149,7 @@ def _refit_on_all(
     shop: Workshop, settings: Trainable, adapted: Adapted, *, plan: Plan, place: TrainingPlace
 ) -> Candidate:
     """Five folds for the length of training and for honest validation answers, then all rows."""
-    rows = [*shop.tokens.rows["train"], *shop.tokens.rows["validation"]]
+    rows = pool_of(shop)
     pad_id = shop.encoder.pad_id
     common: Any = {"plan": plan, "settings": shop.recipe.train}
     logits = np.empty((len(rows), len(shop.label_names)))

@@ -68,6 +68,11 @@ def tokenized_workshop(recipe: Recipe, prepared: Prepared, base: Base) -> Worksh
     return Workshop(recipe, base, tokenizer, encoder, tokens, prepared.label_names, {}, kind)
 
 
+def pool_of(shop: Workshop) -> list[TokenizedExample]:
+    """Training and validation rows."""
+    return [*shop.tokens.rows["train"], *shop.tokens.rows["validation"]]
+
+
 def few_rows(shop: Workshop) -> bool:
     """Whether there are too few training rows to give some away for choosing settings: folds choose them.
 

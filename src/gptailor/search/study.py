@@ -168,16 +168,12 @@ class Study:
         """
         trial = self._study.ask()
         repeated = trial.user_attrs.get("repeated", False)
-        own = bool(trial.user_attrs["own"]) if repeated else not self.has_own(beside=trial.number)
+        others = [one for one in self.trials() if one.number != trial.number]
+        own = bool(trial.user_attrs["own"]) if repeated else not has_own(others)
         if own:
             trial.set_user_attr("own", True)
         trial.set_user_attr("owner", _own_process())
         return Running(self._study, trial, own=own)
-
-    def has_own(self, *, beside: int | None = None) -> bool:
-        """Whether the recipe's own settings are tried, or being tried; `beside` is a trial not to count."""
-        states = ("complete", "running", "waiting")
-        return any(one.own and one.state in states and one.number != beside for one in self.trials())
 
     def trials(self) -> list[Tried]:
         """Every trial so far."""
@@ -210,6 +206,11 @@ class Study:
                 return dict(optuna.importance.get_param_importances(study))
             except (ValueError, RuntimeError):  # all settings alike, or too few trials of a branch
                 return {}
+
+
+def has_own(trials: Sequence[Tried]) -> bool:
+    """Whether the recipe's own settings are among the trials, tried to the end or not given up yet."""
+    return any(one.own and one.state in ("complete", "running", "waiting") for one in trials)
 
 
 def without_password(url: str) -> str:

@@ -13,7 +13,7 @@ from gptailor.recipe import Recipe, seconds_of
 from gptailor.report.facts import inside, metric_of
 from gptailor.report.terminal import duration_text
 from gptailor.search.space import Dimension, Value, as_taken, in_words, recipe_of
-from gptailor.search.study import Running, Study, TakenOverError, Tried
+from gptailor.search.study import Running, Study, TakenOverError, Tried, has_own
 
 REPEATED = 10  # draws in a row that are known already: the space holds little else
 POLLING_SECONDS = 2.0
@@ -50,7 +50,7 @@ def run_trials(search: Search) -> list[Tried]:
         for number in search.study.repeat_left_behind():
             search.say(f"trial {number} was left undone (its process is gone): its settings are tried again")
         trials = search.study.trials()
-        if not search.study.has_own() or _may_begin(search, trials, seconds=time.monotonic() - began):
+        if not has_own(trials) or _may_begin(search, trials, seconds=time.monotonic() - began):
             run_trial(search, search.study.begin())
         elif any(one.state == "running" for one in trials):
             if not told:

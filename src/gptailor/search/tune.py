@@ -133,11 +133,11 @@ def settle(search: Search, trials: list[Tried], work: Path) -> Final:
     """Compares the best trials with the recipe's own settings once more, elsewhere."""
     settings = search.recipe.tune
     finalists = choose_finalists(trials, search.recipe_of, most=settings.finalists)
-    if not finalists and all(one.own for one in trials):
-        search.say("nothing else was tried: the recipe's own settings stay; give more trials or time")
-        return Final([], [], None)
     if not finalists:
-        search.say("no trial reached what the recipe's own settings reached: they stay")
+        told = "no trial reached what the recipe's own settings reached: they stay"
+        if all(one.own for one in trials):
+            told = "nothing else was tried: the recipe's own settings stay; give more trials or time"
+        search.say(told)
         return Final([], [], None)
     final = compare_finalists(
         search.rehearsal,

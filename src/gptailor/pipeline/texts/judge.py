@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gptailor.data.ledger import write_csv_safely
+from gptailor.evaluate.baselines import strongest
 from gptailor.evaluate.language import PieceNats, bits_difference, loss_difference, num_units, text_scores
 from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.preference import by_length, right_shares, share_difference, share_score
@@ -255,18 +256,13 @@ def _verdict(
     if not answered:
         return _verdict_of(primary, None, None, rows=0)
 
-    def score(name: str, rows: int) -> float:
-        answers = answered[name].first(rows).beside(samples["validation"])
+    asked = {name: len(one.texts) for name, one in answered.items()}
+
+    def score(one: str, other: str) -> float:
+        answers = answered[one].first(min(asked[one], asked[other])).beside(samples["validation"])
         return float(text_answer_scores(answers, metrics=[primary], resamples=1)[primary].value)
 
-    # Among those that answered every row, by all of them; then against each that was asked a sample, on that.
-    sizes = {name: len(one.texts) for name, one in answered.items()}
-    most = max(sizes.values())
-    best = max((name for name in sizes if sizes[name] == most), key=lambda name: score(name, most))
-    for name, size in sizes.items():
-        shared = min(size, sizes[best])
-        if score(name, shared) > score(best, shared):
-            best = name
+    best = strongest(asked, score)
     theirs = rungs[best].test
     assert theirs is not None
     size = len(theirs.texts)
