@@ -20,6 +20,7 @@ from gptailor.evaluate.calibrate import (
     reliability_bins,
     softmax,
 )
+from gptailor.evaluate.resampling import Resampling
 from gptailor.types import FloatArray, IntArray
 
 
@@ -97,7 +98,7 @@ def test_calibration_error_interval_equals_a_plain_loop() -> None:
     rows = rng.integers(120, size=(400, 120))
     errors = [expected_calibration_error(probabilities[r], answers[r]) for r in rows]
     low, high = np.quantile(errors, [0.025, 0.975])
-    found = calibration_error(probabilities, answers, resamples=400, seed=9)
+    found = calibration_error(probabilities, answers, resampling=Resampling(400, 9))
     assert found.value == expected_calibration_error(probabilities, answers)
     assert (found.low, found.high) == pytest.approx((low, high), abs=1e-12)
 
@@ -105,7 +106,7 @@ def test_calibration_error_interval_equals_a_plain_loop() -> None:
 def test_temperature_mends_the_calibration() -> None:
     validation = true_to_their_word(2000, temperature=3.0, seed=1)
     logits, answers = true_to_their_word(2000, temperature=3.0, seed=2)
-    scores = calibration_scores(logits, answers, fit_temperature(*validation), resamples=200, seed=0)
+    scores = calibration_scores(logits, answers, fit_temperature(*validation), resampling=Resampling(200, 0))
     assert scores["before"].low > 0.1
     assert scores["after"].high < 0.06
     for score in scores.values():
@@ -188,7 +189,7 @@ def test_coverage_curve_agrees_with_the_threshold_applied(data: list[tuple[float
     assert curve[-1]["coverage"] == 1.0
     assert [point["coverage"] for point in curve] == sorted(point["coverage"] for point in curve)
     for point in curve:
-        applied = at_threshold(probabilities, answers, point["threshold"], resamples=10)
+        applied = at_threshold(probabilities, answers, point["threshold"], resampling=Resampling(10))
         assert applied["coverage"].value == pytest.approx(point["coverage"])
         assert applied["accuracy"].value == pytest.approx(point["accuracy"])
 

@@ -24,6 +24,7 @@ from gptailor.evaluate.label_sets import (
     paired_label_set_difference,
     rarest_label,
 )
+from gptailor.evaluate.resampling import Resampling
 from gptailor.models.readout import sigmoid
 from gptailor.types import AnswerForm, FloatArray, IntArray, Score
 
@@ -48,7 +49,7 @@ def made(rows: int = 400, *, seed: int = 0, scale: float = 1.0) -> tuple[FloatAr
 @given(two_of_a_kind())
 def test_point_values_equal_scikit_learn(data: tuple[IntArray, IntArray]) -> None:
     answers, predictions = data
-    scores = label_set_scores(answers, predictions, NAMES, resamples=20)
+    scores = label_set_scores(answers, predictions, NAMES, resampling=Resampling(20))
     assert scores["subset_accuracy"].value == pytest.approx(reference.accuracy_score(answers, predictions))
     assert scores["hamming_loss"].value == pytest.approx(reference.hamming_loss(answers, predictions))
     seen = np.flatnonzero((answers + predictions).sum(axis=0))
@@ -73,7 +74,7 @@ def test_point_values_equal_scikit_learn(data: tuple[IntArray, IntArray]) -> Non
 @settings(max_examples=60, deadline=None)
 @given(two_of_a_kind(), st.integers(0, 5))
 def test_every_score_stands_in_its_interval(data: tuple[IntArray, IntArray], seed: int) -> None:
-    found = label_set_scores(*data, NAMES, resamples=50, seed=seed)
+    found = label_set_scores(*data, NAMES, resampling=Resampling(50, seed))
     for score in found.values():
         if isinstance(score, Score):
             assert 0 <= score.low <= score.value <= score.high <= 1
@@ -85,7 +86,7 @@ def test_the_interval_is_that_of_rows_drawn_with_replacement() -> None:
     rng = np.random.default_rng(1)
     drawn = [micro_f1(answers[rows], predictions[rows]) for rows in rng.integers(60, size=(4000, 60))]
     low, high = np.quantile(drawn, (0.025, 0.975))
-    found = label_set_scores(answers, predictions, NAMES, resamples=4000)["micro_f1"]
+    found = label_set_scores(answers, predictions, NAMES, resampling=Resampling(4000))["micro_f1"]
     assert (found.low, found.high) == pytest.approx((low, high), abs=0.01)
 
 
@@ -102,18 +103,18 @@ def test_no_cutoff_is_better_than_the_best(answers: IntArray, seed: int) -> None
 def test_paired_difference_is_the_difference_and_sees_an_advantage() -> None:
     logits, answers = made()
     ours, theirs = (logits > 0).astype(np.int64), (logits > 2).astype(np.int64)
-    gap = paired_label_set_difference(answers, ours, theirs, resamples=300)
+    gap = paired_label_set_difference(answers, ours, theirs, resampling=Resampling(300))
     assert gap.value == pytest.approx(micro_f1(answers, ours) - micro_f1(answers, theirs))
     assert gap.low > 0
-    assert paired_label_set_difference(answers, ours, ours, resamples=50) == Score(0, 0, 0)
+    assert paired_label_set_difference(answers, ours, ours, resampling=Resampling(50)) == Score(0, 0, 0)
 
 
 def test_temperature_is_found_again_and_calibrates() -> None:
     logits, answers = made(4000, scale=3.0)
     temperature = fit_label_temperature(logits, answers)
     assert temperature == pytest.approx(3.0, rel=0.1)
-    before = label_calibration_error(sigmoid(logits), answers, resamples=50)
-    after = label_calibration_error(sigmoid(logits / temperature), answers, resamples=50)
+    before = label_calibration_error(sigmoid(logits), answers, resampling=Resampling(50))
+    after = label_calibration_error(sigmoid(logits / temperature), answers, resampling=Resampling(50))
     assert after.value < before.value / 3
     assert fit_label_temperature(logits[:0], answers[:0]) == 1.0
 
@@ -128,7 +129,7 @@ def test_report_and_details_speak_of_the_same_decisions() -> None:
     logits, answers = made(200)
     form = AnswerForm("multiple", ";", cutoff=0.3)
     common: dict[str, Any] = {"form": form, "label_names": NAMES, "temperature": 1.0}
-    report = evaluate_label_sets(logits, answers, split="test", resamples=50, seed=0, **common)
+    report = evaluate_label_sets(logits, answers, split="test", resampling=Resampling(50, 0), **common)
     given = (sigmoid(logits) >= 0.3).astype(np.int64)
     assert report.scores["micro_f1"].value == pytest.approx(micro_f1(answers, given))
     details = label_set_details(logits, answers, **common)

@@ -18,7 +18,6 @@ from transformers import PreTrainedModel
 from gptailor.data.blocks import TokenStore, TokenWriter, num_blocks, open_store
 from gptailor.evaluate import language
 from gptailor.evaluate.language import (
-    FEW_DOCUMENTS,
     PieceNats,
     at_constant_cost,
     bits_difference,
@@ -27,10 +26,11 @@ from gptailor.evaluate.language import (
     text_scores,
     unigram_nats,
 )
+from gptailor.evaluate.resampling import FEWEST_GROUPS, Resampling
 from gptailor.models.load import load_saved_language_model, output_layer
 
 BIT = math.log(2)  # nats
-SETTINGS = {"resamples": 400, "seed": 0}
+SETTINGS = {"resampling": Resampling(400, 0)}
 # Document, ids and bytes of each piece; two pieces of document 0, one of document 1, one of document 2.
 PIECES = [(0, [5, 6, 7], 11), (0, [8], 2), (1, [9, 10, 11, 12, 13], 20), (2, [14, 15], 7)]
 
@@ -151,7 +151,7 @@ def test_scores_by_hand() -> None:
     assert min(ratios) - 1e-9 <= scores["loss"].low < 3 < scores["loss"].high <= max(ratios) + 1e-9
 
 
-@pytest.mark.parametrize("documents", [1, 5, FEW_DOCUMENTS, 60])
+@pytest.mark.parametrize("documents", [1, 5, FEWEST_GROUPS, 60])
 def test_an_interval_holds_its_value_and_narrows_with_more_text(documents: int) -> None:
     widths = []
     for count in (60, 6000):
@@ -161,7 +161,7 @@ def test_an_interval_holds_its_value_and_narrows_with_more_text(documents: int) 
                 assert score.low < score.value < score.high
             assert math.log(found["perplexity"].low) == pytest.approx(found["loss"].low)
         widths.append(found["bits_per_byte"].high - found["bits_per_byte"].low)
-    assert widths[1] < widths[0] / (2 if documents >= FEW_DOCUMENTS else 5)
+    assert widths[1] < widths[0] / (2 if documents >= FEWEST_GROUPS else 5)
 
 
 def test_the_interval_holds_the_truth_nineteen_times_in_twenty() -> None:
@@ -170,15 +170,15 @@ def test_the_interval_holds_the_truth_nineteen_times_in_twenty() -> None:
     for seed in range(200):
         rng = np.random.default_rng(seed)
         pieces = pieces_of(100 * rng.normal(4, 1, 40), [100] * 40, [300] * 40, range(40))
-        score = text_scores(pieces, resamples=200, seed=seed)["loss"]
+        score = text_scores(pieces, resampling=Resampling(200, seed))["loss"]
         inside += score.low <= 4 <= score.high
     assert 176 <= inside <= 199
 
 
 def test_with_many_documents_they_are_drawn_and_not_their_pieces() -> None:
     """All documents cost the same, whatever their pieces cost: then nothing is left to chance."""
-    nats, size = [1, 9] * FEW_DOCUMENTS, [10] * (2 * FEW_DOCUMENTS)
-    owners = np.repeat(np.arange(FEW_DOCUMENTS), 2)
+    nats, size = [1, 9] * FEWEST_GROUPS, [10] * (2 * FEWEST_GROUPS)
+    owners = np.repeat(np.arange(FEWEST_GROUPS), 2)
     many = text_scores(pieces_of(nats, size, size, owners), **SETTINGS)["loss"]
     assert many.low == many.high == many.value
     owners[-2:] = 0  # one document fewer: pieces are drawn
@@ -212,7 +212,7 @@ def test_a_difference_by_hand_and_one_that_is_none() -> None:
 
 def test_the_seed_draws_the_resamples() -> None:
     pieces = random_pieces(40, 40)
-    one, again, other = (text_scores(pieces, resamples=200, seed=seed) for seed in (0, 0, 1))
+    one, again, other = (text_scores(pieces, resampling=Resampling(200, seed)) for seed in (0, 0, 1))
     assert one == again
     assert one["loss"].low != other["loss"].low
     assert one["loss"].value == other["loss"].value

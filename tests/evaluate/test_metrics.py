@@ -22,6 +22,7 @@ from gptailor.evaluate.metrics import (
     paired_difference,
     verdict,
 )
+from gptailor.evaluate.resampling import Resampling
 from gptailor.types import IntArray, Score
 
 
@@ -46,7 +47,7 @@ def labelled(draw: st.DrawFn) -> tuple[int, IntArray, IntArray]:
 def test_point_values_equal_scikit_learn(data: tuple[int, IntArray, IntArray]) -> None:
     num_labels, answers, predictions = data
     names = [f"label {index}" for index in range(num_labels)]
-    scores = classification_scores(answers, predictions, names, resamples=20)
+    scores = classification_scores(answers, predictions, names, resampling=Resampling(20))
     assert scores["accuracy"].value == pytest.approx(reference.accuracy_score(answers, predictions))
     balanced = reference.balanced_accuracy_score(answers, predictions)
     assert scores["balanced_accuracy"].value == pytest.approx(balanced)
@@ -81,7 +82,11 @@ def test_every_interval_holds_its_value(data: tuple[int, IntArray, IntArray]) ->
         elif isinstance(node, Score):
             assert 0 <= node.low <= node.value <= node.high <= 1
 
-    check(classification_scores(answers, predictions, [str(i) for i in range(num_labels)], resamples=50))
+    check(
+        classification_scores(
+            answers, predictions, [str(i) for i in range(num_labels)], resampling=Resampling(50)
+        )
+    )
 
 
 def test_confusion_matrix_has_true_rows() -> None:
@@ -103,7 +108,9 @@ def test_interval_equals_resampling_rows_one_by_one() -> None:
         for label in range(3)
     ]
     low, high = np.quantile(np.mean(by_class, axis=0), [0.025, 0.975])
-    found = classification_scores(answers, predictions, ["a", "b", "c"], resamples=4000)["macro_f1"]
+    found = classification_scores(answers, predictions, ["a", "b", "c"], resampling=Resampling(4000))[
+        "macro_f1"
+    ]
     assert found.low == pytest.approx(low, abs=0.006)
     assert found.high == pytest.approx(high, abs=0.006)
 
@@ -120,11 +127,13 @@ def test_resample_averages_over_its_own_classes() -> None:
 def test_all_right_is_not_for_sure() -> None:
     """No resample of 20 right answers holds a wrong one; a true 97 % gives 20 of 20 every other time."""
     answers = np.tile([0, 1], 10)
-    found = classification_scores(answers, answers, ["a", "b"], resamples=50)["accuracy"]
+    found = classification_scores(answers, answers, ["a", "b"], resampling=Resampling(50))["accuracy"]
     between = stats.binomtest(20, 20).proportion_ci(method="wilson")
     assert (found.low, found.high) == pytest.approx((between.low, 1.0))
-    assert bootstrap_share(np.zeros(20), resamples=50).high == pytest.approx(1 - between.low)
-    assert bootstrap_mean(np.zeros(20), resamples=50) == Score(0, 0, 0)  # differences of equal models
+    assert bootstrap_share(np.zeros(20), resampling=Resampling(50)).high == pytest.approx(1 - between.low)
+    assert bootstrap_mean(np.zeros(20), resampling=Resampling(50)) == Score(
+        0, 0, 0
+    )  # differences of equal models
 
 
 def test_interval_covers_the_truth() -> None:
@@ -132,7 +141,7 @@ def test_interval_covers_the_truth() -> None:
     for seed in range(200):
         right = (np.random.default_rng(seed).random(150) < 0.8).astype(np.int64)
         score = classification_scores(
-            np.ones(150, dtype=np.int64), right, ["n", "y"], resamples=300, seed=seed
+            np.ones(150, dtype=np.int64), right, ["n", "y"], resampling=Resampling(300, seed)
         )
         covered += score["accuracy"].low <= 0.8 <= score["accuracy"].high
     assert 0.89 <= covered / 200 <= 0.99
@@ -142,7 +151,8 @@ def test_same_seed_same_interval() -> None:
     answers = np.random.default_rng(0).integers(4, size=300)
     predictions = noisy(answers, right=0.8, num_labels=4, seed=1)
     one, again, other = (
-        classification_scores(answers, predictions, list("abcd"), seed=seed) for seed in (5, 5, 6)
+        classification_scores(answers, predictions, list("abcd"), resampling=Resampling(seed=seed))
+        for seed in (5, 5, 6)
     )
     assert as_json(one) == as_json(again)
     assert as_json(one) != as_json(other)
@@ -162,7 +172,9 @@ def test_paired_difference_is_the_difference_of_the_scores() -> None:
     answers = np.random.default_rng(0).integers(4, size=500)
     ours, theirs = (noisy(answers, right=s, num_labels=4, seed=i) for i, s in enumerate((0.9, 0.7)))
     found = paired_difference(answers, ours, theirs, num_labels=4)
-    scores = [classification_scores(answers, p, list("abcd"), resamples=10) for p in (ours, theirs)]
+    scores = [
+        classification_scores(answers, p, list("abcd"), resampling=Resampling(10)) for p in (ours, theirs)
+    ]
     assert found.value == pytest.approx(scores[0]["macro_f1"].value - scores[1]["macro_f1"].value)
     assert found.low > 0.05
     turned = paired_difference(answers, theirs, ours, num_labels=4)
@@ -187,7 +199,7 @@ def test_equal_models_are_seldom_called_different() -> None:
     for seed in range(120):
         answers = np.random.default_rng(seed).integers(3, size=200)
         ours, theirs = (noisy(answers, right=0.8, num_labels=3, seed=1000 * side + seed) for side in (1, 2))
-        difference = paired_difference(answers, ours, theirs, num_labels=3, resamples=300, seed=seed)
+        difference = paired_difference(answers, ours, theirs, num_labels=3, resampling=Resampling(300, seed))
         false_alarms += difference.low > 0
     assert false_alarms <= 9  # 3 expected; more than 9 happens once in 600
 

@@ -17,6 +17,7 @@ from gptailor.evaluate.numbers import (
     paired_error_difference,
     quantile_bins,
 )
+from gptailor.evaluate.resampling import Resampling
 from gptailor.types import FloatArray, Score
 
 numbers = st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=3, max_size=40)
@@ -26,7 +27,7 @@ numbers = st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=3
 @given(numbers)
 def test_point_values_equal_scipy_and_scikit_learn(pairs: list[tuple[int, int]]) -> None:
     answers, predictions = np.array(pairs, np.float64).T
-    scores = number_scores(answers, predictions, resamples=20)
+    scores = number_scores(answers, predictions, resampling=Resampling(20))
     assert scores["mae"].value == pytest.approx(reference.mean_absolute_error(answers, predictions))
     assert scores["rmse"].value == pytest.approx(reference.root_mean_squared_error(answers, predictions))
     flat = len(set(answers)) < 2 or len(set(predictions)) < 2
@@ -41,8 +42,10 @@ def test_point_values_equal_scipy_and_scikit_learn(pairs: list[tuple[int, int]])
 @pytest.mark.parametrize("start", [0.0, 1e6])
 def test_correlations_do_not_depend_on_the_unit(scale: float, start: float) -> None:
     answers, predictions = noisy(50, 0.5)
-    expected = number_scores(answers, predictions, resamples=50)
-    scaled = number_scores((answers + start) * scale, (predictions - start) * scale, resamples=50)
+    expected = number_scores(answers, predictions, resampling=Resampling(50))
+    scaled = number_scores(
+        (answers + start) * scale, (predictions - start) * scale, resampling=Resampling(50)
+    )
     for name in ("pearson", "spearman"):
         for end in ("value", "low", "high"):
             assert getattr(scaled[name], end) == pytest.approx(getattr(expected[name], end), abs=1e-6)
@@ -52,7 +55,7 @@ def test_correlations_do_not_depend_on_the_unit(scale: float, start: float) -> N
 def test_equal_numbers_have_no_correlation(same: float) -> None:
     answers, _ = noisy(1001, 0.5)
     for pair in ((answers, np.full(1001, same)), (np.full(1001, same), answers)):
-        assert number_scores(*pair, resamples=20)["pearson"] == Score(0.0, 0.0, 0.0)
+        assert number_scores(*pair, resampling=Resampling(20))["pearson"] == Score(0.0, 0.0, 0.0)
 
 
 def noisy(rows: int, noise: float, seed: int = 0) -> tuple[FloatArray, FloatArray]:
@@ -64,7 +67,7 @@ def noisy(rows: int, noise: float, seed: int = 0) -> tuple[FloatArray, FloatArra
 def test_paired_difference_below_zero_is_better() -> None:
     answers, ours = noisy(300, 0.3)
     _, theirs = noisy(300, 0.6)
-    gap = paired_error_difference(answers, ours, theirs, resamples=300)
+    gap = paired_error_difference(answers, ours, theirs, resampling=Resampling(300))
     assert gap.high < 0
     said = number_verdict(
         ours_name="The fine-tune", best_baseline="tfidf_ridge", difference=gap, same_predictions=False
@@ -74,7 +77,7 @@ def test_paired_difference_below_zero_is_better() -> None:
     worse = number_verdict(
         ours_name="The fine-tune",
         best_baseline="mean",
-        difference=paired_error_difference(answers, theirs, ours, resamples=300),
+        difference=paired_error_difference(answers, theirs, ours, resampling=Resampling(300)),
         same_predictions=False,
     )
     assert not worse["worth_it"]

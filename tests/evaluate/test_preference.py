@@ -15,8 +15,9 @@ from gptailor.evaluate.preference import (
     share_difference,
     share_score,
 )
+from gptailor.evaluate.resampling import Resampling
 
-SETTINGS = {"resamples": 500, "seed": 0}
+SETTINGS = {"resampling": Resampling(500, 0)}
 margins = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40)
 
 
@@ -32,13 +33,13 @@ def test_turned_round_it_is_the_other_half(values: list[float]) -> None:
 
 def test_a_share_is_the_mean_with_an_interval_that_holds_it() -> None:
     shares = right_shares([1.0] * 70 + [-1.0] * 30)
-    found = share_score(shares, resamples=2000, seed=0)
+    found = share_score(shares, resampling=Resampling(2000, 0))
     assert found.value == 0.7
     error = np.sqrt(0.7 * 0.3 / 100)  # of a binomial share
     assert found.low == pytest.approx(0.7 - 1.96 * error, abs=0.015)
     assert found.high == pytest.approx(0.7 + 1.96 * error, abs=0.015)
-    assert share_score(shares, resamples=2000, seed=0) == found
-    assert share_score(np.ones(9), **SETTINGS) == share_score(np.ones(9), resamples=100, seed=7)
+    assert share_score(shares, resampling=Resampling(2000, 0)) == found
+    assert share_score(np.ones(9), **SETTINGS) == share_score(np.ones(9), resampling=Resampling(100, 7))
 
 
 def test_a_difference_is_paired() -> None:
@@ -55,9 +56,9 @@ def test_a_difference_is_paired() -> None:
 @given(margins)
 def test_a_difference_is_one_of_means(values: list[float]) -> None:
     ours, theirs = right_shares(values), right_shares(values[::-1])
-    found = share_difference(ours, theirs, resamples=100, seed=1)
+    found = share_difference(ours, theirs, resampling=Resampling(100, 1))
     assert found.value == pytest.approx(ours.mean() - theirs.mean())
-    turned = share_difference(theirs, ours, resamples=100, seed=1)
+    turned = share_difference(theirs, ours, resampling=Resampling(100, 1))
     assert (turned.value, turned.low, turned.high) == pytest.approx((-found.value, -found.high, -found.low))
 
 

@@ -14,6 +14,7 @@ from sklearn import metrics
 from gptailor.errors import DataError, NonFiniteError
 from gptailor.evaluate.calibrate import softmax
 from gptailor.evaluate.metrics import as_json
+from gptailor.evaluate.resampling import Resampling
 from gptailor.evaluate.run import evaluate_logits, evaluation_details, macro_f1, overfitting_in_words
 
 NAMES = ["business", "health", "sports"]
@@ -29,7 +30,7 @@ def draw(rows: int = 200, *, seed: int = 0, sharpness: float = 2.0) -> tuple[Any
 
 
 def evaluate(logits: Any, answers: Any, **changes: Any) -> Any:
-    settings = {"label_names": NAMES, "temperature": 1.7, "resamples": 300, "seed": 0, **changes}
+    settings = {"label_names": NAMES, "temperature": 1.7, "resampling": Resampling(300, 0), **changes}
     return evaluate_logits(logits, answers, split="test", **settings)
 
 
@@ -76,7 +77,7 @@ def test_the_temperature_changes_probabilities_and_no_answer() -> None:
 def test_the_same_seed_gives_the_same_intervals_and_another_seed_others() -> None:
     logits, answers = draw()
     assert evaluate(logits, answers).scores == evaluate(logits, answers).scores
-    assert evaluate(logits, answers).scores != evaluate(logits, answers, seed=1).scores
+    assert evaluate(logits, answers).scores != evaluate(logits, answers, resampling=Resampling(300, 1)).scores
 
 
 def test_the_order_of_the_rows_and_of_their_batches_changes_nothing() -> None:
@@ -112,7 +113,7 @@ def test_no_rows_and_numbers_that_are_none_are_refused() -> None:
 
 
 def details(logits: Any, answers: Any, **changes: Any) -> dict[str, Any]:
-    settings = {"label_names": NAMES, "temperature": 1.7, "threshold": 0.6, "resamples": 300, "seed": 0}
+    settings = {"label_names": NAMES, "temperature": 1.7, "threshold": 0.6, "resampling": Resampling(300, 0)}
     return evaluation_details(logits, answers, **{**settings, **changes})
 
 

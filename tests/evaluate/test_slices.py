@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from gptailor.evaluate.resampling import Resampling
 from gptailor.evaluate.slices import (
     EMPTY,
     OTHER,
@@ -21,14 +22,17 @@ def test_heavy_rows_count_by_their_weight_and_are_tested_by_another_measure() ->
     """A short answer of four nats and a long one of a hundred: bits per byte of all is sum over sum."""
     sizes, nats = np.array([2.0, 200.0] * 15), np.array([4.0, 100.0] * 15)
     columns = {"all": ["x"] * 30}
-    (one,) = slice_rows(columns, nats / sizes, are_numbers=True, weights=sizes, resamples=200)
+    (one,) = slice_rows(columns, nats / sizes, are_numbers=True, weights=sizes, resampling=Resampling(200))
     assert one.score.value == pytest.approx(104 / 202)
     assert one.score.low <= one.score.value <= one.score.high
     sides = {"side": ["a", "b"] * 30}
     errors = np.tile([2.0, 1.0], 30)
-    worse = {one.value: one.much_worse for one in slice_rows(sides, errors, are_numbers=True, resamples=200)}
+    worse = {
+        one.value: one.much_worse
+        for one in slice_rows(sides, errors, are_numbers=True, resampling=Resampling(200))
+    }
     assert worse == {"a": True, "b": False}
-    tested = slice_rows(sides, errors, are_numbers=True, ranked=np.ones(60), resamples=200)
+    tested = slice_rows(sides, errors, are_numbers=True, ranked=np.ones(60), resampling=Resampling(200))
     assert not any(one.much_worse for one in tested), "by what they are tested by they are alike"
 
 
@@ -113,7 +117,9 @@ def test_false_alarms_are_rare_among_many_slices() -> None:
 def test_numbers_are_judged_by_their_absolute_errors() -> None:
     rng = np.random.default_rng(0)
     errors = np.concatenate([rng.exponential(2.0, 60), rng.exponential(1.0, 200)])
-    slices = slice_rows({"source": ["far"] * 60 + ["near"] * 200}, errors, are_numbers=True, resamples=200)
+    slices = slice_rows(
+        {"source": ["far"] * 60 + ["near"] * 200}, errors, are_numbers=True, resampling=Resampling(200)
+    )
     worst = worst_slice(slices, are_numbers=True)
     assert worst is not None
     assert (worst.value, worst.much_worse) == ("far", True)
@@ -124,3 +130,25 @@ def test_rows_of_one_slice_have_no_rest() -> None:
     (only,) = slice_rows({"source": ["a"] * 30}, np.zeros(30))
     assert np.isnan(only.rest)
     assert (only.p, only.much_worse) == (None, False)
+
+
+def test_a_slice_of_few_groups_is_not_judged_and_one_of_many_is_by_groups() -> None:
+    """A hundred rows of two authors tell of two authors."""
+    errors = np.concatenate([np.ones(100), np.zeros(900)])
+    side = {"side": ["worse"] * 100 + ["others"] * 900}
+    by_rows = {one.value: one for one in slice_rows(side, errors, resampling=Resampling(200))}
+    assert by_rows["worse"].much_worse
+    few = Resampling(200, groups=np.repeat(np.arange(20), 50))
+    assert {one.p for one in slice_rows(side, errors, resampling=few)} == {None}
+    many = Resampling(200, groups=np.repeat(np.arange(250), 4))
+    by_groups = {one.value: one for one in slice_rows(side, errors, resampling=many)}
+    assert by_groups["worse"].much_worse
+    assert by_groups["worse"].p > by_rows["worse"].p  # type: ignore[operator]
+    assert by_groups["worse"].score.high > by_rows["worse"].score.high  # Wilson's, of 25 groups
+    rng = np.random.default_rng(0)
+    chance = (rng.random(250) < 0.5)[np.repeat(np.arange(250), 4)].astype(np.float64)
+    wide, narrow = (
+        next(one.score for one in slice_rows(side, chance, resampling=drawn) if one.value == "worse")
+        for drawn in (many, Resampling(200))
+    )
+    assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)

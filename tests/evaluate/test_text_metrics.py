@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptailor.errors import DataError, RecipeError
-from gptailor.evaluate.metrics import interval, resampled_rows
+from gptailor.evaluate.metrics import interval
+from gptailor.evaluate.resampling import Resampling
 from gptailor.evaluate.text_metrics import (
     METRICS,
     TextAnswers,
@@ -45,9 +46,9 @@ def answers_of(predictions: Sequence[str], *references: str | Sequence[str]) -> 
 
 def value(metric: str, prediction: str, *references: str) -> float:
     """The score of a single row."""
-    return text_answer_scores(answers_of([prediction], references), metrics=[metric], resamples=2)[
-        metric
-    ].value
+    return text_answer_scores(
+        answers_of([prediction], references), metrics=[metric], resampling=Resampling(2)
+    )[metric].value
 
 
 def some_answers(num_rows: int = 16) -> TextAnswers:
@@ -134,12 +135,14 @@ def test_stop_rate_and_length_ratio() -> None:
 @pytest.mark.parametrize("metric", [name for name in METRICS if name not in LINEARIZED])
 def test_intervals_equal_plain_resampling(metric: str) -> None:
     answers = some_answers()
-    drawn = np.concatenate(list(resampled_rows(np.random.default_rng(5), len(answers.stopped), resamples=60)))
+    drawn = np.random.default_rng(5).integers(len(answers.stopped), size=(60, len(answers.stopped)))
     plain = [
-        text_answer_scores(drawn_again(answers, rows), metrics=[metric], resamples=1)[metric].value
+        text_answer_scores(drawn_again(answers, rows), metrics=[metric], resampling=Resampling(1))[
+            metric
+        ].value
         for rows in drawn.tolist()
     ]
-    found = text_answer_scores(answers, metrics=[metric], resamples=60, seed=5)[metric]
+    found = text_answer_scores(answers, metrics=[metric], resampling=Resampling(60, 5))[metric]
     assert close(found, interval(found.value, np.array(plain)))
     assert found.low < found.high
 
@@ -148,21 +151,23 @@ def test_intervals_equal_plain_resampling(metric: str) -> None:
 def test_paired_difference_equals_plain_resampling(metric: str) -> None:
     answers = some_answers()
     theirs = TextAnswers(answers.predictions[::-1], answers.references, answers.stopped)
-    drawn = np.concatenate(list(resampled_rows(np.random.default_rng(5), len(answers.stopped), resamples=30)))
+    drawn = np.random.default_rng(5).integers(len(answers.stopped), size=(30, len(answers.stopped)))
     everyone = [list(range(len(answers.stopped))), *drawn.tolist()]
     ours, others = (
         np.array(
             [
-                text_answer_scores(drawn_again(system, rows), metrics=[metric], resamples=1)[metric].value
+                text_answer_scores(drawn_again(system, rows), metrics=[metric], resampling=Resampling(1))[
+                    metric
+                ].value
                 for rows in everyone
             ]
         )
         for system in (answers, theirs)
     )
     gaps = ours - others
-    found = paired_text_difference(answers, theirs.predictions, metric=metric, resamples=30, seed=5)
+    found = paired_text_difference(answers, theirs.predictions, metric=metric, resampling=Resampling(30, 5))
     assert close(found, interval(float(gaps[0]), gaps[1:]))
-    back = paired_text_difference(theirs, answers.predictions, metric=metric, resamples=30, seed=5)
+    back = paired_text_difference(theirs, answers.predictions, metric=metric, resampling=Resampling(30, 5))
     assert back.value == -found.value
 
 
@@ -186,7 +191,7 @@ def test_intervals_of_distinct_hold_the_truth(metric: str) -> None:
     def sampled() -> Score:
         words = rng.choice(vocabulary, p=share / share.sum(), size=(60, 8))
         answers = answers_of([" ".join(row) for row in words], *([""] * 60))
-        return text_answer_scores(answers, metrics=[metric], resamples=300)[metric]
+        return text_answer_scores(answers, metrics=[metric], resampling=Resampling(300))[metric]
 
     found = [sampled() for _ in range(150)]
     truth = np.mean([score.value for score in found])
@@ -199,10 +204,10 @@ def test_intervals_of_distinct_hold_the_truth(metric: str) -> None:
 
 def test_all_metrics_together_equal_each_alone() -> None:
     answers = some_answers()
-    together = text_answer_scores(answers, metrics=list(METRICS), resamples=50, seed=1)
+    together = text_answer_scores(answers, metrics=list(METRICS), resampling=Resampling(50, 1))
     assert list(together) == list(METRICS)
     for metric in METRICS:
-        alone = text_answer_scores(answers, metrics=[metric], resamples=50, seed=1)[metric]
+        alone = text_answer_scores(answers, metrics=[metric], resampling=Resampling(50, 1))[metric]
         assert close(together[metric], alone), metric
     assert text_answer_scores(answers, metrics=[]) == {}
 
@@ -219,7 +224,7 @@ any_row = st.tuples(any_text, st.lists(any_text, min_size=1, max_size=3), st.boo
 def test_every_score_is_on_its_scale_inside_its_interval(rows: list[tuple[str, list[str], bool]]) -> None:
     predictions, references, stopped = zip(*rows, strict=True)
     scores = text_answer_scores(
-        TextAnswers(predictions, references, stopped), metrics=list(METRICS), resamples=25
+        TextAnswers(predictions, references, stopped), metrics=list(METRICS), resampling=Resampling(25)
     )
     for metric, score in scores.items():
         assert 0 <= score.low <= score.value <= score.high <= TOP.get(metric, 1.0) * (1 + 1e-12), metric
@@ -229,7 +234,7 @@ def test_every_score_is_on_its_scale_inside_its_interval(rows: list[tuple[str, l
 @given(st.lists(any_text, min_size=1, max_size=5), any_text)
 def test_a_text_equal_to_a_reference_scores_the_top(texts: list[str], other: str) -> None:
     answers = answers_of(texts, *([other, text] for text in texts))
-    found = text_answer_scores(answers, metrics=list(METRICS), resamples=10)
+    found = text_answer_scores(answers, metrics=list(METRICS), resampling=Resampling(10))
     assert found["exact_match"] == found["f1"] == Score(1.0, 1.0, 1.0)
     if all(len(stemmed_words(text)) >= 2 for text in texts):
         assert found["rouge_1"] == found["rouge_2"] == found["rouge_l"] == Score(1.0, 1.0, 1.0)

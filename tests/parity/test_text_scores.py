@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sacrebleu.metrics import BLEU, CHRF
 
-from gptailor.evaluate.metrics import resampled_rows
+from gptailor.evaluate.resampling import Resampling
 from gptailor.evaluate.text_metrics import TextAnswers, signature, text_answer_scores
 from gptailor.evaluate.text_rows import stemmed_words
 
@@ -43,7 +43,7 @@ def by_sacrebleu(scorer: Any, rows: list[tuple[str, list[str]]]) -> float:
 def test_any_rows_equal_sacrebleu(metric: str, rows: list[tuple[str, list[str]]]) -> None:
     scorer = SACRE[metric]()
     answers = answers_of(rows)
-    found = text_answer_scores(answers, metrics=[metric], resamples=2)[metric].value
+    found = text_answer_scores(answers, metrics=[metric], resampling=Resampling(2))[metric].value
     assert found == pytest.approx(by_sacrebleu(scorer, rows), rel=1e-12, abs=1e-12)
     assert signature(metric, answers.references) == str(scorer.get_signature())
 
@@ -80,10 +80,10 @@ def test_real_rows_equal_sacrebleu(rows_of: Any, metric: str) -> None:
     rows = rows_of(40)
     answers = answers_of(rows)
     scorer = SACRE[metric]()
-    found = text_answer_scores(answers, metrics=[metric], resamples=15, seed=4)[metric]
+    found = text_answer_scores(answers, metrics=[metric], resampling=Resampling(15, 4))[metric]
     assert found.value == pytest.approx(by_sacrebleu(scorer, rows), rel=1e-12)
     assert 5 < found.value < 95
-    drawn = np.concatenate(list(resampled_rows(np.random.default_rng(4), len(rows), resamples=15)))
+    drawn = np.random.default_rng(4).integers(len(rows), size=(15, len(rows)))
     theirs = [by_sacrebleu(scorer, [rows[row] for row in sample]) for sample in drawn]
     assert [found.low, found.high] == pytest.approx(np.quantile(theirs, [0.025, 0.975]), rel=1e-12)
 
@@ -96,7 +96,7 @@ def by_rouge_score(rows: list[tuple[str, list[str]]], tokenizer: Any = None) -> 
 
 
 def our_rouge(rows: list[tuple[str, list[str]]]) -> dict[str, float]:
-    scores = text_answer_scores(answers_of(rows), metrics=list(ROUGE), resamples=2)
+    scores = text_answer_scores(answers_of(rows), metrics=list(ROUGE), resampling=Resampling(2))
     return {name: score.value for name, score in scores.items()}
 
 

@@ -16,6 +16,7 @@ from gptailor.evaluate.label_sets import label_set_scores
 from gptailor.evaluate.metrics import as_json, classification_scores, paired_difference
 from gptailor.evaluate.numbers import number_scores, paired_error_difference
 from gptailor.evaluate.paired import corrected_for_all_pairs, difference_of, holm, resampled_scores
+from gptailor.evaluate.resampling import Resampling
 from gptailor.pipeline.compare import compare_runs
 from gptailor.recipe import build_recipe, dump_recipe
 from gptailor.report.comparison import render_comparison
@@ -63,6 +64,8 @@ def write_run(
     }  # fmt: skip
     (folder / "model" / "config.json").write_text("{}")
     (folder / "model" / "gptailor.json").write_text(json.dumps(bundle))
+    if header and "source" not in header:
+        header, rows = ("source", "row", *header), [("x.csv", place, *row) for place, row in enumerate(rows)]
     if header:
         write_csv_safely(folder / file, header, rows)
     return folder
@@ -72,7 +75,7 @@ def write_classifier(
     folder: Path, predictions: Any, *, order: Any = None, places: Any = None, **settings: Any
 ) -> Path:
     places = np.arange(len(ANSWERS)) if places is None else places
-    scores = classification_scores(ANSWERS[places], predictions[places], LABELS, resamples=100)
+    scores = classification_scores(ANSWERS[places], predictions[places], LABELS, resampling=Resampling(100))
     listed = places if order is None else order
     rows = [
         ("t.csv", int(row), f"text {row // 2}", LABELS[ANSWERS[row]], LABELS[predictions[row]])
@@ -88,7 +91,7 @@ def test_the_best_comes_first_and_others_are_tested_against_it(tmp_path: Path) -
         write_classifier(tmp_path / "good", guesses(0.9, 2)),
         write_classifier(tmp_path / "near", np.where(np.arange(200) == 7, 0, guesses(0.9, 2))),
     ]
-    found = compare_runs(runs, resamples=500)
+    found = compare_runs(runs, resampling=Resampling(500))
     order = [Path(run["run"]).name for run in found["runs"]]
     assert order[-1] == "poor"
     assert found["best"] == found["runs"][0]["run"]
@@ -105,8 +108,8 @@ def test_the_difference_is_that_of_the_report(tmp_path: Path) -> None:
     """The statistic from the files is the one the ladder uses."""
     ours, theirs = guesses(0.5, 1), guesses(0.7, 2)
     runs = [write_classifier(tmp_path / "a", ours), write_classifier(tmp_path / "b", theirs)]
-    gap = compare_runs(runs, resamples=4000)["runs"][1]["against_best"]["difference"]
-    expected = paired_difference(ANSWERS, ours, theirs, num_labels=3, resamples=4000)
+    gap = compare_runs(runs, resampling=Resampling(4000))["runs"][1]["against_best"]["difference"]
+    expected = paired_difference(ANSWERS, ours, theirs, num_labels=3, resampling=Resampling(4000))
     assert gap["value"] == pytest.approx(expected.value, abs=1e-6)
     assert gap["low"] == pytest.approx(expected.low, abs=0.01)
     assert gap["high"] == pytest.approx(expected.high, abs=0.01)
@@ -118,7 +121,10 @@ def test_rows_are_matched_by_text_and_answer_whatever_their_order(tmp_path: Path
     mixed = np.random.default_rng(3).permutation(100) * 2  # pairs of rows with one text stay in order
     order = np.column_stack([mixed, mixed + 1]).ravel()
     turned = [straight[0], write_classifier(tmp_path / "c", theirs, order=order)]
-    one, other = (compare_runs(runs, resamples=300)["runs"][1]["against_best"] for runs in (straight, turned))
+    one, other = (
+        compare_runs(runs, resampling=Resampling(300))["runs"][1]["against_best"]
+        for runs in (straight, turned)
+    )
     assert one == other
 
 
@@ -163,7 +169,7 @@ def test_sets_of_labels_numbers_texts_preferences_and_bits(tmp_path: Path) -> No
         cells = [[mark.join(np.array(LABELS)[row == 1]) or "[]" for row in one] for one in (sets, given)]
         write_run(
             tmp_path / "sets" / name,
-            test=as_json(label_set_scores(sets, given, LABELS, resamples=100)),
+            test=as_json(label_set_scores(sets, given, LABELS, resampling=Resampling(100))),
             header=("text", "answer", "prediction"),
             rows=[(f"t{i}", *pair) for i, pair in enumerate(zip(*cells, strict=True))],
             answer={"kind": "multiple", "separator": mark},  # each run's cells are read with its own mark
@@ -171,7 +177,7 @@ def test_sets_of_labels_numbers_texts_preferences_and_bits(tmp_path: Path) -> No
         guessed = numbers + noise * np.random.default_rng(1).normal(size=120)
         write_run(
             tmp_path / "numbers" / name,
-            test=as_json(number_scores(numbers, guessed, resamples=100)),
+            test=as_json(number_scores(numbers, guessed, resampling=Resampling(100))),
             header=("text", "answer", "prediction"),
             rows=[
                 (f"t{i}", repr(float(x)), repr(float(y)))
@@ -207,7 +213,7 @@ def test_sets_of_labels_numbers_texts_preferences_and_bits(tmp_path: Path) -> No
             file="test_bits.csv",
         )
     for kind in ("sets", "numbers", "preference", "texts", "bits"):
-        found = compare_runs([tmp_path / kind / "b", tmp_path / kind / "a"], resamples=300)
+        found = compare_runs([tmp_path / kind / "b", tmp_path / kind / "a"], resampling=Resampling(300))
         assert Path(found["best"]).name == "a", kind
         test = found["runs"][1]["against_best"]
         assert test["clear"], (kind, test)
@@ -234,7 +240,7 @@ def test_rows_that_were_drawn_together_count_once(tmp_path: Path) -> None:
             )
     widths = {}
     for kind in ("grouped", "apart"):
-        found = compare_runs([tmp_path / kind / "a", tmp_path / kind / "b"], resamples=400)
+        found = compare_runs([tmp_path / kind / "a", tmp_path / kind / "b"], resampling=Resampling(400))
         gap = found["runs"][1]["against_best"]["difference"]
         widths[kind] = gap["high"] - gap["low"]
     assert widths["grouped"] > 2 * widths["apart"]
@@ -245,9 +251,9 @@ def test_numbers_are_tested_as_in_the_report() -> None:
     answers = rng.normal(size=80)
     ours, theirs = answers + 0.3 * rng.normal(size=80), answers + 0.5 * rng.normal(size=80)
     rows = {n: np.column_stack([(p - answers) ** 2, np.ones(80)]) for n, p in (("a", ours), ("b", theirs))}
-    drawn = resampled_scores(rows, lambda sums: np.sqrt(sums[:, 0] / sums[:, 1]), resamples=3000)
+    drawn = resampled_scores(rows, lambda sums: np.sqrt(sums[:, 0] / sums[:, 1]), resampling=Resampling(3000))
     gap, p = difference_of(drawn["a"], drawn["b"])
-    expected = paired_error_difference(answers, ours, theirs, resamples=3000)
+    expected = paired_error_difference(answers, ours, theirs, resampling=Resampling(3000))
     assert (gap.value, gap.low, gap.high) == pytest.approx(
         (expected.value, expected.low, expected.high), abs=0.01
     )
@@ -266,7 +272,7 @@ def test_the_best_of_many_equal_runs_is_seldom_clearly_better() -> None:
     alarms = 0
     for _ in range(60):
         rows = {str(run): (rng.random((80, 1)) < 0.7).astype(float) for run in range(8)}
-        drawn = resampled_scores(rows, lambda sums: sums[:, 0] / 80, resamples=400)
+        drawn = resampled_scores(rows, lambda sums: sums[:, 0] / 80, resampling=Resampling(400))
         corrected = corrected_for_all_pairs(drawn)
         best = max(drawn, key=lambda name: drawn[name][0])
         alarms += any(p < 0.05 for pair, p in corrected.items() if best in pair)
@@ -278,7 +284,7 @@ def test_p_values_hold_under_no_difference() -> None:
     rng, found = np.random.default_rng(0), 0
     for _ in range(200):
         rows = {name: (rng.random((150, 1)) < 0.7).astype(float) for name in ("a", "b")}
-        drawn = resampled_scores(rows, lambda sums: sums[:, 0], resamples=400)
+        drawn = resampled_scores(rows, lambda sums: sums[:, 0], resampling=Resampling(400))
         found += difference_of(drawn["a"], drawn["b"])[1] < 0.05
     assert 2 <= found <= 20
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,22 @@ from transformers import AutoModelForCausalLM
 import tiny
 from gptailor.evaluate.baselines import tfidf
 from gptailor.evaluate.metrics import as_json, classification_scores, paired_difference
+from gptailor.evaluate.resampling import Resampling
 from gptailor.evaluate.run import macro_f1
 from gptailor.models.predictor import Predictor
 from gptailor.pipeline import ladder
 from gptailor.pipeline.fit import open_workshop
 from gptailor.pipeline.frozen import run_frozen
 from gptailor.pipeline.keep import keep
-from gptailor.pipeline.ladder import Ladder, Rung, climb, judge, prompted_limit, stratified_sample
+from gptailor.pipeline.ladder import (
+    Ladder,
+    Rung,
+    climb,
+    judge,
+    kept_modest,
+    prompted_limit,
+    stratified_sample,
+)
 from gptailor.pipeline.place import Listener, Trained
 from gptailor.pipeline.prepare import prepare
 from gptailor.pipeline.workshop import Candidate, Workshop
@@ -250,8 +260,7 @@ def test_only_a_sample_is_prompted_where_more_would_cost_too_much(
         answers[climbed.rungs["zero_shot"].rows],
         climbed.rungs["zero_shot"].predictions,
         shop.label_names,
-        resamples=200,
-        seed=0,
+        resampling=Resampling(200),
     )
     assert scores["zero_shot"]["macro_f1"] == as_json(expected["macro_f1"])
 
@@ -299,7 +308,7 @@ def test_the_verdict_is_the_paired_difference_to_the_best_on_validation(shop: Wo
     assert verdict is not None
     assert verdict["best_baseline"] == "frozen"
     expected = paired_difference(
-        answers, ours, better_on_validation.predictions, num_labels=3, resamples=200, seed=0
+        answers, ours, better_on_validation.predictions, num_labels=3, resampling=Resampling(200, 0)
     )
     assert verdict["difference"] == as_json(expected)
     assert verdict["worth_it"] is (expected.low > 0) is True
@@ -348,8 +357,42 @@ def test_too_few_telling_rows_are_no_verdict(shop: Workshop) -> None:
         assert verdict["difference"]["low"] > 0
         assert verdict.get("too_few", False) == told
         assert verdict["worth_it"] == (not told)
-        assert ("only 5 test rows of 45 tell the two apart" in verdict["says"]) == told
+        assert ("only 5 of 45 test rows tell the two apart: too few" in verdict["says"]) == told
         assert verdict["says"].startswith("The head on frozen features is")
+
+
+def test_rows_of_one_group_speak_once() -> None:
+    said = {"difference": {"low": 0.1, "high": 0.2}, "worth_it": True, "says": "Ahead: worth it."}
+    groups = np.repeat(np.arange(30), 10)
+    telling = np.isin(groups, [3, 4, 5, 6, 7])  # fifty rows, five groups
+    modest = kept_modest(said, telling, Resampling(groups=groups))
+    assert modest["says"] == "Ahead, but only 5 of 30 groups of test rows tell the two apart: too few to say."
+    assert modest["too_few"]
+    assert not modest["worth_it"]
+    assert kept_modest(said, telling, Resampling())["worth_it"]
+    enough = kept_modest(said, np.isin(groups, range(6)), Resampling(groups=groups))
+    assert enough == {**said, "says": "Ahead: worth it."}
+    of_few = kept_modest(said, np.ones(300, bool), Resampling(groups=np.repeat(np.arange(8), 38)[:300]))
+    assert of_few["worth_it"]
+    assert "of 8 groups only" in of_few["says"]
+
+
+def test_groups_of_the_test_rows_widen_what_is_said_of_them(shop: Workshop) -> None:
+    """Each score, each baseline's and the verdict are drawn by the groups that the split kept together."""
+    rows = shop.tokens.examples["test"]
+    grouped = [replace(row, group=str(place // 2)) for place, row in enumerate(rows)]  # 23 of 45 rows
+    tokens = replace(shop.tokens, examples={**shop.tokens.examples, "test": grouped})
+    answers = answers_of(shop, "test")
+    every, judged = np.arange(len(answers)), answers_of(shop, "validation")
+    wrong = guesses(answers, 16)  # the first sixteen rows: eight groups
+    climbed = Ladder({"tfidf": Rung("tfidf", judged, every, wrong, every)})
+    widths = []
+    for one in (shop, replace(shop, tokens=tokens)):
+        scores, verdict = judge(one, climbed, answers=answers, predictions=answers, approach="full")
+        assert verdict is not None
+        ends = (scores["tfidf"]["accuracy"], verdict["difference"])
+        widths.append([end["high"] - end["low"] for end in ends])
+    assert all(wide > 1.2 * narrow for narrow, wide in zip(*widths, strict=True))
 
 
 @pytest.mark.parametrize(("ours", "worth"), [(0, True), (19, False), (20, False), (45, False)])
@@ -381,6 +424,6 @@ def test_against_a_sample_the_difference_is_taken_on_its_rows_alone(shop: Worksh
     _, verdict = judge(shop, Ladder({"few_shot": rung}), answers=answers, predictions=ours, approach="full")
     assert verdict is not None
     expected = paired_difference(
-        answers[rows], ours[rows], rung.predictions, num_labels=3, resamples=200, seed=0
+        answers[rows], ours[rows], rung.predictions, num_labels=3, resampling=Resampling(200, 0)
     )
     assert verdict["difference"] == as_json(expected)

@@ -28,6 +28,7 @@ from crashed import Crash, alike, metrics_of
 from gptailor.data.ledger import LedgerLine, read_ledger
 from gptailor.errors import DataError, GptailorError, RecipeError, RunError
 from gptailor.evaluate.language import PieceNats, num_units, text_scores
+from gptailor.evaluate.resampling import Resampling
 from gptailor.evaluate.text_metrics import TextAnswers, text_answer_scores
 from gptailor.models.answerer import load_answerer
 from gptailor.models.generate import generate
@@ -258,7 +259,7 @@ def test_equal_questions_stay_in_one_part_and_share_their_references(
     scored: list[TextAnswers] = []
 
     def listening(answers: TextAnswers, **settings: Any) -> Any:
-        if settings["resamples"] > 1:  # not what is only asked of validation
+        if settings["resampling"].resamples > 1:  # not what is only asked of validation
             scored.append(answers)
         return text_answer_scores(answers, **settings)
 
@@ -382,7 +383,7 @@ def test_a_handful_of_texts_is_too_few_to_tell(rows: int, worth_it: bool) -> Non
     """One text has an interval without a width."""
     sizes = np.full(rows, 10)
     ours, base = (PieceNats(np.full(rows, nats), sizes, sizes, np.arange(rows)) for nats in (10.0, 20.0))
-    verdict = judge._verdict_by_bits(ours, base, {"resamples": 50, "seed": 0})
+    verdict = judge._verdict_by_bits(ours, base, Resampling(50))
     assert verdict["worth_it"] is worth_it
     told = f"on {rows} test row{'s' if rows > 1 else ''}: too few to tell"
     assert (told in verdict["says"]) is not worth_it
@@ -465,7 +466,7 @@ def test_scores_are_those_of_the_predictions_and_the_verdict_a_difference(comple
         tuple((line["reference"],) for line in told),
         tuple(line["ended"] == "True" for line in told),
     )
-    found = text_answer_scores(answers, metrics=["chrf", "stop_rate"], resamples=100, seed=0)
+    found = text_answer_scores(answers, metrics=["chrf", "stop_rate"], resampling=Resampling(100, 0))
     report = completion.report
     for name, score in found.items():
         for side in ("value", "low", "high"):
@@ -497,7 +498,7 @@ def test_the_best_baseline_is_chosen_on_the_rows_that_all_of_them_answered() -> 
         rungs,
         written("11111111"),
         {"validation": sample, "test": sample},
-        {"resamples": 10, "seed": 0},
+        Resampling(10),
     )
     assert verdict["best_baseline"] == "zero_shot"
     assert verdict["says"].endswith("on 4 test rows: too few to tell.")

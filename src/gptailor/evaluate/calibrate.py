@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from gptailor.errors import DataError, NonFiniteError
-from gptailor.evaluate.metrics import bootstrap_share, interval, resampled_rows
+from gptailor.evaluate.metrics import bootstrap_share, interval
+from gptailor.evaluate.resampling import ROWS, Resampling, columns
 from gptailor.types import FloatArray, IntArray, Score
 
 TEMPERATURES = (0.05, 20.0)
@@ -72,22 +73,17 @@ def expected_calibration_error(probabilities: FloatArray, answers: IntArray, *, 
 
 
 def calibration_error(
-    probabilities: FloatArray, answers: IntArray, *, bins: int = 15, resamples: int = 2000, seed: int = 0
+    probabilities: FloatArray, answers: IntArray, *, bins: int = 15, resampling: Resampling = ROWS
 ) -> Score:
     """`expected_calibration_error` with its 95 % bootstrap interval.
 
     Noise makes the error look larger in a resample, never smaller; read the lower end with that in mind.
     """
-    value = expected_calibration_error(probabilities, answers, bins=bins)
     confidence, right = _top(probabilities, answers)
-    bin_of, gap = bin_numbers(confidence, bins), confidence - right
-    rng = np.random.default_rng(seed)
-    errors = []
-    for drawn in resampled_rows(rng, len(answers), resamples=resamples):
-        cells = bin_of[drawn] + bins * np.arange(len(drawn))[:, None]
-        sums = np.bincount(cells.ravel(), weights=gap[drawn].ravel(), minlength=bins * len(drawn))
-        errors.append(np.abs(sums.reshape(-1, bins)).sum(axis=1) / len(answers))
-    return interval(value, np.concatenate(errors))
+    in_bin = bin_numbers(confidence, bins)[:, None] == np.arange(bins)
+    *gaps, rows = resampling.sums(columns(*((confidence - right)[:, None] * in_bin).T)).T
+    errors = np.abs(gaps).sum(axis=0) / rows
+    return interval(float(errors[0]), errors[1:])
 
 
 def calibration_noise(
@@ -108,11 +104,11 @@ def calibration_noise(
 
 
 def calibration_scores(
-    logits: FloatArray, answers: IntArray, temperature: float, *, resamples: int = 2000, seed: int = 0
+    logits: FloatArray, answers: IntArray, temperature: float, *, resampling: Resampling = ROWS
 ) -> dict[str, Score]:
     """The calibration error `before` and `after` the temperature, on the same resamples."""
     return {
-        name: calibration_error(softmax(logits, scale), answers, resamples=resamples, seed=seed)
+        name: calibration_error(softmax(logits, scale), answers, resampling=resampling)
         for name, scale in (("before", 1.0), ("after", temperature))
     }
 
@@ -173,8 +169,7 @@ def at_threshold(
     answers: IntArray,
     threshold: float | None,
     *,
-    resamples: int = 2000,
-    seed: int = 0,
+    resampling: Resampling = ROWS,
 ) -> dict[str, Any]:
     """What a threshold buys on these rows: coverage, and accuracy of what is answered, with intervals.
 
@@ -188,8 +183,8 @@ def at_threshold(
         "threshold": threshold,
         "answered": int(answered.sum()),
         "abstained": int((~answered).sum()),
-        "coverage": bootstrap_share(answered.astype(np.float64), resamples=resamples, seed=seed),
-        "accuracy": bootstrap_share(kept, resamples=resamples, seed=seed) if len(kept) else None,
+        "coverage": bootstrap_share(answered.astype(np.float64), resampling=resampling),
+        "accuracy": bootstrap_share(kept, resampling=resampling.of(answered)) if len(kept) else None,
     }
 
 

@@ -3,7 +3,7 @@
 Each label is a question of yes or no. Micro-F1 counts all these questions together and decides; it is the
 usual score where labels are many and uneven, such as Reuters' topics (Lewis et al. 2004, section 5.1).
 Answers and predictions are (N, C) arrays of 0 and 1. Every interval is a bootstrap over rows, whose labels
-stay together; rows with the same answer and prediction are drawn as one cell, as in `metrics`.
+stay together, or over groups of rows.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from gptailor.evaluate.metrics import (
     class_scores,
     interval,
     macro,
-    resampled_frequencies,
 )
+from gptailor.evaluate.resampling import ROWS, Resampling, columns
 from gptailor.models.readout import decide, probabilities_of, sigmoid
 from gptailor.types import AnswerForm, EvalReport, FloatArray, IntArray, Predictions, Score
 
@@ -79,8 +79,7 @@ def label_set_scores(
     predictions: IntArray,
     label_names: Sequence[str],
     *,
-    resamples: int = 2000,
-    seed: int = 0,
+    resampling: Resampling = ROWS,
 ) -> dict[str, Any]:
     """Every score of the sets, each with a 95 % bootstrap interval.
 
@@ -88,15 +87,14 @@ def label_set_scores(
     the answers or the predictions. `subset_accuracy` is the share of rows whose whole set is right,
     `hamming_loss` the share of wrong decisions among rows x labels.
     """
-    cells, frequencies = _cells(answers, predictions)
-    true, guessed = cells
+    (true, guessed), cells = _cells(answers, predictions)
     differing = (true != guessed).astype(np.float64)
     whole, share = (differing.max(axis=1) == 0).astype(np.float64), differing.mean(axis=1)
-    point, resampled = _counts(frequencies[None], true, guessed), []
+    point, resampled = _counts(np.bincount(cells)[None], true, guessed), []
     means: list[FloatArray] = []
-    for draws in resampled_frequencies(frequencies, resamples=resamples, seed=seed):
-        resampled.append(_counts(draws, true, guessed))
-        means.append(draws @ np.stack([whole, share], axis=1) / len(answers))
+    for times in resampling.counts(cells):
+        resampled.append(_counts(times, true, guessed))
+        means.append(times @ np.stack([whole, share], axis=1) / times.sum(axis=1, keepdims=True))
     drawn = Counts(
         *(
             np.concatenate([getattr(c, part) for c in resampled])
@@ -104,7 +102,7 @@ def label_set_scores(
         )
     )
     scores: dict[str, Any] = {name: as_score(one(point), one(drawn)) for name, one in SUMMARIES.items()}
-    points = frequencies @ np.stack([whole, share], axis=1) / len(answers)
+    points = np.bincount(cells) @ np.stack([whole, share], axis=1) / len(answers)
     for place, name in enumerate(("subset_accuracy", "hamming_loss")):
         scores[name] = interval(float(points[place]), np.concatenate(means)[:, place])
     classes = {name: class_scores(one(point), one(drawn)) for name, one in PER_CLASS.items()}
@@ -119,17 +117,17 @@ def label_set_scores(
 
 
 def paired_label_set_difference(
-    answers: IntArray, ours: IntArray, theirs: IntArray, *, resamples: int = 2000, seed: int = 0
+    answers: IntArray, ours: IntArray, theirs: IntArray, *, resampling: Resampling = ROWS
 ) -> Score:
     """Our micro-F1 minus theirs on the same rows, with the interval of a paired bootstrap."""
-    (true, our_sets, their_sets), frequencies = _cells(answers, ours, theirs)
+    (true, our_sets, their_sets), cells = _cells(answers, ours, theirs)
     statistic = SUMMARIES["micro_f1"]
 
-    def difference(draws: IntArray) -> FloatArray:
-        return statistic(_counts(draws, true, our_sets)) - statistic(_counts(draws, true, their_sets))
+    def difference(times: Any) -> FloatArray:
+        return statistic(_counts(times, true, our_sets)) - statistic(_counts(times, true, their_sets))
 
-    drawn = [difference(d) for d in resampled_frequencies(frequencies, resamples=resamples, seed=seed)]
-    return as_score(difference(frequencies[None]), np.concatenate(drawn))
+    drawn = [difference(times) for times in resampling.counts(cells)]
+    return as_score(difference(np.bincount(cells)[None]), np.concatenate(drawn))
 
 
 def evaluate_label_sets(
@@ -140,8 +138,7 @@ def evaluate_label_sets(
     label_names: Sequence[str],
     split: str,
     temperature: float,
-    resamples: int,
-    seed: int,
+    resampling: Resampling,
 ) -> EvalReport:
     """Scores with intervals from (N, C) logits and (N, C) answers, at the form's cutoff."""
     probabilities = probabilities_of(logits, form, temperature=temperature)
@@ -149,41 +146,36 @@ def evaluate_label_sets(
         answers,
         np.asarray(decide(probabilities, form), np.int64),
         label_names,
-        resamples=resamples,
-        seed=seed,
+        resampling=resampling,
     )
     for place, label in enumerate(label_names):
         scores["per_class"][label]["calibration_error"] = float(
             np.abs(_gaps(probabilities[:, [place]], answers[:, [place]]).sum(axis=0)).sum() / len(answers)
         )
-    calibration = {"resamples": resamples, "seed": seed}
+    before = label_calibration_error(sigmoid(logits), answers, resampling=resampling)
     return EvalReport(
         split=split,
         size=len(answers),
         scores={
             **scores,
-            "calibration_error": label_calibration_error(probabilities, answers, **calibration),
-            "calibration_error_before": label_calibration_error(sigmoid(logits), answers, **calibration),
+            "calibration_error": label_calibration_error(probabilities, answers, resampling=resampling),
+            "calibration_error_before": before,
         },
         predictions=Predictions(probabilities, answers),
     )
 
 
 def label_calibration_error(
-    probabilities: FloatArray, answers: IntArray, *, resamples: int = 2000, seed: int = 0
+    probabilities: FloatArray, answers: IntArray, *, resampling: Resampling = ROWS
 ) -> Score:
     """How far the labels' probabilities are from how often the labels are there, over rows x labels.
 
     Fifteen equal-width bins of all (N, C) probabilities, as in `calibrate.expected_calibration_error`.
     """
     check_rows(len(answers))
-    gaps = _gaps(probabilities, answers)
-    ones = np.ones(len(answers), np.int64)
-    errors = [
-        np.abs(draws @ gaps).sum(axis=1) / answers.size
-        for draws in resampled_frequencies(ones, resamples=resamples, seed=seed)
-    ]
-    return interval(float(np.abs(gaps.sum(axis=0)).sum() / answers.size), np.concatenate(errors))
+    *gaps, rows = resampling.sums(columns(*_gaps(probabilities, answers).T)).T
+    errors = np.abs(gaps).sum(axis=0) / (rows * answers.shape[1])
+    return interval(float(errors[0]), errors[1:])
 
 
 def label_set_details(
@@ -238,17 +230,17 @@ def _gaps(probabilities: FloatArray, answers: IntArray) -> FloatArray:
 
 
 def _cells(*sets: IntArray) -> tuple[list[FloatArray], IntArray]:
-    """The combinations of (N, C) sets that occur, each as (K, C) arrays, and how often, (K,)."""
+    """The combinations of (N, C) sets that occur, each as (K, C) arrays, and which each row is, (N,)."""
     check_rows(len(sets[0]))
     if len({one.shape for one in sets}) != 1 or any(((one != 0) & (one != 1)).any() for one in sets):
         raise ValueError(f"need 0 and 1 in arrays of one shape (N, C), got {[one.shape for one in sets]}")
-    found, frequencies = np.unique(np.hstack(sets), axis=0, return_counts=True)
-    return [part.astype(np.float64) for part in np.split(found, len(sets), axis=1)], frequencies
+    found, cells = np.unique(np.hstack(sets), axis=0, return_inverse=True)
+    return [part.astype(np.float64) for part in np.split(found, len(sets), axis=1)], cells
 
 
-def _counts(draws: IntArray, true: FloatArray, guessed: FloatArray) -> Counts:
+def _counts(draws: Any, true: FloatArray, guessed: FloatArray) -> Counts:
     """Per-label counts (R, C) from cell counts (R, K)."""
-    cells = draws.astype(np.float64)
+    cells = np.asarray(draws, np.float64)
     return Counts(cells @ (true * guessed), cells @ true, cells @ guessed)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import lzma
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,12 @@ from transformers import PreTrainedModel
 
 from gptailor.data.batch import to_device
 from gptailor.data.blocks import TokenStore, collate_blocks, num_blocks, target_pieces, targets_by_piece
-from gptailor.evaluate.metrics import interval, resampled_rows
+from gptailor.evaluate.metrics import interval
+from gptailor.evaluate.resampling import Resampling
 from gptailor.models.forward import learned_states, target_nats
 from gptailor.types import FloatArray, IntArray, Score
 
 TOKENS_PER_PASS = 4096
-FEW_DOCUMENTS = 20  # with fewer, intervals are over pieces and not over documents
 COMPRESSED_CONTEXT = 4_000_000  # characters of training text the compressor has read
 
 
@@ -34,7 +34,7 @@ class PieceNats:
     nats: FloatArray
     tokens: IntArray  # targets, the ends of documents among them
     bytes: IntArray
-    documents: IntArray
+    documents: IntArray  # what the intervals are over, where they are enough
 
     @property
     def loss(self) -> float:
@@ -95,16 +95,12 @@ def compressed_bits_per_byte(train_text: str, text: str) -> float:
     return 8 * (both - alone) / max(1, len(data))
 
 
-def text_scores(pieces: PieceNats, *, resamples: int, seed: int) -> dict[str, Score]:
+def text_scores(pieces: PieceNats, *, resampling: Resampling) -> dict[str, Score]:
     """Bits per byte, perplexity and loss with bootstrap intervals over documents (few: over pieces)."""
-    nats, tokens, size = _units(pieces)
-    drawn = [
-        (nats[rows].sum(1), tokens[rows].sum(1), size[rows].sum(1))
-        for rows in resampled_rows(np.random.default_rng(seed), len(nats), resamples=resamples)
-    ]
-    many = tuple(np.concatenate(column) for column in zip(*drawn, strict=True))
-    loss = many[0] / np.maximum(1, many[1])
-    bits = many[0] / np.maximum(1, many[2]) / math.log(2)
+    rows = np.stack([pieces.nats, pieces.tokens, pieces.bytes], axis=1).astype(np.float64)
+    nats, tokens, size = _by_document(resampling, pieces).sums(rows).T
+    loss = (nats / np.maximum(1, tokens))[1:]
+    bits = (nats / np.maximum(1, size) / math.log(2))[1:]
     return {
         "bits_per_byte": interval(pieces.bits_per_byte, bits),
         "perplexity": interval(math.exp(pieces.loss), np.exp(loss)),
@@ -112,18 +108,14 @@ def text_scores(pieces: PieceNats, *, resamples: int, seed: int) -> dict[str, Sc
     }
 
 
-def bits_difference(ours: PieceNats, theirs: PieceNats, *, resamples: int, seed: int) -> Score:
+def bits_difference(ours: PieceNats, theirs: PieceNats, *, resampling: Resampling) -> Score:
     """Our bits per byte minus theirs on the same pieces, with the interval of a paired bootstrap."""
-    left, _, size = _units(ours)
-    right, _, _ = _units(theirs)
-    return _mean_gap((left - right) / math.log(2), size, resamples=resamples, seed=seed)
+    return _mean_gap((ours.nats - theirs.nats) / math.log(2), ours.bytes, _by_document(resampling, ours))
 
 
-def loss_difference(ours: PieceNats, theirs: PieceNats, *, resamples: int, seed: int) -> Score:
+def loss_difference(ours: PieceNats, theirs: PieceNats, *, resampling: Resampling) -> Score:
     """Our nats per token minus theirs on the same tokens, with the interval of a paired bootstrap."""
-    left, tokens, _ = _units(ours)
-    right, _, _ = _units(theirs)
-    return _mean_gap(left - right, tokens, resamples=resamples, seed=seed)
+    return _mean_gap(ours.nats - theirs.nats, ours.tokens, _by_document(resampling, ours))
 
 
 def at_constant_cost(pieces: PieceNats, bits_per_byte: float) -> PieceNats:
@@ -134,25 +126,17 @@ def at_constant_cost(pieces: PieceNats, bits_per_byte: float) -> PieceNats:
 
 def num_units(pieces: PieceNats) -> int:
     """How many things the intervals are over: documents, or pieces where there are few documents."""
-    return len(_units(pieces)[0])
+    return _by_document(Resampling(), pieces).num_units(len(pieces.nats))
 
 
-def _units(pieces: PieceNats) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Nats, tokens and bytes by document where there are enough of them, else by piece."""
-    columns = (pieces.nats, pieces.tokens.astype(np.float64), pieces.bytes.astype(np.float64))
-    _, which = np.unique(pieces.documents, return_inverse=True)
-    if which.max(initial=-1) + 1 < FEW_DOCUMENTS:
-        return columns
-    nats, tokens, size = (np.bincount(which, column).astype(np.float64) for column in columns)
-    return nats, tokens, size
+def _by_document(resampling: Resampling, pieces: PieceNats) -> Resampling:
+    return replace(resampling, groups=pieces.documents)
 
 
-def _mean_gap(gap: FloatArray, size: FloatArray, *, resamples: int, seed: int) -> Score:
-    found = [
-        gap[rows].sum(1) / np.maximum(1, size[rows].sum(1))
-        for rows in resampled_rows(np.random.default_rng(seed), len(gap), resamples=resamples)
-    ]
-    return interval(float(gap.sum() / max(1, size.sum())), np.concatenate(found))
+def _mean_gap(gap: FloatArray, size: IntArray, resampling: Resampling) -> Score:
+    sums, sizes = resampling.sums(np.stack([gap, size.astype(np.float64)], axis=1)).T
+    found = sums / np.maximum(1, sizes)
+    return interval(float(found[0]), found[1:])
 
 
 def _seen(store: TokenStore, nats: FloatArray, tokens: IntArray) -> PieceNats:

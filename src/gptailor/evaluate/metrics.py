@@ -1,25 +1,23 @@
 """Scores with intervals, the paired test between two models, and the verdict in one sentence.
 
-Every interval is a percentile bootstrap over rows (Efron & Tibshirani 1993, ch. 13). A statistic that
-only looks at how often each (answer, prediction) pair occurs doesn't need the rows: drawing N rows
-with replacement is the same as drawing the pair counts from a multinomial, which is what is done here.
+Every interval is a percentile bootstrap over rows, or groups of rows (Efron & Tibshirani 1993, ch. 13).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from gptailor.errors import DataError
+from gptailor.evaluate.resampling import ROWS, Resampling, columns
 from gptailor.types import FloatArray, IntArray, Score
 
 INTERVAL = (0.025, 0.975)
 NORMAL = 1.959963984540054  # standard deviations that hold 95 % of a normal distribution
-CHUNK_CELLS = 4_000_000  # numbers held at once while resampling: 32 MB
 BASELINE_NAMES = {
     "majority": "always answering the most frequent label",
     "mean": "always answering the mean of the training rows",
@@ -54,8 +52,7 @@ def classification_scores(
     predictions: IntArray,
     label_names: Sequence[str],
     *,
-    resamples: int = 2000,
-    seed: int = 0,
+    resampling: Resampling = ROWS,
 ) -> dict[str, Any]:
     """Every score of a classifier, each with a 95 % bootstrap interval.
 
@@ -68,28 +65,24 @@ def classification_scores(
         answers: The true classes, shape (N,).
         predictions: The predicted classes, shape (N,).
         label_names: The name of class 0, 1, ...
-        resamples: Bootstrap resamples.
-        seed: Of the resampling.
+        resampling: Of the bootstrap.
 
     Raises:
         DataError: There is no row to score.
     """
     num_labels = len(label_names)
     _check(num_labels, answers, predictions)
-    pairs, frequencies = np.unique(answers * num_labels + predictions, return_counts=True)
+    pairs, cells = np.unique(answers * num_labels + predictions, return_inverse=True)
     true, guessed = np.divmod(pairs, num_labels)
-    point = _counts(frequencies[None], true, guessed, num_labels)
-    drawn = [
-        _counts(draws, true, guessed, num_labels)
-        for draws in resampled_frequencies(frequencies, resamples=resamples, seed=seed)
-    ]
+    point = _counts(np.bincount(cells)[None], true, guessed, num_labels)
+    drawn = [_counts(times, true, guessed, num_labels) for times in resampling.counts(cells)]
     resampled = Counts(
         *(np.concatenate([getattr(c, part) for c in drawn]) for part in ("right", "answered", "predicted"))
     )
     scores: dict[str, Any] = {
         name: as_score(statistic(point), statistic(resampled)) for name, statistic in SUMMARIES.items()
     }
-    scores["accuracy"] = unless_all_alike(scores["accuracy"], len(answers))
+    scores["accuracy"] = unless_all_alike(scores["accuracy"], resampling.num_units(len(answers)))
     if scores["accuracy"].value == 1:  # then no resample differs, whatever the score
         scores |= {name: Score(1.0, scores["accuracy"].low, 1.0) for name in SUMMARIES}
     classes = {
@@ -125,8 +118,7 @@ def paired_difference(
     *,
     num_labels: int,
     metric: Literal["macro_f1", "accuracy"] = "macro_f1",
-    resamples: int = 2000,
-    seed: int = 0,
+    resampling: Resampling = ROWS,
 ) -> Score:
     """Our score minus theirs on the same rows, with the interval of a paired bootstrap.
 
@@ -135,39 +127,38 @@ def paired_difference(
     """
     _check(num_labels, answers, ours, theirs)
     codes = (answers * num_labels + ours) * num_labels + theirs
-    triples, frequencies = np.unique(codes, return_counts=True)
+    triples, cells = np.unique(codes, return_inverse=True)
     rest, their_class = np.divmod(triples, num_labels)
     true, our_class = np.divmod(rest, num_labels)
     statistic = SUMMARIES[metric]
 
-    def difference(draws: IntArray) -> FloatArray:
-        our_counts = _counts(draws, true, our_class, num_labels)
-        their_counts = _counts(draws, true, their_class, num_labels)
+    def difference(times: Any) -> FloatArray:
+        our_counts = _counts(times, true, our_class, num_labels)
+        their_counts = _counts(times, true, their_class, num_labels)
         return statistic(our_counts) - statistic(their_counts)
 
-    resampled = [difference(d) for d in resampled_frequencies(frequencies, resamples=resamples, seed=seed)]
-    return as_score(difference(frequencies[None]), np.concatenate(resampled))
+    resampled = [difference(times) for times in resampling.counts(cells)]
+    return as_score(difference(np.bincount(cells)[None]), np.concatenate(resampled))
 
 
-def bootstrap_mean(values: FloatArray, *, resamples: int = 2000, seed: int = 0) -> Score:
+def bootstrap_mean(values: FloatArray, *, resampling: Resampling = ROWS) -> Score:
     """The mean of one number per row, shape (N,), with its interval.
 
     For a paired test of two models on a text task, give the differences row by row.
     """
     values = np.asarray(values, dtype=np.float64)
     check_rows(len(values))
-    rng = np.random.default_rng(seed)
-    means = [values[drawn].mean(axis=1) for drawn in resampled_rows(rng, len(values), resamples=resamples)]
-    return as_score(values.mean(keepdims=True), np.concatenate(means))
+    means = np.divide(*resampling.sums(columns(values)).T)
+    return interval(float(means[0]), means[1:])
 
 
-def bootstrap_share(values: FloatArray, *, resamples: int = 2000, seed: int = 0) -> Score:
+def bootstrap_share(values: FloatArray, *, resampling: Resampling = ROWS) -> Score:
     """The mean of 0 and 1 (or a half), shape (N,), with its interval."""
-    return unless_all_alike(bootstrap_mean(values, resamples=resamples, seed=seed), len(values))
+    return unless_all_alike(bootstrap_mean(values, resampling=resampling), resampling.num_units(len(values)))
 
 
 def unless_all_alike(score: Score, rows: int) -> Score:
-    """The score of (`rows`,) shares; where all are 0 or all are 1, with Wilson's interval.
+    """The score of so many rows' shares; where all are 0 or all are 1, with Wilson's interval.
 
     Then no resample differs from another, and 20 right of 20 would be 100 % for sure.
     """
@@ -193,13 +184,6 @@ def interval(value: float, resampled: FloatArray) -> Score:
     """
     low, high = np.quantile(resampled, INTERVAL)
     return Score(value, min(float(low), value), max(float(high), value))
-
-
-def resampled_rows(rng: np.random.Generator, num_rows: int, *, resamples: int) -> Iterator[IntArray]:
-    """Row numbers of the resamples, in pieces of shape (R', N) that fit memory."""
-    step = max(1, CHUNK_CELLS // max(num_rows, 1))
-    for start in range(0, resamples, step):
-        yield rng.integers(num_rows, size=(min(step, resamples - start), num_rows))
 
 
 def as_json(scores: Any) -> Any:
@@ -286,18 +270,9 @@ def check_rows(num_rows: int) -> None:
         raise DataError("there is no row to score.", fix="Give a labelled file with at least one usable row.")
 
 
-def resampled_frequencies(frequencies: IntArray, *, resamples: int, seed: int) -> Iterator[IntArray]:
-    """How often each cell occurs in each resample, in pieces of shape (R', K)."""
-    rng = np.random.default_rng(seed)
-    total = int(frequencies.sum())
-    step = max(1, CHUNK_CELLS // len(frequencies))
-    for start in range(0, resamples, step):
-        yield rng.multinomial(total, frequencies / total, size=min(step, resamples - start))
-
-
-def _counts(draws: IntArray, true: IntArray, guessed: IntArray, num_labels: int) -> Counts:
+def _counts(draws: Any, true: IntArray, guessed: IntArray, num_labels: int) -> Counts:
     """Per-class counts (R, C) from cell counts (R, K) whose cells are (true, guessed) (K,)."""
-    cells = draws.astype(np.float64)
+    cells = np.asarray(draws, np.float64)
     classes = np.arange(num_labels)
     is_true = (true[:, None] == classes).astype(np.float64)
     is_guessed = (guessed[:, None] == classes).astype(np.float64)

@@ -6,12 +6,12 @@ best constant by it, so that the simplest baseline is the strongest of its kind.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from gptailor.evaluate.metrics import BASELINE_NAMES, CHEAPER, as_json, check_rows, interval, resampled_rows
+from gptailor.evaluate.metrics import BASELINE_NAMES, CHEAPER, as_json, check_rows, interval
+from gptailor.evaluate.resampling import ROWS, Resampling, columns
 from gptailor.types import EvalReport, FloatArray, IntArray, Predictions, Score
 
 POINTS = 400  # of the plot of answers and predictions
@@ -24,7 +24,7 @@ def root_mean_square_error(answers: FloatArray, predictions: FloatArray) -> floa
 
 
 def number_scores(
-    answers: FloatArray, predictions: FloatArray, *, resamples: int = 2000, seed: int = 0
+    answers: FloatArray, predictions: FloatArray, *, resampling: Resampling = ROWS
 ) -> dict[str, Any]:
     """Root mean square error, mean absolute error, Pearson's and Spearman's correlation, with intervals.
 
@@ -32,41 +32,34 @@ def number_scores(
     of the ranks that the rows have among all.
     """
     check_rows(len(answers))
-    ranks = _ranks(answers), _ranks(predictions)
     errors = answers - predictions
-    found: dict[str, list[FloatArray]] = {key: [] for key in ("rmse", "mae", "pearson", "spearman")}
-    for rows in _drawn(len(answers), resamples=resamples, seed=seed):
-        found["rmse"].append(np.sqrt((errors[rows] ** 2).mean(axis=1)))
-        found["mae"].append(np.abs(errors[rows]).mean(axis=1))
-        found["pearson"].append(_correlation(answers[rows], predictions[rows]))
-        found["spearman"].append(_correlation(ranks[0][rows], ranks[1][rows]))
-    resampled = {key: np.concatenate(values) for key, values in found.items()}
-    return {key: interval(float(values[0]), values[1:]) for key, values in resampled.items()}
+    pairs = {"pearson": (answers, predictions), "spearman": (_ranks(answers), _ranks(predictions))}
+    drawn = {
+        "rmse": np.sqrt(np.divide(*resampling.sums(columns(errors**2)).T)),
+        "mae": np.divide(*resampling.sums(columns(np.abs(errors))).T),
+        **{key: _correlation(*pair, resampling=resampling) for key, pair in pairs.items()},
+    }
+    return {key: interval(float(values[0]), values[1:]) for key, values in drawn.items()}
 
 
 def paired_error_difference(
-    answers: FloatArray, ours: FloatArray, theirs: FloatArray, *, resamples: int = 2000, seed: int = 0
+    answers: FloatArray, ours: FloatArray, theirs: FloatArray, *, resampling: Resampling = ROWS
 ) -> Score:
     """Our root mean square error minus theirs on the same rows; below zero is better."""
     check_rows(len(answers))
-    ours, theirs = (ours - answers) ** 2, (theirs - answers) ** 2
-    gaps = np.concatenate(
-        [
-            np.sqrt(ours[rows].mean(axis=1)) - np.sqrt(theirs[rows].mean(axis=1))
-            for rows in _drawn(len(answers), resamples=resamples, seed=seed)
-        ]
-    )
+    ours, theirs, rows = resampling.sums(columns((ours - answers) ** 2, (theirs - answers) ** 2)).T
+    gaps = np.sqrt(ours / rows) - np.sqrt(theirs / rows)
     return interval(float(gaps[0]), gaps[1:])
 
 
 def evaluate_numbers(
-    predictions: FloatArray, answers: FloatArray, *, split: str, resamples: int, seed: int
+    predictions: FloatArray, answers: FloatArray, *, split: str, resampling: Resampling
 ) -> EvalReport:
     """Scores with intervals from (N,) numbers."""
     return EvalReport(
         split=split,
         size=len(answers),
-        scores=number_scores(answers, predictions, resamples=resamples, seed=seed),
+        scores=number_scores(answers, predictions, resampling=resampling),
         predictions=Predictions(predictions[:, None], answers),
     )
 
@@ -115,27 +108,30 @@ def quantile_bins(numbers: FloatArray, *, bins: int = 5) -> IntArray:
     return np.searchsorted(np.unique(edges), numbers, side="right").astype(np.int64)
 
 
-def _drawn(size: int, *, resamples: int, seed: int) -> Iterator[IntArray]:
-    """All rows once, and then the resamples, so that one pass gives point values and their spread."""
-    yield np.arange(size)[None]
-    yield from resampled_rows(np.random.default_rng(seed), size, resamples=resamples)
+def _correlation(left: FloatArray, right: FloatArray, *, resampling: Resampling) -> FloatArray:
+    """Pearson's of (N,) and (N,): (1 + R,), of the rows as they are, then of each resample."""
+    x, y = _standardized(left), _standardized(right)
+    *sums, rows = resampling.sums(columns(x, y, x * y, x**2, y**2)).T
+    mean_x, mean_y, both, square_x, square_y = (one / rows for one in sums)
+    deviations = np.sqrt(_spread(square_x, mean_x) * _spread(square_y, mean_y))
+    found: FloatArray = np.divide(
+        both - mean_x * mean_y, deviations, out=np.zeros_like(rows), where=deviations > 0
+    )
+    return np.clip(found, -1.0, 1.0)
 
 
-def _correlation(left: FloatArray, right: FloatArray) -> FloatArray:
-    """Pearson's, of the last axis."""
-    found: FloatArray = (_standardized(left) * _standardized(right)).mean(axis=-1)
-    return found
+def _spread(square: FloatArray, mean: FloatArray) -> FloatArray:
+    """The variance; 0 where only rounding is left of it."""
+    found: FloatArray = square - mean**2
+    return np.where(found > ROUNDING * square, found, 0.0)
 
 
 def _standardized(values: FloatArray) -> FloatArray:
-    """With mean 0 and deviation 1 over the last axis; 0 where all are the same."""
-    largest = np.abs(values).max(axis=-1, keepdims=True)
-    gaps = values / np.where(largest > 0, largest, 1.0)
-    gaps -= gaps.mean(axis=-1, keepdims=True)
-    deviation = np.sqrt((gaps**2).mean(axis=-1, keepdims=True))
-    flat = deviation <= ROUNDING
-    found: FloatArray = np.where(flat, 0.0, gaps / np.where(flat, 1.0, deviation))
-    return found
+    """With mean 0 and deviation 1; 0 where all are the same."""
+    gaps = values / (np.abs(values).max() or 1.0)
+    gaps -= gaps.mean()
+    deviation = np.sqrt((gaps**2).mean())
+    return np.zeros_like(gaps) if deviation <= ROUNDING else gaps / deviation
 
 
 def _ranks(values: FloatArray) -> FloatArray:

@@ -11,40 +11,30 @@ from itertools import combinations
 
 import numpy as np
 
-from gptailor.evaluate.metrics import interval, resampled_rows
+from gptailor.evaluate.metrics import interval
+from gptailor.evaluate.resampling import ROWS, Resampling
 from gptailor.types import FloatArray, Score
 
 FromSums = Callable[[FloatArray], FloatArray]  # (R, K) sums over rows to (R,) scores
 
 
-def resampled_sums(rows: Mapping[str, FloatArray], *, resamples: int, seed: int) -> dict[str, FloatArray]:
+def resampled_sums(rows: Mapping[str, FloatArray], *, resampling: Resampling) -> dict[str, FloatArray]:
     """Sums over the rows as they are, then over each resample: (1 + R, K) of each (N, K)."""
     if not rows:
         return {}
-    columns = np.hstack(list(rows.values()))
-    found = [columns.sum(axis=0, keepdims=True)]
-    num_rows = len(columns)
-    for drawn in resampled_rows(np.random.default_rng(seed), num_rows, resamples=resamples):
-        # How often each row was drawn, (R', N): a product of matrices then does what indexing would
-        # need K times the memory for.
-        offsets = np.arange(len(drawn))[:, None] * num_rows
-        times = np.bincount((drawn + offsets).ravel(), minlength=drawn.size).reshape(drawn.shape)
-        found.append(times.astype(np.float64) @ columns)
     ends = np.cumsum([block.shape[1] for block in rows.values()])[:-1]
-    return dict(zip(rows, np.split(np.concatenate(found), ends, axis=1), strict=True))
+    sums = resampling.sums(np.hstack(list(rows.values())))
+    return dict(zip(rows, np.split(sums, ends, axis=1), strict=True))
 
 
 def resampled_scores(
-    rows: Mapping[str, FloatArray], score: FromSums, *, resamples: int = 2000, seed: int = 0
+    rows: Mapping[str, FloatArray], score: FromSums, *, resampling: Resampling = ROWS
 ) -> dict[str, FloatArray]:
     """(1 + R,) scores of each system from its (N, K) rows: as they are, then of each resample.
 
     One system at a time, each with the same resamples: with many classes the sums of all would be large.
     """
-    return {
-        name: score(resampled_sums({name: own}, resamples=resamples, seed=seed)[name])
-        for name, own in rows.items()
-    }
+    return {name: score(resampling.sums(own)) for name, own in rows.items()}
 
 
 def difference_of(ours: FloatArray, theirs: FloatArray) -> tuple[Score, float]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gptailor.evaluate.metrics import bootstrap_mean, bootstrap_share
+from gptailor.evaluate.resampling import Resampling
 from gptailor.types import FloatArray, Score
 
 
@@ -32,14 +33,14 @@ def ranked_share(score: float, pairs: int) -> float:
     return round(2 * pairs * score) / (2 * pairs)
 
 
-def share_score(shares: FloatArray, *, resamples: int, seed: int) -> Score:
-    """The mean of (N,) shares with its 95 % bootstrap interval over rows."""
-    return bootstrap_share(shares, resamples=resamples, seed=seed)
+def share_score(shares: FloatArray, *, resampling: Resampling) -> Score:
+    """The mean of (N,) shares with its 95 % bootstrap interval."""
+    return bootstrap_share(shares, resampling=resampling)
 
 
-def share_difference(ours: FloatArray, theirs: FloatArray, *, resamples: int, seed: int) -> Score:
+def share_difference(ours: FloatArray, theirs: FloatArray, *, resampling: Resampling) -> Score:
     """Our mean minus theirs on the same rows, with the interval of a paired bootstrap."""
-    return bootstrap_mean(ours - theirs, resamples=resamples, seed=seed)
+    return bootstrap_mean(ours - theirs, resampling=resampling)
 
 
 def by_length(chosen: Sequence[str], rejected: Sequence[str]) -> FloatArray:

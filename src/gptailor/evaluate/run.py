@@ -16,6 +16,7 @@ from gptailor.evaluate.calibrate import (
     softmax,
 )
 from gptailor.evaluate.metrics import classification_scores, confusion_matrix
+from gptailor.evaluate.resampling import Resampling
 from gptailor.types import EvalReport, FloatArray, IntArray, Predictions
 
 OVERFIT_MARGIN = 0.05  # nats of validation loss over its lowest value that are worth a word
@@ -36,15 +37,12 @@ def evaluate_logits(
     label_names: Sequence[str],
     split: str,
     temperature: float,
-    resamples: int,
-    seed: int,
+    resampling: Resampling,
 ) -> EvalReport:
     """Scores with intervals from (N, C) logits and (N,) answers."""
     probabilities = softmax(logits, temperature)
-    scores = classification_scores(
-        answers, probabilities.argmax(axis=1), label_names, resamples=resamples, seed=seed
-    )
-    calibration = calibration_scores(logits, answers, temperature, resamples=resamples, seed=seed)
+    scores = classification_scores(answers, probabilities.argmax(axis=1), label_names, resampling=resampling)
+    calibration = calibration_scores(logits, answers, temperature, resampling=resampling)
     return EvalReport(
         split=split,
         size=len(answers),
@@ -64,8 +62,7 @@ def evaluation_details(
     label_names: Sequence[str],
     temperature: float,
     threshold: float | None,
-    resamples: int,
-    seed: int,
+    resampling: Resampling,
 ) -> dict[str, Any]:
     """What the page draws beside the scores: confusion, reliability, coverage."""
     before, after = softmax(logits), softmax(logits, temperature)
@@ -90,11 +87,11 @@ def evaluation_details(
             "before": reliability_bins(before, answers),
             "after": reliability_bins(after, answers),
         },
-        "calibration_noise": calibration_noise(after, seed=seed),
+        "calibration_noise": calibration_noise(after, seed=resampling.seed),
         "coverage": coverage_curve(after, answers),
         "temperature": temperature,
         "threshold": threshold,
-        "at_threshold": at_threshold(after, answers, threshold, resamples=resamples, seed=seed),
+        "at_threshold": at_threshold(after, answers, threshold, resampling=resampling),
     }
 
 

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from gptailor.evaluate.metrics import interval, resampled_rows, share_interval
+from gptailor.evaluate.metrics import bootstrap_share, interval, share_interval
 from gptailor.evaluate.paired import holm
+from gptailor.evaluate.resampling import ROWS, Resampling
 from gptailor.types import FloatArray, IntArray, Score
 
-FEWEST_ROWS = 20  # a smaller slice is shown, not judged
+FEWEST_ROWS = 20  # or groups of rows; a smaller slice is shown, not judged
 MOST_SLICES = 20  # of a column; rarer values are taken together
 MUCH_WORSE = 0.05  # this much less of the slice is right than of the other rows
 MUCH_FURTHER_OFF = 0.2  # for numbers: its mean absolute error is this share larger
@@ -23,6 +24,7 @@ LEVEL = 0.05  # of the family of tests
 BANDS = ("short", "middle", "long")
 EMPTY, OTHER = "(empty)", "(other values)"
 SHARES_TEST = "Fisher's exact test"
+GROUPS_TEST = "Mann-Whitney U test of the groups' shares"
 NUMBERS_TEST = "Mann-Whitney U test of the absolute errors"
 
 
@@ -74,15 +76,15 @@ def slice_rows(
     are_numbers: bool = False,
     weights: FloatArray | None = None,
     ranked: FloatArray | None = None,
-    resamples: int = 2000,
-    seed: int = 0,
+    resampling: Resampling = ROWS,
 ) -> list[Slice]:
     """Every slice of every column with its score, and whether it is worse than the other rows.
 
     A share's interval is Wilson's (1927), because a bootstrap gives a slice of ten right rows no width at
     all. A slice of at least `FEWEST_ROWS` is tested against all other rows, one-sided: shares by Fisher's
-    exact test, absolute errors by Mann and Whitney's. Many slices make a bad one by chance, so the p values
-    are corrected over all of them by Holm's step-down method (1979).
+    exact test, absolute errors by Mann and Whitney's. Where rows come in groups, both are of groups: a
+    bootstrap's interval, and Mann and Whitney's test of their means. Many slices make a bad one by chance, so
+    the p values are corrected over all of them by Holm's step-down method (1979).
 
     Args:
         columns: The value of every row, by column, N each.
@@ -90,8 +92,7 @@ def slice_rows(
         are_numbers: The answers are numbers.
         weights: (N,) of the rows in the mean of numbers; None: alike.
         ranked: (N,) what numbers are tested by; None: the errors.
-        resamples: Of the bootstrap of a mean absolute error.
-        seed: Of the bootstrap.
+        resampling: Of the bootstrap, with the groups of the rows.
     """
     heavy = np.ones(len(errors)) if weights is None else weights
     tested = errors if ranked is None else ranked
@@ -100,17 +101,22 @@ def slice_rows(
         cells = np.array(list(values), dtype=object)
         for value in sorted(set(values), key=lambda v: _order(column, v, cells)):
             inside = cells == value
+            sides = resampling.of(inside), resampling.of(~inside)
             ours = errors[inside]
             if are_numbers:
-                score = _weighted_mean(ours, heavy[inside], resamples=resamples, seed=seed)
+                score = _weighted_mean(ours, heavy[inside], resampling=sides[0])
+            elif sides[0].num_units(len(ours)) < len(ours):
+                score = bootstrap_share((ours == 0).astype(np.float64), resampling=sides[0])
             else:
                 score = share_right(int((ours == 0).sum()), len(ours))
             rest = math.nan
             if not inside.all():
                 right = errors if are_numbers else (errors == 0).astype(np.float64)
                 rest = float(np.average(right[~inside], weights=heavy[~inside]))
-            enough = min(len(ours), int((~inside).sum())) >= FEWEST_ROWS
-            p = _p_value(tested[inside], tested[~inside], are_numbers) if enough else None
+            p = None
+            parts = tested[inside], tested[~inside]
+            if all(s.num_groups(len(part)) >= FEWEST_ROWS for s, part in zip(sides, parts, strict=True)):
+                p = _p_value(parts, sides, are_numbers)
             found.append((column, value, np.flatnonzero(inside), score, rest, p))
     corrected = iter(holm([p for *_, p in found if p is not None]))
     slices = []
@@ -133,21 +139,23 @@ def share_right(right: int, rows: int) -> Score:
     return Score(right / rows, *share_interval(right, rows))
 
 
-def _p_value(ours: FloatArray, others: FloatArray, are_numbers: bool) -> float:
-    if are_numbers:
+def _p_value(
+    parts: tuple[FloatArray, FloatArray], sides: tuple[Resampling, Resampling], are_numbers: bool
+) -> float:
+    """That the first part's errors are no larger than the other's."""
+    if not are_numbers:
+        parts = tuple((part > 0).astype(np.float64) for part in parts)  # type: ignore[assignment]
+    ours, others = (side.means(part) for side, part in zip(sides, parts, strict=True))
+    if are_numbers or len(ours) + len(others) < sum(map(len, parts)):
         return float(stats.mannwhitneyu(ours, others, alternative="greater").pvalue)
-    wrong = [int((part > 0).sum()) for part in (ours, others)]
-    table = [[wrong[0], len(ours) - wrong[0]], [wrong[1], len(others) - wrong[1]]]
+    table = [[int(part.sum()), int((1 - part).sum())] for part in (ours, others)]
     return float(stats.fisher_exact(table, alternative="greater").pvalue)
 
 
-def _weighted_mean(values: FloatArray, weights: FloatArray, *, resamples: int, seed: int) -> Score:
-    """The mean with its bootstrap interval over rows."""
-    drawn = [
-        (values * weights)[rows].sum(1) / weights[rows].sum(1)
-        for rows in resampled_rows(np.random.default_rng(seed), len(values), resamples=resamples)
-    ]
-    return interval(float(np.average(values, weights=weights)), np.concatenate(drawn))
+def _weighted_mean(values: FloatArray, weights: FloatArray, *, resampling: Resampling) -> Score:
+    """The mean with its bootstrap interval."""
+    means = np.divide(*resampling.sums(np.stack([values * weights, weights], axis=1)).T)
+    return interval(float(means[0]), means[1:])
 
 
 def _order(column: str, value: str, cells: Any) -> tuple[Any, ...]:

@@ -17,6 +17,7 @@ from gptailor.errors import DataError, RecipeError, did_you_mean
 from gptailor.evaluate import text_rows
 from gptailor.evaluate.metrics import interval
 from gptailor.evaluate.paired import resampled_sums
+from gptailor.evaluate.resampling import ROWS, Resampling
 from gptailor.evaluate.text_rows import TextAnswers
 from gptailor.types import FloatArray, Score
 
@@ -56,7 +57,7 @@ class TextMetric:
 
 
 def text_answer_scores(
-    answers: TextAnswers, *, metrics: Sequence[str], resamples: int = 2000, seed: int = 0
+    answers: TextAnswers, *, metrics: Sequence[str], resampling: Resampling = ROWS
 ) -> dict[str, Score]:
     """Scores of N generated texts, each with a 95 % percentile bootstrap interval over rows.
 
@@ -67,8 +68,7 @@ def text_answer_scores(
     Args:
         answers: N rows.
         metrics: Names out of `METRICS`.
-        resamples: Bootstrap resamples.
-        seed: Of the resampling.
+        resampling: Of the bootstrap.
 
     Raises:
         DataError: There is no row to score.
@@ -78,7 +78,7 @@ def text_answer_scores(
     _check(answers)
     rows = {name: metric.rows(answers) for name, metric in chosen.items()}
     scores = {}
-    for name, sums in resampled_sums(rows, resamples=resamples, seed=seed).items():
+    for name, sums in resampled_sums(rows, resampling=resampling).items():
         values = chosen[name].score(sums)
         scores[name] = interval(float(values[0]), values[1:])
     return scores
@@ -89,8 +89,7 @@ def paired_text_difference(
     other_predictions: Sequence[str],
     *,
     metric: str,
-    resamples: int = 2000,
-    seed: int = 0,
+    resampling: Resampling = ROWS,
 ) -> Score:
     """Our score minus the other system's on the same N rows, with the interval of a paired bootstrap.
 
@@ -109,7 +108,7 @@ def paired_text_difference(
     for system in (answers, others):
         _check(system)
     rows = {"ours": chosen.rows(answers), "theirs": chosen.rows(others)}
-    sums = resampled_sums(rows, resamples=resamples, seed=seed)
+    sums = resampled_sums(rows, resampling=resampling)
     ours, theirs = (chosen.score(sums[name]) for name in rows)
     return interval(float(ours[0] - theirs[0]), ours[1:] - theirs[1:])
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gptailor.errors import GptailorError, RunError, number_of
 from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.paired import corrected_for_all_pairs, difference_of, resampled_scores
+from gptailor.evaluate.resampling import ROWS, Resampling
 from gptailor.pipeline.run import Run
-from gptailor.pipeline.scored_rows import ScoredRows, read_scored_rows, road_of
+from gptailor.pipeline.scored_rows import ScoredRows, groups_in, read_scored_rows, road_of
 from gptailor.recipe import APPROACHES, BESIDE, leaves, load_recipe
 from gptailor.report.facts import (
     finite,
@@ -46,7 +47,7 @@ class Entry:
         return str(self.folder)
 
 
-def compare_runs(folders: Sequence[Path], *, resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
+def compare_runs(folders: Sequence[Path], *, resampling: Resampling = ROWS) -> dict[str, Any]:
     """A leaderboard of finished runs, the best first, by the metric that decides.
 
     Each other run is tested against the best on the test rows, if both have the same ones, by a paired
@@ -60,7 +61,7 @@ def compare_runs(folders: Sequence[Path], *, resamples: int = 2000, seed: int = 
     metric = _shared_metric(entries)
     higher = metric_of(metric).higher_is_better
     entries.sort(key=lambda entry: _value(entry, metric), reverse=higher)
-    tests = _tests(entries, metric, resamples=resamples, seed=seed)
+    tests = _tests(entries, metric, resampling=resampling)
     return {
         "task": task_name(entries[0].report),
         "metric": metric,
@@ -141,7 +142,7 @@ def _value(entry: Entry, metric: str) -> float:
     return next(score.value for name, _, score in scores(entry.report.get("test")) if name == metric)
 
 
-def _tests(entries: Sequence[Entry], metric: str, *, resamples: int, seed: int) -> dict[str, dict[str, Any]]:
+def _tests(entries: Sequence[Entry], metric: str, *, resampling: Resampling) -> dict[str, dict[str, Any]]:
     """By run: its difference to the best with interval and p-values, or in `says` why there is no test."""
     best, *others = entries
     road = road_of(best.report, metric)
@@ -163,7 +164,8 @@ def _tests(entries: Sequence[Entry], metric: str, *, resamples: int, seed: int) 
         order = sorted(first.keys, key=repr)  # not by which run is the best, so that intervals stay
         lines = [own.in_order_of(order) for own in same.values()]
         sums, score = road.sums(lines, [own.form for own in same.values()], metric)
-        drawn = resampled_scores(dict(zip(same, sums, strict=True)), score, resamples=resamples, seed=seed)
+        groups = replace(resampling, groups=groups_in(lines[0]))
+        drawn = resampled_scores(dict(zip(same, sums, strict=True)), score, resampling=groups)
         corrected = corrected_for_all_pairs(drawn)
         for name in (name for name in drawn if name != best.name):
             gap, p = difference_of(drawn[name], drawn[best.name])

@@ -19,7 +19,7 @@ from gptailor.pipeline.fixes import Place
 from gptailor.pipeline.frozen import features_of, fit_head
 from gptailor.pipeline.labels import answers_of
 from gptailor.pipeline.prepare import Prepared, remove_leaks
-from gptailor.pipeline.workshop import Workshop, may_refit
+from gptailor.pipeline.workshop import Workshop, may_refit, resampling_of
 from gptailor.recipe import FrozenApproach
 from gptailor.tasks.classification import to_example
 from gptailor.tasks.labels import label_of, labels_of
@@ -59,11 +59,8 @@ def effect_of_fixes(shop: Workshop, prepared: Prepared, model: PreTrainedModel) 
     for name, weights in heads.items():
         logits, answers = by_text(test_features @ weights.T, test)
         guessed[name] = decide(probabilities_of(logits, kind.form), kind.form)
-    settings: dict[str, Any] = {
-        "label_names": shop.label_names,
-        "resamples": shop.recipe.evaluate.resamples,
-        "seed": shop.recipe.seed,
-    }
+    resampling = resampling_of(shop, shop.tokens.examples["test"])
+    settings: dict[str, Any] = {"label_names": shop.label_names, "resampling": resampling}
     scores = {name: kind.measure(answers, guesses, **settings) for name, guesses in guessed.items()}
     shown = (kind.beside, kind.metric)
     effect = {

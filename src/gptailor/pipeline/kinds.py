@@ -238,8 +238,8 @@ def _multiple(form: AnswerForm) -> Kind:
             logits, answers, form=form, label_names=label_names, temperature=temperature
         ),
         measure=label_sets.label_set_scores,
-        difference=lambda answers, ours, theirs, *, resamples, seed, **_: (
-            label_sets.paired_label_set_difference(answers, ours, theirs, resamples=resamples, seed=seed)
+        difference=lambda answers, ours, theirs, *, resampling, **_: label_sets.paired_label_set_difference(
+            answers, ours, theirs, resampling=resampling
         ),
         verdict=partial(metrics.verdict, metric_name="micro-F1"),
         target=lambda *_: LABEL_SETS,
@@ -302,19 +302,19 @@ def _score(form: AnswerForm) -> Kind:
         ),
         strata=numbers.quantile_bins,
         settle=lambda *_: (form, 1.0, None),
-        evaluate=lambda logits, answers, *, split, resamples, seed, **_: numbers.evaluate_numbers(
-            _numbers(logits, form), answers, split=split, resamples=resamples, seed=seed
+        evaluate=lambda logits, answers, *, split, resampling, **_: numbers.evaluate_numbers(
+            _numbers(logits, form), answers, split=split, resampling=resampling
         ),
         details=lambda logits, answers, **_: {
             **numbers.number_details(_numbers(logits, form), answers),
             "mean": form.mean,
             "deviation": form.deviation,
         },
-        measure=lambda answers, predictions, *, resamples, seed, **_: numbers.number_scores(
-            answers, predictions, resamples=resamples, seed=seed
+        measure=lambda answers, predictions, *, resampling, **_: numbers.number_scores(
+            answers, predictions, resampling=resampling
         ),
-        difference=lambda answers, ours, theirs, *, resamples, seed, **_: numbers.paired_error_difference(
-            answers, ours, theirs, resamples=resamples, seed=seed
+        difference=lambda answers, ours, theirs, *, resampling, **_: numbers.paired_error_difference(
+            answers, ours, theirs, resampling=resampling
         ),
         verdict=numbers.number_verdict,
         target=lambda *_: NUMBERS,

@@ -9,17 +9,25 @@ from typing import Any
 
 import numpy as np
 
-from gptailor.errors import number_of
 from gptailor.evaluate.baselines import BaselineResult, strongest
 from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.prompted import build_prompter, choose_shots, prompted_scores, why_not
+from gptailor.evaluate.resampling import Resampling
 from gptailor.models.load import head_name, load_language_model
 from gptailor.models.names import context_length
 from gptailor.models.readout import decide, probabilities_of
 from gptailor.pipeline.classify import by_text
 from gptailor.pipeline.frozen import features_of, run_frozen
 from gptailor.pipeline.labels import answers_of
-from gptailor.pipeline.workshop import Candidate, Workshop, few_rows, fold_numbers, folds_of, may_refit
+from gptailor.pipeline.workshop import (
+    Candidate,
+    Workshop,
+    few_rows,
+    fold_numbers,
+    folds_of,
+    may_refit,
+    resampling_of,
+)
 from gptailor.recipe import FrozenApproach
 from gptailor.types import Example, IntArray
 
@@ -216,24 +224,21 @@ def judge(
 
     `approach` made the predictions, (N,) or (N, C), that are judged.
     """
-    kind = shop.kind
-    settings: dict[str, Any] = {
-        "label_names": shop.label_names,
-        "resamples": shop.recipe.evaluate.resamples,
-        "seed": shop.recipe.seed,
-    }
+    kind, names = shop.kind, shop.label_names
+    drawn = resampling_of(shop, shop.tokens.examples["test"])
     scores: dict[str, Any] = {}
     judged = answers_of(judged_rows(shop))
 
     def validation_score(rung: Rung, places: IntArray) -> float:
         """On some of the rows that it was asked; higher is better."""
         chosen = np.searchsorted(rung.validation_rows, places)
-        once = {**settings, "resamples": 1}
+        once = {"label_names": names, "resampling": Resampling(1)}
         found = kind.measure(judged[places], rung.validation[chosen], **once)[kind.metric].value
         return kind.told(float(found))  # told twice is as it was
 
     for name, rung in ladder.rungs.items():
-        measured = kind.measure(answers[rung.rows], rung.predictions, **settings)
+        own = {"label_names": names, "resampling": drawn.of(rung.rows)}
+        measured = kind.measure(answers[rung.rows], rung.predictions, **own)
         scores[name] = {
             kind.beside: as_json(measured[kind.beside]),
             kind.metric: as_json(measured[kind.metric]),
@@ -254,31 +259,37 @@ def judge(
 
     asked = {name: len(rung.validation_rows) for name, rung in ladder.rungs.items()}
     best = ladder.rungs[strongest(asked, score)]
-    truth, ours = answers[best.rows], predictions[best.rows]
+    truth, ours, drawn = answers[best.rows], predictions[best.rows], drawn.of(best.rows)
     said = kind.verdict(
         ours_name="The head on frozen features" if approach == "frozen" else "The fine-tune",
         best_baseline=best.name,
-        difference=kind.difference(truth, ours, best.predictions, **settings),
+        difference=kind.difference(truth, ours, best.predictions, label_names=names, resampling=drawn),
         same_predictions=bool((ours == best.predictions).all()),
     )
-    return scores, kept_modest(said, tellers(truth, ours, best.predictions), rows=len(truth))
+    return scores, kept_modest(said, tellers(truth, ours, best.predictions), drawn)
 
 
-def tellers(answers: Any, ours: Any, theirs: Any) -> int:
-    """How many rows tell two models apart: one of them is right, or nearer, and the other isn't."""
+def tellers(answers: Any, ours: Any, theirs: Any) -> Any:
+    """(N,) whether each row tells two models apart: one of them is right, or nearer, and the other isn't."""
     mine, others = (np.abs(given - answers).reshape(len(answers), -1).sum(axis=1) for given in (ours, theirs))
     if np.issubdtype(np.asarray(answers).dtype, np.integer):
         mine, others = mine > 0, others > 0
-    return int((mine != others).sum())
+    return mine != others
 
 
-def kept_modest(said: dict[str, Any], telling: int, *, rows: int) -> dict[str, Any]:
+def kept_modest(said: dict[str, Any], telling: Any, resampling: Resampling) -> dict[str, Any]:
     """The verdict, unless too few rows speak: a bootstrap of five rows that all agree leaves no doubt, and
-    the sign test, by which that happens by chance in one of sixteen cases, does.
+    the sign test, by which that happens by chance in one of sixteen cases, does. A group speaks once.
+
+    Args:
+        said: The verdict.
+        telling: (N,) see `tellers`.
+        resampling: With the groups of the rows.
     """
     decided = said["difference"]["low"] > 0 or said["difference"]["high"] < 0
-    if telling >= FEWEST_TELLERS or not decided:
-        return said
-    told = f"only {number_of(telling, 'test row')} of {rows:,} tell the two apart: too few to say"
-    says = f"{said['says'].rpartition(':')[0]}, but {told}."
+    speak = resampling.of(telling).num_groups(int(telling.sum()))
+    if speak >= FEWEST_TELLERS or not decided:
+        return {**said, "says": said["says"] + resampling.caveat(len(telling))}
+    told = f"{resampling.told(len(telling))} {'tells' if speak == 1 else 'tell'} the two apart"
+    says = f"{said['says'].rpartition(':')[0]}, but only {speak} of {told}: too few to say."
     return {**said, "worth_it": False, "too_few": True, "says": says}

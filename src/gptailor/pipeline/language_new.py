@@ -10,6 +10,7 @@ from gptailor.data.blocks import num_blocks
 from gptailor.errors import DataError
 from gptailor.evaluate.language import piece_nats, text_scores
 from gptailor.evaluate.metrics import as_json
+from gptailor.evaluate.resampling import ROWS, Resampling
 from gptailor.models.writer import Writer
 from gptailor.pipeline.documents import all_in, survey, write_store
 from gptailor.recipe import CleanSettings, DataSettings
@@ -22,7 +23,7 @@ def evaluate_language(
     text: str | None = None,
     columns: str | None = None,
     separator: str | None = None,
-    resamples: int = 2000,
+    resampling: Resampling = ROWS,
 ) -> dict[str, Any]:
     """Bits per byte and perplexity of a new text, in blocks as long as training's, with intervals.
 
@@ -47,7 +48,7 @@ def evaluate_language(
         length = writer.block
         blocks = range(num_blocks(store, length))
         pieces = piece_nats(writer.model, writer.head, store, length=length, blocks=blocks)
-        scores = text_scores(pieces, resamples=resamples, seed=0)
+        scores = text_scores(pieces, resampling=resampling)
         total = {"tokens": int(pieces.tokens.sum()), "bytes": int(pieces.bytes.sum())}
         del store  # on some platforms a mapped file can't be removed
     read = len(documents.row_of) + len(documents.rejected)

@@ -24,6 +24,7 @@ from gptailor.evaluate.language import (
     unigram_nats,
 )
 from gptailor.evaluate.metrics import as_json
+from gptailor.evaluate.resampling import Resampling
 from gptailor.models.approach import adapt_full
 from gptailor.models.bundle import find_model_folder, read_bundle, write_bundle
 from gptailor.models.load import (
@@ -86,10 +87,10 @@ def finish_language(
     model.to(shop.environment["device"])
     tested = _nats(model, shop, "test")
     tested_rungs, _ = baselines(shop, result, part="test")
-    settings = {"resamples": shop.recipe.evaluate.resamples, "seed": shop.recipe.seed}
-    scores = _scored(tested, settings)
+    resampling = Resampling(shop.recipe.evaluate.resamples, shop.recipe.seed)
+    scores = _scored(tested, resampling)
     against: dict[str, Any] = (
-        {} if rival is None else {"default": against_rival(shop, rival, tested, settings)}
+        {} if rival is None else {"default": against_rival(shop, rival, tested, resampling)}
     )
     command = "tune" if against else "fit"
     note_opening(folder, command=command, scores=as_json({"bits_per_byte": scores["bits_per_byte"]}))
@@ -101,12 +102,12 @@ def finish_language(
         "seed": shop.recipe.seed,
         "data": _data_counts(folder, shop),
         "test": as_json(scores),
-        "validation": as_json(_scored(result.validation, settings)),
+        "validation": as_json(_scored(result.validation, resampling)),
         "baselines": {
-            **{name: _rung_scores(name, nats, settings) for name, nats in tested_rungs.items()},
+            **{name: _rung_scores(name, nats, resampling) for name, nats in tested_rungs.items()},
             **{name: {"skipped": reason} for name, reason in notes.items()},
         },
-        "verdict": judge_language(tested, rungs, tested_rungs, settings),
+        "verdict": judge_language(tested, rungs, tested_rungs, resampling),
         **against,
         "training": text_training_numbers(result.trained, result.validation, shop.environment, began=began),
         "environment": dict(shop.environment),
@@ -116,19 +117,17 @@ def finish_language(
     tell_language(folder, shop, result, report, tested=tested, parity=parity, prepared=prepared)
 
 
-def against_rival(
-    shop: LanguageShop, rival: Path, ours: PieceNats, settings: Mapping[str, int]
-) -> dict[str, Any]:
+def against_rival(shop: LanguageShop, rival: Path, ours: PieceNats, resampling: Resampling) -> dict[str, Any]:
     """A rival's scores on the test documents, and how far we are ahead, in nats per token."""
     bundle = read_bundle(find_model_folder(rival))
     model = load_saved_language_model(bundle.path)
     model.to(shop.environment["device"])
     theirs = _nats(model, shop, "test")
-    scores = as_json(text_scores(theirs, **settings))
+    scores = as_json(text_scores(theirs, resampling=resampling))
     return {
         "approach": bundle.approach,
         **scores,
-        "difference": as_json(loss_difference(ours, theirs, **settings)),
+        "difference": as_json(loss_difference(ours, theirs, resampling=resampling)),
     }
 
 
@@ -191,13 +190,13 @@ def judge_language(
     ours: PieceNats,
     validation: Mapping[str, PieceNats],
     tested: Mapping[str, PieceNats],
-    settings: Mapping[str, int],
+    resampling: Resampling,
 ) -> dict[str, Any]:
     """Against the best baseline on validation, in bits per byte on test; lower is better."""
     if not tested:
         return {"best_baseline": None, "difference": None, "worth_it": None, "says": "No baseline was run."}
     best = min(validation, key=lambda name: validation[name].bits_per_byte)
-    gap = bits_difference(ours, tested[best], **settings)
+    gap = bits_difference(ours, tested[best], resampling=resampling)
     name = BASELINE_NAMES[best]
     if num_units(ours) < FEWEST_UNITS:
         says = f"{gap.value:+.3f} bits per byte against {name}, on too little held-out text to tell."
@@ -302,20 +301,20 @@ def _nats(model: PreTrainedModel, shop: LanguageShop, part: Any) -> PieceNats:
     return piece_nats(adapted.plain, adapted.head, store, length=shop.block, blocks=blocks)
 
 
-def _scored(pieces: PieceNats, settings: Mapping[str, int]) -> dict[str, int | Score]:
+def _scored(pieces: PieceNats, resampling: Resampling) -> dict[str, int | Score]:
     return {
         "documents": len(np.unique(pieces.documents)),
         "tokens": int(pieces.tokens.sum()),
         "bytes": int(pieces.bytes.sum()),
-        **text_scores(pieces, **settings),
+        **text_scores(pieces, resampling=resampling),
     }
 
 
-def _rung_scores(name: str, nats: PieceNats, settings: Mapping[str, int]) -> dict[str, Any]:
+def _rung_scores(name: str, nats: PieceNats, resampling: Resampling) -> dict[str, Any]:
     """A compressor has no tokens, so no perplexity, and is known as a whole only, so no interval."""
     if name == "xz":
         return {"bits_per_byte": {"value": round(nats.bits_per_byte, 6)}}
-    scores: dict[str, Any] = as_json(text_scores(nats, **settings))
+    scores: dict[str, Any] = as_json(text_scores(nats, resampling=resampling))
     return scores
 
 

@@ -267,11 +267,7 @@ def notes_on_groups(settings: DataSettings, held_out: Mapping[str, tuple[ReadRes
         for location, part in ((settings.validation, "validation"), (settings.test, "test"))
         if location is not None and column not in held_out[part][0].columns
     ]
-    return [
-        *unknown,
-        f"Rows with the same {column!r} stay together. The intervals take rows as independent: where those "
-        "of a group are alike, they are too narrow.",
-    ]
+    return [*unknown, f"Rows with the same {column!r} stay together, and intervals are drawn by them."]
 
 
 def _text(row: RawExample) -> str:

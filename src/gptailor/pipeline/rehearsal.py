@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from gptailor.evaluate.resampling import Resampling
 from gptailor.models.load import head_name, load_config, takes_dropout
 from gptailor.models.readout import decide, probabilities_of
 from gptailor.pipeline.causal import estimate_weights
@@ -22,7 +23,7 @@ from gptailor.pipeline.place import Listener
 from gptailor.pipeline.prepare import prepare
 from gptailor.pipeline.rehearse import Gap, Look, Rehearsal, Repeat, rehearse
 from gptailor.pipeline.trained import Measured, Trainable, adapt, objective_of, trainings_of
-from gptailor.pipeline.workshop import FOLDS, Candidate, Workshop, few_rows, folds_of, pool_of
+from gptailor.pipeline.workshop import FOLDS, Candidate, Workshop, few_rows, folds_of, group_of, pool_of
 from gptailor.recipe import AutoApproach, FrozenApproach, FullApproach, Recipe
 from gptailor.report.words import HELD_OUT, WHAT_CHOSE
 from gptailor.types import FloatArray, IntArray, TokenizedExample
@@ -45,7 +46,7 @@ def rehearse_classification(recipe: Recipe, folder: Path, listener: Listener) ->
     """Reads, cleans, splits and tokenizes once. The folder keeps what is measured of the machine."""
     shop = without_test(open_workshop(recipe, prepare(recipe, listener.say), folder, listener))
     kind = shop.kind
-    different = num_judged(shop)
+    refuse_unrepeatable(shop)
     measured: Measured = {}  # once for all trials and repeats
 
     def gap(ours: Sequence[Repeat], theirs: Sequence[Repeat]) -> Gap:
@@ -53,16 +54,14 @@ def rehearse_classification(recipe: Recipe, folder: Path, listener: Listener) ->
             np.concatenate([getattr(repeat, name) for repeat in repeats])
             for repeats, name in ((ours, "answers"), (ours, "predictions"), (theirs, "predictions"))
         )
-        found = kind.difference(
-            answers,
-            mine,
-            others,
-            label_names=shop.label_names,
-            resamples=recipe.evaluate.resamples,
-            seed=recipe.seed,
-        )
-        # Rows that were asked several times tell no more than once: their resamples spread too little.
-        of_rows = math.sqrt(max(1.0, len(ours) / different)) * (found.high - found.low) / (2 * 1.96)
+        ids: dict[object, int] = {}
+        groups = np.array([ids.setdefault(key, len(ids)) for one in ours for key in one.drawn_with])
+        drawn = Resampling(recipe.evaluate.resamples, recipe.seed, groups)
+        found = kind.difference(answers, mine, others, label_names=shop.label_names, resampling=drawn)
+        # Rows that were asked several times, or are alike, tell no more than once. Where there are too few
+        # to be drawn together, resamples spread too little.
+        too_little = math.sqrt(drawn.num_units(len(groups)) / len(ids))
+        of_rows = too_little * (found.high - found.low) / (2 * 1.96)
         error = math.hypot(of_rows, error_of_fits(ours, theirs))
         wider = 2 * 1.96 * error / (found.high - found.low) if found.high > found.low else 1.0
         low, high = (found.value + wider * (end - found.value) for end in (found.low, found.high))
@@ -215,7 +214,8 @@ def repeat_elsewhere(shop: Workshop, recipe: Recipe, number: int, measured: Meas
     logits, answers = by_text(best.outside, outside)
     form, temperature, _ = kind.settle(best.validation, best.validation_answers)
     predictions = decide(probabilities_of(logits, form, temperature=temperature), form)
-    return Repeat(kind.score(logits, answers), answers, predictions)
+    asked = {key_of(row): group_of(row) for row in outside}  # the text that several rows are windows of
+    return Repeat(kind.score(logits, answers), answers, predictions, tuple(asked.values()))
 
 
 def asked_are_fixed(recipe: Recipe) -> bool:
@@ -223,17 +223,11 @@ def asked_are_fixed(recipe: Recipe) -> bool:
     return recipe.data.validation is not None or recipe.data.split.time is not None
 
 
-def num_judged(shop: Workshop) -> int:
-    """How many repeats ask other rows than the ones before them.
-
-    Raises:
-        NoFoldsError: some finalist could not be repeated, which is better known before the first trial.
-    """
-    if asked_are_fixed(shop.recipe):
-        return 1
-    for number in range(shop.recipe.tune.seeds):
-        elsewhere(shop, number)
-    return len(judging_folds(shop, 0)[1])
+def refuse_unrepeatable(shop: Workshop) -> None:
+    """Raises NoFoldsError where some finalist could not be repeated, which is better known at the start."""
+    if not asked_are_fixed(shop.recipe):
+        for number in range(shop.recipe.tune.seeds):
+            elsewhere(shop, number)
 
 
 def judging_folds(shop: Workshop, deal: int) -> tuple[Rows, list[Fold]]:

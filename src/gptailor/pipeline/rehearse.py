@@ -40,6 +40,7 @@ class Repeat:
     score: float  # higher is better
     answers: Any = None  # of the rows, where they can be paired one by one
     predictions: Any = None
+    drawn_with: Sequence[object] = ()  # what each row is, or is alike with: the same in every repeat
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,10 @@ import numpy as np
 
 from gptailor.data.clean import CleanResult, clean_rows
 from gptailor.data.read import Roles, infer_roles, iterate_rows, read_rows
+from gptailor.data.split import value_groups
 from gptailor.errors import DataError, InputError, ModelError, RunError
 from gptailor.evaluate.metrics import as_json
+from gptailor.evaluate.resampling import Resampling
 from gptailor.launch import Precision
 from gptailor.models.answerer import Answerer, load_answerer
 from gptailor.models.bundle import find_model_folder, read_bundle
@@ -246,11 +248,14 @@ class Run:
         file = read_rows(location, columns=columns)
         roles = self._roles(file.columns, file.rows, text=text, label=label)
         refuse_unknown_slices(slices, file.columns, file=location)
+        path = self.folder / "recipe.yaml"
+        group = (load_recipe(path).data.split.group if path.exists() else None) or ""
         rows: Sequence[RawExample] = [
             RawExample(
                 {
                     "text": joined(row, roles.text),
                     "label": row.fields.get(roles.label or "", ""),
+                    "group": row.fields.get(group, ""),
                     **slice_fields(row, slices),
                 },
                 row.source,
@@ -272,7 +277,8 @@ class Run:
         label_ids = {name: place for place, name in enumerate(known)}
         answers = np.array([label_of(row.fields["label"], label_ids, form) for row, _ in kept])
         logits = self.predictor.logits([item for _, item in kept])
-        settings: dict[str, Any] = {"label_names": known, "resamples": 2000, "seed": 0}
+        groups = value_groups([row.fields.get("group", "") for row, _ in kept])
+        settings: dict[str, Any] = {"label_names": known, "resampling": Resampling(groups=groups)}
         temperature = self.predictor.bundle.temperature
         report = kind_of(form).evaluate(logits, answers, split="new", temperature=temperature, **settings)
         assert report.predictions is not None

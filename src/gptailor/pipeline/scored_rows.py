@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from gptailor.evaluate import label_sets, metrics
-from gptailor.evaluate.language import FEW_DOCUMENTS
 from gptailor.evaluate.metrics import Counts
 from gptailor.evaluate.paired import FromSums
 from gptailor.evaluate.preference import right_shares
@@ -25,7 +24,7 @@ from gptailor.evaluate.text_metrics import METRICS, TextAnswers
 from gptailor.models.bundle import find_model_folder, read_bundle
 from gptailor.pipeline.outcome import BITS
 from gptailor.tasks.labels import labels_in
-from gptailor.types import AnswerForm, FloatArray
+from gptailor.types import AnswerForm, FloatArray, IntArray
 
 Line = Mapping[str, str]
 
@@ -87,6 +86,13 @@ def read_scored_rows(run: Path, road: Road) -> ScoredRows | None:
         keys.append((key, seen[key]))  # a text may stand there twice
         seen[key] += 1
     return ScoredRows(keys, lines, form)
+
+
+def groups_in(lines: Sequence[Line]) -> IntArray:
+    """(N,) ids: alike for what the run drew together."""
+    ids: dict[Hashable, int] = {}
+    groups = [line.get("group") or (line["source"], line["row"]) for line in lines]
+    return np.array([ids.setdefault(group, len(ids)) for group in groups])
 
 
 def _labels(cell: str, form: AnswerForm) -> tuple[str, ...]:
@@ -162,17 +168,11 @@ def _preference_sums(
 def _bit_sums(
     runs: Sequence[Sequence[Line]], _: Sequence[AnswerForm], __: str
 ) -> tuple[list[FloatArray], FromSums]:
-    """Bits and bytes of what was drawn together, as the first run's report counts it: (N, 2)."""
-    ids: dict[Hashable, int] = {}
-    groups = [line.get("group") or (line["source"], line["row"]) for line in runs[0]]
-    which = np.array([ids.setdefault(group, len(ids)) for group in groups])
-    if len(ids) < FEW_DOCUMENTS:
-        which = np.arange(len(which))
+    """Each piece's bits and bytes: (N, 2)."""
 
     def costs(run: Sequence[Line]) -> FloatArray:
         bits = np.array([float(line["nats"]) for line in run]) / np.log(2)
-        sizes = np.array([float(line["bytes"]) for line in run])
-        return np.column_stack([np.bincount(which, bits), np.bincount(which, sizes)])
+        return np.column_stack([bits, [float(line["bytes"]) for line in run]])
 
     return [costs(run) for run in runs], _quotient
 

@@ -14,12 +14,12 @@ from gptailor.models.predictor import Predictor
 from gptailor.models.readout import decide, probabilities_of
 from gptailor.pipeline.kinds import kind_of
 from gptailor.pipeline.labels import answers_of
-from gptailor.pipeline.ladder import Ladder, judge
+from gptailor.pipeline.ladder import Ladder, judge, judged_rows
 from gptailor.pipeline.openings import note_opening
 from gptailor.pipeline.outcome import peak_memory_bytes
 from gptailor.pipeline.slices import score_slices, slice_columns
 from gptailor.pipeline.tokens import TokenizedParts
-from gptailor.pipeline.workshop import Candidate, Workshop
+from gptailor.pipeline.workshop import Candidate, Workshop, resampling_of
 from gptailor.types import AnswerForm, Part, Predictions
 
 # In data/summary.json, not in the report.
@@ -39,19 +39,19 @@ def open_test(
     A rival (`tune`'s own recipe before tuning) answers the same rows at the same opening.
     """
     recipe, bundle, kind = shop.recipe, predictor.bundle, kind_of(predictor.form)
-    settings: dict[str, Any] = {
-        "label_names": shop.label_names,
-        "temperature": bundle.temperature,
-        "resamples": recipe.evaluate.resamples,
-        "seed": recipe.seed,
-    }
     examples = shop.tokens.examples["test"]
+    settings: dict[str, Any] = {"label_names": shop.label_names, "temperature": bundle.temperature}
+    resampling = resampling_of(shop, examples)
     encoded = [item for item in predictor.encode_many([example.text for example in examples]) if item]
     logits = predictor.logits(encoded)
     answers = answers_of(examples)
-    tested = kind.evaluate(logits, answers, split="test", **settings)
+    tested = kind.evaluate(logits, answers, split="test", resampling=resampling, **settings)
     validated = kind.evaluate(
-        chosen.validation_logits, chosen.validation_answers, split="validation", **settings
+        chosen.validation_logits,
+        chosen.validation_answers,
+        split="validation",
+        resampling=resampling_of(shop, judged_rows(shop)),
+        **settings,
     )
     assert tested.predictions is not None
     predictions = decide(tested.predictions.probabilities, predictor.form)
@@ -83,14 +83,15 @@ def open_test(
             encoder=predictor.encoder,
             columns=slice_columns(examples),
             label_names=shop.label_names,
-            resamples=recipe.evaluate.resamples,
-            seed=recipe.seed,
+            resampling=resampling,
         ),
         **against,
         "training": training_numbers(chosen, shop),
         "environment": dict(shop.environment),
     }
-    details = as_json(kind.details(logits, answers, threshold=bundle.threshold, **settings))
+    details = as_json(
+        kind.details(logits, answers, threshold=bundle.threshold, resampling=resampling, **settings)
+    )
     if "at_threshold" in details:
         report["test"]["at_threshold"] = details["at_threshold"]
     details["probabilities"] = tested.predictions.probabilities
@@ -100,12 +101,9 @@ def open_test(
 def against_rival(shop: Workshop, rival: Predictor, ours: Predictions, form: AnswerForm) -> dict[str, Any]:
     """A rival's scores on the test rows, and how far we are ahead of it, row by row."""
     kind = kind_of(rival.form)
-    settings: dict[str, Any] = {
-        "label_names": shop.label_names,
-        "resamples": shop.recipe.evaluate.resamples,
-        "seed": shop.recipe.seed,
-    }
-    texts = [example.text for example in shop.tokens.examples["test"]]
+    examples = shop.tokens.examples["test"]
+    settings = {"label_names": shop.label_names, "resampling": resampling_of(shop, examples)}
+    texts = [example.text for example in examples]
     logits = rival.logits([item for item in rival.encode_many(texts) if item])
     theirs = decide(probabilities_of(logits, rival.form, temperature=rival.bundle.temperature), rival.form)
     mine = decide(ours.probabilities, form)

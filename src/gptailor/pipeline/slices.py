@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ from gptailor.data.tokenize import Encoder, token_lengths
 from gptailor.errors import number_of
 from gptailor.evaluate.language import PieceNats
 from gptailor.evaluate.metrics import as_json
+from gptailor.evaluate.resampling import Resampling
 from gptailor.evaluate.slices import (
+    GROUPS_TEST,
     NUMBERS_TEST,
     SHARES_TEST,
     Slice,
@@ -46,8 +49,7 @@ def score_slices(
     encoder: Encoder,
     columns: Mapping[str, Sequence[str]],
     label_names: Sequence[str],
-    resamples: int,
-    seed: int,
+    resampling: Resampling,
 ) -> dict[str, Any]:
     """Plain values for the report: every slice with rows, scores and intervals, the worst, and warnings.
 
@@ -59,20 +61,21 @@ def score_slices(
         encoder: Counts the tokens.
         columns: The rows' values by the person's column.
         label_names: The classes.
-        resamples: Of the bootstrap.
-        seed: Of the bootstrap.
+        resampling: Of the bootstrap.
     """
     are_numbers, score = kind.form.kind == "score", ROW_SCORES[kind.form.kind]
     guesses = decide(probabilities, kind.form)
     by = _by_column(token_lengths(encoder, texts), columns)
-    settings: dict[str, Any] = {"resamples": resamples, "seed": seed}
-    slices = slice_rows(by, kind.errors(probabilities, answers), are_numbers=are_numbers, **settings)
+    errors = kind.errors(probabilities, answers)
+    slices = slice_rows(by, errors, are_numbers=are_numbers, resampling=resampling)
 
     def metric_of(one: Slice) -> dict[str, Any]:
-        measured = kind.measure(answers[one.rows], guesses[one.rows], label_names=label_names, **settings)
+        own = {"label_names": label_names, "resampling": resampling.of(one.rows)}
+        measured = kind.measure(answers[one.rows], guesses[one.rows], **own)
         return {kind.metric: as_json(measured[kind.metric])}
 
-    test = NUMBERS_TEST if are_numbers else SHARES_TEST
+    grouped = resampling.num_units(len(texts)) < len(texts)
+    test = NUMBERS_TEST if are_numbers else GROUPS_TEST if grouped else SHARES_TEST
     return _told(slices, by, score=score, test=test, are_numbers=are_numbers, more=metric_of)
 
 
@@ -81,8 +84,7 @@ def score_text_slices(
     *,
     lengths: IntArray,
     columns: Mapping[str, Sequence[str]],
-    resamples: int,
-    seed: int,
+    resampling: Resampling,
 ) -> dict[str, Any]:
     """The same of rows whose answer is text: every slice's bits per byte.
 
@@ -93,8 +95,7 @@ def score_text_slices(
         pieces: What each of the N rows' answers cost.
         lengths: (N,) tokens of each prompt.
         columns: The rows' values by the person's column.
-        resamples: Of the bootstrap.
-        seed: Of the bootstrap.
+        resampling: Of the bootstrap.
     """
     by = _by_column(lengths, columns)
     sizes = np.maximum(1, pieces.bytes).astype(np.float64)
@@ -104,8 +105,7 @@ def score_text_slices(
         are_numbers=True,
         weights=sizes,
         ranked=pieces.nats / np.maximum(1, pieces.tokens),
-        resamples=resamples,
-        seed=seed,
+        resampling=replace(resampling, groups=pieces.documents),
     )
 
     cost = "answers cost {} bits per byte"

@@ -112,7 +112,7 @@ def write_predictions(
     header = ["source", "row", "text", "answer", "prediction"]
     if form.kind != "score":
         header += ["probability", *(f"p({n})" for n in label_names)]
-    header += [f"slice({name})" for name, _ in examples[0].slices]
+    header += [*(f"slice({name})" for name, _ in examples[0].slices), "group"]
 
     def cells(example: Example, row: Any) -> Iterator[object]:
         yield from (example.source, example.row, example.text)
@@ -123,7 +123,7 @@ def write_predictions(
             labels = () if example.label is None else labels_named(example.label, label_names)
             yield joined(labels, form) if form.kind == "multiple" else "".join(labels)
             yield from (answer.label, repr(answer.probability), *map(repr, answer.probabilities.values()))
-        yield from (value for _, value in example.slices)
+        yield from (*(value for _, value in example.slices), example.group)
 
     write_csv_safely(path, header, (list(cells(*pair)) for pair in zip(examples, probabilities, strict=True)))
 

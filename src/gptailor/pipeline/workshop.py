@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gptailor.data.tokenize import Encoder, build_encoder
 from gptailor.errors import DataError
+from gptailor.evaluate.resampling import Resampling
 from gptailor.models.load import load_config, load_tokenizer
 from gptailor.models.names import Base, context_length
 from gptailor.pipeline.kinds import Kind, kind_of
@@ -102,12 +103,18 @@ def groups_of(rows: Sequence[Example | TokenizedExample], *, near: bool = True) 
     Windows of one text, rows of one value of `data.split.group`, and with `near` near-duplicates.
     """
     ids: dict[object, int] = {}
+    return np.array([ids.setdefault(group_of(row, near=near), len(ids)) for row in rows])
 
-    def key(row: Example | TokenizedExample) -> object:
-        grouped = row.group and (near or not row.group.startswith(NEAR))
-        return row.group if grouped else (row.source, row.row)
 
-    return np.array([ids.setdefault(key(row), len(ids)) for row in rows])
+def group_of(row: Example | TokenizedExample, *, near: bool = True) -> object:
+    """What the row stays together with, or the row itself; see `groups_of`."""
+    grouped = row.group and (near or not row.group.startswith(NEAR))
+    return row.group if grouped else (row.source, row.row)
+
+
+def resampling_of(shop: Workshop, rows: Sequence[Example]) -> Resampling:
+    """How intervals over these rows are drawn."""
+    return Resampling(shop.recipe.evaluate.resamples, shop.recipe.seed, groups_of(rows))
 
 
 class NoFoldsError(DataError):

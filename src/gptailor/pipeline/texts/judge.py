@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from gptailor.evaluate.baselines import strongest
 from gptailor.evaluate.language import PieceNats, bits_difference, loss_difference, num_units, text_scores
 from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.preference import by_length, right_shares, share_difference, share_score
+from gptailor.evaluate.resampling import ROWS, Resampling
 from gptailor.evaluate.text_metrics import METRICS, paired_text_difference, signature, text_answer_scores
 from gptailor.models.answerer import Answerer
 from gptailor.models.approach import adapt_full
@@ -28,7 +29,14 @@ from gptailor.pipeline.texts.answers import (
     metric_names,
     samplings,
 )
-from gptailor.pipeline.texts.objective import by_token, log_likelihoods, margins_as_trained, row_nats
+from gptailor.pipeline.texts.objective import (
+    by_token,
+    documents_of,
+    log_likelihoods,
+    margins_as_trained,
+    resampling_of,
+    row_nats,
+)
 from gptailor.report.facts import inside, metric_of, score_text
 from gptailor.report.words import BASELINES
 from gptailor.types import FloatArray, Part, Score
@@ -36,6 +44,7 @@ from gptailor.types import FloatArray, Part, Score
 if TYPE_CHECKING:
     from gptailor.pipeline.texts.road import TextResult
     from gptailor.pipeline.texts.shop import TextShop
+    from gptailor.pipeline.texts.tokens import TokenizedRow
 
 FEWEST_ROWS = 10  # test rows
 ENOUGH_STOP = 0.95  # of the validation answers, or the model is kept from going round in circles
@@ -79,7 +88,7 @@ def settle_no_repeat(shop: TextShop, answerer: Answerer, say: Say) -> int:
     held = _write(shop, answerer, sample, no_repeat=NO_REPEAT)
     score = metric_names(shop)[0]
     before, after = (
-        text_answer_scores(one.beside(sample), metrics=[score], resamples=1)[score].value
+        text_answer_scores(one.beside(sample), metrics=[score], resampling=Resampling(1))[score].value
         for one in (free, held)
     )
     if held.stop_share <= free.stop_share or after < before:
@@ -95,45 +104,52 @@ def judge_answers(
     shop: TextShop, answerer: Answerer, nats: PieceNats, result: TextResult, say: Say
 ) -> Tested:
     """Writes answers to fixed test rows and compares them with the ladder's."""
-    settings = {"resamples": shop.recipe.evaluate.resamples, "seed": shop.recipe.seed}
     most = shop.recipe.evaluate.generated_rows
     samples: dict[Part, Sample] = {
         "validation": choose_sample(shop, "validation", most // VALIDATION_SHARE),
         "test": choose_sample(shop, "test", most),
     }
     sample = samples["test"]
+    drawn = resampling_of(shop, sample.rows)
     say(f"writing {len(sample.rows):,} answers")
     ours = _write(shop, answerer, sample)
     names = metric_names(shop)
-    scores = text_answer_scores(ours.beside(sample), metrics=names, **settings) if sample.rows else {}
+    scores = text_answer_scores(ours.beside(sample), metrics=names, resampling=drawn) if sample.rows else {}
     rungs = (
         climb(shop, samples, scratch=is_scratch(result.approach), no_repeat=answerer.no_repeat, say=say)
         if all(one.rows for one in samples.values())
         else {}
     )
-    told = {name: _rung_scores(rung, sample, names, settings) for name, rung in rungs.items()}
+    told = {name: _rung_scores(rung, sample, names, drawn) for name, rung in rungs.items()}
     primary = shop.metrics[0]
     if rungs and primary in METRICS:
-        verdict = _verdict(primary, rungs, ours, samples, settings)
+        verdict = _verdict(primary, rungs, ours, samples, drawn)
     else:
         compares = shop.recipe.evaluate.baselines != "none" and not is_scratch(result.approach)
         base = _base_nats(shop) if compares else None
         if base is not None:
-            told["base"] = as_json(text_scores(base, **settings))
-        verdict = _verdict_by_bits(nats, base, settings)
+            told["base"] = as_json(text_scores(base, resampling=drawn))
+        verdict = _verdict_by_bits(nats, base, drawn)
     return Tested(
         scores={"answers": len(sample.rows), **scores},
         baselines=told,
         verdict=verdict,
         samples=_samples(sample, ours, rungs, str(verdict["best_baseline"])),
-        header=("source", "row", "prompt", "reference", "answer", "ended"),
+        header=("source", "row", "prompt", "reference", "answer", "ended", "group"),
         lines=[
-            (row.row.source, row.row.row, row.row.asked, row.row.references[0], text, ended)
-            for row, text, ended in zip(sample.rows, ours.texts, ours.stopped, strict=True)
+            (row.row.source, row.row.row, row.row.asked, row.row.references[0], text, ended, group)
+            for row, text, ended, group in zip(
+                sample.rows, ours.texts, ours.stopped, _groups(sample.rows), strict=True
+            )
         ],
         signatures={name: signature(name, sample.references) for name in names if signature(name)},
         notes=_notes(shop, sample, no_repeat=answerer.no_repeat, prompted=_prompted(rungs)),
     )
+
+
+def _groups(rows: Sequence[TokenizedRow]) -> list[int]:
+    found: list[int] = documents_of([row.row for row in rows]).tolist()
+    return found
 
 
 def _prompted(rungs: Mapping[str, Rung]) -> bool:
@@ -164,8 +180,8 @@ def _notes(shop: TextShop, sample: Sample, *, no_repeat: int, prompted: bool) ->
 
 def judge_preferences(shop: TextShop, answerer: Answerer, result: TextResult, say: Say) -> Tested:
     """How often the model ranks the preferred answer first, and how often simpler means do."""
-    settings = {"resamples": shop.recipe.evaluate.resamples, "seed": shop.recipe.seed}
     rows = {part: shop.tokens.rows[part] for part in ("validation", "test")}
+    drawn = resampling_of(shop, rows["test"])
     ours = log_likelihoods(adapt_full(answerer.model), rows["test"])
     margins: dict[str, dict[str, FloatArray]] = {"longer": {}, "shorter": {}}
     for part, ones in rows.items():
@@ -186,20 +202,20 @@ def judge_preferences(shop: TextShop, answerer: Answerer, result: TextResult, sa
         margins = {}
     shares = right_shares(gained)
     best = max(margins, key=lambda name: right_shares(margins[name]["validation"]).mean(), default=None)
-    gap = share_difference(shares, right_shares(margins[best]["test"]), **settings) if best else None
+    gap = share_difference(shares, right_shares(margins[best]["test"]), resampling=drawn) if best else None
     told = {
-        name: {"preference_accuracy": as_json(share_score(right_shares(own["test"]), **settings))}
+        name: {"preference_accuracy": as_json(share_score(right_shares(own["test"]), resampling=drawn))}
         for name, own in margins.items()
     }
     return Tested(
-        scores={"preference_accuracy": share_score(shares, **settings)},
+        scores={"preference_accuracy": share_score(shares, resampling=drawn)},
         baselines=told,
-        verdict=_verdict_of("preference_accuracy", best, gap, rows=len(rows["test"])),
+        verdict=_verdict_of("preference_accuracy", best, gap, rows=len(shares), resampling=drawn),
         samples=[],
-        header=("source", "row", "prompt", "chosen", "rejected", "margin"),
+        header=("source", "row", "prompt", "chosen", "rejected", "margin", "group"),
         lines=[
-            (row.row.source, row.row.row, row.row.asked, *row.row.references, float(margin))
-            for row, margin in zip(rows["test"], gained, strict=True)
+            (row.row.source, row.row.row, row.row.asked, *row.row.references, float(margin), group)
+            for row, margin, group in zip(rows["test"], gained, _groups(rows["test"]), strict=True)
         ],
         reference=reference,
         shares=shares,
@@ -208,19 +224,19 @@ def judge_preferences(shop: TextShop, answerer: Answerer, result: TextResult, sa
 
 def against_rival(shop: TextShop, rival: Answerer, nats: PieceNats, tested: Tested) -> dict[str, Any]:
     """A rival's score on the test rows, the one that settings are searched by, and how far we are ahead."""
-    settings = {"resamples": shop.recipe.evaluate.resamples, "seed": shop.recipe.seed}
     rows, model = shop.tokens.rows["test"], adapt_full(rival.model)
+    drawn = resampling_of(shop, rows)
     if tested.shares is not None:
         gained = margins_as_trained(
             str(rival.bundle.form["loss"]), log_likelihoods(model, rows), tested.reference, rows
         )
         theirs = right_shares(gained)
-        scores = {"preference_accuracy": share_score(theirs, **settings)}
-        gap = share_difference(tested.shares, theirs, **settings)
+        scores = {"preference_accuracy": share_score(theirs, resampling=drawn)}
+        gap = share_difference(tested.shares, theirs, resampling=drawn)
     else:
         costs = row_nats(model, rows, shop)
-        scores = text_scores(costs, **settings)
-        gap = loss_difference(nats, costs, **settings)
+        scores = text_scores(costs, resampling=drawn)
+        gap = loss_difference(nats, costs, resampling=drawn)
     return {"approach": rival.bundle.approach, **as_json(scores), "difference": as_json(gap)}
 
 
@@ -233,15 +249,16 @@ def _write(shop: TextShop, answerer: Answerer, sample: Sample, *, no_repeat: int
 
 
 def _rung_scores(
-    rung: Rung, sample: Sample, names: tuple[str, ...], settings: Mapping[str, int]
+    rung: Rung, sample: Sample, names: tuple[str, ...], resampling: Resampling
 ) -> dict[str, Any]:
     """A rung's scores on the rows it answered; only what writes tells how often it stops."""
     if rung.test is None:
         return {"skipped": rung.skipped}
     chosen = [name for name in names if name != "stop_rate" or not all(rung.test.stopped)]
-    scores = text_answer_scores(rung.test.beside(sample), metrics=chosen, **settings)
-    fewer = len(rung.test.texts) < len(sample.rows)
-    return {**({"rows": len(rung.test.texts)} if fewer else {}), **as_json(scores)}
+    size = len(rung.test.texts)
+    drawn = resampling.of(slice(size))
+    scores = text_answer_scores(rung.test.beside(sample), metrics=chosen, resampling=drawn)
+    return {**({"rows": size} if size < len(sample.rows) else {}), **as_json(scores)}
 
 
 def _verdict(
@@ -249,7 +266,7 @@ def _verdict(
     rungs: Mapping[str, Rung],
     ours: Written,
     samples: Mapping[Part, Sample],
-    settings: Mapping[str, int],
+    resampling: Resampling,
 ) -> dict[str, Any]:
     """Against the rung that did best on validation, on the test rows that both answered."""
     answered = {name: rung.validation for name, rung in rungs.items() if rung.validation is not None}
@@ -260,19 +277,23 @@ def _verdict(
 
     def score(one: str, other: str) -> float:
         answers = answered[one].first(min(asked[one], asked[other])).beside(samples["validation"])
-        return float(text_answer_scores(answers, metrics=[primary], resamples=1)[primary].value)
+        return float(text_answer_scores(answers, metrics=[primary], resampling=Resampling(1))[primary].value)
 
     best = strongest(asked, score)
     theirs = rungs[best].test
     assert theirs is not None
     size = len(theirs.texts)
     same = ours.first(size).beside(samples["test"])
-    gap = paired_text_difference(same, theirs.texts, metric=primary, **settings)
-    return _verdict_of(primary, best, gap, rows=size)
+    drawn = resampling.of(slice(size))
+    gap = paired_text_difference(same, theirs.texts, metric=primary, resampling=drawn)
+    return _verdict_of(primary, best, gap, rows=size, resampling=drawn)
 
 
-def _verdict_of(metric: str, best: str | None, gap: Score | None, *, rows: int) -> dict[str, Any]:
+def _verdict_of(
+    metric: str, best: str | None, gap: Score | None, *, rows: int, resampling: Resampling = ROWS
+) -> dict[str, Any]:
     """The verdict in numbers and in one sentence; an interval over a handful of rows says nothing."""
+    few = resampling.num_groups(rows) < FEWEST_ROWS
     if best is None or gap is None:
         return {
             "metric": metric,
@@ -283,8 +304,8 @@ def _verdict_of(metric: str, best: str | None, gap: Score | None, *, rows: int) 
         }
     name, title = BASELINES[best].short, inside(metric_of(metric).title)
     between = f"(95 % interval {score_text(gap.low)} to {score_text(gap.high)})"
-    if rows < FEWEST_ROWS:
-        says = f"{title} {score_text(gap.value)} against {name}, on {rows} test rows: too few to tell."
+    if few:
+        says = f"{title} {score_text(gap.value)} against {name}, on {resampling.told(rows)}: too few to tell."
     elif gap.low > 0:
         says = f"The model's {title} is {score_text(gap.value)} above {name} {between}: worth it."
     elif gap.high < 0:
@@ -295,22 +316,23 @@ def _verdict_of(metric: str, best: str | None, gap: Score | None, *, rows: int) 
         "metric": metric,
         "best_baseline": best,
         "difference": as_json(gap),
-        "worth_it": bool(gap.low > 0) and rows >= FEWEST_ROWS,
-        "says": says,
-        **({"too_few": True} if rows < FEWEST_ROWS else {}),
+        "worth_it": bool(gap.low > 0) and not few,
+        "says": says if few else says + resampling.caveat(rows),
+        **({"too_few": True} if few else {}),
     }
 
 
-def _verdict_by_bits(ours: PieceNats, base: PieceNats | None, settings: Mapping[str, int]) -> dict[str, Any]:
+def _verdict_by_bits(ours: PieceNats, base: PieceNats | None, resampling: Resampling) -> dict[str, Any]:
     """Where nothing is asked, only the likelihood of the texts can be compared."""
     if base is None:
         return _verdict_of("bits_per_byte", None, None, rows=0)
-    gap = bits_difference(ours, base, **settings)
+    gap = bits_difference(ours, base, resampling=resampling)
     turned = Score(-gap.value, -gap.high, -gap.low)
     between = f"(95 % interval {score_text(turned.low)} to {score_text(turned.high)})"
     rows = num_units(ours)
+    few = rows < FEWEST_ROWS
     says = f"No clear difference to the base as it came {between}."
-    if rows < FEWEST_ROWS:
+    if few:
         change = f"{gap.value:+.3f} bits per byte against the base as it came"
         says = f"{change}, on {rows} test row{'s' if rows > 1 else ''}: too few to tell."
     elif turned.low > 0:
@@ -322,9 +344,9 @@ def _verdict_by_bits(ours: PieceNats, base: PieceNats | None, settings: Mapping[
         "metric": "bits_per_byte",
         "best_baseline": "base",
         "difference": as_json(gap),
-        "worth_it": bool(turned.low > 0) and rows >= FEWEST_ROWS,
+        "worth_it": bool(turned.low > 0) and not few,
         "says": says,
-        **({"too_few": True} if rows < FEWEST_ROWS else {}),
+        **({"too_few": True} if few else {}),
     }
 
 

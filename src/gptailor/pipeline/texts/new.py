@@ -16,6 +16,7 @@ from gptailor.errors import DataError, InputError
 from gptailor.evaluate.language import PieceNats, text_scores
 from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.preference import right_shares, share_score
+from gptailor.evaluate.resampling import ROWS, Resampling
 from gptailor.evaluate.text_metrics import METRICS, TextAnswers, text_answer_scores
 from gptailor.models.answerer import Answerer
 from gptailor.models.approach import adapt_full
@@ -75,7 +76,7 @@ def evaluate_texts(
     target: str | None,
     columns: str | None,
     slices: Sequence[str] = (),
-    resamples: int = 2000,
+    resampling: Resampling = ROWS,
 ) -> dict[str, Any]:
     """Scores a run on new rows with known answers: the likelihood of all, and answers written to some.
 
@@ -103,8 +104,7 @@ def evaluate_texts(
     if answerer.bundle.form.get("one_question"):
         rows = without_question(rows)
     nats, used, lengths = _nats(answerer, rows)
-    settings = {"resamples": resamples, "seed": 0}
-    scores: dict[str, Any] = as_json(text_scores(nats, **settings))
+    scores: dict[str, Any] = as_json(text_scores(nats, resampling=resampling))
     own = answerer.bundle.form.get("metrics") or answerer.form.metrics
     names = [name for name in dict.fromkeys((*own, *ALWAYS)) if name in METRICS]
     chosen = _first_of_each(rows)
@@ -118,7 +118,8 @@ def evaluate_texts(
             [references for _, _, references in asked],
             [one.finished == "stop" for one in made],
         )
-        scores = {**as_json(text_answer_scores(answers, metrics=names, **settings)), **scores}
+        drawn = replace(resampling, groups=documents_of([row for _, row, _ in asked]))
+        scores = {**as_json(text_answer_scores(answers, metrics=names, resampling=drawn)), **scores}
     read = len(file.rows) + len(file.rejected)
     return {
         "file": location,
@@ -127,12 +128,14 @@ def evaluate_texts(
         "answers": len(asked),
         "left_out": read - len(used),
         "scores": scores,
-        "slices": score_text_slices(nats, lengths=lengths, columns=slice_columns(used), **settings),
+        "slices": score_text_slices(
+            nats, lengths=lengths, columns=slice_columns(used), resampling=resampling
+        ),
     }
 
 
 def evaluate_preferences(
-    answerer: Answerer, location: str, *, columns: str | None, resamples: int = 2000
+    answerer: Answerer, location: str, *, columns: str | None, resampling: Resampling = ROWS
 ) -> dict[str, Any]:
     """How often a preference run ranks the chosen answers of new rows first, as its report measured it.
 
@@ -157,7 +160,8 @@ def evaluate_preferences(
         before = adapt_full(load_trainable_language_model(base, answerer.tokenizer))
         reference = log_likelihoods(before, pairs)
     margins = margins_as_trained(state["loss"], ours, reference, pairs)
-    score = share_score(right_shares(margins), resamples=resamples, seed=0)
+    drawn = replace(resampling, groups=documents_of([pair.row for pair in pairs]))
+    score = share_score(right_shares(margins), resampling=drawn)
     read = len(file.rows) + len(file.rejected)
     return {
         "file": location,

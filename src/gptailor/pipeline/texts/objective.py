@@ -16,6 +16,7 @@ from gptailor.data.batch import collate_texts, length_buckets, pack, to_device
 from gptailor.data.split import join_groups, value_groups
 from gptailor.evaluate.language import PieceNats
 from gptailor.evaluate.preference import ranking_score, right_shares
+from gptailor.evaluate.resampling import Resampling
 from gptailor.launch import Precision, precision_context
 from gptailor.models.approach import Adapted
 from gptailor.models.forward import keeps_documents_apart, learned_states, target_nats
@@ -200,6 +201,12 @@ def row_nats(
         bytes=np.bincount(owner, sizes, minlength=len(rows)).astype(np.int64),
         documents=documents_of([row.row for row in rows]),
     )
+
+
+def resampling_of(shop: TextShop, rows: Sequence[TokenizedRow]) -> Resampling:
+    """How intervals over these rows are drawn."""
+    evaluate = shop.recipe.evaluate
+    return Resampling(evaluate.resamples, shop.recipe.seed, documents_of([row.row for row in rows]))
 
 
 def documents_of(rows: Sequence[TextRow]) -> IntArray:

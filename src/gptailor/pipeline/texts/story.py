@@ -15,6 +15,7 @@ from gptailor import __version__
 from gptailor.data.tokenize import build_encoder
 from gptailor.evaluate.language import PieceNats, text_scores
 from gptailor.evaluate.metrics import as_json
+from gptailor.evaluate.resampling import Resampling
 from gptailor.models.answerer import load_answerer
 from gptailor.models.approach import adapt_full
 from gptailor.models.bundle import write_bundle
@@ -82,8 +83,8 @@ def finish_texts(
         tested = judge_preferences(shop, answerer, result, say)
     else:
         tested = judge_answers(shop, answerer, nats, result, say)
-    settings = {"resamples": shop.recipe.evaluate.resamples, "seed": shop.recipe.seed}
-    scores = {**as_json(tested.scores), **as_json(text_scores(nats, **settings))}
+    resampling = Resampling(shop.recipe.evaluate.resamples, shop.recipe.seed)
+    scores = {**as_json(tested.scores), **as_json(text_scores(nats, resampling=resampling))}
     against: dict[str, Any] = {}
     if rival is not None:
         other = load_answerer(rival)
@@ -99,10 +100,10 @@ def finish_texts(
         "seed": shop.recipe.seed,
         "data": _data_counts(folder, shop),
         "test": {"rows": len(shop.tokens.rows["test"]), **scores},
-        "validation": as_json(text_scores(result.validation, **settings)),
+        "validation": as_json(text_scores(result.validation, resampling=resampling)),
         "baselines": tested.baselines,
         "verdict": tested.verdict,
-        **({} if shop.recipe.task == "preference" else {"slices": _slices(shop, nats, settings)}),
+        **({} if shop.recipe.task == "preference" else {"slices": _slices(shop, nats, resampling)}),
         **against,
         "training": text_training_numbers(result.trained, result.validation, shop.environment, began=began),
         "environment": dict(shop.environment),
@@ -114,12 +115,12 @@ def finish_texts(
     tell_texts(folder, shop, result, report, tested=tested, nats=nats, parity=parity)
 
 
-def _slices(shop: TextShop, nats: PieceNats, settings: Mapping[str, int]) -> dict[str, Any]:
+def _slices(shop: TextShop, nats: PieceNats, resampling: Resampling) -> dict[str, Any]:
     """The test rows' costs by the length of their prompts and by the person's columns."""
     rows = shop.tokens.rows["test"]
     lengths = np.array([sum(int((~one.learn).sum()) for one in row.right) for row in rows])
     columns = slice_columns([row.row for row in rows])
-    return score_text_slices(nats, lengths=lengths, columns=columns, **settings)
+    return score_text_slices(nats, lengths=lengths, columns=columns, resampling=resampling)
 
 
 def seal(folder: Path, shop: TextShop, result: TextResult) -> dict[str, float]:
