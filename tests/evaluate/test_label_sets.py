@@ -24,6 +24,7 @@ from gptailor.evaluate.label_sets import (
     paired_label_set_difference,
     rarest_label,
 )
+from gptailor.evaluate.metrics import share_interval
 from gptailor.evaluate.resampling import Resampling
 from gptailor.models.readout import sigmoid
 from gptailor.types import AnswerForm, FloatArray, IntArray, Score
@@ -148,3 +149,9 @@ def test_what_is_no_set_is_refused() -> None:
         label_set_scores(np.zeros((0, 3), np.int64), np.zeros((0, 3), np.int64), NAMES)
     with pytest.raises(ValueError, match="0 and 1"):
         label_set_scores(np.full((2, 3), 2), np.zeros((2, 3), np.int64), NAMES)
+
+
+def test_whole_sets_that_are_all_right_are_not_right_for_sure() -> None:
+    answers = np.random.default_rng(0).integers(2, size=(20, 3))
+    found = label_set_scores(answers, answers, NAMES, resampling=Resampling(20))["subset_accuracy"]
+    assert (found.low, found.value, found.high) == (pytest.approx(share_interval(20, 20)[0]), 1.0, 1.0)

@@ -22,6 +22,7 @@ from gptailor.evaluate.metrics import (
     class_scores,
     interval,
     macro,
+    unless_all_alike,
 )
 from gptailor.evaluate.resampling import ROWS, Resampling, columns
 from gptailor.models.readout import decide, probabilities_of, sigmoid
@@ -105,6 +106,8 @@ def label_set_scores(
     points = np.bincount(cells) @ np.stack([whole, share], axis=1) / len(answers)
     for place, name in enumerate(("subset_accuracy", "hamming_loss")):
         scores[name] = interval(float(points[place]), np.concatenate(means)[:, place])
+    rows = resampling.num_units(len(answers))
+    scores["subset_accuracy"] = unless_all_alike(scores["subset_accuracy"], rows)
     classes = {name: class_scores(one(point), one(drawn)) for name, one in PER_CLASS.items()}
     scores["per_class"] = {
         label: {
