@@ -508,6 +508,7 @@ def predict(
                     sampling=sampling,
                     precision=precision,
                     rank=rank is not None,
+                    say=narrator.say,
                     **{"text": text, **chosen},
                 ),
                 console,

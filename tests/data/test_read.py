@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gptailor.data import lines as lines_module
-from gptailor.data.read import ReadResult, Roles, infer_roles, iterate_rows, read_rows
+from gptailor.data.read import ReadResult, Roles, doubts, infer_roles, iterate_rows, read_rows
 from gptailor.data.source import find_source
 from gptailor.errors import DataError, MissingExtraError
 from gptailor.pipeline.task import first_rows
@@ -727,3 +727,23 @@ def test_real_files(name: str, given: dict[str, str], rows: int, expected: Roles
     assert (len(result.rows), result.rejected) == (rows, [])
     chosen: dict[str, str | None] = {"text": None, "label": None, **given}
     assert infer_roles(result.columns, result.rows, text=chosen["text"], label=chosen["label"]) == expected
+
+
+NOTHING_TELLS = ["ant,bee", "cow,dog", "elk,fox", "gnu,hen"]
+
+
+def test_a_header_that_nothing_tells_is_assumed_aloud_and_none_where_columns_are_named(write: Write) -> None:
+    path = write("pairs.csv", "\n".join(NOTHING_TELLS))
+    found = read_rows(path)
+    assert found.columns == ("ant", "bee")
+    (doubt,) = doubts(path, found.notes)
+    assert "taken for names" in doubt
+    assert "--columns" in doubt
+    said: list[str] = []
+    assert len(list(iterate_rows(path, say=said.append))) == 3
+    assert said == [doubt]
+    named = read_rows(path, columns="one,two")
+    assert [tuple(row.fields.values()) for row in named.rows] == [tuple(x.split(",")) for x in NOTHING_TELLS]
+    assert doubts(path, named.notes) == []
+    plain = write("plain.csv", "text,label\n" + "\n".join(NOTHING_TELLS))
+    assert doubts(plain, read_rows(plain).notes) == []

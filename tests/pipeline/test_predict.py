@@ -166,7 +166,7 @@ def test_rows_are_read_as_they_are_answered_in_constant_memory(
 ) -> None:
     taken = 0
 
-    def endless(location: str, *, columns: str | None = None) -> Iterator[RawExample | RejectedRow]:
+    def endless(location: str, **_: Any) -> Iterator[RawExample | RejectedRow]:
         nonlocal taken
         while True:
             taken += 1
@@ -271,7 +271,7 @@ def test_inputs_are_answered_as_they_are_written(run: Run) -> None:
 def test_nothing_is_left_where_the_output_failed(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def torn(location: str, *, columns: str | None = None) -> Iterator[RawExample]:
+    def torn(location: str, **_: Any) -> Iterator[RawExample]:
         yield RawExample({"text": "the bank"}, location, 1)
         raise DataError("can't be read.", where=location, fix="Mend it.")
 
@@ -427,3 +427,15 @@ def test_a_model_that_writes_has_one_precision(run: Run, tmp_path: Path) -> None
         gptailor.load(tmp_path, precision="bf16")
     with pytest.raises(ModelError, match="Precisions are fp32 and bf16"):
         gptailor.load(run.folder, precision="fp16")  # type: ignore[arg-type]
+
+
+def test_a_first_row_that_may_be_none_is_said_aloud(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "pairs.csv"
+    path.write_text("ant,bee\ncow,dog\nelk,fox\ngnu,hen\n")
+    for rank in (False, True):
+        said: list[str] = []
+        found = predict(run, path, None, text="ant", rank=rank, say=said.append)
+        assert found["rows"] == 3
+        assert [line.startswith(f"{path}: header: the first row is taken for names") for line in said] == [
+            True
+        ]

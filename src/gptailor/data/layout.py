@@ -20,6 +20,8 @@ SAMPLE_RECORDS = 1000
 KNOWN_NAMES = TEXT_NAMES | LABEL_NAMES | {"id", "index", "author", "user", "date", "source", "name", "score"}
 
 Row = list[str]
+# What has to be said aloud: a first row that isn't a header would be lost.
+ASSUMED = "the first row is taken for names, though it looks like the rest; --columns NAMES keeps it a row"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,11 @@ def find_layout(text: str, *, suffix: str = "", columns: str | None = None, wher
     notes = [f"delimiter: {DELIMITERS[delimiter]}" if len(first) > 1 else "delimiter: none, a single column"]
     if not quoted:
         notes.append("quotes: part of the text")
-    has_header = is_header(first, body)
+    nothing_tells = _votes(first, body) == 0 and not any(
+        cell.strip().lower() in KNOWN_NAMES for cell in first
+    )
+    # Who names the columns needs no header: without a sign of one no row is to be lost.
+    has_header = is_header(first, body) and not (nothing_tells and names is not None)
     header = tuple(first) if has_header else None
     width = len(first) if has_header else _usual_width(records)
     unnamed: frozenset[int] = frozenset()
@@ -63,7 +69,8 @@ def find_layout(text: str, *, suffix: str = "", columns: str | None = None, wher
         notes.append("header: none, the first row looks like the rows below it")
     else:
         physical, unnamed, more = _names_from_header(header, body)
-        notes += ["header: the first row names the columns", *more]
+        said = ASSUMED if nothing_tells else "the first row names the columns"
+        notes += [f"header: {said}", *more]
     categories = _categories([row for row in body if len(row) == len(physical)])
     return Layout(delimiter, quoted, header, tuple(physical), unnamed, categories, tuple(notes))
 
@@ -121,12 +128,18 @@ def is_header(first: Row, body: Sequence[Row]) -> bool:
     known = sum(cell.strip().lower() in KNOWN_NAMES for cell in first)
     if known and known == sum(bool(cell.strip()) for cell in first):
         return True
-    votes = 2 * known
+    votes = _votes(first, body)
+    # A column by itself whose first cell could be any of the others is a text: none is to be lost.
+    return (votes > 0 if len(first) == 1 else votes >= 0) and any(cell.strip() for cell in first)
+
+
+def _votes(first: Row, body: Sequence[Row]) -> int:
+    """How much says that the first row names the columns: 0 where nothing tells it from the others."""
+    votes = 2 * sum(cell.strip().lower() in KNOWN_NAMES for cell in first)
     for index, cell in enumerate(first):
         values = [row[index] for row in body if len(row) == len(first) and row[index].strip()]
         votes += _header_vote(cell.strip(), values)
-    # A column by itself whose first cell could be any of the others is a text: none is to be lost.
-    return (votes > 0 if len(first) == 1 else votes >= 0) and any(cell.strip() for cell in first)
+    return votes
 
 
 def _header_vote(cell: str, values: Sequence[str]) -> int:

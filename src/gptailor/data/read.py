@@ -12,7 +12,7 @@ import hashlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +20,7 @@ from pathlib import Path
 from gptailor.data.folders import hash_folder, read_folder
 from gptailor.data.formats import decode_whole, read_json
 from gptailor.data.hub import read_hub
-from gptailor.data.layout import Layout, Row, find_layout, is_tabular, looks_like_csv
+from gptailor.data.layout import ASSUMED, Layout, Row, find_layout, is_tabular, looks_like_csv
 from gptailor.data.ledger import LABEL_COLUMNS, undo_defusing
 from gptailor.data.lines import (
     Item,
@@ -47,7 +47,7 @@ from gptailor.data.views import each
 from gptailor.errors import DataError, number_of
 from gptailor.types import RawExample, RejectedRow
 
-__all__ = ["ReadResult", "Roles", "infer_roles", "iterate_rows", "read_rows"]
+__all__ = ["ReadResult", "Roles", "doubts", "infer_roles", "iterate_rows", "read_rows"]
 
 DELIMITED_SUFFIXES = {".csv", ".tsv", ".tab", ".psv"}
 TEXT_SUFFIXES = {".txt", ".text", ".md"}
@@ -108,14 +108,24 @@ def read_rows(location: str, *, columns: str | None = None) -> ReadResult:
     return _collect(location, _open(location, columns), _hash_file(path))
 
 
-def iterate_rows(location: str, *, columns: str | None = None) -> Iterator[RawExample | RejectedRow]:
+def iterate_rows(
+    location: str, *, columns: str | None = None, say: Callable[[str], None] = lambda _: None
+) -> Iterator[RawExample | RejectedRow]:
     """The rows of a location in file order, good and bad, in constant memory.
 
     Arguments as for `read_rows`. CSV, TSV, JSON lines, Parquet, and texts read by line are never held
     whole; other JSON is. The location is looked at right away, so errors about it come at once.
-    However many rows are bad, all are handed out.
+    However many rows are bad, all are handed out. What was assumed and could be wrong is said.
     """
-    return _open(location, columns).items
+    opened = _open(location, columns)
+    for note in doubts(location, opened.notes()):
+        say(note)
+    return opened.items
+
+
+def doubts(location: str, notes: Iterable[str]) -> list[str]:
+    """What was assumed of a file and could be wrong, out of its notes."""
+    return [f"{location}: {note}" for note in notes if note.endswith(ASSUMED)]
 
 
 def _collect(location: str, opened: _Opened, sha256: str) -> ReadResult:

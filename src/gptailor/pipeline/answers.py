@@ -7,7 +7,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -70,6 +70,7 @@ def predict_to(
     sampling: Mapping[str, Any] | None = None,
     precision: Precision = "fp32",
     rank: bool = False,
+    say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Predicts a file of any size into a CSV or JSONL file, or onto standard output as CSV.
 
@@ -96,15 +97,15 @@ def predict_to(
         if writes:
             chosen = _sampling(opened.answerer.usual, sampling)
             for row, given, written in opened.answer_file(
-                location, text=text, columns=columns, sampling=chosen
+                location, text=text, columns=columns, sampling=chosen, say=say
             ):
                 yield describe_written(row, given, written), written is not None
         elif rank:
-            for one in rank_file(opened, location, text=text, columns=columns):
+            for one in rank_file(opened, location, text=text, columns=columns, say=say):
                 described = describe_row(one.row, one.text, one.answer)
                 yield {**described, "doubt": one.doubt}, one.answer is not None
         else:
-            for row, given, answer in opened.predict_file(location, text=text, columns=columns):
+            for row, given, answer in opened.predict_file(location, text=text, columns=columns, say=say):
                 yield describe_row(row, given, answer), answer is not None
 
     def counted() -> Iterator[dict[str, Any]]:

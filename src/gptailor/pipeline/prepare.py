@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -13,7 +13,7 @@ import numpy as np
 from gptailor.cache import content_key
 from gptailor.data.clean import CleanResult, clean_rows
 from gptailor.data.duplicates import is_exact, near_duplicate_groups, near_matches
-from gptailor.data.read import ReadResult, Roles, collector_paused, infer_roles, read_rows
+from gptailor.data.read import ReadResult, Roles, collector_paused, doubts, infer_roles, read_rows
 from gptailor.data.split import join_groups, split_rows, value_groups
 from gptailor.data.views import chained, each, picked
 from gptailor.errors import DataError, did_you_mean
@@ -115,11 +115,12 @@ def _prepare(recipe: Recipe, say: Callable[[str], None]) -> Prepared:
             several = form.kind == "multiple"
             refuse_unknown_labels(carried, label_names, file=location, flag=flag, sets=several)
     says = [*notes_on(cells, form, cleaned, asked=asked), *notes_on_groups(settings, held_out)]
-    for line in says:
+    locations = (settings.train, *(getattr(settings, part) for part in held_out))
+    files = [train_file, *(file for file, _ in held_out.values())]
+    for line in (*doubts_in(locations, files), *says):
         say(line)
     say("splitting")
     parts, near_groups = _split(kept, cells, recipe, label_names, form, given=given)
-    files = [train_file, *(file for file, _ in held_out.values())]
     rejected = [
         *(row for file in files for row in file.rejected),
         *unlabelled,
@@ -254,6 +255,11 @@ def refuse_all_leaked(validation: Sequence[object], settings: DataSettings) -> N
             where=settings.validation,
             fix="Give other rows to choose the settings by, or leave it out: a share of the rows is taken.",
         )
+
+
+def doubts_in(locations: Iterable[str], files: Iterable[ReadResult]) -> list[str]:
+    """What was assumed of the files and could be wrong."""
+    return [line for place, file in zip(locations, files, strict=True) for line in doubts(place, file.notes)]
 
 
 def notes_on_groups(settings: DataSettings, held_out: Mapping[str, tuple[ReadResult, object]]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,7 +26,12 @@ class RankedRow:
 
 
 def rank_file(
-    run: Run, location: str, *, text: str | None = None, columns: str | None = None
+    run: Run,
+    location: str,
+    *,
+    text: str | None = None,
+    columns: str | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> list[RankedRow]:
     """Every row of a file, the most telling first; those without a text at the end.
 
@@ -35,7 +40,7 @@ def rank_file(
         DataError: the file can't be read, or its text column isn't plain.
     """
     refuse_without_labels(run)
-    found = list(run.predict_file(location, text=text, columns=columns))
+    found = list(run.predict_file(location, text=text, columns=columns, say=say))
     asked = [(row, given, answer) for row, given, answer in found if answer is not None]
     doubt, order = rank_texts(run.predictor, [given for _, given, _ in asked], [one for _, _, one in asked])
     ranked = []

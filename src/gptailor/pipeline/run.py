@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -147,16 +147,22 @@ class Run:
         text: str | None = None,
         columns: str | None = None,
         sampling: Sampling | None = None,
+        say: Callable[[str], None] = lambda _: None,
     ) -> Iterator[tuple[RawExample | RejectedRow, str, Generated | None]]:
         """Each row of a file with its prompt and what is written, in order and in constant memory.
 
         Rows that can't be read or asked come with None, so that nothing is lost.
         """
         sampling = sampling or self.answerer.usual
-        return answer_file(self.answerer, location, columns=columns, text=text, sampling=sampling)
+        return answer_file(self.answerer, location, columns=columns, text=text, sampling=sampling, say=say)
 
     def predict_file(
-        self, location: str, *, text: str | None = None, columns: str | None = None
+        self,
+        location: str,
+        *,
+        text: str | None = None,
+        columns: str | None = None,
+        say: Callable[[str], None] = lambda _: None,
     ) -> Iterator[tuple[RawExample | RejectedRow, str, Answer | None]]:
         """Each row of a file with its text and its answer, in the file's order and in constant memory.
 
@@ -165,7 +171,7 @@ class Run:
         Raises:
             DataError: the file can't be read, or its text column isn't plain.
         """
-        rows = iterate_rows(location, columns=columns)
+        rows = iterate_rows(location, columns=columns, say=say)
         column: str | None = None
         while held := list(itertools.islice(rows, CHUNK)):
             column = column or self._text_column(held, text)

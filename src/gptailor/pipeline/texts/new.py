@@ -43,7 +43,13 @@ EVALUATED = 1000  # rows whose answers are written out; the likelihood is of all
 
 
 def answer_file(
-    answerer: Answerer, location: str, *, columns: str | None, text: str | None, sampling: Sampling
+    answerer: Answerer,
+    location: str,
+    *,
+    columns: str | None,
+    text: str | None,
+    sampling: Sampling,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[tuple[RawExample | RejectedRow, str, Generated | None]]:
     """Each row of a file with its prompt and what is answered, in the file's order and in constant memory.
 
@@ -52,7 +58,7 @@ def answer_file(
     Raises:
         DataError: the file lacks a column that is asked for.
     """
-    rows = iterate_rows(location, columns=columns)
+    rows = iterate_rows(location, columns=columns, say=say)
     ask: Ask | None = None
     while held := list(itertools.islice(rows, CHUNK)):
         readable = [row for row in held if not isinstance(row, RejectedRow)]

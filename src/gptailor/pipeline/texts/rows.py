@@ -16,7 +16,13 @@ from gptailor.data.read import ReadResult, read_rows
 from gptailor.data.split import join_groups, split_rows, value_groups
 from gptailor.errors import DataError, did_you_mean, number_of
 from gptailor.pipeline.folder import hash_files
-from gptailor.pipeline.prepare import PARTS, notes_on_groups, refuse_same_file, take_test_out_of_validation
+from gptailor.pipeline.prepare import (
+    PARTS,
+    doubts_in,
+    notes_on_groups,
+    refuse_same_file,
+    take_test_out_of_validation,
+)
 from gptailor.recipe import CleanSettings, DataSettings, Recipe
 from gptailor.report.facts import clip
 from gptailor.tasks.cells import Mend
@@ -125,7 +131,8 @@ def prepare_texts(
         settings, {part: (file, None) for part, file in zip(held_out, files[1:], strict=True)}
     )
     notes += remarks
-    for line in notes:
+    locations = (settings.train, *(getattr(settings, part) for part in held_out))
+    for line in (*doubts_in(locations, files), *notes):
         say(line)
     say("splitting")
     parts, near_groups = split(kept, recipe, held_out)
