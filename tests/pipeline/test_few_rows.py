@@ -21,13 +21,13 @@ from gptailor.evaluate.run import macro_f1
 from gptailor.launch import StopRequest
 from gptailor.models.approach import fit_frozen_head
 from gptailor.pipeline import kinds, trained
-from gptailor.pipeline.fit import open_workshop
+from gptailor.pipeline.fit import VALIDATION_TAUGHT, open_workshop, validation_taught
 from gptailor.pipeline.frozen import features_of, run_frozen
 from gptailor.pipeline.ladder import cheap_rungs
 from gptailor.pipeline.place import Listener, Trained, TrainingPlace
 from gptailor.pipeline.prepare import prepare
 from gptailor.pipeline.trained import refit_steps, run_trained
-from gptailor.pipeline.workshop import Workshop, few_rows, fold_numbers, folds_of
+from gptailor.pipeline.workshop import Candidate, Workshop, few_rows, fold_numbers, folds_of
 from gptailor.recipe import FrozenApproach, FullApproach, LoraApproach, build_recipe
 from gptailor.types import TokenizedExample
 
@@ -497,6 +497,8 @@ def test_the_report_is_complete(approach: Any, place: Path, tmp_path: Path) -> N
     assert set(report["baselines"]) == rungs
     assert report["verdict"]["best_baseline"] in rungs
     assert report["training"]["bit_exact"] is True
+    notes = json.loads((run.folder / "details.json").read_text())["notes"]
+    assert VALIDATION_TAUGHT in notes
     if kind == "full":
         assert 1 <= report["training"]["steps"] <= 4
         folds = sorted(path.name for path in (run.folder / "checkpoints").glob("fold-*"))
@@ -518,3 +520,20 @@ def test_a_run_whose_second_label_has_one_row_says_so(place: Path, tmp_path: Pat
     }
     with pytest.raises(DataError, match=r"two labels|one label"):
         gptailor.fit(tmp_path / "rows.csv", settings=settings)
+
+
+@pytest.mark.parametrize(
+    ("approach", "changes", "refit", "taught"),
+    [
+        ("frozen", {}, 0, True),
+        ("frozen", {"train": {"refit": False}}, 0, False),
+        ("full", {}, 0, True),  # few rows: the last training is on all of them
+        ("full", {"train": {"refit": False}}, 0, False),
+    ],
+)
+def test_whether_validation_taught_is_known(
+    approach: str, changes: dict[str, Any], refit: int, taught: bool, place: Path, tmp_path: Path
+) -> None:
+    shop = build_shop(place, tmp_path, **changes)
+    candidate = Candidate(approach, None, np.zeros((1, 3)), [0], 0.0, 0.0, refit_steps=refit)  # type: ignore[arg-type]
+    assert validation_taught(shop, candidate) is taught

@@ -39,7 +39,14 @@ from gptailor.pipeline.texts.road import fit_texts, seal_texts
 from gptailor.pipeline.tokens import TokenizedParts, ledger_lines
 from gptailor.pipeline.trackers import refuse_missing_trackers, tracked
 from gptailor.pipeline.trained import run_trained
-from gptailor.pipeline.workshop import Candidate, NoFoldsError, Workshop, tokenized_workshop
+from gptailor.pipeline.workshop import (
+    Candidate,
+    NoFoldsError,
+    Workshop,
+    few_rows,
+    may_refit,
+    tokenized_workshop,
+)
 from gptailor.recipe import (
     AutoApproach,
     FrozenApproach,
@@ -49,6 +56,10 @@ from gptailor.recipe import (
 from gptailor.types import Bundle
 
 LONGEST_AUTO_SECONDS = 30 * 60
+VALIDATION_TAUGHT = (
+    "In the end the validation rows taught the model, too. Validation scores, temperature and threshold were "
+    "measured before, with models that had not seen those rows."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +151,16 @@ def fit_classification(
             )
         except NoFoldsError as error:
             listener.say(f"no learning curve: {error.what}")
+    if validation_taught(shop, chosen):
+        prepared.notes.append(VALIDATION_TAUGHT)
     report["training"]["total_seconds"] = round(time.perf_counter() - began, 2)
     details = {**details, **describe(shop, chosen, candidates, parity=sealed.parity)}
     tell(folder, report, details, prepared=prepared, tokens=shop.tokens, form=sealed.bundle.answer)
+
+
+def validation_taught(shop: Workshop, chosen: Candidate) -> bool:
+    """Whether the model that is kept has learned from the validation rows, once they had chosen."""
+    return may_refit(shop) and (chosen.approach == "frozen" or few_rows(shop) or chosen.refit_steps > 0)
 
 
 def frozen_among(candidates: list[Candidate]) -> Candidate | None:
