@@ -10,7 +10,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from gptailor.errors import DataError
 from gptailor.evaluate import text_baselines
-from gptailor.evaluate.text_baselines import copy, lead, nearest
+from gptailor.evaluate.text_baselines import copy, fit_taste, lead, nearest
 
 WORDS = [
     "red",
@@ -130,3 +130,31 @@ def test_a_long_prompt_counts_with_both_ends() -> None:
     answers = ["painter", "singer", "start"]
     found = nearest([f"{middle} who sings?", f"sings {middle}"], train_prompts=train, train_answers=answers)
     assert found == ["singer", "start"]
+
+
+def test_taste_is_learned_from_the_answers_alone() -> None:
+    rng = np.random.default_rng(0)
+    pairs = [
+        (" ".join([*rng.choice(WORDS, 4), "please"]), " ".join([*rng.choice(WORDS, 4), "now"]))
+        for _ in range(60)
+    ]
+    chosen, rejected = zip(*pairs, strict=True)
+    taste = fit_taste(chosen[:40], rejected[:40], groups=np.arange(40))
+    assert (taste(chosen[40:]) > taste(rejected[40:])).all()
+    assert taste([]).shape == (0,)
+    again = fit_taste(chosen[:40], rejected[:40], groups=np.arange(40))
+    assert taste(chosen).tolist() == again(chosen).tolist()
+
+
+def test_taste_of_what_has_no_characters_is_none() -> None:
+    for size in (1, 3):
+        taste = fit_taste([" "] * size, [""] * size, groups=np.zeros(size, np.int64))
+        assert taste([" ", "words"]).tolist() == [0, 0]
+
+
+def test_taste_of_one_pair_or_of_one_prompt_is_learned_too() -> None:
+    assert (lambda taste: taste(["good"]) > taste(["bad"]))(
+        fit_taste(["good"], ["bad"], groups=np.zeros(1, np.int64))
+    )
+    many = fit_taste(["good one"] * 8, ["bad one"] * 8, groups=np.zeros(8, np.int64))
+    assert many(["good"]) > many(["bad"])

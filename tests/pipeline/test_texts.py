@@ -550,7 +550,7 @@ def test_preferences_are_learned(preference: Run) -> None:
     assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-6), "a mean over pairs, none moved yet"
     assert steps[-1]["loss"] < 0.6
     assert report["test"]["preference_accuracy"]["value"] == 1
-    assert set(report["baselines"]) == {"longer", "shorter", "base"}
+    assert set(report["baselines"]) == {"longer", "shorter", "tfidf", "base"}
     shorter = report["baselines"]["shorter"]["preference_accuracy"]["value"]
     assert shorter == 1 - report["baselines"]["longer"]["preference_accuracy"]["value"] == 1
     assert report["verdict"]["best_baseline"] == "shorter"

@@ -1,19 +1,22 @@
 """The rungs below a model that writes: the prompt's own text, its first sentence, the nearest known answer.
 
 What a person would try before any training. For a summary the first sentence is hard to beat; where prompts
-repeat themselves, so is the answer of the row that looks most alike.
+repeat themselves, so is the answer of the row that looks most alike. Of two answers the one whose words look
+chosen often is.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from scipy.sparse import csr_matrix, hstack
 from sklearn.feature_extraction.text import TfidfVectorizer
 
 from gptailor.errors import DataError
+from gptailor.evaluate.baselines import FOLDS, fit_tfidf
+from gptailor.types import FloatArray, IntArray
 
 CHUNK_CELLS = 4_000_000  # similarities held at once: about 50 MB
 # The search reads no more than this, so that its n-grams fit in memory (about 1 GB) and a minute or two.
@@ -76,6 +79,44 @@ def nearest(
         similarities = (_vectors(vectorizers, chunk) @ by_feature).toarray()  # (rows of the chunk, N)
         found.extend(similarities.argmax(axis=1).tolist())
     return [train_answers[rows[place]] for place in found]
+
+
+def fit_taste(
+    chosen: Sequence[str], rejected: Sequence[str], *, groups: IntArray, seed: int = 0
+) -> Callable[[Sequence[str]], FloatArray]:
+    """Learns from N pairs of answers how much a text looks like one that is chosen.
+
+    `baselines.fit_tfidf` on the answers by themselves, whatever was asked: words, length and manner. Of more
+    text than `TRAIN_CHARACTERS`, pairs at even distances teach.
+
+    Args:
+        chosen: The answers that were preferred.
+        rejected: The others, in the same order.
+        groups: (N,) ids of pairs that no fold may tell apart.
+        seed: Of the folds and of the solver.
+
+    Returns:
+        From M texts to (M,) numbers, higher for what looks chosen; all 0 where no text has a character.
+    """
+    rows = _searched_rows(
+        [min(len(a) + len(b), READ_CHARACTERS) for a, b in zip(chosen, rejected, strict=True)]
+    )
+    texts = [_ends(side[row]) for side in (chosen, rejected) for row in rows]
+    found, units = np.unique(groups[rows], return_inverse=True)
+    if len(found) < FOLDS:
+        found = units = np.arange(len(rows))
+    folds = (np.random.default_rng(seed).permutation(len(found)) % FOLDS)[units]
+    fitted = fit_tfidf(
+        texts, np.repeat([1, 0], len(rows)), folds=np.tile(folds, 2) if len(rows) > 1 else None, seed=seed
+    )
+
+    def taste(texts: Sequence[str]) -> FloatArray:
+        if fitted.strength is None or not len(texts):
+            return np.zeros(len(texts))
+        found: FloatArray = fitted.pipeline.decision_function([_ends(text) for text in texts])
+        return found
+
+    return taste
 
 
 def _first_sentence(text: str) -> str:

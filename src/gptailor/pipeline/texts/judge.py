@@ -13,6 +13,7 @@ from gptailor.evaluate.language import PieceNats, bits_difference, loss_differen
 from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.preference import by_length, right_shares, share_difference, share_score
 from gptailor.evaluate.resampling import ROWS, Resampling
+from gptailor.evaluate.text_baselines import fit_taste
 from gptailor.evaluate.text_metrics import METRICS, paired_text_difference, signature, text_answer_scores
 from gptailor.models.answerer import Answerer
 from gptailor.models.approach import adapt_full
@@ -197,6 +198,9 @@ def judge_preferences(shop: TextShop, answerer: Answerer, result: TextResult, sa
             margins["base"][part] = by_token(theirs, ones)
             if part == "test":
                 reference = theirs
+    if shop.recipe.evaluate.baselines != "none":
+        say("baselines: TF-IDF of the answers")
+        margins["tfidf"] = _ngram_margins(shop)
     gained = margins_as_trained(shop.recipe.preference.loss, ours, reference, rows["test"])
     if shop.recipe.evaluate.baselines == "none":
         margins = {}
@@ -220,6 +224,18 @@ def judge_preferences(shop: TextShop, answerer: Answerer, result: TextResult, sa
         reference=reference,
         shares=shares,
     )
+
+
+def _ngram_margins(shop: TextShop) -> dict[str, FloatArray]:
+    """How much more the chosen answers look chosen than the rejected ones, by part."""
+    rows = [row.row for row in shop.tokens.rows["train"]]
+    sides = [[row.references[side] for row in rows] for side in (0, 1)]
+    taste = fit_taste(*sides, groups=documents_of(rows), seed=shop.recipe.seed)
+    found = {}
+    for part in ("validation", "test"):
+        pairs = [row.row.references for row in shop.tokens.rows[part]]
+        found[part] = taste([pair[0] for pair in pairs]) - taste([pair[1] for pair in pairs])
+    return found
 
 
 def against_rival(shop: TextShop, rival: Answerer, nats: PieceNats, tested: Tested) -> dict[str, Any]:
