@@ -13,6 +13,8 @@ from torch.nn import functional
 
 import tiny
 from gptailor.data.batch import collate_texts
+from gptailor.launch import precision_context
+from gptailor.models.lean import lean_training
 from gptailor.models.load import load_tokenizer, load_trainable_language_model, output_layer
 from gptailor.models.names import resolve_base
 from gptailor.train import loss
@@ -88,3 +90,25 @@ def test_a_head_that_may_not_change_gets_no_gradient(tiny_bases: dict[str, Path]
     assert any(
         p.grad is not None and functional.normalize(p.grad.flatten(), dim=0).any() for p in model.parameters()
     )
+
+
+def test_bf16_as_in_training_is_near_fp32(
+    tiny_bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradient is made outside the forward pass' precision, from the copies that training keeps."""
+    monkeypatch.setattr(loss, "HEAD_ROWS", 3)
+    base = resolve_base(str(tiny_bases["gpt2"]))
+    model: Any = load_trainable_language_model(base, load_tokenizer(base)).eval()
+    rows = [example([5, 9, 12, 7, 20, 3], 3), example([6, 6, 11, 2, 17], 4)]
+    batch = collate_texts([[row] for row in rows])
+    found = {}
+    for precision in ("fp32", "bf16"):
+        model.zero_grad()
+        with lean_training(model, precision=precision):  # type: ignore[arg-type]
+            with precision_context(precision, "cpu"):  # type: ignore[arg-type]
+                likelihoods = answer_log_likelihoods(model, output_layer(model), batch)
+            leaves = {name: p for name, p in model.named_parameters() if p.requires_grad}
+            (likelihoods * torch.tensor([1.0, -1.0])).sum().backward()
+        found[precision] = (likelihoods.detach(), leaves["transformer.ln_f.weight"].grad)
+    for ours, theirs in zip(found["bf16"], found["fp32"], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0.05, atol=0.05)

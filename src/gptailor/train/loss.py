@@ -184,24 +184,29 @@ class _TargetNats(torch.autograd.Function):
             wanted = targets[start : start + HEAD_ROWS]
             found.append(functional.cross_entropy(product.to(wide), wanted, reduction="none"))
         ctx.save_for_backward(hidden, weight, bias, targets)
+        ctx.dtype = product.dtype
         return torch.cat(found)
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, bias, targets = ctx.saved_tensors
+        wide = slopes[0].dtype
         of_hidden = torch.empty_like(hidden)
-        of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        of_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
         of_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
+        # The precision of the forward pass ends with it.
+        weight, bias = weight.to(ctx.dtype), None if bias is None else bias.to(ctx.dtype)
         for start in range(0, len(hidden), HEAD_ROWS):
             rows, wanted = hidden[start : start + HEAD_ROWS], targets[start : start + HEAD_ROWS]
+            rows = rows.to(ctx.dtype)
             product = functional.linear(rows, weight, bias)
-            slope = torch.softmax(product.to(slopes[0].dtype), dim=-1)
+            slope = torch.softmax(product.to(wide), dim=-1)
             slope[torch.arange(len(wanted), device=wanted.device), wanted] -= 1
             slope *= slopes[0][start : start + HEAD_ROWS, None]
-            narrow = slope.to(product.dtype)
-            of_hidden[start : start + HEAD_ROWS] = narrow @ weight.to(product.dtype)
+            narrow = slope.to(ctx.dtype)
+            of_hidden[start : start + HEAD_ROWS] = narrow @ weight
             if of_weight is not None:
-                of_weight += narrow.T @ rows.to(product.dtype)
+                of_weight += narrow.T @ rows
             if of_bias is not None:
                 of_bias += slope.sum(0)
         return of_hidden, of_weight, of_bias, None
