@@ -218,7 +218,7 @@ class TrainSettings(Settings):
     micro_batch_size: int | None = Field(None, ge=1, description="rows at once; null: what fits memory")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="AdamW's, on matrices only")
     clip: Annotated[float, Field(ge=0)] = Field(1.0, description="largest gradient norm; 0: no clipping")
-    dropout: Dropped = Field(0.1, description="dropout on embeddings and residuals")
+    dropout: Dropped = Field(0.1, description="dropout on embeddings and residuals; 0 for preferences")
     attention_dropout: Dropped = Field(0.0, description="dropout on the attention's weights")
     label_smoothing: Share = Field(0.0, description="share of the target spread over all classes")
     class_weights: Literal["none", "balanced"] | LabelWeights = Field(

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 import tiny_texts as texts
 from gptailor.errors import RecipeError
 from gptailor.pipeline.task import READ_BY, first_rows, named_task, passed_over_by_frozen, settle_task
-from gptailor.recipe import Recipe, build_recipe
+from gptailor.recipe import Recipe, build_recipe, dump_recipe
 
 LABELS = ["good", "bad"]
 
@@ -243,3 +244,13 @@ def with_setting(values: dict[str, Any], path: str, value: Any) -> Recipe:
         inner = inner.setdefault(parent, {})
     inner[name] = value
     return build_recipe(values)
+
+
+def test_preferences_have_no_dropout_unless_it_is_asked_for() -> None:
+    """An answer's likelihood under dropout is tens of nats lower, and the reference's isn't."""
+    recipe = {"data": {"train": "pairs.jsonl"}, "task": "preference"}
+    assert settle_task(build_recipe(recipe)).train.dropout == 0
+    assert settle_task(build_recipe({**recipe, "train": {"dropout": 0.1}})).train.dropout == 0.1
+    assert settle_task(build_recipe({**recipe, "task": "chat"})).train.dropout == 0.1
+    again = build_recipe(yaml.safe_load(dump_recipe(settle_task(build_recipe(recipe)))))
+    assert settle_task(again).train.dropout == 0

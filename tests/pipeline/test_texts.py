@@ -148,7 +148,6 @@ def preference(place: Place, preference_file: Path) -> Run:
         "length": "20 steps",
         "save_every": "20 steps",
         "learning_rate": 3e-3,
-        "dropout": 0.0,
     }
     return place.fit(place.recipe("preference", data=data, baselines="quick", **more))
 

@@ -103,6 +103,8 @@ def test_a_condition_binds_a_setting_to_its_approach(rehearsal: Rehearsal) -> No
     assert not space["train.dropout"].belongs_to("frozen")
     none = rehearsal_of(lambda _: 0.5, takes_dropout=False)  # as Llama
     assert "train.dropout" not in {one.name for one in build_space(recipe_with(), none)}
+    compared = build_space(recipe_with(task="preference"), rehearsal)
+    assert "train.dropout" not in {one.name for one in compared}, "it drowns what is compared"
     assert space["train.class_weights"].belongs_to("frozen")
 
 

@@ -65,7 +65,12 @@ def settle_task(recipe: Recipe) -> Recipe:
     """The recipe with its task. What can't be told is classification, whose errors say what is missing."""
     task = recipe.task or named_task(recipe) or task_of_columns(recipe)
     refuse_unread(recipe, task)
-    return recipe.model_copy(update={"task": task})
+    train = recipe.train
+    if task == "preference" and "dropout" not in train.model_fields_set:
+        # An answer of some hundred tokens is tens of nats less likely under dropout, whoever it is: next to
+        # that noise, what training moves is nothing.
+        train = train.model_copy(update={"dropout": 0.0})
+    return recipe.model_copy(update={"task": task, "train": train})
 
 
 def refuse_unread(recipe: Recipe, task: Task) -> None:

@@ -86,7 +86,7 @@ def default_space(recipe: Recipe, rehearsal: Rehearsal) -> list[Dimension]:
         "train.warmup": (0.0, 0.06, 0.15),
         "train.weight_decay": (0.0, 0.01, 0.1),
     }
-    if rehearsal.takes_dropout:
+    if rehearsal.takes_dropout and recipe.task != "preference":  # it drowns what is compared
         tried["train.dropout"] = (0.0, 0.1, 0.2)
     if rehearsal.one_label:
         tried |= {"train.label_smoothing": (0.0, 0.1), "train.class_weights": ("none", "balanced")}
