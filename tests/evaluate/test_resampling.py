@@ -81,7 +81,7 @@ def alike(rng: np.random.Generator) -> tuple[Any, Any]:
 
 
 def test_intervals_of_groups_hold_what_they_say() -> None:
-    """Where rows of a group are alike, rows drawn one by one give every third or fourth verdict by chance."""
+    """Where rows of a group are alike, rows drawn one by one give every third verdict by chance."""
     rng, false = np.random.default_rng(0), {"rows": 0, "groups": 0}
     for seed in range(150):
         ours, theirs = alike(rng)
