@@ -521,6 +521,33 @@ def test_documents_of_a_group_stay_in_one_part(place: Place, count: int) -> None
         assert sum(map(len, parts.values())) == count
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_near_duplicates_stay_in_one_part(place: Place, kept: bool) -> None:
+    """Thirty texts, each a second time with one word more: no copy tests what the other taught."""
+    texts = [prose(seed, 60) for seed in range(700, 730)]
+    path = write_rows(place.folder / "near.jsonl", [*texts, *(f"{text} again" for text in texts)])
+    data = {"train": str(path), "clean": {"near_duplicates": kept}}
+    apart = 0
+    for seed in range(3):
+        prepared = prepare_documents(place.recipe("near", data=data, seed=seed))
+        parts = rows_by_part(prepared)
+        assert all(parts.values())
+        assert sum(map(len, parts.values())) == 60
+        part_of = {row % 30: part for part, rows in parts.items() for row in rows if row < 30}
+        apart += sum(part_of[row % 30] != part for part, rows in parts.items() for row in rows)
+        assert prepared.files[0].near_groups == (30 if kept else 0)
+    assert (apart == 0) == kept
+
+
+def test_documents_that_are_all_alike_are_divided_and_told(place: Place) -> None:
+    text = prose(800, 80)
+    path = write_rows(place.folder / "alike.jsonl", [f"{text} {number}" for number in range(30)])
+    said: list[str] = []
+    prepared = prepare_documents(place.recipe("alike", data={"train": str(path)}), said.append)
+    assert all(rows_by_part(prepared).values())
+    assert any("near-duplicates of one another" in line for line in said)
+
+
 def test_the_newest_documents_test_and_the_oldest_train(place: Place) -> None:
     days = [{"day": f"2024-{1 + (7 * n) % 12:02d}-{1 + n % 28:02d}"} for n in range(40)]
     data = {"train": str(marked(place, "days.jsonl", days)), "split": {"time": "day"}}

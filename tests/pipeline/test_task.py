@@ -186,7 +186,6 @@ UNREAD: dict[str, Any] = {
     "data.chosen": "good",
     "data.rejected": "bad",
     "data.separator": "---",
-    "data.clean.near_duplicates": False,
     "data.text": "body",
     "data.too_long": "drop",
     "data.max_new_tokens": 7,

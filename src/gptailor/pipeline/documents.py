@@ -20,19 +20,27 @@ from gptailor.cache import content_key
 from gptailor.data.blocks import TokenStore, TokenWriter, open_store, targets_by_piece
 from gptailor.data.clean import repair
 from gptailor.data.documents import Piece, columns_of, iterate_pieces
+from gptailor.data.duplicates import near_duplicate_groups
 from gptailor.data.ledger import LedgerLine
 from gptailor.data.overlap import NgramSet, build_ngram_set, shares_a_run, shares_across
 from gptailor.data.source import is_stream
-from gptailor.data.split import time_keys, value_groups
+from gptailor.data.split import join_groups, time_keys, value_groups
+from gptailor.data.store import StoredRows
 from gptailor.data.tokenize import Encoder
+from gptailor.data.views import each
 from gptailor.errors import DataError, did_you_mean
 from gptailor.pipeline.folder import hash_files
 from gptailor.pipeline.prepare import PARTS, refuse_all_leaked, refuse_same_file
 from gptailor.recipe import CleanSettings, DataSettings, Recipe
-from gptailor.types import IntArray, Part, RejectedRow
+from gptailor.types import IntArray, Part, RawExample, RejectedRow
 
 DROPPED = -1
 MANY_DOCUMENTS = 20  # with fewer, each is divided; with more, each stays whole in one part
+COMPARED_CHARACTERS = 20_000  # of a document's beginning, when near-duplicates are looked for
+ALL_ALIKE = (
+    "Nearly all documents are near-duplicates of one another, so they can't be kept in one part: what is "
+    "held out is nearly what was learned."
+)
 HELD_OUT_BYTES = 1_000_000  # of validation and of test, at most, where the recipe leaves it open
 CHUNK = 256  # pieces per call into the tokenizer
 DEFAULT_BLOCK = 512  # tokens, where the base could read more
@@ -67,6 +75,8 @@ class Divided:
     parts: IntArray  # (P,) index into PARTS, or DROPPED
     reasons: dict[int, tuple[Any, str]]  # document: reason and detail
     divided: bool  # whether single documents are spread over parts
+    near_groups: int = 0  # groups of near-duplicates, each in one part
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +114,8 @@ def prepare_documents(recipe: Recipe, say: Callable[[str], None] = lambda _: Non
     if tests:
         given.add("test")
     files = [divide(train, recipe, beside=held_out, given=given)]
+    for note in files[0].notes:
+        say(note)
     # What chooses the settings must not stand in the test either.
     files += [all_in(documents, "validation", beside=tests) for documents in validations]
     if validations and tests:
@@ -167,7 +179,8 @@ def survey(
 def divide(documents: Documents, recipe: Recipe, *, beside: Sequence[Documents], given: set[Part]) -> Divided:
     """Drops empty, repeated and leaked documents, and spreads the rest over the parts that weren't given.
 
-    `beside` are the held-out files. Documents of one group stay in one part; with times, the newest test.
+    `beside` are the held-out files. Documents of one group, and near-duplicates, stay in one part; with
+    times, the newest test.
     """
     parts, reasons = _usable(documents, beside, drop_duplicates=recipe.data.clean.drop_duplicates)
     size = np.array(documents.piece_bytes, np.int64)
@@ -176,11 +189,36 @@ def divide(documents: Documents, recipe: Recipe, *, beside: Sequence[Documents],
     kept = np.unique(owner[parts == 0])
     shares = _shares(recipe, int(size[parts == 0].sum()), given)
     whole = bool(documents.groups or documents.times) or len(kept) >= MANY_DOCUMENTS
-    divided = not whole and _divide_each(parts, owner, size, shares)
-    if not divided:
-        order = _in_turn(documents, kept, sizes, shares, seed=recipe.seed)
-        _divide_whole(parts, owner, sizes, order, shares)
-    return Divided(documents, parts, reasons, divided)
+    if not whole and _divide_each(parts, owner, size, shares):
+        return Divided(documents, parts, reasons, divided=True)
+    near = _near_documents(documents, kept, recipe)
+    alike = int(near.max(initial=-1)) < sum(map(bool, shares.values()))
+    if alike:
+        near = np.arange(len(kept))
+    order = _in_turn(documents, kept, near, sizes, shares, seed=recipe.seed)
+    _divide_whole(parts, owner, sizes, order, shares)
+    several = int((np.bincount(near) > 1).sum())
+    return Divided(documents, parts, reasons, divided=False, near_groups=several, notes=(ALL_ALIKE,) * alike)
+
+
+def _near_documents(documents: Documents, kept: IntArray, recipe: Recipe) -> IntArray:
+    """(K,) ids of the kept documents: alike for near-duplicates, by their first characters."""
+    if not recipe.data.clean.near_duplicates or not len(kept):
+        return np.arange(len(kept))
+    place_of = {document: place for place, document in enumerate(kept.tolist())}
+
+    def beginnings() -> Iterator[RawExample]:
+        pieces = zip(documents.piece_document, _pieces(documents, recipe.data), strict=False)
+        for document, ones in itertools.groupby(pieces, key=lambda pair: pair[0]):
+            if document in place_of:
+                text, room = [], COMPARED_CHARACTERS
+                for _, piece in ones:
+                    text.append(piece.text[:room])
+                    room -= len(text[-1])
+                yield RawExample({"text": "".join(text)}, "", document)
+
+    texts = each(StoredRows([], beginnings()), lambda row: row.fields["text"])
+    return near_duplicate_groups(texts, seed=recipe.seed)
 
 
 def _usable(
@@ -414,16 +452,22 @@ def _divide_each(whole: IntArray, owner: IntArray, size: IntArray, shares: dict[
 
 
 def _in_turn(
-    documents: Documents, kept: IntArray, sizes: IntArray, shares: dict[Part, float], *, seed: int
+    documents: Documents,
+    kept: IntArray,
+    near: IntArray,
+    sizes: IntArray,
+    shares: dict[Part, float],
+    *,
+    seed: int,
 ) -> Sequence[Any]:
     """What stays together, one document or several, in the order of being held out: by time, or drawn."""
     rng = np.random.default_rng(seed)
     if not len(kept):
         return []
-    if not documents.groups and not documents.times:
+    together = _together(documents, kept, near)
+    if len(together) == len(kept) and not documents.groups and not documents.times:
         alone: list[int] = rng.permutation(kept).tolist()
         return alone
-    together = _together(documents, kept)
     if documents.times:
         keys = time_keys([documents.times[one] for one in kept], lambda at: _named(documents, kept[at]))
         when = dict(zip(kept.tolist(), keys, strict=True))
@@ -434,11 +478,11 @@ def _in_turn(
     return sorted(drawn, key=lambda ones: bool(sizes[ones].sum() > room))
 
 
-def _together(documents: Documents, kept: IntArray) -> list[IntArray]:
-    """Documents by group; one without a group is alone."""
-    if not documents.groups:
-        return np.split(kept, np.arange(1, len(kept)))
-    ids = value_groups([documents.groups[document] for document in kept])
+def _together(documents: Documents, kept: IntArray, near: IntArray) -> list[IntArray]:
+    """Documents by group and by likeness; one that has neither is alone."""
+    ids = near
+    if documents.groups:
+        ids = join_groups(near, value_groups([documents.groups[document] for document in kept]))
     order = np.argsort(ids, kind="stable")
     return np.split(kept[order], np.flatnonzero(np.diff(ids[order])) + 1)
 

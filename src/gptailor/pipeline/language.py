@@ -208,6 +208,7 @@ def write_data(folder: Path, prepared: PreparedDocuments, shop: LanguageShop) ->
     summary = summarize(ledger_lines(prepared, shop.stores), read=prepared.read)
     summary["bytes"] = {part: int(shop.stores[part].piece_bytes.sum()) for part in PARTS}
     summary["divided"] = prepared.files[0].divided
+    summary["near_duplicate_groups"] = prepared.files[0].near_groups
     if summary["divided"]:
         summary |= {part: len(np.unique(shop.stores[part].piece_documents)) for part in PARTS}
     summary["data_hash"] = prepared.data_hash

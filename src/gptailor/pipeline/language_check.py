@@ -65,7 +65,8 @@ def check_documents(
             "cut_rows": 0,
             "cut_tokens": 0,
         },
-        "notes": [],
+        "near_duplicate_groups": prepared.files[0].near_groups,
+        "notes": [*prepared.files[0].notes],
     }
     found = CheckReport(summary, tuple(rendered), None)
     show(found)

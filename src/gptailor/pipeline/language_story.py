@@ -263,7 +263,7 @@ def tell_language(
             "bytes_per_token": float(train.piece_bytes.sum() / max(1, train.num_targets)),
         },
         "lengths": _length_histogram(shop),
-        "notes": [],
+        "notes": [*prepared.files[0].notes],
         "recipe": dump_recipe(resolved),
         "openings": openings_of(folder),
     }

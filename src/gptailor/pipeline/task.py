@@ -52,7 +52,6 @@ READ_BY: dict[str, tuple[Task, ...]] = {
     "evaluate.metrics": WRITTEN,
     "evaluate.generated_rows": WRITTEN,
     "evaluate.prompted_rows": ("classification", *WRITTEN),
-    "data.clean.near_duplicates": ("classification", *ANSWERS),
 }
 READ_BY_FROZEN = ("train.class_weights", "train.refit")  # of what is under `train`
 # Uses of completion whose columns hardly stand in a labelled file by chance, and what is a label even there.
