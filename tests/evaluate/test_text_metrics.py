@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptailor.errors import DataError, RecipeError
-from gptailor.evaluate.metrics import interval
+from gptailor.evaluate.metrics import interval, share_interval
 from gptailor.evaluate.resampling import Resampling
 from gptailor.evaluate.text_metrics import (
     METRICS,
@@ -235,9 +235,10 @@ def test_every_score_is_on_its_scale_inside_its_interval(rows: list[tuple[str, l
 def test_a_text_equal_to_a_reference_scores_the_top(texts: list[str], other: str) -> None:
     answers = answers_of(texts, *([other, text] for text in texts))
     found = text_answer_scores(answers, metrics=list(METRICS), resampling=Resampling(10))
-    assert found["exact_match"] == found["f1"] == Score(1.0, 1.0, 1.0)
+    top = Score(1.0, share_interval(len(texts), len(texts))[0], 1.0)
+    assert found["exact_match"] == found["f1"] == top
     if all(len(stemmed_words(text)) >= 2 for text in texts):
-        assert found["rouge_1"] == found["rouge_2"] == found["rouge_l"] == Score(1.0, 1.0, 1.0)
+        assert found["rouge_1"] == found["rouge_2"] == found["rouge_l"] == top
     if all(text.split() for text in texts):
         assert found["chrf"].value == pytest.approx(100)
     if all(len(text.split()) >= 4 for text in texts):  # shorter ones have no 4-gram that could match
@@ -287,3 +288,10 @@ def test_every_metric_has_a_signature(metric: str) -> None:
 def test_sacrebleu_is_loaded_only_when_asked() -> None:
     code = "import sys, gptailor.evaluate.text_metrics; sys.exit('sacrebleu' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_shares_of_rows_that_are_all_alike_are_not_sure() -> None:
+    answers = TextAnswers(["x"] * 20, [["y"]] * 20, [True] * 20)
+    found = text_answer_scores(answers, metrics=["exact_match", "stop_rate"], resampling=Resampling(20))
+    assert (found["exact_match"].low, found["exact_match"].high) == share_interval(0, 20)
+    assert (found["stop_rate"].low, found["stop_rate"].high) == share_interval(20, 20)

@@ -15,7 +15,7 @@ import numpy as np
 
 from gptailor.errors import DataError, RecipeError, did_you_mean
 from gptailor.evaluate import text_rows
-from gptailor.evaluate.metrics import interval
+from gptailor.evaluate.metrics import interval, unless_all_alike
 from gptailor.evaluate.paired import resampled_sums
 from gptailor.evaluate.resampling import ROWS, Resampling
 from gptailor.evaluate.text_rows import TextAnswers
@@ -36,6 +36,8 @@ __all__ = [
 BLEU_ORDERS = 4
 CHRF_ORDERS = 6
 CHRF_BETA = 2
+# Means of rows from 0 to 1: where all rows are at one end, the interval is Wilson's.
+SHARES = ("exact_match", "f1", "rouge_1", "rouge_2", "rouge_l", "stop_rate")
 WORDS = "words:unicode|case:lower"
 
 
@@ -81,6 +83,8 @@ def text_answer_scores(
     for name, sums in resampled_sums(rows, resampling=resampling).items():
         values = chosen[name].score(sums)
         scores[name] = interval(float(values[0]), values[1:])
+        if name in SHARES:
+            scores[name] = unless_all_alike(scores[name], resampling.num_units(len(answers.stopped)))
     return scores
 
 
