@@ -546,6 +546,10 @@ def test_documents_that_are_all_alike_are_divided_and_told(place: Place) -> None
     prepared = prepare_documents(place.recipe("alike", data={"train": str(path)}), said.append)
     assert all(rows_by_part(prepared).values())
     assert any("near-duplicates of one another" in line for line in said)
+    few = write_rows(place.folder / "few.jsonl", [prose(seed, 12) for seed in range(810, 813)])
+    told: list[str] = []
+    prepare_documents(place.recipe("few", data={"train": str(few)}), told.append)
+    assert not any("near-duplicates" in line for line in told), "few and short, and none like another"
 
 
 def test_the_newest_documents_test_and_the_oldest_train(place: Place) -> None:

@@ -192,7 +192,8 @@ def divide(documents: Documents, recipe: Recipe, *, beside: Sequence[Documents],
     if not whole and _divide_each(parts, owner, size, shares):
         return Divided(documents, parts, reasons, divided=True)
     near = _near_documents(documents, kept, recipe)
-    alike = int(near.max(initial=-1)) < sum(map(bool, shares.values()))
+    count = len(np.unique(near))
+    alike = count < len(kept) and count <= sum(map(bool, shares.values()))  # one for each part, and no more
     if alike:
         near = np.arange(len(kept))
     order = _in_turn(documents, kept, near, sizes, shares, seed=recipe.seed)
