@@ -156,3 +156,13 @@ def test_a_decoder_that_drops_the_first_space_keeps_the_others() -> None:
         stream.push(token)
         shown += stream.take()[0]
     assert shown == stream.text == "The cupé cup ab"
+
+
+def test_a_stop_string_may_wait_for_the_first_words() -> None:
+    for waits, text in ((False, ""), (True, "\n\nfoo")):
+        tokenizer = Pieces()
+        stream = TextStream(tokenizer.decode, ["\n"], stop_after_text=waits)
+        for piece in (b"\n", b"\nfo", b"o\nb", b"ar"):
+            stream.push(tokenizer.add(piece))
+        assert stream.stopped
+        assert stream.text == text

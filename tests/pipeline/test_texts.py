@@ -26,8 +26,9 @@ import tiny
 import tiny_texts as texts
 from crashed import Crash, alike, metrics_of
 from gptailor.data.ledger import LedgerLine, read_ledger
-from gptailor.errors import DataError, GptailorError, RecipeError, RunError
+from gptailor.errors import DataError, GptailorError, ModelError, RecipeError, RunError
 from gptailor.evaluate.language import PieceNats, num_units, text_scores
+from gptailor.evaluate.preference import share_difference
 from gptailor.evaluate.resampling import Resampling
 from gptailor.evaluate.text_metrics import TextAnswers, text_answer_scores
 from gptailor.models.answerer import load_answerer
@@ -1078,3 +1079,84 @@ def test_what_each_test_row_cost_adds_up_to_the_score(completion: Run) -> None:
     )
     best = compare_runs([completion.folder])
     assert best["runs"][0]["scores"]["bits_per_byte"] == completion.report["test"]["bits_per_byte"]
+
+
+def test_a_verdict_needs_six_rows_that_tell_the_two_apart() -> None:
+    ours, theirs = np.ones(100), np.ones(100)
+    for differing in (5, 6):
+        theirs[:differing] = 0
+        gap = share_difference(ours, theirs, resampling=Resampling(300))
+        said = judge._verdict_of("preference_accuracy", "shorter", gap, telling=ours != theirs)
+        assert gap.low > 0
+        assert said["worth_it"] is (differing == 6)
+        assert ("only 5 of 100 test rows tell the two apart" in said["says"]) is (differing == 5)
+
+
+def test_costs_of_few_groups_are_too_few_to_tell() -> None:
+    sizes, authors = np.full(100, 10), np.arange(100) % 5
+    ours, base = (PieceNats(np.full(100, nats), sizes, sizes, authors) for nats in (10.0, 20.0))
+    said = judge._verdict_by_bits(ours, base, Resampling(50))
+    assert said["too_few"]
+    assert "on 5 groups of test rows: too few to tell" in said["says"]
+
+
+def test_near_duplicates_are_drawn_together(place: Place) -> None:
+    """Twenty questions, each four times with another last word."""
+    rows = [
+        {"prompt": f"{texts.words(seed, 12)} {end}", "completion": f"{texts.words(seed + 500, 2)} {end}"}
+        for seed in range(20)
+        for end in ("one", "two", "three", "four")
+    ]
+    path = texts.write_csv(place.folder / "patterns.csv", rows)
+    run = place.fit(place.recipe("patterns", data={"train": path}))
+    with (run.folder / "test_bits.csv").open(newline="") as file:
+        tested = [(line["group"], (int(line["row"]) - 2) // 4) for line in csv.DictReader(file)]
+    patterns = {seed for _, seed in tested}
+    assert len(set(tested)) == len({group for group, _ in tested}) == len(patterns) < len(tested)
+
+
+def test_a_base_that_changed_is_no_reference(preference: Run, preference_file: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(preference.folder, tmp_path / "run")
+    path = folder / "model" / "gptailor.json"
+    bundle = json.loads(path.read_text())
+    path.write_text(json.dumps({**bundle, "base_revision": "another"}))
+    with pytest.raises(ModelError, match="has changed since the run began"):
+        Run(folder).evaluate(str(preference_file))
+
+
+def test_new_preferences_are_drawn_by_the_groups_of_training(place: Place) -> None:
+    rows = [{**row, "writer": f"w{number % 12}"} for number, row in enumerate(texts.preferences(60))]
+    path = texts.write_jsonl(place.folder / "writers.jsonl", rows)
+    data = {"train": path, "test": texts.write_jsonl(place.folder / "writers-test.jsonl", rows[:48])}
+    data["train"] = texts.write_jsonl(
+        place.folder / "writers.jsonl",
+        [{**row, "writer": f"v{number % 9}"} for number, row in enumerate(texts.preferences(40, first=100))],
+    )
+    run = place.fit(place.recipe("writers", data={**data, "split": {"group": "writer"}}))
+    told = run.report["test"]["preference_accuracy"]
+    assert Run(run.folder).evaluate(str(data["test"]))["scores"]["preference_accuracy"] == told
+    assert len({line["group"] for line in predictions_of(run)}) == 12
+
+
+def test_the_reference_rounds_as_training_does(
+    place: Place, preference_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bf16 logits far from zero are off by tenths of nats a token, which must cancel."""
+    asked: list[str] = []
+    original = objective.log_likelihoods
+
+    def listening(*given: Any, precision: str = "fp32") -> Any:
+        asked.append(precision)
+        return original(*given, precision=precision)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(objective, "log_likelihoods", listening)
+    run = place.fit(place.recipe("narrow", data={"train": preference_file}, precision="bf16"))
+    assert asked == ["bf16", "bf16"]
+    assert steps_of(run)[0]["loss"] == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_the_card_begins_as_training_did_and_says_how_many_answers_were_written(completion: Run) -> None:
+    card = (completion.folder / "README.md").read_text()
+    prefix = load_answerer(completion.folder).bundle.form["prefix"]
+    assert f"begin = {prefix}  #" in card
+    assert f"Answers were written to {completion.report['test']['answers']} of them." in card

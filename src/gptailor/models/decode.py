@@ -257,7 +257,9 @@ class _Job:
     ) -> None:
         self.handle, self.request, self.limit = handle, request, limit
         self.chooser = Chooser(request.sampling, request.prompt, top=request.top_log_probabilities)
-        self.stream = TextStream(decode, request.sampling.stop)
+        self.stream = TextStream(
+            decode, request.sampling.stop, stop_after_text=request.sampling.stop_after_text
+        )
         self.tokens: list[ScoredToken] = []
         self.next_id = request.prompt[-1]  # what the model reads next
         self.drawn = self.shown = 0

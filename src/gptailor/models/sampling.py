@@ -37,6 +37,7 @@ class Sampling:
         stop: Strings that end the answer; they are not part of it.
         seed: With the step, all that the random draws depend on.
         num_beams: Above 1, beam search; needs temperature 0.
+        stop_after_text: Stop strings count once something that isn't blank was written.
 
     Raises:
         InputError: a value is out of its range; names the field.
@@ -52,6 +53,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     seed: int = 0
     num_beams: int = 1
+    stop_after_text: bool = False
 
     def __post_init__(self) -> None:
         for field, kind, low, high, says in _RANGES:

@@ -18,12 +18,19 @@ class TextStream:
     Args:
         decode: From token ids to text, special tokens left out.
         stop: Strings that end the answer.
+        stop_after_text: They count once something that isn't blank was written.
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        decode: Callable[[Sequence[int]], str],
+        stop: Sequence[str] = (),
+        *,
+        stop_after_text: bool = False,
+    ) -> None:
         self.text = ""
         self.stopped = False  # a stop string came
-        self._decode, self._stop = decode, tuple(stop)
+        self._decode, self._stop, self._stop_after_text = decode, tuple(stop), stop_after_text
         self._longest = max(map(len, self._stop), default=0)
         self._ids: list[int] = []
         self.begins: list[int] = []  # where in the text each token begins
@@ -77,6 +84,8 @@ class TextStream:
     def _append(self, new: str) -> None:
         searched = max(0, len(self.text) - self._longest + 1)
         self.text += new
+        if self._stop_after_text:
+            searched = max(searched, len(self.text) - len(self.text.lstrip()))
         found = [(at + len(stop), at) for stop in self._stop if (at := self.text.find(stop, searched)) >= 0]
         if found:
             self.stopped = True

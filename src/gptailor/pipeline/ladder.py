@@ -19,6 +19,7 @@ from gptailor.models.readout import decide, probabilities_of
 from gptailor.pipeline.classify import by_text
 from gptailor.pipeline.frozen import features_of, run_frozen
 from gptailor.pipeline.labels import answers_of
+from gptailor.pipeline.modest import kept_modest
 from gptailor.pipeline.workshop import (
     Candidate,
     Workshop,
@@ -32,7 +33,6 @@ from gptailor.recipe import FrozenApproach
 from gptailor.types import Example, IntArray
 
 FEWEST_PROMPTED_ROWS = 30
-FEWEST_TELLERS = 6  # test rows on which one of two models alone is right, for a verdict
 PROMPTED_SHARE = 0.2  # of the computation that training took
 
 
@@ -275,21 +275,3 @@ def tellers(answers: Any, ours: Any, theirs: Any) -> Any:
     if np.issubdtype(np.asarray(answers).dtype, np.integer):
         mine, others = mine > 0, others > 0
     return mine != others
-
-
-def kept_modest(said: dict[str, Any], telling: Any, resampling: Resampling) -> dict[str, Any]:
-    """The verdict, unless too few rows speak: a bootstrap of five rows that all agree leaves no doubt, and
-    the sign test, by which that happens by chance in one of sixteen cases, does. A group speaks once.
-
-    Args:
-        said: The verdict.
-        telling: (N,) see `tellers`.
-        resampling: With the groups of the rows.
-    """
-    decided = said["difference"]["low"] > 0 or said["difference"]["high"] < 0
-    speak = resampling.of(telling).num_groups(int(telling.sum()))
-    if speak >= FEWEST_TELLERS or not decided:
-        return {**said, "says": said["says"] + resampling.caveat(len(telling))}
-    told = f"{resampling.told(len(telling))} {'tells' if speak == 1 else 'tell'} the two apart"
-    says = f"{said['says'].rpartition(':')[0]}, but only {speak} of {told}: too few to say."
-    return {**said, "worth_it": False, "too_few": True, "says": says}

@@ -258,6 +258,7 @@ def tell_language(
         ],
         "hardest": hardest(shop, tested, prepared),
         "block_tokens": shop.block,
+        "begin_ids": [shop.begin],
         "tokenizer": {
             "vocabulary": len(shop.tokenizer),
             "bytes_per_token": float(train.piece_bytes.sum() / max(1, train.num_targets)),

@@ -185,7 +185,9 @@ def _scores(report: Values) -> Iterator[str]:
         on = counted(tested, f"{task.one} that", f"{task.many} that")
         if data.get("divided") is True:
             on = f"the test part of {counted(tested, task.one, task.many)}, which"
-        yield f"\nMeasured on {on} neither training nor the settings' choice saw."
+        answers = finite(mapping(report.get("test")).get("answers"))
+        written = f" Answers were written to {count_text(answers)} of them." if answers else ""
+        yield f"\nMeasured on {on} neither training nor the settings' choice saw.{written}"
     classes = []
     for name, raw in mapping(mapping(report.get("test")).get("per_class")).items():
         found = [measured(mapping(raw).get(key)) for key in ("precision", "recall", "f1")]

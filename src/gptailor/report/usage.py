@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gptailor.report.facts import finite, mapping
+from gptailor.report.facts import finite, mapping, rows_of
 
 _WITH_GPTAILOR = """
 ## Use it
@@ -57,12 +57,14 @@ _GENERATE = (
 With transformers alone (the prompt must have the form it had in training; `model/gptailor.json` holds it):
 
 ```python
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("model")
 model = AutoModelForCausalLM.from_pretrained("model").eval()
-prompt = tokenizer("your prompt", return_tensors="pt", add_special_tokens=False)
-written = model.generate(**prompt, max_new_tokens=64)[0, prompt["input_ids"].shape[1] :]
+begin = {begin}  # every prompt began with these tokens in training
+ids = torch.tensor([begin + tokenizer("your prompt", add_special_tokens=False)["input_ids"]])
+written = model.generate(ids, max_new_tokens=64)[0, ids.shape[1] :]
 print(tokenizer.decode(written, skip_special_tokens=True))
 ```
 """
@@ -74,13 +76,14 @@ _CONTINUE = (
 With transformers alone:
 
 ```python
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("model")
 model = AutoModelForCausalLM.from_pretrained("model").eval()
-start = tokenizer.bos_token or tokenizer.eos_token  # every document began with it in training
-prompt = tokenizer(start + "{input}", return_tensors="pt", add_special_tokens=False)
-written = model.generate(**prompt, max_new_tokens=100, do_sample=True, top_p=0.95)[0]
+begin = {begin}  # every document began with these tokens in training
+ids = torch.tensor([begin + tokenizer("{input}", add_special_tokens=False)["input_ids"]])
+written = model.generate(ids, max_new_tokens=100, do_sample=True, top_p=0.95)[0]
 print(tokenizer.decode(written, skip_special_tokens=True))
 ```
 """
@@ -128,6 +131,7 @@ def usage(report: Mapping[str, Any], details: Mapping[str, Any]) -> str:
         "{temperature}": f"{temperature:.4g}",
         **{f"{{{name}}}": f"{number:.6g}" for name, number in numbers.items()},
         "{input}": given,
+        "{begin}": str([token for token in rows_of(details.get("begin_ids")) if isinstance(token, int)]),
     }
     for name, value in values.items():
         code = code.replace(name, value)

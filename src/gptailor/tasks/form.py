@@ -28,6 +28,7 @@ class TextRow:
     varies: tuple[str, ...] = ()  # what is asked, by columns, without a template's words and the system's
     system: str = ""  # what a chat's system says
     together: str = ""  # the person's group, which stays in one part as the form's own does
+    near: str = ""  # the near-duplicates it stays with
     time: str = ""  # what the person orders rows by
     slices: tuple[tuple[str, str], ...] = ()  # the person's columns to score by, with the row's values
     remarks: tuple[str, ...] = ()  # what is odd about it, though it can be trained on

@@ -191,7 +191,13 @@ def _ask(
     made = generate(
         model,
         prompts,
-        Sampling(max_new_tokens=longest, no_repeat=no_repeat, stop=("\n",) if lines else ()),
+        # A base that wasn't trained on the template may begin with an empty line.
+        Sampling(
+            max_new_tokens=longest,
+            no_repeat=no_repeat,
+            stop=("\n",) if lines else (),
+            stop_after_text=True,
+        ),
         decode=shop.decode,
         end=shop.end_ids,
         pad=0,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptailor.data.ledger import write_csv_safely
 from gptailor.evaluate.baselines import strongest
-from gptailor.evaluate.language import PieceNats, bits_difference, loss_difference, num_units, text_scores
+from gptailor.evaluate.language import PieceNats, bits_difference, loss_difference, text_scores
 from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.preference import by_length, right_shares, share_difference, share_score
 from gptailor.evaluate.resampling import ROWS, Resampling
@@ -18,6 +18,7 @@ from gptailor.evaluate.text_metrics import METRICS, paired_text_difference, sign
 from gptailor.models.answerer import Answerer
 from gptailor.models.approach import adapt_full
 from gptailor.models.load import load_trainable_language_model
+from gptailor.pipeline.modest import kept_modest
 from gptailor.pipeline.texts.answers import (
     PROMPTED,
     VALIDATION_SHARE,
@@ -207,6 +208,7 @@ def judge_preferences(shop: TextShop, answerer: Answerer, result: TextResult, sa
     shares = right_shares(gained)
     best = max(margins, key=lambda name: right_shares(margins[name]["validation"]).mean(), default=None)
     gap = share_difference(shares, right_shares(margins[best]["test"]), resampling=drawn) if best else None
+    telling = shares != right_shares(margins[best]["test"]) if best else ()
     told = {
         name: {"preference_accuracy": as_json(share_score(right_shares(own["test"]), resampling=drawn))}
         for name, own in margins.items()
@@ -214,7 +216,7 @@ def judge_preferences(shop: TextShop, answerer: Answerer, result: TextResult, sa
     return Tested(
         scores={"preference_accuracy": share_score(shares, resampling=drawn)},
         baselines=told,
-        verdict=_verdict_of("preference_accuracy", best, gap, rows=len(shares), resampling=drawn),
+        verdict=_verdict_of("preference_accuracy", best, gap, telling=telling, resampling=drawn),
         samples=[],
         header=("source", "row", "prompt", "chosen", "rejected", "margin", "group"),
         lines=[
@@ -287,7 +289,7 @@ def _verdict(
     """Against the rung that did best on validation, on the test rows that both answered."""
     answered = {name: rung.validation for name, rung in rungs.items() if rung.validation is not None}
     if not answered:
-        return _verdict_of(primary, None, None, rows=0)
+        return _verdict_of(primary, None, None)
 
     asked = {name: len(one.texts) for name, one in answered.items()}
 
@@ -302,13 +304,25 @@ def _verdict(
     same = ours.first(size).beside(samples["test"])
     drawn = resampling.of(slice(size))
     gap = paired_text_difference(same, theirs.texts, metric=primary, resampling=drawn)
-    return _verdict_of(primary, best, gap, rows=size, resampling=drawn)
+    metric = METRICS[primary]
+    given = [metric.rows(answers) for answers in (same, replace(same, predictions=theirs.texts))]
+    telling = (given[0] != given[1]).any(axis=1)
+    return _verdict_of(primary, best, gap, telling=telling, resampling=drawn)
 
 
 def _verdict_of(
-    metric: str, best: str | None, gap: Score | None, *, rows: int, resampling: Resampling = ROWS
+    metric: str,
+    best: str | None,
+    gap: Score | None,
+    *,
+    telling: Any = (),
+    resampling: Resampling = ROWS,
 ) -> dict[str, Any]:
-    """The verdict in numbers and in one sentence; an interval over a handful of rows says nothing."""
+    """The verdict in numbers and in one sentence; an interval over a handful of rows says nothing.
+
+    `telling`: (N,) whether each row tells the two apart.
+    """
+    rows = len(telling)
     few = resampling.num_groups(rows) < FEWEST_ROWS
     if best is None or gap is None:
         return {
@@ -328,29 +342,30 @@ def _verdict_of(
         says = f"The model's {title} is {score_text(-gap.value)} below {name} {between}: don't ship it."
     else:
         says = f"No clear difference: {title} {score_text(gap.value)} against {name} {between}."
-    return {
+    said = {
         "metric": metric,
         "best_baseline": best,
         "difference": as_json(gap),
         "worth_it": bool(gap.low > 0) and not few,
-        "says": says if few else says + resampling.caveat(rows),
+        "says": says,
         **({"too_few": True} if few else {}),
     }
+    return said if few else kept_modest(said, telling, resampling)
 
 
 def _verdict_by_bits(ours: PieceNats, base: PieceNats | None, resampling: Resampling) -> dict[str, Any]:
     """Where nothing is asked, only the likelihood of the texts can be compared."""
     if base is None:
-        return _verdict_of("bits_per_byte", None, None, rows=0)
+        return _verdict_of("bits_per_byte", None, None)
     gap = bits_difference(ours, base, resampling=resampling)
     turned = Score(-gap.value, -gap.high, -gap.low)
     between = f"(95 % interval {score_text(turned.low)} to {score_text(turned.high)})"
-    rows = num_units(ours)
-    few = rows < FEWEST_ROWS
+    drawn, rows = replace(resampling, groups=ours.documents), len(ours.nats)
+    few = drawn.num_groups(rows) < FEWEST_ROWS
     says = f"No clear difference to the base as it came {between}."
     if few:
         change = f"{gap.value:+.3f} bits per byte against the base as it came"
-        says = f"{change}, on {rows} test row{'s' if rows > 1 else ''}: too few to tell."
+        says = f"{change}, on {drawn.told(rows)}: too few to tell."
     elif turned.low > 0:
         less = f"{score_text(turned.value)} bits per byte less than the base"
         says = f"The model needs {less} {between}: worth it."

@@ -12,7 +12,7 @@ import numpy as np
 from gptailor.data.feeder import Feeder
 from gptailor.data.read import iterate_rows
 from gptailor.data.roles import infer_roles
-from gptailor.errors import DataError, InputError
+from gptailor.errors import DataError, InputError, ModelError
 from gptailor.evaluate.language import PieceNats, text_scores
 from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.preference import right_shares, share_score
@@ -153,8 +153,13 @@ def evaluate_preferences(
     assert isinstance(chat, ChatForm)
     form = restore_preference_form(state, chat)
     file = read_texts(location, None, columns)
-    found = [form.read(row) for row in file.rows]
-    rows = [row for row in found if not isinstance(row, RejectedRow)]
+    group = str(state.get("group") or "")  # the column that training kept together
+    read_rows = ((raw, form.read(raw)) for raw in file.rows)
+    rows = [
+        replace(row, together=raw.fields.get(group, ""))
+        for raw, row in read_rows
+        if not isinstance(row, RejectedRow)
+    ]
     pairs = [pair for row in rows if (pair := _pair(answerer, row)) is not None]
     if not pairs:
         fix = "Name its columns as in training."
@@ -163,6 +168,12 @@ def evaluate_preferences(
     reference = None
     if state["loss"] != "simpo" and answerer.bundle.approach != "scratch":
         base = resolve_base(answerer.bundle.base, revision=answerer.bundle.base_revision or None)
+        if answerer.bundle.base_revision not in ("", base.revision):
+            raise ModelError(
+                "has changed since the run began with it, and its preferences are measured against it.",
+                where=f"base {answerer.bundle.base!r}",
+                fix="Put the old one back, or fit again.",
+            )
         before = adapt_full(load_trainable_language_model(base, answerer.tokenizer))
         reference = log_likelihoods(before, pairs)
     margins = margins_as_trained(state["loss"], ours, reference, pairs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from gptailor.data.split import join_groups, value_groups
 from gptailor.evaluate.language import PieceNats
 from gptailor.evaluate.preference import ranking_score, right_shares
 from gptailor.evaluate.resampling import Resampling
-from gptailor.launch import Precision, precision_context
+from gptailor.launch import Precision, choose_precision, precision_context
 from gptailor.models.approach import Adapted
 from gptailor.models.forward import keeps_documents_apart, learned_states, target_nats
 from gptailor.models.lean import is_lean
@@ -75,8 +75,12 @@ def preference_objective(shop: TextShop, adapted: Adapted, folder: Path) -> Obje
     rows = shop.tokens.rows["train"]
     looked_at = spread(shop.tokens.rows["validation"], VALIDATED)
     needed = settings.loss != "simpo"
-    train_reference = reference_of(adapted, rows, folder / "train.npy") if needed else None
-    seen_reference = reference_of(adapted, looked_at, folder / "validation.npy") if needed else None
+    # As in training: what rounds both alike, most of all in bf16, is no difference between them.
+    weights = adapted.plain.num_parameters()
+    precision = choose_precision(shop.recipe.train.precision, num_weights=weights)
+    refer = partial(reference_of, adapted, precision=precision)
+    train_reference = refer(rows, folder / "train.npy") if needed else None
+    seen_reference = refer(looked_at, folder / "validation.npy") if needed else None
 
     def collated(pairs: Sequence[TokenizedRow], reference: FloatArray | None) -> Batch:
         batch = collate_pairs(pairs)
@@ -108,8 +112,9 @@ def preference_objective(shop: TextShop, adapted: Adapted, folder: Path) -> Obje
         shown = {"preference_accuracy": float(right_shares(margins).mean())}
         return Validation(mean, -mean, shown, compared=ranking_score(margins))
 
-    cost = sum if is_lean(adapted.plain) else max  # else the shorter answer is padded to the longer
-    lengths = np.array([cost(len(one.token_ids) for one in row.sequences) for row in rows], np.int64)
+    pairs = np.array([[len(one.token_ids) for one in row.sequences] for row in rows], np.int64)
+    # Where padding is computed, the shorter answer costs as much as the longer.
+    lengths = pairs.sum(axis=1) if is_lean(adapted.plain) else 2 * pairs.max(axis=1)
     return Objective(lengths, batch, loss, validate, rates=rates_of(shop), new_head=False)
 
 
@@ -145,13 +150,15 @@ def collate_pairs(pairs: Sequence[TokenizedRow]) -> Batch:
     return replace(batch, num_targets=len(pairs))
 
 
-def reference_of(adapted: Adapted, rows: Sequence[TokenizedRow], path: Path) -> FloatArray:
+def reference_of(
+    adapted: Adapted, rows: Sequence[TokenizedRow], path: Path, *, precision: Precision
+) -> FloatArray:
     """(N, 2) log-likelihoods of both answers under the weights before training; computed once and kept."""
     if path.exists():
         kept: FloatArray = np.load(path)
         if kept.shape == (len(rows), 2):
             return kept
-    found = log_likelihoods(adapted, rows)
+    found = log_likelihoods(adapted, rows, precision=precision)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial.npy")
     np.save(partial, found)
@@ -159,10 +166,12 @@ def reference_of(adapted: Adapted, rows: Sequence[TokenizedRow], path: Path) -> 
     return found
 
 
-def log_likelihoods(adapted: Adapted, rows: Sequence[TokenizedRow]) -> FloatArray:
+def log_likelihoods(
+    adapted: Adapted, rows: Sequence[TokenizedRow], *, precision: Precision = "fp32"
+) -> FloatArray:
     """(N, 2) nats, below zero, of the chosen and the rejected answer of each row."""
     sequences = [row.sequences[side] for row in rows for side in (0, 1)]
-    nats, _ = sequence_nats(adapted, sequences)
+    nats, _ = sequence_nats(adapted, sequences, precision=precision)
     return -nats.reshape(-1, 2)
 
 
@@ -210,10 +219,9 @@ def resampling_of(shop: TextShop, rows: Sequence[TokenizedRow]) -> Resampling:
 
 
 def documents_of(rows: Sequence[TextRow]) -> IntArray:
-    """(N,) ids: alike for rows that were drawn together, by the form's groups or the person's."""
-    return join_groups(
-        value_groups([row.group for row in rows]), value_groups([row.together for row in rows])
-    )
+    """(N,) ids: alike for rows that were drawn together: by the form's groups, the person's, or likeness."""
+    columns = ([getattr(row, name) for row in rows] for name in ("group", "together", "near"))
+    return reduce(join_groups, map(value_groups, columns))
 
 
 def sequence_nats(

@@ -93,7 +93,8 @@ def train_texts(shop: TextShop, place: TrainingPlace) -> TextResult:
 def objective_of(shop: TextShop, adapted: Adapted, place: TrainingPlace) -> Objective:
     """What the task asks of training."""
     if shop.recipe.task == "preference":
-        place.say("the base's own likelihood of every answer, once")
+        if shop.recipe.preference.loss != "simpo":
+            place.say("the base's own likelihood of every answer, once")
         return preference_objective(shop, adapted, place.folder.parent / "data" / "reference")
     return answer_objective(shop, adapted)
 

@@ -346,8 +346,9 @@ def split(
         name_of=lambda place: f"{rows[place].source} row {rows[place].row}",
     )
     parts: dict[Part, list[TextRow]] = {part: [] for part in PARTS}
-    for row, part in zip(rows, places, strict=True):
-        parts[part].append(row)
+    sizes = np.bincount(near)
+    for row, group, part in zip(rows, near.tolist(), places, strict=True):
+        parts[part].append(replace(row, near=str(group)) if sizes[group] > 1 else row)
     for part in PARTS:
         parts[part].extend(given.get(part, ()))
     empty = [part for part in PARTS if not parts[part]]

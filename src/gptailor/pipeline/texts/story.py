@@ -70,6 +70,8 @@ def finish_texts(
     A rival (`tune`'s own recipe before tuning) is asked the same rows at the same opening.
     """
     parity = seal(folder, shop, result)
+    trained: Any = result.adapted.plain
+    trained.to("cpu")  # it was saved, and a graphics card needs the room for the base
     answerer = load_answerer(folder)
     answerer.model.to(shop.environment["device"])
     if shop.recipe.task != "preference" and (length := settle_no_repeat(shop, answerer, say)):
@@ -206,6 +208,7 @@ def tell_texts(
             }
         ],
         "parity": dict(parity),
+        "begin_ids": list(shop.feeder.prefix),
         "samples": tested.samples[:SAMPLES],
         "hardest": hardest(shop, nats),
         "lengths": length_histogram(shop.tokens),
