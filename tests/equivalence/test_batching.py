@@ -45,7 +45,7 @@ class Classifier:
 
     def in_shape(self, sequences: list[list[int]], shape: tuple[int, int]) -> Tensor:
         hidden = hidden_at_end(self.model, sequences, shape, pad_id=self.pad_id)
-        return head_logits(self.head, hidden, shape[0])
+        return head_logits(self.head, hidden)
 
 
 def wrap(model: PreTrainedModel) -> Classifier:
@@ -172,3 +172,17 @@ def test_features_of_many_are_the_features_of_each(classifier: Classifier) -> No
     np.testing.assert_allclose(together, np.array(alone), rtol=0, atol=BAR)
     head = classifier.head.weight.detach().numpy()
     np.testing.assert_allclose(together @ head.T, classifier.all_logits(sequences), rtol=0, atol=BAR)
+
+
+def test_the_head_gives_a_row_the_same_bits_in_every_place() -> None:
+    """With two threads and many labels a product of several rows doesn't."""
+    torch.manual_seed(0)
+    head = torch.nn.Linear(48, 77, bias=False)
+    row = torch.randn(48)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        logits = head_logits(head, torch.stack([row] * 10))
+    finally:
+        torch.set_num_threads(threads)
+    assert (logits == logits[0]).all()

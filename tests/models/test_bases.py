@@ -21,15 +21,24 @@ from transformers import (
     GPTJConfig,
     LlamaConfig,
     OpenAIGPTConfig,
+    OPTConfig,
+    OPTForSequenceClassification,
 )
 
 import gptailor
 import tiny
 from gptailor.errors import Interrupted, ModelError, NonFiniteError, RunError
 from gptailor.models.dropout import draws_from_the_process
-from gptailor.models.forward import keeps_documents_apart, refuse_looking_ahead
-from gptailor.models.load import load_classifier, load_config, load_language_model, load_tokenizer
+from gptailor.models.forward import compute_features, keeps_documents_apart, refuse_looking_ahead
+from gptailor.models.load import (
+    load_classifier,
+    load_config,
+    load_language_model,
+    load_tokenizer,
+    load_trainable_language_model,
+)
 from gptailor.models.names import resolve_base
+from gptailor.models.predictor import narrow
 from gptailor.pipeline.place import Listener
 
 LABELS = ["business", "health", "sports"]
@@ -307,3 +316,35 @@ def test_a_model_that_looks_ahead_is_refused(
     monkeypatch.setattr(model.base_model, "forward", forward)
     with pytest.raises(ModelError, match="sees the tokens after it"):
         refuse_looking_ahead(model, "llama")
+
+
+def test_a_last_hidden_state_narrower_than_the_rest_gives_features(tmp_path: Path) -> None:
+    """OPT of 350 million parameters: 512 of 1,024."""
+    config = OPTConfig(
+        vocab_size=64, hidden_size=32, word_embed_proj_dim=16, ffn_dim=32, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=32, do_layer_norm_before=False,
+    )  # fmt: skip
+    model = OPTForSequenceClassification(config)
+    assert compute_features(model, [[5, 6], [7]], pad_id=1).shape == (2, 16)
+
+
+def test_rotary_frequencies_are_never_narrowed(tiny_bases: dict[str, Path]) -> None:
+    """In bf16 position 2,047 is off by most of a radian."""
+    base = resolve_base(str(tiny_bases["llama"]))
+    model: Any = load_trainable_language_model(base, load_tokenizer(base))
+    narrow(model, "bf16")
+    kept = [buffer.dtype for name, buffer in model.named_buffers() if name.endswith("inv_freq")]
+    assert kept
+    assert set(kept) == {torch.float32}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+
+
+def test_a_base_that_cannot_be_loaded_once_more_has_words_all_the_same(
+    tiny_bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
+    with pytest.raises(ModelError, match="no memory is left"):
+        load_language_model(resolve_base(str(tiny_bases["gpt2"])))

@@ -72,9 +72,8 @@ def make_text_run(run: Path, base_folder: Path, *, lora: bool = False, begins: b
     begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     ids = tokenizer.backend_tokenizer.encode(" ".join(TEXTS), add_special_tokens=False).ids
     run.mkdir()
-    probes, _ = save_causal(
-        run, adapted, tokenizer, probe=[begin, *ids] if begins else ids, decode=tokenizer.decode
-    )
+    probe = [begin, *ids] if begins else ids
+    probes, _ = save_causal(run, adapted, tokenizer, base=base, probe=probe, decode=tokenizer.decode)
     bundle_in(run, base, "language", probes, approach="lora" if lora else "full")
     return run
 

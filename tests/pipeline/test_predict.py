@@ -439,3 +439,10 @@ def test_a_first_row_that_may_be_none_is_said_aloud(run: Run, tmp_path: Path) ->
         assert [line.startswith(f"{path}: header: the first row is taken for names") for line in said] == [
             True
         ]
+
+
+def test_another_threshold_is_another_version(run: Run, tmp_path: Path) -> None:
+    folder = shutil.copytree(run.folder, tmp_path / "run")
+    path = folder / "model" / "gptailor.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "threshold": 0.123}))
+    assert Run(folder).predictor.version != run.predictor.version

@@ -596,6 +596,22 @@ def test_other_tools_stop_where_an_answer_ends(chat: Run) -> None:
     assert saved["eos_token_id"] == bundle["form"]["end_ids"]
 
 
+def test_what_a_base_draws_with_is_not_passed_on(place: Place, tmp_path: Path) -> None:
+    """A penalty was no part of what was measured, and transformers doesn't save what is at odds."""
+    base = tiny.build_base(tmp_path / "base", "llama")
+    path = base / "generation_config.json"
+    odd = {"temperature": 0.9, "top_p": 0.6, "repetition_penalty": 1.1, "eos_token_id": 2}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **odd}))
+    data = {"train": texts.write_csv(tmp_path / "pairs.csv", texts.pairs(40))}
+    run = place.fit(place.recipe("drawing", data=data, base=str(base)))
+    saved = json.loads((run.folder / "model" / "generation_config.json").read_text())
+    assert not {"temperature", "top_p", "repetition_penalty", "do_sample"} & saved.keys()
+    assert (
+        saved["eos_token_id"]
+        == json.loads((run.folder / "model" / "gptailor.json").read_text())["form"]["end_ids"]
+    )
+
+
 def test_what_was_settled_is_kept_and_used_everywhere(
     place: Place, odd_files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1122,6 +1138,19 @@ def test_a_base_that_changed_is_no_reference(preference: Run, preference_file: P
     path.write_text(json.dumps({**bundle, "base_revision": "another"}))
     with pytest.raises(ModelError, match="has changed since the run began"):
         Run(folder).evaluate(str(preference_file))
+
+
+def test_a_base_is_found_from_any_folder(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was given by a path from the folder where the run was made."""
+    (tmp_path / "bases").mkdir()
+    shutil.copytree(place.bases["gpt2"], tmp_path / "bases" / "mine")
+    monkeypatch.chdir(tmp_path)
+    path = texts.write_jsonl(tmp_path / "pairs.jsonl", texts.preferences(40))
+    run = place.fit(place.recipe("from-elsewhere", data={"train": path}, base="bases/mine"))
+    monkeypatch.chdir(tmp_path / "bases")
+    assert Run(run.folder).evaluate(str(path))["rows"] == 40
 
 
 def test_new_preferences_are_drawn_by_the_groups_of_training(place: Place) -> None:

@@ -16,7 +16,7 @@ from gptailor.models.bundle import LONGEST_TEXT, PARITY_TOLERANCE, find_model_fo
 from gptailor.models.decode import Decoder, Generated, Request
 from gptailor.models.generate import FREELY, generate
 from gptailor.models.load import load_saved_language_model, load_tokenizer
-from gptailor.models.names import Base, context_length, folder_hash
+from gptailor.models.names import Base, context_length, served_version
 from gptailor.models.replay import probe_difference, torch_answers
 from gptailor.models.sampling import Sampling
 from gptailor.tasks.chat_form import ChatForm
@@ -89,7 +89,7 @@ class Answerer:
     @cached_property
     def version(self) -> str:
         """A hash of the model's files."""
-        return folder_hash(self.bundle.path)
+        return served_version(self.bundle.path)
 
     @property
     def task(self) -> str:

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from gptailor.errors import ModelError, did_you_mean
 from gptailor.models.load import head_name, output_layer
-from gptailor.models.names import first_line
+from gptailor.models.names import Base, first_line
 from gptailor.types import FloatArray, IntArray
 
 
@@ -126,9 +126,12 @@ def adapter_state(adapted: Adapted) -> tuple[Any, dict[str, torch.Tensor]]:
     return wrapped.peft_config["default"], state
 
 
-def save_adapter(folder: Path, adapter: tuple[Any, dict[str, torch.Tensor]]) -> None:
+def save_adapter(folder: Path, adapter: tuple[Any, dict[str, torch.Tensor]], base: Base) -> None:
     """Writes the adapter as peft lays it out; `PeftModel.from_pretrained` loads it onto the base."""
     settings, state = adapter
+    # By what others know it, not by where it lies here.
+    settings.base_model_name_or_path = base.name
+    settings.revision = base.revision if base.kind == "hub" else None
     folder.mkdir(parents=True, exist_ok=True)
     settings.save_pretrained(folder)
     save_file(

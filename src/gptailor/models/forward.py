@@ -62,13 +62,10 @@ def hidden_at_end(
     return picked
 
 
-def head_logits(head: torch.nn.Module, hidden: Tensor, batch: int) -> Tensor:
-    """(n, C) logits; the head too always sees `batch` rows."""
-    filled = torch.zeros(batch, hidden.shape[1], dtype=hidden.dtype, device=hidden.device)
-    filled[: len(hidden)] = hidden
+def head_logits(head: torch.nn.Module, hidden: Tensor) -> Tensor:
+    """(n, C) logits, row by row: with many labels a product of several rows gives each place other bits."""
     with torch.inference_mode():
-        logits: Tensor = head(filled)[: len(hidden)]
-    return logits
+        return torch.cat([head(row) for row in torch.split(hidden, 1)])
 
 
 def refuse_looking_ahead(model: PreTrainedModel, name: str) -> None:
@@ -143,13 +140,16 @@ def compute_features(
     if packed is not None:
         features = packed.features(sequences)
     else:
-        features = np.empty((len(sequences), int(model.config.hidden_size)), np.float64)
+        features = np.empty((len(sequences), 0))  # as wide as the last hidden state, whatever is inside
         lengths = np.array([len(sequence) for sequence in sequences])
         with precision_context(precision, model.device.type):
             for rows in length_buckets(lengths, max_tokens_per_batch=FITTING_TOKENS_PER_PASS):
                 chosen = [sequences[row] for row in rows.tolist()]
                 shape = (len(chosen), int(lengths[rows[0]]))
-                features[rows] = hidden_at_end(model, chosen, shape, pad_id=pad_id).float().cpu().numpy()
+                found = hidden_at_end(model, chosen, shape, pad_id=pad_id).double().cpu().numpy()
+                if features.shape[1] == 0:
+                    features = np.empty((len(sequences), found.shape[1]))
+                features[rows] = found
     if not np.isfinite(features).all():
         raise NonFiniteError(
             f"the base's features of {int((~np.isfinite(features)).any(axis=1).sum()):,} of "
@@ -174,7 +174,7 @@ def compute_logits(
     shapes = in_shapes(sequences, max_tokens=max_tokens, per_pass=tokens_per_pass(model))
     for shape, rows in shapes:
         hidden = hidden_at_end(model, [sequences[row] for row in rows], shape, pad_id=pad_id)
-        logits[rows] = head_logits(head, hidden, shape[0]).float().cpu().numpy()
+        logits[rows] = head_logits(head, hidden).float().cpu().numpy()
     return logits
 
 

@@ -245,7 +245,11 @@ def build_scratch_language_model(
 
 
 def load_language_model(base: Base) -> PreTrainedModel | None:
-    """The base as a language model for zero- and few-shot; None where it has no words to predict."""
+    """The base as a language model for zero- and few-shot; None where it has no words to predict.
+
+    Raises:
+        ModelError: it has, and can't be loaded; no memory is left, say.
+    """
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             base.path,
@@ -255,8 +259,12 @@ def load_language_model(base: Base) -> PreTrainedModel | None:
             trust_remote_code=False,
             local_files_only=True,
         )
-    except Exception:
+    except ValueError:  # no such class for its kind
         return None
+    except Exception as error:
+        told = "no memory is left" if isinstance(error, MemoryError) else first_line(error)
+        fix = "Give it more memory, or leave out the baselines that need the base."
+        raise ModelError(f"can't be loaded once more: {told}", where=f"base {base.name!r}", fix=fix) from None
     model, found = loaded
     if found["missing_keys"]:  # a classifier's folder has no output layer, unless that is the embedding
         return None

@@ -85,6 +85,15 @@ def folder_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def served_version(folder: Path) -> str:
+    """The same with gptailor.json, where thresholds, templates and lengths stand: what answers depend on."""
+    digest = hashlib.sha256(folder_hash(folder).encode())
+    bundle = folder / "gptailor.json"
+    if bundle.is_file():
+        digest.update(bundle.read_bytes())
+    return digest.hexdigest()
+
+
 def read_config_file(folder: Path) -> dict[str, Any]:
     """The values of a model folder's config.json.
 

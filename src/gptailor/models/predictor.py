@@ -21,7 +21,7 @@ from gptailor.launch import Precision
 from gptailor.models.bundle import LONGEST_TEXT, find_model_folder, name_of, read_bundle
 from gptailor.models.forward import FixedShapes, compute_features, tokens_per_pass
 from gptailor.models.load import head_name, load_saved_classifier
-from gptailor.models.names import folder_hash
+from gptailor.models.names import served_version
 from gptailor.models.packed import DTYPES, PackedGPT2, packed_gpt2
 from gptailor.models.readout import Answer as Answer
 from gptailor.models.readout import probabilities_of, read_answer
@@ -58,7 +58,7 @@ class Predictor:
         self.name = name_of(folder)
         self.precision = precision
         # Another precision gives other answers, so it has a version of its own.
-        self.version = folder_hash(folder) + ("" if precision == "fp32" else f"-{precision}")
+        self.version = served_version(folder) + ("" if precision == "fp32" else f"-{precision}")
         self.label_names = tuple(self.bundle.label_names)
         self.form = self.bundle.answer
         self.threshold = self.bundle.threshold
@@ -183,7 +183,7 @@ class Predictor:
         packed = packed_gpt2(model, head, precision=self.precision)
         if packed is not None:
             return packed
-        model.to(DTYPES[self.precision])
+        narrow(model, self.precision)
         return FixedShapes(
             model,
             head,
@@ -191,6 +191,16 @@ class Predictor:
             pad_id=self.encoder.pad_id,
             per_pass=tokens_per_pass(model),
         )
+
+
+def narrow(model: Any, precision: Precision) -> None:
+    """Weights in this precision. Rotary frequencies stay as they are: in bf16 the two-thousandth position
+    would be most of a radian off."""
+    kept = {name: buffer for name, buffer in model.named_buffers() if name.endswith("inv_freq")}
+    model.to(DTYPES[precision])
+    for name, buffer in kept.items():
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, buffer)
 
 
 def load_predictor(run: Path, *, precision: Precision = "fp32") -> Predictor:

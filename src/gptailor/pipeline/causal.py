@@ -110,6 +110,7 @@ def save_causal(
     adapted: Adapted,
     tokenizer: PreTrainedTokenizerBase,
     *,
+    base: Base,
     probe: Sequence[int],
     decode: Callable[[list[int]], str],
 ) -> tuple[list[dict[str, Any]], dict[str, float]]:
@@ -121,7 +122,7 @@ def save_causal(
     trained = token_nats(adapted.plain, ids)
     model = adapted.plain
     if adapted.trained is not adapted.plain:
-        save_adapter(folder / "adapter", adapter_state(adapted))
+        save_adapter(folder / "adapter", adapter_state(adapted), base)
         model = merge_lora(adapted)
         merged = token_nats(model, ids)
         parity["merge"] = max(abs(one - other) for one, other in zip(merged, trained, strict=True))

@@ -25,9 +25,10 @@ from gptailor.models.load import (
     load_tokenizer,
     load_trainable_language_model,
 )
-from gptailor.models.names import Base, resolve_base
+from gptailor.models.names import Base
 from gptailor.models.onnx_file import write_onnx
 from gptailor.models.replay import probe_difference, refuse_difference, torch_answers
+from gptailor.pipeline.folder import base_of
 from gptailor.types import Bundle
 
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -145,20 +146,15 @@ def _write_merged(job: _Job) -> dict[str, Any]:
 
 def _write_adapter(job: _Job) -> dict[str, Any]:
     """peft's adapter with the tokenizer; compared on the base it belongs to."""
-    bundle, source = job.bundle, job.run / "adapter"
+    bundle = job.bundle
+    source = bundle.path.parent / "adapter"
     if not source.is_dir():
         raise RunError(
             f"has no adapter: its approach was {bundle.approach}.",
             where=str(job.run),
             fix="Use --to hf for the whole model. An adapter comes from a run of --approach lora.",
         )
-    base = resolve_base(bundle.base, revision=bundle.base_revision)
-    if base.revision != bundle.base_revision:
-        raise ModelError(
-            "has changed since the run, so the adapter doesn't belong to it any more.",
-            where=f"base {bundle.base!r}",
-            fix="Use --to merged, or put the base's old files back.",
-        )
+    base = base_of(bundle)
     shutil.copytree(source, job.folder, dirs_exist_ok=True)
     for path in bundle.path.iterdir():
         if path.name.startswith(("tokenizer", "chat_template", BUNDLE_FILE)):

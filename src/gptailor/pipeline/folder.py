@@ -16,11 +16,12 @@ import yaml
 
 from gptailor.cache import content_key
 from gptailor.data.folders import hash_folder
-from gptailor.errors import RecipeError, RunError
+from gptailor.errors import ModelError, RecipeError, RunError
 from gptailor.launch import in_use, one_writer, write_atomically
-from gptailor.models.names import Base
+from gptailor.models.names import Base, resolve_base
 from gptailor.plain_yaml import load_yaml
 from gptailor.recipe import Recipe, build_recipe, differences, dump_recipe, load_recipe
+from gptailor.types import Bundle
 
 REQUEST = "request.yaml"  # the recipe as asked; recipe.yaml holds it as resolved
 REPORT = "report.json"  # written last: a folder with it is finished
@@ -185,6 +186,24 @@ def settled_recipe(recipe: Recipe, base: Base, *, data: Mapping[str, Any], **set
     revision = base.revision if base.kind == "hub" else recipe.revision
     settings = recipe.data.model_copy(update={**located, **data})
     return recipe.model_copy(update={"data": settings, "revision": revision, **own, **settled})
+
+
+def base_of(bundle: Bundle) -> Base:
+    """The base that a run began with, from whatever folder it is asked for.
+
+    Raises:
+        ModelError: it can't be found, or has changed since.
+    """
+    recipe = bundle.path.parent / "recipe.yaml"  # which names it by its whole path
+    name = load_recipe(recipe).base if recipe.is_file() else bundle.base
+    base = resolve_base(name, revision=bundle.base_revision or None)
+    if bundle.base_revision not in ("", base.revision):
+        raise ModelError(
+            "has changed since the run began with it.",
+            where=f"base {bundle.base!r}",
+            fix="Put its old files back, or fit again.",
+        )
+    return base
 
 
 def hash_files(recipe: Recipe) -> str | None:

@@ -36,7 +36,7 @@ def keep(folder: Path, shop: Workshop, chosen: Candidate) -> tuple[Bundle, Predi
     rows = shop.tokens.rows["validation"][:PARITY_ROWS]
     save_model(path, model=chosen.model, tokenizer=shop.tokenizer)
     if chosen.adapter is not None:
-        save_adapter(folder / "adapter", chosen.adapter)
+        save_adapter(folder / "adapter", chosen.adapter, shop.base)
     form, temperature, threshold = shop.kind.settle(chosen.validation_logits, chosen.validation_answers)
     bundle = Bundle(
         path=path,

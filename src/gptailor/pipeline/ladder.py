@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gptailor.errors import ModelError
 from gptailor.evaluate.baselines import BaselineResult, strongest
 from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.prompted import build_prompter, choose_shots, prompted_scores, why_not
@@ -145,7 +146,12 @@ def prompted_rungs(
     reason = why_not(shop.label_names)
     if shop.kind.form.kind != "single":
         reason = "skipped: a prompt is answered with one label"
-    model = None if reason else load_language_model(shop.base)
+    model = None
+    if reason is None:
+        try:
+            model = load_language_model(shop.base)
+        except ModelError as error:
+            reason = f"skipped: the base {error.what}"
     if reason is None and model is None:
         reason = "skipped: the base has no language-model head"
     if reason is not None:

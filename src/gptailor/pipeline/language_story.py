@@ -144,6 +144,7 @@ def seal(folder: Path, shop: LanguageShop, result: LanguageResult) -> tuple[Bund
         folder,
         result.adapted,
         shop.tokenizer,
+        base=shop.base,
         probe=np.asarray(tokens).tolist(),
         decode=lambda ids: shop.encoder.backend.decode(ids, skip_special_tokens=True),
     )

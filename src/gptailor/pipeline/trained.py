@@ -380,12 +380,13 @@ def plan_for(settings: TrainSettings, adapted: Adapted, objective: Objective, ap
     """Resolves lengths, rates, precision and the micro-batch, which is still to be tried."""
     config: Any = adapted.plain.config
     weights = sum(parameter.numel() for parameter in adapted.plain.parameters())
+    learned = sum(one.numel() for one in adapted.trained.parameters() if one.requires_grad)
     micro = settings.micro_batch_size or choose_micro_batch(
         settings.batch_size,
         max_tokens=int(objective.lengths.max()),
         layers=int(config.num_hidden_layers),
         width=int(config.hidden_size),
-        weights=weights,
+        weights=learned + weights // 8,  # gradients, moments and updates of some; a bf16 copy of all
     )
     return resolve_plan(
         settings,

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gptailor.errors import ModelError
 from gptailor.evaluate.text_baselines import copy, lead, nearest
 from gptailor.evaluate.text_metrics import METRICS, TextAnswers
 from gptailor.models.generate import generate
@@ -144,7 +145,10 @@ def prompted(
     """The base as it came, asked with and without examples. It may stop at a line's end, as answers do."""
     if scratch:
         return {name: Rung(skipped="skipped: trained from scratch") for name in PROMPTED}
-    model = load_language_model(shop.base)
+    try:
+        model = load_language_model(shop.base)
+    except ModelError as error:
+        return {name: Rung(skipped=f"skipped: the base {error.what}") for name in PROMPTED}
     if model is None:
         return {name: Rung(skipped="skipped: the base has no language-model head") for name in PROMPTED}
     model.to(shop.environment["device"])

@@ -12,7 +12,7 @@ import numpy as np
 from gptailor.data.feeder import Feeder
 from gptailor.data.read import iterate_rows
 from gptailor.data.roles import infer_roles
-from gptailor.errors import DataError, InputError, ModelError
+from gptailor.errors import DataError, InputError
 from gptailor.evaluate.language import PieceNats, text_scores
 from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.preference import right_shares, share_score
@@ -22,8 +22,8 @@ from gptailor.models.answerer import Answerer
 from gptailor.models.approach import adapt_full
 from gptailor.models.decode import Generated
 from gptailor.models.load import load_trainable_language_model
-from gptailor.models.names import resolve_base
 from gptailor.models.sampling import Sampling
+from gptailor.pipeline.folder import base_of
 from gptailor.pipeline.prepare import joined
 from gptailor.pipeline.slices import score_text_slices, slice_columns
 from gptailor.pipeline.texts.answers import ALWAYS, samplings
@@ -167,13 +167,7 @@ def evaluate_preferences(
     ours = log_likelihoods(adapt_full(answerer.model), pairs)
     reference = None
     if state["loss"] != "simpo" and answerer.bundle.approach != "scratch":
-        base = resolve_base(answerer.bundle.base, revision=answerer.bundle.base_revision or None)
-        if answerer.bundle.base_revision not in ("", base.revision):
-            raise ModelError(
-                "has changed since the run began with it, and its preferences are measured against it.",
-                where=f"base {answerer.bundle.base!r}",
-                fix="Put the old one back, or fit again.",
-            )
+        base = base_of(answerer.bundle)  # what preferences are measured against
         before = adapt_full(load_trainable_language_model(base, answerer.tokenizer))
         reference = log_likelihoods(before, pairs)
     margins = margins_as_trained(state["loss"], ours, reference, pairs)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from transformers import GenerationConfig
 
 from gptailor import __version__
 from gptailor.data.tokenize import build_encoder
@@ -132,12 +133,16 @@ def seal(folder: Path, shop: TextShop, result: TextResult) -> dict[str, float]:
     tokenizer.backend_tokenizer.post_processor = without_suffix(tokenizer)
     if isinstance(shop.form, ChatForm | PreferenceForm):
         tokenizer.chat_template = shop.form.template.source  # so that any tool writes the same prompt
-    generation: Any = result.adapted.plain.generation_config
-    if generation is not None:  # other tools stop where a turn ends, too, not only where a document does
-        generation.eos_token_id = sorted(shop.end_ids)
+    # Other tools stop where a turn ends, too, and draw nothing unless they are asked to: what was measured.
+    model: Any = result.adapted.plain
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=sorted(shop.end_ids),
+        pad_token_id=tokenizer.pad_token_id,
+    )
     probe = shop.tokens.rows["validation"][0].sequences[0].token_ids[:PARITY_TOKENS]
     probes, parity = save_causal(
-        folder, result.adapted, shop.text.tokenizer, probe=probe.tolist(), decode=shop.decode
+        folder, result.adapted, shop.text.tokenizer, base=shop.base, probe=probe.tolist(), decode=shop.decode
     )
     assert shop.recipe.task is not None
     write_bundle(
