@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gptailor import launch
 from gptailor.errors import ModelError
-from gptailor.pipeline import measure
+from gptailor.models.approach import adapt_full, adapt_lora
+from gptailor.models.load import load_tokenizer, load_trainable_language_model
+from gptailor.models.names import resolve_base
+from gptailor.pipeline import measure, trained
 from gptailor.pipeline.training import Plan
+from gptailor.recipe import TrainSettings
 
 PLAN = Plan(
     steps=100,
@@ -80,3 +87,22 @@ def test_another_c_library_keeps_its_own_ways(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(ctypes, "CDLL", refuse)
     launch.keep_freed_memory()
+
+
+def test_weights_that_do_not_move_leave_room_for_rows(
+    tiny_bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LoRA keeps gradients and moments of its own weights alone."""
+    base = resolve_base(str(tiny_bases["gpt2"]))
+    objective: Any = SimpleNamespace(lengths=np.full(40, 8), new_head=False, rates=lambda _: {})
+    found = {}
+    monkeypatch.setattr(trained, "resolve_plan", lambda *_, **settings: settings["micro_batch_size"])
+    for approach in ("full", "lora"):
+        model = load_trainable_language_model(base, load_tokenizer(base))
+        weights = sum(one.numel() for one in model.parameters())
+        monkeypatch.setattr(launch, "available_memory", lambda weights=weights: 36 * weights)
+        adapted = adapt_full(model)
+        if approach == "lora":
+            adapted = adapt_lora(model, rank=1, alpha=2, dropout=0.0, targets=(), seed=0)
+        found[approach] = trained.plan_for(TrainSettings(), adapted, objective, approach)
+    assert found["full"] < found["lora"]
