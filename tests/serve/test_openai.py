@@ -428,7 +428,7 @@ def test_a_models_files_are_hashed_before_the_first_request(
     def never(_: Path) -> str:
         raise AssertionError("the files were read while requests wait")
 
-    monkeypatch.setattr("gptailor.models.answerer.folder_hash", never)
+    monkeypatch.setattr("gptailor.models.answerer.served_version", never)
     assert answerer.version
 
 
