@@ -124,7 +124,8 @@ class Chooser:
         scores = logits
         if self._seen is not None:
             scores = penalized(logits, self._seen, self._sampling.repetition_penalty)
-        if self._runs is not None and (closing := self._runs.closing()):
+        closing = self._runs.closing() if self._runs is not None else ()
+        if 0 < len(closing) < len(scores):  # where nothing else is left, a run comes twice
             scores = np.array(scores, np.float64)
             scores[list(closing)] = -np.inf
         if self._sampling.temperature == 0:
