@@ -35,11 +35,6 @@ class Resampling:
     seed: int = 0
     groups: IntArray | None = None
 
-    @property
-    def once(self) -> Resampling:
-        """For a value whose interval nobody reads."""
-        return replace(self, resamples=1)
-
     def of(self, rows: Any) -> Resampling:
         """For some of the rows, by their places or a slice."""
         return self if self.groups is None else replace(self, groups=self.groups[rows])
