@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gptailor.pipeline.rehearse import Gap, Look, Rehearsal, Repeat
+from gptailor.pipeline.rehearse import Gap, Look, Rehearsal, Repeat, Settled
 from gptailor.recipe import Recipe, build_recipe
 from gptailor.report.words import HELD_OUT
 
@@ -22,7 +22,7 @@ def rehearsal_of(
     *,
     looks: int = 6,
     seconds: float = 0.0,
-    repeat: Callable[[Recipe, int], Repeat] | None = None,
+    repeat: Callable[[Recipe, int, Settled | None], Repeat] | None = None,
     ran: list[Recipe] | None = None,
     takes_dropout: bool = True,
 ) -> Rehearsal:
@@ -33,7 +33,9 @@ def rehearsal_of(
             ran.append(recipe)
         for look in range(1, looks + 1):
             time.sleep(seconds)
-            yield Look(look, score_of(recipe) * look / looks, last=look == looks)
+            last = look == looks
+            settled = Settled("full", steps=look) if last else None
+            yield Look(look, score_of(recipe) * look / looks, last=last, settled=settled)
 
     def gap(ours: Any, theirs: Any) -> Gap:
         differences = np.array([a.score - b.score for a, b in zip(ours, theirs, strict=True)])
@@ -51,6 +53,6 @@ def rehearsal_of(
         takes_dropout=takes_dropout,
         judged_on=HELD_OUT,
         trial=trial,
-        repeat=repeat or (lambda recipe, _: Repeat(score_of(recipe))),
+        repeat=repeat or (lambda recipe, *_: Repeat(score_of(recipe))),
         gap=gap,
     )

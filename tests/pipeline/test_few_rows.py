@@ -26,7 +26,7 @@ from gptailor.pipeline.frozen import features_of, run_frozen
 from gptailor.pipeline.ladder import cheap_rungs
 from gptailor.pipeline.place import Listener, Trained, TrainingPlace
 from gptailor.pipeline.prepare import prepare
-from gptailor.pipeline.trained import refit_steps, run_trained
+from gptailor.pipeline.trained import refit_steps, run_trained, steps_after_folds
 from gptailor.pipeline.workshop import Candidate, Workshop, few_rows, fold_numbers, folds_of
 from gptailor.recipe import FrozenApproach, FullApproach, LoraApproach, build_recipe
 from gptailor.types import TokenizedExample
@@ -287,6 +287,7 @@ def test_full_trains_five_folds_and_refits_and_every_answer_is_out_of_fold(
                 "held": {row.row for row in held},
                 "folder": place.folder.name,
                 "end_at": named.get("end_at"),
+                "steps": named["plan"].steps,
             }
         )
         return Trained(steps=10, best_step=[4, 9, 5, 1, 8, 5][number], seconds=1.0)
@@ -307,9 +308,10 @@ def test_full_trains_five_folds_and_refits_and_every_answer_is_out_of_fold(
     assert all(fold["rows"] | fold["held"] == every for fold in folds)
     assert all(fold["rows"].isdisjoint(fold["held"]) for fold in folds)
     assert sorted(row for fold in folds for row in fold["held"]) == sorted(every)
-    assert (refit["rows"], refit["held"], refit["end_at"]) == (every, set(), 5), (
-        "the median of the best steps"
-    )
+    assert (refit["rows"], refit["held"]) == (every, set())
+    # Half as long again as the median of the best steps, 5, and per row: a fold has four fifths of them.
+    assert refit["end_at"] == refit["steps"] == candidate.refit_steps == 9
+    assert candidate.trained.best_step == 5
     keys = list(dict.fromkeys(row.row for row in rows_of(shop)))
     assert candidate.validation_logits[:, 0].tolist() == keys, "the answers are not in row order"
     for row, number in candidate.validation_logits[:, :2].tolist():
@@ -428,8 +430,16 @@ def test_how_long_a_refit_is(changes: dict[str, Any], best: int, trained_for: in
         }
     )
     shop: Any = SimpleNamespace(recipe=recipe, tokens=SimpleNamespace(rows=parts, examples=parts))
-    plan: Any = SimpleNamespace(steps=1000)
-    assert refit_steps(shop, plan, Trained(steps=trained_for, best_step=best)) == expected
+    assert refit_steps(shop, best_step=best, step=trained_for, longest=1000) == expected
+
+
+@pytest.mark.parametrize(("minutes", "expected"), [(None, 1250), (5, 1000)])
+def test_a_refit_after_folds_keeps_to_the_minutes(minutes: float | None, expected: int) -> None:
+    """Each of the six trainings has a sixth of them."""
+    parts: Any = {"train": [0] * 80, "validation": [0] * 20}
+    recipe = build_recipe({"data": {"train": "rows.csv"}, "train": {"minutes": minutes}})
+    shop: Any = SimpleNamespace(recipe=recipe, tokens=SimpleNamespace(rows=parts, examples=parts))
+    assert steps_after_folds([900, 980], [80] * 5, shop, longest=1000) == expected
 
 
 def many(folder: Path, *, train: dict[str, Any], **data: Any) -> dict[str, Any]:
@@ -500,7 +510,8 @@ def test_the_report_is_complete(approach: Any, place: Path, tmp_path: Path) -> N
     notes = json.loads((run.folder / "details.json").read_text())["notes"]
     assert VALIDATION_TAUGHT in notes
     if kind == "full":
-        assert 1 <= report["training"]["steps"] <= 4
+        assert report["training"]["steps"] == report["training"]["refit_steps"]
+        assert 1 <= report["training"]["steps"] <= 5, "the length, and per row: a fold has four fifths"
         folds = sorted(path.name for path in (run.folder / "checkpoints").glob("fold-*"))
         assert folds == [f"fold-{number}" for number in range(1, 6)]
     for name in ("report.html", "README.md", "predictions.csv", "openings.jsonl", "data/suspects.csv"):

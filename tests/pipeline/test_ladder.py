@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 import tiny
+from gptailor.errors import ModelError
 from gptailor.evaluate.baselines import tfidf
 from gptailor.evaluate.metrics import as_json, classification_scores, paired_difference
 from gptailor.evaluate.resampling import Resampling
@@ -222,7 +223,10 @@ def test_examples_that_do_not_fit_leave_out_few_shot_alone(place: Path, tmp_path
 
 
 def test_a_base_without_words_to_predict_is_said(shop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ladder, "load_language_model", lambda _: None)
+    def wordless(_: object) -> None:
+        raise ModelError("has no language-model head", where="base", fix="Take another.")
+
+    monkeypatch.setattr(ladder, "load_language_model", wordless)
     climbed = climb(shop, run_frozen(shop, FROZEN), None)
     assert climbed.skipped["zero_shot"] == "skipped: the base has no language-model head"
 

@@ -91,7 +91,8 @@ def test_a_tracker_that_fails_is_told_of_once_and_left_out(
     run = fit_recipe(
         recipe_of(news_csv, tiny_bases["gpt2"], tmp_path / "run", "wandb"), listener=Listener(say=told.append)
     )
-    assert run.report["training"]["steps"] == 6
+    training = run.report["training"]
+    assert training["steps"] == training["refit_steps"] > 2, "it went on to its end"
     assert len(memory.lines) == 2
     assert memory.last is None
     assert [line for line in told if line.startswith("warning")] == [

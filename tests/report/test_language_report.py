@@ -36,7 +36,7 @@ def test_the_page_says_what_matters(language_report: Any, language_details: Any)
         "Base model, as it came",
         "xz, a compressor",
         "after it has read the training text",
-        "Measured on 127 test documents that training never saw",
+        "Measured on 127 test documents that neither training nor the settings' choice saw",
         "to train on 1,012 documents",
         "Every document and every token is accounted for",
         "1,310 documents read",
@@ -146,7 +146,7 @@ def test_divided_documents_are_not_added_up(language_report: Any, language_detai
     words = words_of(render_page(report, language_details))
     assert "Where the documents went" not in words
     assert "1 document read. With so few, each is divided between the parts." in words
-    assert "Measured on the test part of 1 document, which training never saw" in words
+    assert "Measured on the test part of 1 document, which neither training" in words
     assert "So few documents are divided" in render_card(report, language_details)
 
 
@@ -160,7 +160,7 @@ def test_the_card_tells_what_it_is_for_and_its_numbers(language_report: Any, lan
         "It continues a text in the manner of the documents",
         "| Bits per byte | 1.382 | 1.361 to 1.403 | 1.377 |",
         "Bits per byte, lower is better",
-        "Measured on 127 documents that neither",
+        "Measured on 127 test documents that neither",
         "−0.359 (95 % interval −0.372 to −0.345) bits per byte; below zero is better",
         "| dropped: duplicate of an earlier document | 38 |",
         "3.4 MB trained on, 421.3 kB validation, 418.9 kB test",

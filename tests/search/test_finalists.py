@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,11 +12,18 @@ import pytest
 from fake_search import recipe_with, rehearsal_of
 from gptailor.errors import NonFiniteError
 from gptailor.pipeline.rehearsal import error_of_fits
-from gptailor.pipeline.rehearse import Gap, Rehearsal, Repeat
+from gptailor.pipeline.rehearse import Gap, Rehearsal, Repeat, Settled
 from gptailor.pipeline.text_rehearsal import gap_of_seeds
 from gptailor.recipe import Recipe
 from gptailor.report.words import HELD_OUT, WHAT_CHOSE
-from gptailor.search.finalists import Final, Finalist, Repeats, choose_finalists, compare_finalists
+from gptailor.search.finalists import (
+    Final,
+    Finalist,
+    Repeats,
+    choose_finalists,
+    compare_finalists,
+    own_trial,
+)
 from gptailor.search.outcome import says
 from gptailor.search.study import Tried
 
@@ -31,7 +40,7 @@ def recipe_of(trial: Tried) -> Recipe:
 def rehearsal_with(worth: dict[float, list[float]], asked: list[tuple[float, int]]) -> Rehearsal:
     """Scores of repeats by dropout; 0.1 is the recipe's own."""
 
-    def repeat(recipe: Recipe, number: int) -> Repeat:
+    def repeat(recipe: Recipe, number: int, _: Settled | None) -> Repeat:
         asked.append((recipe.train.dropout, number))
         score = worth[recipe.train.dropout][number]
         if score < 0:
@@ -47,9 +56,8 @@ def compare(
     trials = [tried(0, 0.7), *(tried(round(100 * dropout), 0.9) for dropout in worth if dropout != 0.1)]
     finalists = choose_finalists(trials, recipe_of, most=3)
     rehearsal = rehearsal_with(worth, [] if asked is None else asked)
-    return compare_finalists(
-        rehearsal, recipe_with(), finalists, repeats=3, folder=folder, say=lambda _: None
-    )
+    own = Finalist(own_trial(trials), recipe_with())
+    return compare_finalists(rehearsal, own, finalists, repeats=3, folder=folder, say=lambda _: None)
 
 
 def test_finalists_are_the_best_finished_ones_that_reached_the_recipes_own() -> None:
@@ -112,10 +120,17 @@ def test_repeats_of_other_settings_are_not_taken(tmp_path: Path) -> None:
     """Another database numbers other settings: trial 20 here is not trial 20 there."""
     asked: list[tuple[float, int]] = []
     kept = Repeats(rehearsal_with({0.2: [0.8], 0.3: [0.6]}, asked), tmp_path)
-    assert kept.take(recipe_with(train={"dropout": 0.2}), 20, 0).score == 0.8
-    assert kept.take(recipe_with(train={"dropout": 0.3}), 20, 0).score == 0.6
-    assert kept.take(recipe_with(train={"dropout": 0.3}, tune={"trials": 7}), 20, 0).score == 0.6
+
+    def take(dropout: float, *, steps: int = 7, **others: Any) -> float:
+        trial = dataclasses.replace(tried(20, 0.9), settled={"approach": "full", "steps": steps})
+        return kept.take(Finalist(trial, recipe_with(train={"dropout": dropout}, **others)), 0).score
+
+    assert take(0.2) == 0.8
+    assert take(0.3) == 0.6
+    assert take(0.3, tune={"trials": 7}) == 0.6
     assert len(asked) == 2
+    assert take(0.3, steps=8) == 0.6
+    assert len(asked) == 3, "the trial settled something else"
 
 
 def test_repeats_are_kept(tmp_path: Path) -> None:

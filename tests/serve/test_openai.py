@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from texts import Served, alone, serving
 
-from gptailor import cli
+from gptailor.cli import verbs
 from gptailor.errors import ModelError, PromptTooLong
 from gptailor.models.answerer import Answerer, load_answerer
 from gptailor.serve.app import build_app
@@ -390,14 +390,14 @@ def test_a_run_that_answers_its_probe_otherwise_is_not_served(
     served: list[Any] = []
     monkeypatch.setattr("gptailor.serve.run.serve", lambda *_, answerers, **__: served.extend(answerers))
     shutil.copytree(runs["plain"] / "model", tmp_path / "model")
-    cli.serve([tmp_path, runs["chat"]])
+    verbs.serve([tmp_path, runs["chat"]])
     assert [answerer.is_chat for answerer in served] == [False, True]
     path = tmp_path / "model" / "gptailor.json"
     bundle = json.loads(path.read_text(encoding="utf-8"))
     bundle["probes"][0]["nats"][0] += 0.01
     path.write_text(json.dumps(bundle), encoding="utf-8")
     with pytest.raises(ModelError, match="answered differently"):
-        cli.serve([tmp_path])
+        verbs.serve([tmp_path])
 
 
 def test_a_run_that_must_not_repeat_itself_does_not_here_unless_asked_to(

@@ -20,7 +20,7 @@ import uvicorn
 from safetensors.torch import load_file, save_file
 
 import tiny
-from gptailor import cli
+from gptailor.cli import verbs
 from gptailor.data.read import read_rows
 from gptailor.errors import ModelError
 from gptailor.models import forward
@@ -271,7 +271,7 @@ def test_the_stored_probes_are_replayed_at_the_start(
     probes = probes_of(Run(copied))
     assert len(probes) == PROBES
     del seen[:]
-    cli.serve([copied])
+    verbs.serve([copied])
     assert len(served) == 1
     assert {tuple(ids) for probe in probes for ids in probe["token_ids"]} <= set(seen)
 
@@ -284,11 +284,11 @@ def test_a_model_that_answers_a_probe_otherwise_is_not_served(
     logits = probes_of(Run(copied))[probe]["logits"]
     tamper(copied, "logits", [logits[0] + 0.01, *logits[1:]], probe=probe)
     with pytest.raises(ModelError, match="answered differently") as caught:
-        cli.serve([copied])
+        verbs.serve([copied])
     assert caught.value.fix
     tamper(copied, "logits", [float("nan"), *logits[1:]], probe=probe)
     with pytest.raises(ModelError):
-        cli.serve([copied])
+        verbs.serve([copied])
 
 
 def test_a_model_that_tokenizes_a_probe_otherwise_is_not_served(
@@ -298,7 +298,7 @@ def test_a_model_that_tokenizes_a_probe_otherwise_is_not_served(
     ids = probes_of(Run(copied))[0]["token_ids"]
     tamper(copied, "token_ids", [[*ids[0], 5]], probe=0)
     with pytest.raises(ModelError, match="tokenized differently"):
-        cli.serve([copied])
+        verbs.serve([copied])
 
 
 def test_changed_weights_are_not_served(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,4 +308,4 @@ def test_changed_weights_are_not_served(copied: Path, monkeypatch: pytest.Monkey
     weights["score.weight"] = weights["score.weight"].flip(0).contiguous()
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(ModelError, match="answered differently"):
-        cli.serve([copied])
+        verbs.serve([copied])

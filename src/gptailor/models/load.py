@@ -244,12 +244,17 @@ def build_scratch_language_model(
     return _with_fused_activations(model)
 
 
-def load_language_model(base: Base) -> PreTrainedModel | None:
-    """The base as a language model for zero- and few-shot; None where it has no words to predict.
+def load_language_model(base: Base) -> PreTrainedModel:
+    """The base as a language model, for zero- and few-shot.
 
     Raises:
-        ModelError: it has, and can't be loaded; no memory is left, say.
+        ModelError: it has no words to predict, or can't be loaded; no memory is left, say.
     """
+    wordless = ModelError(
+        "has no language-model head",
+        where=f"base {base.name!r}",
+        fix="Take a base that writes, or leave out the baselines that need it.",
+    )
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             base.path,
@@ -260,14 +265,14 @@ def load_language_model(base: Base) -> PreTrainedModel | None:
             local_files_only=True,
         )
     except ValueError:  # no such class for its kind
-        return None
+        raise wordless from None
     except Exception as error:
         told = "no memory is left" if isinstance(error, MemoryError) else first_line(error)
         fix = "Give it more memory, or leave out the baselines that need the base."
         raise ModelError(f"can't be loaded once more: {told}", where=f"base {base.name!r}", fix=fix) from None
     model, found = loaded
     if found["missing_keys"]:  # a classifier's folder has no output layer, unless that is the embedding
-        return None
+        raise wordless
     fused = _with_fused_activations(model)
     fused.eval()
     return fused

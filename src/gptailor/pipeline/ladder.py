@@ -152,11 +152,9 @@ def prompted_rungs(
             model = load_language_model(shop.base)
         except ModelError as error:
             reason = f"skipped: the base {error.what}"
-    if reason is None and model is None:
-        reason = "skipped: the base has no language-model head"
-    if reason is not None:
-        return {}, {"zero_shot": reason, "few_shot": reason}
-    context = context_length(model.config)  # type: ignore[union-attr]
+    if model is None:
+        return {}, {"zero_shot": str(reason), "few_shot": str(reason)}
+    context = context_length(model.config)
     prompter = build_prompter(model, shop.encoder, shop.label_names, context=context)
     longest = max(map(len, prompter.label_ids))
     if longest > context // 4:  # half is the examples', and the text needs room

@@ -21,12 +21,20 @@ from gptailor.pipeline.frozen import features_of, run_frozen
 from gptailor.pipeline.objective import usual_rates
 from gptailor.pipeline.place import Listener
 from gptailor.pipeline.prepare import prepare
-from gptailor.pipeline.rehearse import Gap, Look, Rehearsal, Repeat, rehearse
-from gptailor.pipeline.trained import Measured, Trainable, adapt, objective_of, trainings_of
+from gptailor.pipeline.rehearse import Gap, Look, Rehearsal, Repeat, Settled, rehearse, teach
+from gptailor.pipeline.trained import (
+    Measured,
+    Trainable,
+    adapt,
+    objective_of,
+    refit_steps,
+    steps_after_folds,
+    trainings_of,
+)
 from gptailor.pipeline.workshop import FOLDS, Candidate, Workshop, few_rows, folds_of, group_of, pool_of
 from gptailor.recipe import AutoApproach, FrozenApproach, FullApproach, Recipe
 from gptailor.report.words import HELD_OUT, WHAT_CHOSE
-from gptailor.types import FloatArray, IntArray, TokenizedExample
+from gptailor.types import AnswerForm, FloatArray, IntArray, TokenizedExample
 
 Rows = Sequence[TokenizedExample]
 Fold = tuple[IntArray, IntArray]  # places inside and outside
@@ -34,12 +42,11 @@ Fold = tuple[IntArray, IntArray]  # places inside and outside
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """Logits of a recipe on rows that chose something (validation) and on rows that chose nothing."""
+    """Logits of a repeat on rows that chose nothing, and how they become answers."""
 
-    score: float  # on validation
-    validation: FloatArray  # (M, C)
-    validation_answers: Any
     outside: FloatArray  # (K, C)
+    form: AnswerForm
+    temperature: float
 
 
 def rehearse_classification(recipe: Recipe, folder: Path, listener: Listener) -> Rehearsal:
@@ -69,6 +76,10 @@ def rehearse_classification(recipe: Recipe, folder: Path, listener: Listener) ->
             return Gap(found.value, low, high, error)
         return Gap(-found.value, -high, -low, error)
 
+    def repeat(tried: Recipe, number: int, settled: Settled | None) -> Repeat:
+        assert settled is not None  # by a trial that came to its end
+        return repeat_elsewhere(shop, tried, number, settled, measured)
+
     return Rehearsal(
         metric=kind.metric,
         told=kind.told,
@@ -79,7 +90,7 @@ def rehearse_classification(recipe: Recipe, folder: Path, listener: Listener) ->
         takes_dropout=takes_dropout(load_config(shop.base)),
         judged_on=WHAT_CHOSE if asked_are_fixed(recipe) else HELD_OUT,
         trial=lambda tried: rehearse_trial(dataclasses.replace(shop, recipe=tried), measured),
-        repeat=lambda tried, number: repeat_elsewhere(shop, tried, number, measured),
+        repeat=repeat,
         gap=gap,
     )
 
@@ -108,11 +119,12 @@ def rehearse_trial(shop: Workshop, measured: Measured) -> Iterator[Look]:
     (frozen, trainable, longest), fallback = parts_of(shop.recipe), -math.inf
     if frozen is not None:
         fallback = frozen_score(shop, run_frozen(shop, frozen))
-        yield Look(0, -math.inf, fallback=fallback)
+        yield Look(0, -math.inf, fallback=fallback, settled=Settled(frozen.kind))
     if trainable is None:
         return
-    splits, trainings = splits_of(shop), trainings_of(shop)
-    finished: list[float] = []
+    splits, trainings, kind = splits_of(shop), trainings_of(shop), shop.kind
+    asks_best = len(splits) > 1 or kind.form.kind == "multiple"  # the best weights are asked at the end
+    finished: list[Look] = []
     answered: list[tuple[FloatArray, Any]] = []
     number = 0
     for train_rows, validation_rows in splits:
@@ -124,25 +136,48 @@ def rehearse_trial(shop: Workshop, measured: Measured) -> Iterator[Look]:
             approach=trainable.kind,
             measured=measured,
             trainings=trainings,
-            keep_best=len(splits) > 1,
+            keep_best=asks_best,
         )
-        score = forecast = 0.0
         for look in looks:
             if look.forecast * trainings > longest:
                 return
             number += 1
-            score, forecast = float(np.mean([*finished, look.score])), look.forecast * len(splits)
+            score = float(np.mean([*(one.score for one in finished), look.score]))
+            forecast = look.forecast * len(splits)
             if look.last:
-                finished.append(look.score)
+                finished.append(look)
             else:
                 yield Look(number, score, forecast, fallback=fallback)
-        last = len(finished) == len(splits)
-        if len(splits) > 1:
+        if asks_best:
             logits = classify_rows(adapted, validation_rows, pad_id=shop.encoder.pad_id)
             answered.append(by_text(logits, validation_rows))
-            if last:
-                score = shop.kind.score(*(np.concatenate(parts) for parts in zip(*answered, strict=True)))
-        yield Look(number, score, forecast, last, fallback)
+        last = len(finished) == len(splits)
+        settled = None
+        if last:
+            asked = [np.concatenate(parts) for parts in zip(*answered, strict=True)]
+            score = kind.score(*asked) if len(splits) > 1 else score
+            settled = Settled(frozen.kind) if frozen is not None and score <= fallback else None
+            settled = settled or settle(shop, trainable, splits, finished, asked)
+        yield Look(number, score, forecast, last, fallback, settled=settled)
+
+
+def settle(
+    shop: Workshop,
+    approach: Trainable,
+    splits: Sequence[tuple[Rows, Rows]],
+    finished: Sequence[Look],
+    asked: Sequence[Any],
+) -> Settled:
+    """What a training settled at its last looks, one of each split; `asked`: logits and answers, if any."""
+    first, best_steps = finished[0], [look.best_step for look in finished]
+    if few_rows(shop):
+        steps = steps_after_folds(best_steps, [len(rows) for rows, _ in splits], shop, longest=first.longest)
+    else:
+        steps = refit_steps(shop, best_step=first.best_step, step=first.step, longest=first.longest)
+    if not asked:
+        return Settled(approach.kind, steps)
+    form, temperature, _ = shop.kind.settle(*asked)
+    return Settled(approach.kind, steps, form.cutoff, temperature)
 
 
 def frozen_score(shop: Workshop, candidate: Candidate) -> float:
@@ -190,32 +225,37 @@ def key_of(row: TokenizedExample) -> tuple[str, int]:
     return row.source, row.row
 
 
-def repeat_elsewhere(shop: Workshop, recipe: Recipe, number: int, measured: Measured) -> Repeat:
-    """Fits the recipe on another split with another seed, and asks it rows that it has not seen.
+def repeat_elsewhere(
+    shop: Workshop, recipe: Recipe, number: int, settled: Settled, measured: Measured
+) -> Repeat:
+    """What the fit would keep after a trial that settled this, made from other rows with another seed, and
+    asked rows that it has not seen.
 
-    The validation rows teach nothing, whatever the approach: with a refit a repeat would take twice as long.
-    Where a person gave them, or the split follows time, the split stays.
+    Where the validation rows were given, or the split follows time, the split stays.
     """
-    rows, outside = elsewhere(shop, number)
-    trainings = trainings_of(dataclasses.replace(shop, recipe=recipe))
-    train = recipe.train.model_copy(update={"refit": False})
-    settings = {"seed": recipe.seed + 1 + number, "train": train}
-    shop = dataclasses.replace(shop, recipe=recipe.model_copy(update=settings))
-    part = with_rows(shop, *rows)
-    found: list[Seen] = []
-    frozen, trainable, longest = parts_of(recipe)
-    if frozen is not None:
-        found.append(_see_frozen(part, frozen, outside))
-    if trainable is not None:
-        seen = _see_trained(part, trainable, outside, measured, trainings=trainings, longest=longest)
-        found += [seen] if seen is not None else []
-    best = max(found, key=lambda seen: seen.score)
-    kind = shop.kind
-    logits, answers = by_text(best.outside, outside)
-    form, temperature, _ = kind.settle(best.validation, best.validation_answers)
-    predictions = decide(probabilities_of(logits, form, temperature=temperature), form)
+    (train, validation), outside = elsewhere(shop, number)
+    fixed = asked_are_fixed(shop.recipe)
+    part = with_rows(
+        dataclasses.replace(shop, recipe=recipe.model_copy(update={"seed": recipe.seed + 1 + number})),
+        train,
+        validation,
+    )
+    frozen, trainable, _ = parts_of(recipe)
+    if frozen is not None and settled.approach == frozen.kind:
+        # What is asked in a fixed split must not have taught, as it does in a fit.
+        seen = _see_frozen(_without_refit(part) if fixed else part, frozen, outside)
+    elif settled.steps:
+        assert trainable is not None
+        rows = train if fixed else [*train, *validation]
+        steps = max(1, round(settled.steps * len(rows) / len(pool_of(shop))))
+        seen = _see_refitted(part, trainable, rows, outside, measured, steps=steps, settled=settled)
+    else:
+        assert trainable is not None
+        seen = _see_trained(part, trainable, outside, measured)
+    logits, answers = by_text(seen.outside, outside)
+    predictions = decide(probabilities_of(logits, seen.form, temperature=seen.temperature), seen.form)
     asked = {key_of(row): group_of(row) for row in outside}  # the text that several rows are windows of
-    return Repeat(kind.score(logits, answers), answers, predictions, tuple(asked.values()))
+    return Repeat(shop.kind.score(logits, answers), answers, predictions, tuple(asked.values()))
 
 
 def asked_are_fixed(recipe: Recipe) -> bool:
@@ -277,38 +317,45 @@ def chosen(rows: Rows, places: Any) -> list[TokenizedExample]:
     return [rows[place] for place in places.tolist()]
 
 
+def _without_refit(shop: Workshop) -> Workshop:
+    train = shop.recipe.train.model_copy(update={"refit": False})
+    return dataclasses.replace(shop, recipe=shop.recipe.model_copy(update={"train": train}))
+
+
 def _see_frozen(shop: Workshop, settings: FrozenApproach, outside: Rows) -> Seen:
     candidate = run_frozen(shop, settings)
     model: Any = candidate.model
     weights = getattr(model, head_name(model)).weight.detach().double().numpy()
     logits = features_of(shop, model, outside) @ weights.T
-    return Seen(candidate.score, candidate.validation_logits, candidate.validation_answers, logits)
+    form, temperature, _ = shop.kind.settle(candidate.validation_logits, candidate.validation_answers)
+    return Seen(logits, form, temperature)
 
 
-def _see_trained(
+def _see_refitted(
     shop: Workshop,
     settings: Trainable,
+    rows: Rows,
     outside: Rows,
     measured: Measured,
     *,
-    trainings: int,
-    longest: float,
-) -> Seen | None:
-    """None where it would take too long, as in a trial and in a fit, which takes so many trainings."""
+    steps: int,
+    settled: Settled,
+) -> Seen:
+    adapted, pad_id = adapt(shop, settings), shop.encoder.pad_id
+    objective = objective_of(shop, adapted, rows, [])
+    teach(shop.recipe, adapted, objective, approach=settings.kind, measured=measured, steps=steps)
+    form = dataclasses.replace(shop.kind.form, cutoff=settled.cutoff)
+    return Seen(classify_rows(adapted, outside, pad_id=pad_id), form, settled.temperature)
+
+
+def _see_trained(shop: Workshop, settings: Trainable, outside: Rows, measured: Measured) -> Seen:
+    """By early stopping: with many rows, a fit keeps the weights that validation chose."""
     adapted, rows, pad_id = adapt(shop, settings), shop.tokens.rows, shop.encoder.pad_id
-    looks = rehearse(
-        shop.recipe,
-        adapted,
-        objective_of(shop, adapted, rows["train"], rows["validation"]),
-        approach=settings.kind,
-        measured=measured,
-        trainings=trainings,
-        keep_best=True,
+    objective = objective_of(shop, adapted, rows["train"], rows["validation"])
+    approach = settings.kind
+    for _ in rehearse(shop.recipe, adapted, objective, approach=approach, measured=measured, keep_best=True):
+        pass
+    form, temperature, _ = shop.kind.settle(
+        *by_text(classify_rows(adapted, rows["validation"], pad_id=pad_id), rows["validation"])
     )
-    for look in looks:
-        if look.forecast * trainings > longest:
-            return None
-    logits = classify_rows(adapted, rows["validation"], pad_id=pad_id)
-    validation, answers = by_text(logits, rows["validation"])
-    score = shop.kind.score(validation, answers)
-    return Seen(score, validation, answers, classify_rows(adapted, outside, pad_id=pad_id))
+    return Seen(classify_rows(adapted, outside, pad_id=pad_id), form, temperature)

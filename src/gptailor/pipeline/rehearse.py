@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +14,22 @@ from gptailor.models.rows import used_rows_only
 from gptailor.pipeline.objective import Objective
 from gptailor.pipeline.place import Progress
 from gptailor.pipeline.trained import Measured, rehearsed_plan
-from gptailor.pipeline.training import judge, optimizer_of, steps_of
+from gptailor.pipeline.training import Plan, judge, optimizer_of, steps_of
 from gptailor.recipe import Recipe
+from gptailor.types import StepResult
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """What the validation rows settled in a trial, as they do in a fit of the same recipe.
+
+    A repeat goes on from it as the fit does, so that what is compared is what will be kept.
+    """
+
+    approach: str
+    steps: int = 0  # of training anew, on the validation rows, too; 0: the weights that validation chose stay
+    cutoff: float = 0.5  # from which a label of several is given
+    temperature: float = 1.0  # of the probabilities that it cuts
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +41,10 @@ class Look:
     forecast: float = 0.0  # seconds that the whole rehearsal takes at most
     last: bool = False  # there is nothing left to save by giving up
     fallback: float = -math.inf  # the score of what was reached without training, if anything
+    step: int = 0
+    best_step: int = 0
+    longest: int = 0  # steps that are planned
+    settled: Settled | None = None  # what a fit would go on with, if this look is the last
 
     @property
     def result(self) -> float:
@@ -66,7 +85,7 @@ class Rehearsal:
     takes_dropout: bool  # whether the base has any outside attention
     judged_on: str  # HELD_OUT or WHAT_CHOSE of report/words.py: what rows judge repeats
     trial: Callable[[Recipe], Iterator[Look]]
-    repeat: Callable[[Recipe, int], Repeat]
+    repeat: Callable[[Recipe, int, Settled | None], Repeat]
     gap: Callable[[Sequence[Repeat], Sequence[Repeat]], Gap]
 
 
@@ -88,16 +107,65 @@ def rehearse(
     Raises:
         NonFiniteError: loss or gradient is not a number.
     """
-    settings, seed = recipe.train, recipe.seed
+    settings = recipe.train
     plan, forecast = rehearsed_plan(
         settings,
         adapted,
         objective,
         approach=approach,
-        seed=seed,
+        seed=recipe.seed,
         measured=measured,
         trainings=trainings,
     )
+    progress, best, number, score = Progress(), {}, 0, -math.inf
+    with _stepping(recipe, adapted, objective, plan) as steps:
+        for result in steps:
+            if result.step != plan.steps and result.step % plan.validate_every != 0:
+                continue
+            number += 1
+            validation = objective.validate(plan.precision)
+            progress = judge(progress, validation, result.step, plan=plan, settings=settings)
+            if progress.best_step == result.step:
+                score = validation.score if validation.compared is None else validation.compared
+                best = weights_of(adapted) if keep_best else {}
+            yield Look(
+                number,
+                score,
+                forecast,
+                last=bool(progress.stopped),
+                step=result.step,
+                best_step=progress.best_step,
+                longest=plan.steps,
+            )
+            if progress.stopped:
+                break
+        put_weights(adapted, best)
+    adapted.trained.eval()
+
+
+def teach(
+    recipe: Recipe, adapted: Adapted, objective: Objective, *, approach: str, measured: Measured, steps: int
+) -> None:
+    """Trains so many steps as a refit does: nothing is validated, and the last weights stay.
+
+    Raises:
+        NonFiniteError: loss or gradient is not a number.
+    """
+    plan, _ = rehearsed_plan(
+        recipe.train, adapted, objective, approach=approach, seed=recipe.seed, measured=measured
+    )
+    with _stepping(recipe, adapted, objective, dataclasses.replace(plan, steps=steps)) as stepping:
+        for _ in stepping:
+            pass
+    adapted.trained.eval()
+
+
+@contextmanager
+def _stepping(
+    recipe: Recipe, adapted: Adapted, objective: Objective, plan: Plan
+) -> Iterator[Generator[StepResult, None, None]]:
+    """All steps of a plan, from the first."""
+    settings = recipe.train
     with used_rows_only(adapted.plain, objective.used):
         optimizer = optimizer_of(adapted, objective, plan=plan, settings=settings)
         steps = steps_of(
@@ -106,22 +174,8 @@ def rehearse(
             optimizer,
             plan=plan,
             settings=settings,
-            seed=seed,
+            seed=recipe.seed,
             steps=range(1, plan.steps + 1),
         )
-        progress, best, number, score = Progress(), {}, 0, -math.inf
         with closing(steps):
-            for result in steps:
-                if result.step != plan.steps and result.step % plan.validate_every != 0:
-                    continue
-                number += 1
-                validation = objective.validate(plan.precision)
-                progress = judge(progress, validation, result.step, plan=plan, settings=settings)
-                if progress.best_step == result.step:
-                    score = validation.score if validation.compared is None else validation.compared
-                    best = weights_of(adapted) if keep_best else {}
-                yield Look(number, score, forecast, last=bool(progress.stopped))
-                if progress.stopped:
-                    break
-        put_weights(adapted, best)
-    adapted.trained.eval()
+            yield steps

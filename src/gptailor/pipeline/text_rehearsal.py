@@ -22,7 +22,7 @@ from gptailor.pipeline.language import language_objective, open_language_shop
 from gptailor.pipeline.language import write_data as write_language_data
 from gptailor.pipeline.objective import usual_rates
 from gptailor.pipeline.place import Listener, TrainingPlace
-from gptailor.pipeline.rehearse import Gap, Look, Rehearsal, Repeat, rehearse
+from gptailor.pipeline.rehearse import Gap, Look, Rehearsal, Repeat, Settled, rehearse
 from gptailor.pipeline.texts.objective import VALIDATED, rates_of
 from gptailor.pipeline.texts.road import objective_of
 from gptailor.pipeline.texts.shop import open_text_shop
@@ -111,7 +111,7 @@ def text_rehearsal(
 ) -> Rehearsal:
     """What a search asks, where a repeat is another seed and a score, mostly, minus the validation loss."""
 
-    def repeat(recipe: Recipe, number: int) -> Repeat:
+    def repeat(recipe: Recipe, number: int, _: Settled | None) -> Repeat:
         score = -math.inf
         for look in train(recipe.model_copy(update={"seed": recipe.seed + 1 + number})):
             score = look.score

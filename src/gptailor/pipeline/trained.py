@@ -81,7 +81,7 @@ def run_trained(
     text_logits, answers = by_text(logits, rows["validation"])
     score = shop.kind.score(text_logits, answers)
     again = Trained()
-    steps = refit_steps(shop, plan, outcome)
+    steps = refit_steps(shop, best_step=outcome.best_step, step=outcome.steps, longest=plan.steps)
     if steps and score > rival:
         adapted, again = _refit(shop, settings, plan=plan, steps=steps, place=place)
     model, parity, adapter = finish(adapted, settings, rows["validation"], pad_id=shop.encoder.pad_id)
@@ -113,18 +113,23 @@ def cost_in_words(kind: str, environment: Mapping[str, Any], *, trainings: int =
     return f"{told}, {peak} of memory ({spare} to spare)"
 
 
-def refit_steps(shop: Workshop, plan: Plan, outcome: Trained) -> int:
+def refit_steps(shop: Workshop, *, best_step: float, step: int, longest: int) -> int:
     """How long to train anew on training and validation rows; 0: not at all.
 
-    The length is that of the best step and half as much, per row: the rate falls to zero over it, where
-    before it stood near its peak when the best step came. With few rows it is always worth its time, with
-    many if stopping early saved as much.
+    With few rows it is always worth its time, with many if stopping early, at `step`, saved as much.
     """
     if not may_refit(shop):
         return 0
-    rows = {part: len(shop.tokens.rows[part]) for part in ("train", "validation")}
-    steps = min(COOLING * outcome.best_step, plan.steps) * sum(rows.values()) / rows["train"]
-    return max(1, round(steps)) if refits(shop) or steps <= plan.steps - outcome.steps else 0
+    more = len(pool_of(shop)) / len(shop.tokens.rows["train"])
+    steps = cooled_steps(best_step, longest=longest, more=more)
+    return steps if refits(shop) or steps <= longest - step else 0
+
+
+def cooled_steps(best_step: float, *, longest: int, more: float) -> int:
+    """The steps of a refit on so many times as many rows: as many as to the best step and half as many, per
+    row. The rate falls to zero over them, where before it stood near its peak when the best step came.
+    """
+    return max(1, round(min(COOLING * best_step, longest) * more))
 
 
 def _refit(
@@ -150,8 +155,7 @@ def _refit_on_all(
 ) -> Candidate:
     """Five folds for the length of training and for honest validation answers, then all rows."""
     rows = pool_of(shop)
-    pad_id = shop.encoder.pad_id
-    common: Any = {"plan": plan, "settings": shop.recipe.train}
+    pad_id, wanted = shop.encoder.pad_id, shop.recipe.train
     logits = np.empty((len(rows), len(shop.label_names)))
     best_steps, seconds = [], 0.0
     folds = folds_of(rows, seed=shop.recipe.seed, strata=shop.kind.strata)
@@ -159,15 +163,21 @@ def _refit_on_all(
         place.say(f"few rows: fold {number} of {len(folds)}")
         fold = adapt(shop, settings)
         held_out = [rows[row] for row in outside.tolist()]
-        fold_place = place.inside(f"fold-{number}")
         objective = objective_of(shop, fold, [rows[row] for row in inside.tolist()], held_out)
-        outcome = train(fold, objective, place=fold_place, **common)
+        outcome = train(fold, objective, plan=plan, settings=wanted, place=place.inside(f"fold-{number}"))
         logits[outside] = classify_rows(fold, held_out, pad_id=pad_id)
         best_steps.append(outcome.best_step)
         seconds += outcome.seconds
-    place.say("refitting on all rows")
-    objective = objective_of(shop, adapted, rows, [])
-    outcome = train(adapted, objective, place=place, end_at=max(1, int(np.median(best_steps))), **common)
+    steps = steps_after_folds(best_steps, [len(inside) for inside, _ in folds], shop, longest=plan.steps)
+    place.say(f"refitting on all rows: {steps} steps (the folds' best: {', '.join(map(str, best_steps))})")
+    outcome = train(
+        adapted,
+        objective_of(shop, adapted, rows, []),
+        plan=dataclasses.replace(plan, steps=steps),
+        settings=wanted,
+        place=place,
+        end_at=steps,
+    )
     model, parity, adapter = finish(adapted, settings, rows, pad_id=pad_id)
     text_logits, answers = by_text(logits, rows)
     return Candidate(
@@ -177,10 +187,20 @@ def _refit_on_all(
         validation_answers=answers,
         score=shop.kind.score(text_logits, answers),
         seconds=seconds + outcome.seconds,
-        trained=outcome,
+        refit_steps=steps,
+        trained=dataclasses.replace(outcome, best_step=int(np.median(best_steps))),
         parity=parity,
         adapter=adapter,
     )
+
+
+def steps_after_folds(
+    best_steps: Sequence[int], sizes: Sequence[int], shop: Workshop, *, longest: int
+) -> int:
+    """How long to train on all of few rows, after folds of these sizes were best at these steps."""
+    more = len(pool_of(shop)) / float(np.mean(sizes))
+    steps = cooled_steps(float(np.median(best_steps)), longest=longest, more=more)
+    return steps if shop.recipe.train.minutes is None else min(steps, longest)
 
 
 def finish(

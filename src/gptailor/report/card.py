@@ -12,7 +12,6 @@ from gptailor.report.facts import (
     bytes_text,
     clip,
     count_text,
-    counted,
     finite,
     inside,
     interval_text,
@@ -28,6 +27,7 @@ from gptailor.report.facts import (
     scores,
     share_text,
     task_of,
+    tested_on,
     token_names,
     visible,
 )
@@ -179,15 +179,8 @@ def _scores(report: Values) -> Iterator[str]:
         for k, m, s in scores(report.get("test"))
     ]
     yield from _table(["", "test", "95 % interval", "validation"], rows, right=(1, 2, 3))
-    data, task = mapping(report.get("data")), task_of(report)
-    tested = finite(data.get("test"))
-    if rows and tested:
-        on = counted(tested, f"{task.one} that", f"{task.many} that")
-        if data.get("divided") is True:
-            on = f"the test part of {counted(tested, task.one, task.many)}, which"
-        answers = finite(mapping(report.get("test")).get("answers"))
-        written = f" Answers were written to {count_text(answers)} of them." if answers else ""
-        yield f"\nMeasured on {on} neither training nor the settings' choice saw.{written}"
+    if rows and (on := tested_on(report)):
+        yield f"\n{on}"
     classes = []
     for name, raw in mapping(mapping(report.get("test")).get("per_class")).items():
         found = [measured(mapping(raw).get(key)) for key in ("precision", "recall", "f1")]

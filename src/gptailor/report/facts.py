@@ -112,6 +112,19 @@ def longest_sequence(details: Mapping[str, Any]) -> float | None:
     return finite(mapping(details.get("lengths")).get("max_tokens")) or finite(details.get("block_tokens"))
 
 
+def tested_on(report: Mapping[str, Any]) -> str:
+    """What the test scores were measured on, as a sentence; empty where nothing was."""
+    data, task = mapping(report.get("data")), task_of(report)
+    rows, answers = finite(data.get("test")), finite(mapping(report.get("test")).get("answers"))
+    if not rows:
+        return ""
+    on = counted(rows, f"test {task.one} that", f"test {task.many} that")
+    if data.get("divided") is True:
+        on = f"the test part of {counted(rows, task.one, task.many)}, which"
+    written = f" Answers were written to {count_text(answers)} of them." if answers else ""
+    return f"Measured on {on} neither training nor the settings' choice saw.{written}"
+
+
 def task_of(report: Mapping[str, Any]) -> Task:
     """How to speak of a report's task; what names none is a classification."""
     return TASKS.get(task_name(report), TEXT)

@@ -11,7 +11,6 @@ from typing import Any
 
 from gptailor.report import plots
 from gptailor.report.facts import (
-    count_text,
     counted,
     finite,
     gain,
@@ -28,6 +27,7 @@ from gptailor.report.facts import (
     short_seconds,
     task_name,
     task_of,
+    tested_on,
     verdict_tone,
 )
 from gptailor.report.svg import axis_text, nice_ticks
@@ -84,7 +84,7 @@ def view(report: Values, details: Values) -> dict[str, Any]:
         "subtitle": [str(word) for word in words if word],
         "verdict": _verdict(report),
         "keys": _keys(report, details),
-        "intervals_note": _intervals_note(report),
+        "tested_on": tested_on(report),
         "scores": _scores(report),
         "contents": list(dict.fromkeys(place for key, place in _CONTENTS.items() if sections[key])),
         "footer": " · ".join(str(part) for part in made if part),
@@ -139,19 +139,6 @@ def _keys(report: Values, details: Values) -> list[dict[str, str]]:
 
 def _key(title: str, value: str, between: str, explains: str) -> dict[str, str]:
     return {"title": title, "value": value, "between": between, "explains": explains}
-
-
-def _intervals_note(report: Values) -> str:
-    rows = finite(mapping(report.get("data")).get("test"))
-    if not rows:
-        return ""
-    task = task_of(report)
-    on = counted(rows, f"test {task.one} that", f"test {task.many} that")
-    if mapping(report.get("data")).get("divided") is True:
-        on = f"the test part of {counted(rows, task.one, task.many)}, which"
-    answers = finite(mapping(report.get("test")).get("answers"))
-    written = f" Answers were written to {count_text(answers)} of them." if answers else ""
-    return f"Measured on {on} training never saw.{written} Ranges are 95 % intervals."
 
 
 def _ladder(report: Values, details: Values) -> dict[str, Any] | None:

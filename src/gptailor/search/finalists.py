@@ -18,7 +18,7 @@ import numpy as np
 from gptailor.cache import content_key
 from gptailor.errors import NonFiniteError
 from gptailor.launch import write_atomically
-from gptailor.pipeline.rehearse import Gap, Rehearsal, Repeat
+from gptailor.pipeline.rehearse import Gap, Rehearsal, Repeat, Settled
 from gptailor.recipe import Recipe, TuneSettings, dump_recipe
 from gptailor.search.study import Tried
 
@@ -27,7 +27,7 @@ HOPELESS = -1.0  # standard errors ahead of the recipe's own, under which anothe
 
 @dataclass(frozen=True, slots=True)
 class Finalist:
-    """One of the best trials, and how it did when it was fitted again."""
+    """One of the best trials, or that of the recipe's own, and how it did when it was fitted again."""
 
     trial: Tried
     recipe: Recipe
@@ -58,7 +58,7 @@ def choose_finalists(
     trials: Sequence[Tried], recipes: Callable[[Tried], Recipe], *, most: int
 ) -> list[Finalist]:
     """The best trials that reached at least what the recipe's own settings reached, all different."""
-    own = next(one for one in trials if one.own and one.state == "complete")
+    own = own_trial(trials)
     rivals = [
         one
         for one in trials
@@ -69,9 +69,14 @@ def choose_finalists(
     return [Finalist(one, recipes(one)) for one in best if one.score is not None and one.score >= own.score]
 
 
+def own_trial(trials: Sequence[Tried]) -> Tried:
+    """The trial of the recipe's own settings that came to its end."""
+    return next(one for one in trials if one.own and one.state == "complete")
+
+
 def compare_finalists(
     rehearsal: Rehearsal,
-    own: Recipe,
+    own: Finalist,
     finalists: Sequence[Finalist],
     *,
     repeats: int,
@@ -90,7 +95,7 @@ def compare_finalists(
             break
         say(f"comparing again, {number + 1} of {repeats}: the recipe's own and {_numbers(running)}")
         try:
-            own_repeats.append(kept.take(own, 0, number))
+            own_repeats.append(kept.take(own, number))
         except NonFiniteError:
             say("the recipe's own settings diverged with this seed: nobody is compared by it")
             continue
@@ -98,7 +103,7 @@ def compare_finalists(
         for finalist in running:
             mine = found[finalist.trial.number]
             try:
-                mine.append(kept.take(finalist.recipe, finalist.trial.number, number))
+                mine.append(kept.take(finalist, number))
             except NonFiniteError:
                 say(f"trial {finalist.trial.number} diverged and is left out")
                 continue
@@ -125,15 +130,17 @@ class Repeats:
     rehearsal: Rehearsal
     folder: Path
 
-    def take(self, recipe: Recipe, trial: int, number: int) -> Repeat:
-        """The repeat of a trial's recipe, from the folder or made now."""
+    def take(self, finalist: Finalist, number: int) -> Repeat:
+        """A repeat of a trial's recipe, from the folder or made now."""
+        trial, recipe = finalist.trial, finalist.recipe
         # By what is fitted: another database numbers other settings.
         settings = recipe.model_copy(update={"tune": TuneSettings(), "out": None})
-        key = content_key(dump_recipe(settings))[:8]
-        path = self.folder / f"trial-{trial}-{number + 1}-{key}.json"
+        key = content_key(dump_recipe(settings), json.dumps(trial.settled, sort_keys=True))[:8]
+        path = self.folder / f"trial-{trial.number}-{number + 1}-{key}.json"
         if path.exists():
             return _read(path)
-        repeat = self.rehearsal.repeat(recipe, number)
+        settled = None if trial.settled is None else Settled(**trial.settled)
+        repeat = self.rehearsal.repeat(recipe, number, settled)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps({**dataclasses.asdict(repeat), **_plain(repeat)}))
         return repeat

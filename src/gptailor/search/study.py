@@ -51,6 +51,7 @@ class Tried:
     own: bool  # the recipe's own settings
     same_as: int | None  # an earlier trial with the same settings, which wasn't run again
     note: str = ""
+    settled: Mapping[str, Any] | None = None  # what a repeat goes on from; see `Settled`
 
 
 class TakenOverError(Exception):
@@ -108,7 +109,13 @@ class Running:
         return bool(self._trial.should_prune()) and not self.own
 
     def finish(
-        self, score: float | None, *, pruned: bool = False, same_as: int | None = None, note: str = ""
+        self,
+        score: float | None,
+        *,
+        pruned: bool = False,
+        same_as: int | None = None,
+        note: str = "",
+        settled: Mapping[str, Any] | None = None,
     ) -> None:
         """Writes the result down for good."""
         with contextlib.suppress(*CLOSED):  # another process took us for dead; it repeats the settings
@@ -116,6 +123,8 @@ class Running:
                 self._trial.set_user_attr("same_as", same_as)
             if note:
                 self._trial.set_user_attr("note", note)
+            if settled is not None:
+                self._trial.set_user_attr("settled", dict(settled))
             if pruned:
                 self._study.tell(self._trial, state=TrialState.PRUNED)
             else:
@@ -321,6 +330,7 @@ def _tried(trial: FrozenTrial) -> Tried:
         own=trial.number == 0 or bool(attributes.get("own")),
         same_as=attributes.get("same_as"),
         note=str(attributes.get("note", "")),
+        settled=attributes.get("settled"),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -82,11 +83,11 @@ def run_trial(search: Search, running: Running) -> None:
         running.finish(earlier.score, pruned=earlier.state == "pruned", same_as=earlier.number)
         return
     began = time.monotonic()
-    score, looks, pruned, note = -math.inf, 0, False, ""
+    score, looks, pruned, note, settled = -math.inf, 0, False, "", None
     try:
         with running.signed():
             for look in search.rehearsal.trial(recipe):
-                score, looks = look.result, look.number
+                score, looks, settled = look.result, look.number, look.settled or settled
                 if look.number and running.report(look.number, look.score) and not look.last:
                     pruned = True
                     break
@@ -104,7 +105,9 @@ def run_trial(search: Search, running: Running) -> None:
     except BaseException:  # stopped by the person: in a notebook the process goes on living
         running.leave()
         raise
-    running.finish(score, pruned=pruned, note=note)
+    running.finish(
+        score, pruned=pruned, note=note, settled=None if settled is None else dataclasses.asdict(settled)
+    )
     told = search.rehearsal.told
     name = inside(metric_of(search.rehearsal.metric).title)
     came = f"{name} {told(score):.4f}" if math.isfinite(score) else note

@@ -24,7 +24,7 @@ from gptailor.pipeline.task import settle_task
 from gptailor.pipeline.text_rehearsal import rehearse_language, rehearse_texts
 from gptailor.pipeline.trackers import refuse_missing_trackers
 from gptailor.recipe import Recipe, TuneSettings, differences, dump_recipe, load_recipe
-from gptailor.search.finalists import Final, choose_finalists, compare_finalists
+from gptailor.search.finalists import Final, Finalist, choose_finalists, compare_finalists, own_trial
 from gptailor.search.outcome import RESULT, read_result, result_of, write_result
 from gptailor.search.space import Dimension, build_space
 from gptailor.search.study import Study, Tried
@@ -32,6 +32,7 @@ from gptailor.search.trials import Search, run_trials
 
 REQUEST, HASH, SECONDS, BUDGET = "request.yaml", "data.sha256", "seconds.txt", "trials.txt"
 SPACE = "space.json"
+VERSION = "2"  # of what a trial leaves for its repeats
 WAITING_SECONDS = 0.5
 
 REHEARSALS: dict[str, Callable[[Recipe, Path, Listener], Rehearsal]] = {
@@ -141,7 +142,7 @@ def settle(search: Search, trials: list[Tried], work: Path) -> Final:
         return Final([], [], None)
     final = compare_finalists(
         search.rehearsal,
-        search.recipe,
+        Finalist(own_trial(trials), search.recipe),
         finalists,
         repeats=settings.seeds,
         folder=work / "repeats",
@@ -169,7 +170,7 @@ def fit_winner(recipe: Recipe, final: Final, folder: Path, listener: Listener) -
 
 def study_name(recipe: Recipe) -> str:
     """The name of a search in a shared database: the same for the same recipe and data."""
-    key = content_key(dump_recipe(_request_of(recipe)), hash_files(recipe) or "")
+    key = content_key(VERSION, dump_recipe(_request_of(recipe)), hash_files(recipe) or "")
     return f"gptailor-{Path(recipe.data.train).stem}-{key[:16]}"
 
 
@@ -208,7 +209,8 @@ def refuse_other_request(work: Path, recipe: Recipe) -> None:
 
 def refuse_other_space(work: Path, space: Sequence[Dimension]) -> None:
     """Writes down what is tried, or raises RunError where the search was begun with another space."""
-    path, written = work / SPACE, json.dumps([dataclasses.asdict(dimension) for dimension in space])
+    dimensions = [dataclasses.asdict(dimension) for dimension in space]
+    path, written = work / SPACE, json.dumps({"version": VERSION, "dimensions": dimensions})
     if not path.exists():
         write_atomically(path, written)
     elif path.read_text(encoding="utf-8") != written:

@@ -149,8 +149,6 @@ def prompted(
         model = load_language_model(shop.base)
     except ModelError as error:
         return {name: Rung(skipped=f"skipped: the base {error.what}") for name in PROMPTED}
-    if model is None:
-        return {name: Rung(skipped="skipped: the base has no language-model head") for name in PROMPTED}
     model.to(shop.environment["device"])
     shots = choose_shots(shop)
     say(f"baselines: the base as it came, without and with {len(shots)} examples")
