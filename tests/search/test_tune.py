@@ -125,7 +125,7 @@ def test_no_repeat_is_judged_on_rows_that_taught_it(
 @pytest.mark.parametrize("rows", [300, 120])
 def test_no_row_that_chose_a_trial_judges_a_repeat(rows: int, place: Path, tmp_path: Path) -> None:
     """Of few rows, most of which choose by folds, some folds are kept from the trials."""
-    from gptailor.pipeline import rehearsal
+    from gptailor.pipeline import rehearsal, rehearsal_rows
 
     tiny.write_news(tmp_path / "news.csv", rows=rows)
     recipe = build_recipe({"data": {"train": str(tmp_path / "news.csv")}, "base": str(place / "base")})
@@ -133,11 +133,13 @@ def test_no_row_that_chose_a_trial_judges_a_repeat(rows: int, place: Path, tmp_p
         rehearsal.open_workshop(recipe, rehearsal.prepare(recipe), tmp_path, Listener())
     )
     assert rehearsal.few_rows(shop) == (rows == 120)
-    chose = {rehearsal.key_of(row) for _, outside in rehearsal.splits_of(shop) for row in outside}
+    chose = {rehearsal_rows.key_of(row) for _, outside in rehearsal_rows.splits_of(shop) for row in outside}
     judging: set[tuple[str, int]] = set()
     for number in range(recipe.tune.seeds):
-        (train, validation), outside = rehearsal.elsewhere(shop, number)
-        asked, taught = ({rehearsal.key_of(row) for row in part} for part in (outside, [*train, *validation]))
+        (train, validation), outside = rehearsal_rows.elsewhere(shop, number)
+        asked, taught = (
+            {rehearsal_rows.key_of(row) for row in part} for part in (outside, [*train, *validation])
+        )
         assert asked
         assert asked.isdisjoint(chose)
         assert asked.isdisjoint(taught)
@@ -153,7 +155,7 @@ def test_no_row_that_chose_a_trial_judges_a_repeat(rows: int, place: Path, tmp_p
         rehearsal.frozen_score(shop, rehearsal.run_frozen(shop, rehearsal.FrozenApproach()))
         assert asked_of[-1] == len(chose)
     else:
-        assert judging < {rehearsal.key_of(row) for row in shop.tokens.rows["train"]}
+        assert judging < {rehearsal_rows.key_of(row) for row in shop.tokens.rows["train"]}
 
 
 def test_a_trial_of_few_rows_is_scored_by_all_its_answers_together(

@@ -21,6 +21,16 @@ from gptailor.pipeline.frozen import features_of, run_frozen
 from gptailor.pipeline.objective import usual_rates
 from gptailor.pipeline.place import Listener
 from gptailor.pipeline.prepare import prepare
+from gptailor.pipeline.rehearsal_rows import (
+    Rows,
+    asked_are_fixed,
+    elsewhere,
+    few_folds,
+    key_of,
+    refuse_unrepeatable,
+    splits_of,
+    with_rows,
+)
 from gptailor.pipeline.rehearse import Gap, Look, Rehearsal, Repeat, Settled, rehearse, teach
 from gptailor.pipeline.trained import (
     Measured,
@@ -31,13 +41,10 @@ from gptailor.pipeline.trained import (
     steps_after_folds,
     trainings_of,
 )
-from gptailor.pipeline.workshop import FOLDS, Candidate, Workshop, few_rows, folds_of, group_of, pool_of
+from gptailor.pipeline.workshop import Candidate, Workshop, few_rows, group_of, pool_of
 from gptailor.recipe import AutoApproach, FrozenApproach, FullApproach, Recipe
 from gptailor.report.words import HELD_OUT, WHAT_CHOSE
-from gptailor.types import AnswerForm, FloatArray, IntArray, TokenizedExample
-
-Rows = Sequence[TokenizedExample]
-Fold = tuple[IntArray, IntArray]  # places inside and outside
+from gptailor.types import AnswerForm, FloatArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,28 +210,6 @@ def parts_of(recipe: Recipe) -> tuple[FrozenApproach | None, Trainable | None, f
     return None, approach, math.inf
 
 
-def splits_of(shop: Workshop) -> list[tuple[Rows, Rows]]:
-    """The run's own training and validation rows, or the folds that may choose where there are few."""
-    rows = shop.tokens.rows
-    if not few_rows(shop):
-        return [(rows["train"], rows["validation"])]
-    pool = pool_of(shop)
-    choosing, _ = few_folds(shop)
-    return [(chosen(pool, inside), chosen(pool, outside)) for inside, outside in choosing]
-
-
-def few_folds(shop: Workshop) -> tuple[list[Fold], list[Fold]]:
-    """Folds of few rows: those whose rows choose among trials, and those kept to judge the finalists."""
-    folds = folds_of(pool_of(shop), seed=shop.recipe.seed, strata=shop.kind.strata)
-    half = (len(folds) + 1) // 2
-    return folds[:half], folds[half:]
-
-
-def key_of(row: TokenizedExample) -> tuple[str, int]:
-    """The text that a row is, or is a window of."""
-    return row.source, row.row
-
-
 def repeat_elsewhere(
     shop: Workshop, recipe: Recipe, number: int, settled: Settled, measured: Measured
 ) -> Repeat:
@@ -256,65 +241,6 @@ def repeat_elsewhere(
     predictions = decide(probabilities_of(logits, seen.form, temperature=seen.temperature), seen.form)
     asked = {key_of(row): group_of(row) for row in outside}  # the text that several rows are windows of
     return Repeat(shop.kind.score(logits, answers), answers, predictions, tuple(asked.values()))
-
-
-def asked_are_fixed(recipe: Recipe) -> bool:
-    """Whether the rows that judge are the same however often one asks."""
-    return recipe.data.validation is not None or recipe.data.split.time is not None
-
-
-def refuse_unrepeatable(shop: Workshop) -> None:
-    """Raises NoFoldsError where some finalist could not be repeated, which is better known at the start."""
-    if not asked_are_fixed(shop.recipe):
-        for number in range(shop.recipe.tune.seeds):
-            elsewhere(shop, number)
-
-
-def judging_folds(shop: Workshop, deal: int) -> tuple[Rows, list[Fold]]:
-    """Rows, and folds of them whose rows have chosen nothing: of the training rows, dealt anew for another
-    deal, or, where there are few rows, those kept from the trials.
-    """
-    if few_rows(shop):
-        return pool_of(shop), few_folds(shop)[1]
-    rows = shop.tokens.rows["train"]
-    return rows, folds_of(rows, seed=shop.recipe.seed + 1 + deal, strata=shop.kind.strata)
-
-
-def elsewhere(shop: Workshop, number: int) -> tuple[tuple[Rows, Rows], Rows]:
-    """Training and validation rows, and rows outside both that chose nothing; the same for the same number.
-
-    The validation rows chose the trial, so they may teach and choose the steps, but judge no more.
-    """
-    own = shop.tokens.rows
-    if asked_are_fixed(shop.recipe):
-        return (own["train"], own["validation"]), own["validation"]
-    deal, fold = divmod(number, FOLDS)
-    rows, folds = judging_folds(shop, deal)
-    inside, outside = folds[fold % len(folds)]
-    inner = chosen(rows, inside) + ([] if few_rows(shop) else list(own["validation"]))
-    seed = shop.recipe.seed + 1 + number
-    train, validation = folds_of(inner, seed=seed, strata=shop.kind.strata)[0]
-    return (chosen(inner, train), chosen(inner, validation)), chosen(rows, outside)
-
-
-def with_rows(shop: Workshop, train: Rows, validation: Rows) -> Workshop:
-    """The workshop with other rows in its parts."""
-    known = {(e.source, e.row): e for part in shop.tokens.examples.values() for e in part}
-    examples: dict[Any, Any] = {
-        part: [known[key] for key in dict.fromkeys((row.source, row.row) for row in rows)]
-        for part, rows in (("train", train), ("validation", validation))
-    }
-    tokens = dataclasses.replace(
-        shop.tokens,
-        rows={"train": list(train), "validation": list(validation), "test": []},
-        examples={**examples, "test": []},
-    )
-    return dataclasses.replace(shop, tokens=tokens)
-
-
-def chosen(rows: Rows, places: Any) -> list[TokenizedExample]:
-    """The rows at these places."""
-    return [rows[place] for place in places.tolist()]
 
 
 def _without_refit(shop: Workshop) -> Workshop:
