@@ -315,7 +315,7 @@ class TuneSettings(Settings):
         20, ge=1, description="how many settings to try; the first is always the recipe's own"
     )
     time: str | None = Field(None, description='about how long to search, such as "30m" or "2h"; null: any')
-    finalists: int = Field(2, ge=1, description="how many of the best are compared with the recipe's own")
+    finalists: int = Field(4, ge=1, description="how many of the best are compared with the recipe's own")
     seeds: int = Field(3, ge=1, description="how often each finalist is fitted, on other splits and seeds")
     pruner: Literal["median", "hyperband", "halving", "none"] = Field(
         "median", description="how a trial that lags behind is given up"

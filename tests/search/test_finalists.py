@@ -54,7 +54,7 @@ def compare(
     folder: Path, worth: dict[float, list[float]], asked: list[tuple[float, int]] | None = None
 ) -> Final:
     trials = [tried(0, 0.7), *(tried(round(100 * dropout), 0.9) for dropout in worth if dropout != 0.1)]
-    finalists = choose_finalists(trials, recipe_of, most=3)
+    finalists = choose_finalists(trials, recipe_of, most=4)
     rehearsal = rehearsal_with(worth, [] if asked is None else asked)
     own = Finalist(own_trial(trials), recipe_with())
     return compare_finalists(rehearsal, own, finalists, repeats=3, folder=folder, say=lambda _: None)
@@ -95,13 +95,20 @@ def test_who_falls_behind_is_not_fitted_again(tmp_path: Path) -> None:
     assert final.winner.trial.number == 30
 
 
-def test_only_the_best_is_compared_a_last_time(tmp_path: Path) -> None:
+def test_after_each_repeat_the_better_half_goes_on(tmp_path: Path) -> None:
     asked: list[tuple[float, int]] = []
-    final = compare(tmp_path, {0.1: [0.7, 0.7, 0.7], 0.2: [0.8, 0.78, 0.8], 0.3: [0.76, 0.9, 0.9]}, asked)
-    assert [number for dropout, number in asked if dropout == 0.2] == [0, 1]
+    worth = {
+        0.1: [0.7, 0.7, 0.7],
+        0.2: [0.8, 0.78, 0.8],
+        0.3: [0.79, 0.9, 0.9],
+        0.4: [0.71, 0.9, 0.9],
+        0.5: [0.77, 0.9, 0.9],
+    }
+    final = compare(tmp_path, worth, asked)
     assert final.winner is not None
     assert final.winner.trial.number == 30
-    assert {one.trial.number: len(one.scores) for one in final.finalists} == {20: 2, 30: 3}
+    assert {one.trial.number: len(one.scores) for one in final.finalists} == {20: 2, 30: 3, 40: 1, 50: 1}
+    assert len(asked) == 3 + 4 + 2 + 1
 
 
 def test_who_diverges_is_left_out(tmp_path: Path) -> None:

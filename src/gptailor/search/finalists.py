@@ -83,9 +83,7 @@ def compare_finalists(
     folder: Path,
     say: Callable[[str], None],
 ) -> Final:
-    """Fits everybody again, repeat by repeat; who falls behind is left out of the later ones, and of the last
-    all but the best are, unless they would have been compared only once.
-    """
+    """Fits everybody again, repeat by repeat; after each the better half goes on, if it isn't behind."""
     kept = Repeats(rehearsal, folder)
     own_repeats: list[Repeat] = []
     found: dict[int, list[Repeat]] = {finalist.trial.number: [] for finalist in finalists}
@@ -114,9 +112,7 @@ def compare_finalists(
             if gap.value > HOPELESS * gap.error:
                 still.append(finalist)
             finalists = [finalist if f.trial.number == finalist.trial.number else f for f in finalists]
-        running = still
-        if number > 0 and number == repeats - 2:
-            running = sorted(still, key=lambda finalist: finalist.lead, reverse=True)[:1]
+        running = sorted(still, key=lambda finalist: finalist.lead, reverse=True)[: (len(running) + 1) // 2]
     whole = [finalist for finalist in running if len(finalist.scores) == len(own_repeats)]
     ahead = [finalist for finalist in whole if finalist.is_ahead]
     winner = max(ahead, key=lambda finalist: finalist.lead, default=None)

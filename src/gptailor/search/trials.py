@@ -130,12 +130,13 @@ def forecast(search: Search, trials: Sequence[Tried]) -> float:
 def closing_seconds(search: Search, trials: Sequence[Tried]) -> float:
     """Seconds that the finalists and the last fits will take, by the mean trial that ran to its end.
 
-    The last repeat has one finalist; the winner and the recipe's own are fitted with a refit.
+    After each repeat half of the finalists go on; the winner and the recipe's own are fitted with a refit.
     """
     whole = [one.seconds for one in trials if one.state == "complete" and one.same_as is None]
     settings = search.recipe.tune
-    left_out = settings.finalists - 1 if settings.seeds > 1 else 0
-    fits = settings.seeds * (settings.finalists + 1) - left_out + 2 * 2
+    fits, field = 2 * 2, settings.finalists
+    for _ in range(settings.seeds):
+        fits, field = fits + 1 + field, (field + 1) // 2
     return fits * sum(whole) / max(1, len(whole))
 
 
