@@ -49,6 +49,7 @@ def rehearsal_of(
         approaches=("frozen", "full", "lora"),
         usual_rates={"full": 3e-4, "lora": 1e-3, "scratch": 1e-3},
         num_rows=850,
+        trainings=1,
         one_label=True,
         takes_dropout=takes_dropout,
         judged_on=HELD_OUT,

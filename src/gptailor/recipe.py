@@ -316,7 +316,9 @@ class TuneSettings(Settings):
     )
     time: str | None = Field(None, description='about how long to search, such as "30m" or "2h"; null: any')
     finalists: int = Field(4, ge=1, description="how many of the best are compared with the recipe's own")
-    seeds: int = Field(3, ge=1, description="how often each finalist is fitted, on other splits and seeds")
+    seeds: int = Field(
+        3, ge=1, description="how often the best is fitted again, on other splits and seeds; others less"
+    )
     pruner: Literal["median", "hyperband", "halving", "none"] = Field(
         "median", description="how a trial that lags behind is given up"
     )

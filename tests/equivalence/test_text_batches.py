@@ -14,6 +14,8 @@ from torch.nn import functional
 
 import tiny
 import tiny_texts as texts
+from gptailor.errors import Interrupted
+from gptailor.launch import StopRequest
 from gptailor.models.approach import Adapted
 from gptailor.pipeline.causal import adapt_causal
 from gptailor.pipeline.objective import Objective
@@ -190,3 +192,32 @@ def test_the_reference_is_the_bases_own_and_made_once(
     monkeypatch.setattr(objectives, "log_likelihoods", lambda *_: pytest.fail("made again"))
     preference_objective(shop, adapted, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["train.npy", "validation.npy"]
+
+
+def test_a_reference_that_is_stopped_goes_on_with_the_same_bits(
+    place: texts.Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objectives, "REFERRED", 8)
+    recipe, shop = open_shop(place, "stopped", texts.preferences(60), task="preference")
+    adapted = adapted_to(recipe, shop)
+    preference_objective(shop, adapted, tmp_path / "whole")
+    stop, asked = StopRequest(), []
+    compute = objectives.log_likelihoods
+
+    def counted(adapted: Any, rows: Any, **settings: Any) -> Any:
+        asked.append(len(rows))
+        stop.name = "SIGINT" if len(asked) == 2 else None
+        return compute(adapted, rows, **settings)
+
+    monkeypatch.setattr(objectives, "log_likelihoods", counted)
+    with pytest.raises(Interrupted, match="SIGINT"):
+        preference_objective(shop, adapted, tmp_path / "stopped", stop=stop)
+    stop.name = None
+    preference_objective(shop, adapted, tmp_path / "stopped", stop=stop)
+    parts = [len(shop.tokens.rows[part]) for part in ("train", "validation")]
+    assert sum(asked) == sum(parts), "none twice"
+    for name in ("train.npy", "validation.npy"):
+        whole, again = ((tmp_path / folder / name).read_bytes() for folder in ("whole", "stopped"))
+        assert whole == again
+    preference_objective(shop, adapted, None)
+    assert sum(asked) == sum(parts), "a step is timed without"

@@ -411,6 +411,7 @@ def test_no_refit_for_a_loser_or_over_a_validation_file(
     [
         ({}, 100, 1000, 180),  # few rows: 1.5 times the best step, and a fifth more rows
         ({}, 900, 1000, 1200),  # never longer than the plan, per row
+        ({"schedule": "constant"}, 100, 1000, 120),  # the rate falls nowhere
         ({"minutes": 5}, 100, 1000, 0),  # the time is used up
         ({"minutes": 5}, 100, 800, 180),  # stopping early saved it
         ({"rows": 5000}, 100, 1000, 0),
@@ -426,7 +427,11 @@ def test_how_long_a_refit_is(changes: dict[str, Any], best: int, trained_for: in
     recipe = build_recipe(
         {
             "data": {"train": "rows.csv", "validation": changes.get("given")},
-            "train": {"refit": changes.get("refit", True), "minutes": changes.get("minutes")},
+            "train": {
+                "refit": changes.get("refit", True),
+                "minutes": changes.get("minutes"),
+                "schedule": changes.get("schedule", "cosine"),
+            },
         }
     )
     shop: Any = SimpleNamespace(recipe=recipe, tokens=SimpleNamespace(rows=parts, examples=parts))

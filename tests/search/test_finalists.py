@@ -51,13 +51,17 @@ def rehearsal_with(worth: dict[float, list[float]], asked: list[tuple[float, int
 
 
 def compare(
-    folder: Path, worth: dict[float, list[float]], asked: list[tuple[float, int]] | None = None
+    folder: Path,
+    worth: dict[float, list[float]],
+    asked: list[tuple[float, int]] | None = None,
+    *,
+    repeats: int = 3,
 ) -> Final:
     trials = [tried(0, 0.7), *(tried(round(100 * dropout), 0.9) for dropout in worth if dropout != 0.1)]
     finalists = choose_finalists(trials, recipe_of, most=4)
     rehearsal = rehearsal_with(worth, [] if asked is None else asked)
     own = Finalist(own_trial(trials), recipe_with())
-    return compare_finalists(rehearsal, own, finalists, repeats=3, folder=folder, say=lambda _: None)
+    return compare_finalists(rehearsal, own, finalists, repeats=repeats, folder=folder, say=lambda _: None)
 
 
 def test_finalists_are_the_best_finished_ones_that_reached_the_recipes_own() -> None:
@@ -111,6 +115,27 @@ def test_after_each_repeat_the_better_half_goes_on(tmp_path: Path) -> None:
     assert len(asked) == 3 + 4 + 2 + 1
 
 
+def test_after_the_last_repeat_nobody_is_left_out(tmp_path: Path) -> None:
+    """Who leads by luck isn't surely ahead; who comes behind it may be."""
+    worth = {0.1: [0.7, 0.7], 0.2: [0.95, 0.62], 0.3: [0.74, 0.74], 0.4: [0.71, 0.7], 0.5: [0.71, 0.7]}
+    final = compare(tmp_path, worth, repeats=2)
+    leads = {one.trial.number: (one.lead, one.is_ahead) for one in final.finalists}
+    assert leads[20][0] > leads[30][0]
+    assert not leads[20][1]
+    assert final.winner is not None
+    assert final.winner.trial.number == 30
+
+
+def test_the_best_that_is_told_of_is_who_went_on_furthest(tmp_path: Path) -> None:
+    """One repeat says little: who was left out after it may have had the larger lead."""
+    worth = {0.1: [0.7, 0.7, 0.7], 0.2: [0.81, 0.6, 0.7], 0.3: [0.8, 0.71, 0.6], 0.4: [0.79, 0.9, 0.9]}
+    final = compare(tmp_path, worth)
+    assert final.winner is None
+    told = max(final.finalists, key=lambda one: one.lead)
+    assert told.trial.number == 40
+    assert "trial 40" not in says(final, "macro_f1", None, {}, judged_on=HELD_OUT)
+
+
 def test_who_diverges_is_left_out(tmp_path: Path) -> None:
     final = compare(tmp_path, {0.1: [0.7, 0.7, 0.7], 0.2: [0.9, -1.0, 0.9]})
     assert final.winner is None
@@ -138,6 +163,17 @@ def test_repeats_of_other_settings_are_not_taken(tmp_path: Path) -> None:
     assert len(asked) == 2
     assert take(0.3, steps=8) == 0.6
     assert len(asked) == 3, "the trial settled something else"
+
+
+def test_a_kept_repeat_is_what_was_made(tmp_path: Path) -> None:
+    """What its rows are alike with, too: else they couldn't be drawn together after a kill."""
+    made = Repeat(0.5, np.array([0, 1]), np.array([1, 1]), (("news.csv", 7), "customer 3"))
+    finalist = Finalist(tried(20, 0.9), recipe_with())
+    kept = Repeats(rehearsal_of(lambda _: 0.5, repeat=lambda *_: made), tmp_path)
+    for found in (kept.take(finalist, 0), kept.take(finalist, 0)):
+        assert (found.score, found.drawn_with) == (made.score, made.drawn_with)
+        assert found.answers.tolist() == [0, 1]
+        assert found.predictions.tolist() == [1, 1]
 
 
 def test_repeats_are_kept(tmp_path: Path) -> None:

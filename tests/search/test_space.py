@@ -88,10 +88,9 @@ def test_the_strength_of_preferences_lies_around_what_is_usual_for_the_loss(
     assert space["preference.beta"].choices == betas
 
 
-@pytest.mark.parametrize("path", ["preference.beta", "train.refit", "train.class_weights"])
+@pytest.mark.parametrize("path", ["preference.beta", "train.class_weights"])
 def test_a_setting_of_another_task_is_refused_before_the_first_trial(rehearsal: Rehearsal, path: str) -> None:
-    entry = [True, False] if path == "train.refit" else [0.1, 0.3]
-    recipe = recipe_with(task="completion", tune={"space": {path: entry}})
+    recipe = recipe_with(task="completion", tune={"space": {path: [0.1, 0.3]}})
     with pytest.raises(RecipeError, match=f"{path} is for"):
         build_space(recipe, rehearsal)
 
@@ -145,6 +144,7 @@ def test_whole_numbers_stay_whole(rehearsal: Rehearsal) -> None:
         ({"train.learningrate": [1e-3]}, "Did you mean 'train.learning_rate'"),
         ({"data.max_tokens": [64]}, "all trials share it"),
         ({"seed": [1, 2]}, "all trials share it"),
+        ({"train.refit": [True, False]}, "which rows may choose"),
         ({"approach.rank": [4]}, "write approach[lora].rank"),
         ({"approach[lorra].rank": [4]}, "Did you mean 'lora'"),
         ({"approach": ["full", "loro"]}, "loro: choose from"),

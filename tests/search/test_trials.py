@@ -18,6 +18,7 @@ from optuna.trial import TrialState
 from fake_search import recipe_with, rehearsal_of
 from gptailor.errors import NonFiniteError, RunError
 from gptailor.recipe import Recipe
+from gptailor.search.finalists import choose_finalists, own_trial
 from gptailor.search.space import build_space
 from gptailor.search.study import Study, without_password
 from gptailor.search.trials import Search, counted, run_trial, run_trials
@@ -83,6 +84,24 @@ def test_known_settings_are_not_run_again_and_cost_no_budget(tmp_path: Path) -> 
     assert len(ran) == len(counted(trials)) == 3  # the recipe's own and both choices
     assert all(one.score == trials[one.same_as].score for one in trials if one.same_as is not None)
     assert any("used up" in line for line in said)
+
+
+def test_the_recipes_own_may_equal_a_trial_and_is_told_all_it_settled(tmp_path: Path) -> None:
+    """Its process was killed, and another's trial with the same settings had come to its end by then."""
+    ran: list[Recipe] = []
+    space = {"train.dropout": [0.1, 0.3]}
+    search = search_in(tmp_path, rehearsal=rehearsal_of(score_of, ran=ran), space=space, trials=3)
+    left = search.study.begin()
+    while not any(one.values.get("train.dropout") == 0.1 for one in search.study.trials()):
+        run_trial(search, search.study.begin())
+    left.leave()
+    trials = run_trials(search)
+    own = own_trial(trials)
+    assert own.same_as is not None
+    assert own.settled == trials[own.same_as].settled != None  # noqa: E711
+    assert ran.count(search.recipe) == 1
+    finalists = choose_finalists(trials, search.recipe_of, most=9)
+    assert own.same_as not in {one.trial.number for one in finalists}
 
 
 def test_a_trial_that_diverges_is_marked_and_the_search_goes_on(tmp_path: Path) -> None:

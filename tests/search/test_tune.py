@@ -319,6 +319,23 @@ APPROACHES = [
 ]
 
 
+def test_a_repeat_takes_the_rate_that_its_trial_found(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The steps were settled at that rate; another range test could find another."""
+    from gptailor.pipeline import trained
+
+    recipe = recipe_in(place, "unused")
+    train = recipe.train.model_copy(update={"learning_rate": "find", "head_learning_rate": None})
+    recipe = recipe.model_copy(update={"train": train})
+    found = rehearse_classification(recipe, tmp_path, Listener())
+    *_, last = found.trial(recipe)
+    assert last.settled is not None
+    assert last.settled.learning_rate > 0
+    monkeypatch.setattr(trained, "range_test", lambda *_, **__: pytest.fail("looked for again"))
+    found.repeat(recipe, 0, last.settled)
+
+
 @pytest.mark.parametrize("approach", APPROACHES, ids=lambda one: one["kind"])
 @pytest.mark.parametrize("answer", ["label", "topics"])
 @pytest.mark.parametrize("refit", [True, False])

@@ -20,7 +20,7 @@ from gptailor.errors import ModelError, RecipeError, RunError
 from gptailor.launch import in_use, one_writer, write_atomically
 from gptailor.models.names import Base, resolve_base
 from gptailor.plain_yaml import load_yaml
-from gptailor.recipe import Recipe, build_recipe, differences, dump_recipe, load_recipe
+from gptailor.recipe import Recipe, TuneSettings, build_recipe, differences, dump_recipe, load_recipe
 from gptailor.types import Bundle
 
 REQUEST = "request.yaml"  # the recipe as asked; recipe.yaml holds it as resolved
@@ -118,7 +118,7 @@ def open_for_fit(folder: Path, recipe: Recipe) -> bool:
             )
         write_atomically(folder / REQUEST, dump_recipe(recipe))
         return False
-    differing = differences(read_request(folder), recipe)
+    differing = differences(_as_fitted(read_request(folder)), _as_fitted(recipe))
     if differing and not holds_work(folder):
         for name in ("environment.json", "data/summary.json"):
             (folder / name).unlink(missing_ok=True)
@@ -137,6 +137,11 @@ def open_for_fit(folder: Path, recipe: Recipe) -> bool:
     if data_hash is not None:
         refuse_other_data(folder, data_hash)
     return finished
+
+
+def _as_fitted(recipe: Recipe) -> Recipe:
+    """The recipe without what a fit doesn't read."""
+    return recipe.model_copy(update={"tune": TuneSettings()})
 
 
 def refuse_fitted(folder: Path) -> None:

@@ -41,7 +41,7 @@ from gptailor.pipeline.trained import (
     steps_after_folds,
     trainings_of,
 )
-from gptailor.pipeline.workshop import Candidate, Workshop, few_rows, group_of, pool_of
+from gptailor.pipeline.workshop import Candidate, Workshop, few_rows, group_of, pool_of, refits
 from gptailor.recipe import AutoApproach, FrozenApproach, FullApproach, Recipe
 from gptailor.report.words import HELD_OUT, WHAT_CHOSE
 from gptailor.types import AnswerForm, FloatArray
@@ -93,6 +93,7 @@ def rehearse_classification(recipe: Recipe, folder: Path, listener: Listener) ->
         approaches=("frozen", "full", "lora"),
         usual_rates=usual_rates(estimate_weights(shop.base, writes=False)),
         num_rows=len(shop.tokens.rows["train"]),
+        trainings=len(splits_of(shop)),
         one_label=kind.form.kind == "single",
         takes_dropout=takes_dropout(load_config(shop.base)),
         judged_on=WHAT_CHOSE if asked_are_fixed(recipe) else HELD_OUT,
@@ -181,10 +182,11 @@ def settle(
         steps = steps_after_folds(best_steps, [len(rows) for rows, _ in splits], shop, longest=first.longest)
     else:
         steps = refit_steps(shop, best_step=first.best_step, step=first.step, longest=first.longest)
+    rate = float(np.median([look.learning_rate for look in finished]))
     if not asked:
-        return Settled(approach.kind, steps)
+        return Settled(approach.kind, steps, rate)
     form, temperature, _ = shop.kind.settle(*asked)
-    return Settled(approach.kind, steps, form.cutoff, temperature)
+    return Settled(approach.kind, steps, rate, form.cutoff, temperature)
 
 
 def frozen_score(shop: Workshop, candidate: Candidate) -> float:
@@ -229,18 +231,20 @@ def repeat_elsewhere(
     if frozen is not None and settled.approach == frozen.kind:
         # What is asked in a fixed split must not have taught, as it does in a fit.
         seen = _see_frozen(_without_refit(part) if fixed else part, frozen, outside)
-    elif settled.steps:
+    elif settled.steps and (refits(part) or not fixed):  # in a fixed split all stop early, or none does
         assert trainable is not None
         rows = train if fixed else [*train, *validation]
         steps = max(1, round(settled.steps * len(rows) / len(pool_of(shop))))
-        seen = _see_refitted(part, trainable, rows, outside, measured, steps=steps, settled=settled)
+        seen = _see_refitted(part, trainable, settled, rows, outside, measured, steps=steps)
     else:
         assert trainable is not None
         seen = _see_trained(part, trainable, outside, measured)
     logits, answers = by_text(seen.outside, outside)
     predictions = decide(probabilities_of(logits, seen.form, temperature=seen.temperature), seen.form)
     asked = {key_of(row): group_of(row) for row in outside}  # the text that several rows are windows of
-    return Repeat(shop.kind.score(logits, answers), answers, predictions, tuple(asked.values()))
+    kind = shop.kind
+    scores = kind.measure(answers, predictions, label_names=shop.label_names, resampling=Resampling(1))
+    return Repeat(kind.told(scores[kind.metric].value), answers, predictions, tuple(asked.values()))
 
 
 def _without_refit(shop: Workshop) -> Workshop:
@@ -260,16 +264,16 @@ def _see_frozen(shop: Workshop, settings: FrozenApproach, outside: Rows) -> Seen
 def _see_refitted(
     shop: Workshop,
     settings: Trainable,
+    settled: Settled,
     rows: Rows,
     outside: Rows,
     measured: Measured,
     *,
     steps: int,
-    settled: Settled,
 ) -> Seen:
     adapted, pad_id = adapt(shop, settings), shop.encoder.pad_id
     objective = objective_of(shop, adapted, rows, [])
-    teach(shop.recipe, adapted, objective, approach=settings.kind, measured=measured, steps=steps)
+    teach(shop.recipe, adapted, objective, settled, measured=measured, steps=steps)
     form = dataclasses.replace(shop.kind.form, cutoff=settled.cutoff)
     return Seen(classify_rows(adapted, outside, pad_id=pad_id), form, settled.temperature)
 

@@ -13,7 +13,7 @@ from gptailor.models.approach import Adapted, put_weights, weights_of
 from gptailor.models.rows import used_rows_only
 from gptailor.pipeline.objective import Objective
 from gptailor.pipeline.place import Progress
-from gptailor.pipeline.trained import Measured, rehearsed_plan
+from gptailor.pipeline.trained import Measured, plan_for, rehearsed_plan, timed_plan, with_rate
 from gptailor.pipeline.training import Plan, judge, optimizer_of, steps_of
 from gptailor.recipe import Recipe
 from gptailor.types import StepResult
@@ -28,6 +28,7 @@ class Settled:
 
     approach: str
     steps: int = 0  # of training anew, on the validation rows, too; 0: the weights that validation chose stay
+    learning_rate: float = 0.0  # of the training
     cutoff: float = 0.5  # from which a label of several is given
     temperature: float = 1.0  # of the probabilities that it cuts
 
@@ -44,6 +45,7 @@ class Look:
     step: int = 0
     best_step: int = 0
     longest: int = 0  # steps that are planned
+    learning_rate: float = 0.0
     settled: Settled | None = None  # what a fit would go on with, if this look is the last
 
     @property
@@ -81,6 +83,7 @@ class Rehearsal:
     approaches: tuple[str, ...]  # that `auto` may stand for
     usual_rates: Mapping[str, float]  # by approach
     num_rows: int  # that train
+    trainings: int  # of a trial: by folds where there are few rows
     one_label: bool  # one label a row: only then there are class weights and label smoothing
     takes_dropout: bool  # whether the base has any outside attention
     judged_on: str  # HELD_OUT or WHAT_CHOSE of report/words.py: what rows judge repeats
@@ -136,6 +139,7 @@ def rehearse(
                 step=result.step,
                 best_step=progress.best_step,
                 longest=plan.steps,
+                learning_rate=plan.learning_rate,
             )
             if progress.stopped:
                 break
@@ -144,17 +148,24 @@ def rehearse(
 
 
 def teach(
-    recipe: Recipe, adapted: Adapted, objective: Objective, *, approach: str, measured: Measured, steps: int
+    recipe: Recipe,
+    adapted: Adapted,
+    objective: Objective,
+    settled: Settled,
+    *,
+    measured: Measured,
+    steps: int,
 ) -> None:
     """Trains so many steps as a refit does: nothing is validated, and the last weights stay.
 
     Raises:
         NonFiniteError: loss or gradient is not a number.
     """
-    plan, _ = rehearsed_plan(
-        recipe.train, adapted, objective, approach=approach, seed=recipe.seed, measured=measured
-    )
-    with _stepping(recipe, adapted, objective, dataclasses.replace(plan, steps=steps)) as stepping:
+    settings = recipe.train
+    plan = plan_for(settings, adapted, objective, settled.approach)
+    plan, _ = timed_plan(settings, adapted, objective, plan, measured=measured)
+    plan = dataclasses.replace(with_rate(settings, plan, settled.learning_rate), steps=steps)
+    with _stepping(recipe, adapted, objective, plan) as stepping:
         for _ in stepping:
             pass
     adapted.trained.eval()

@@ -123,6 +123,7 @@ def text_rehearsal(
         approaches=allowed,
         usual_rates=rates,
         num_rows=num_rows,
+        trainings=1,
         one_label=False,
         takes_dropout=takes_dropout(load_config(base)),
         judged_on=WHAT_CHOSE,

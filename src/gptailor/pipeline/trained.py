@@ -121,15 +121,17 @@ def refit_steps(shop: Workshop, *, best_step: float, step: int, longest: int) ->
     if not may_refit(shop):
         return 0
     more = len(pool_of(shop)) / len(shop.tokens.rows["train"])
-    steps = cooled_steps(best_step, longest=longest, more=more)
+    steps = cooled_steps(shop.recipe.train, best_step, longest=longest, more=more)
     return steps if refits(shop) or steps <= longest - step else 0
 
 
-def cooled_steps(best_step: float, *, longest: int, more: float) -> int:
+def cooled_steps(settings: TrainSettings, best_step: float, *, longest: int, more: float) -> int:
     """The steps of a refit on so many times as many rows: as many as to the best step and half as many, per
-    row. The rate falls to zero over them, where before it stood near its peak when the best step came.
+    row. The rate falls to zero over them, where before it stood near its peak when the best step came. A
+    constant rate falls nowhere: then as many as to the best step.
     """
-    return max(1, round(min(COOLING * best_step, longest) * more))
+    cooling = 1.0 if settings.schedule == "constant" else COOLING
+    return max(1, round(min(cooling * best_step, longest) * more))
 
 
 def _refit(
@@ -199,8 +201,9 @@ def steps_after_folds(
 ) -> int:
     """How long to train on all of few rows, after folds of these sizes were best at these steps."""
     more = len(pool_of(shop)) / float(np.mean(sizes))
-    steps = cooled_steps(float(np.median(best_steps)), longest=longest, more=more)
-    return steps if shop.recipe.train.minutes is None else min(steps, longest)
+    settings, middle = shop.recipe.train, float(np.median(best_steps))
+    steps = cooled_steps(settings, middle, longest=longest, more=more)
+    return steps if settings.minutes is None else min(steps, longest)
 
 
 def finish(

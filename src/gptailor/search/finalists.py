@@ -62,7 +62,11 @@ def choose_finalists(
     rivals = [
         one
         for one in trials
-        if one.state == "complete" and not one.own and one.same_as is None and one.score is not None
+        if one.state == "complete"
+        and not one.own
+        and one.number != own.same_as
+        and one.same_as is None
+        and one.score is not None
     ]
     best = sorted(rivals, key=lambda one: (-(one.score or 0.0), one.number))[:most]
     assert own.score is not None
@@ -112,7 +116,10 @@ def compare_finalists(
             if gap.value > HOPELESS * gap.error:
                 still.append(finalist)
             finalists = [finalist if f.trial.number == finalist.trial.number else f for f in finalists]
-        running = sorted(still, key=lambda finalist: finalist.lead, reverse=True)[: (len(running) + 1) // 2]
+        running = still
+        if number < repeats - 1:
+            best_first = sorted(still, key=lambda finalist: finalist.lead, reverse=True)
+            running = best_first[: (len(best_first) + 1) // 2]
     whole = [finalist for finalist in running if len(finalist.scores) == len(own_repeats)]
     ahead = [finalist for finalist in whole if finalist.is_ahead]
     winner = max(ahead, key=lambda finalist: finalist.lead, default=None)
@@ -152,7 +159,8 @@ def _read(path: Path) -> Repeat:
     answers, predictions = (
         None if values[name] is None else np.array(values[name]) for name in ("answers", "predictions")
     )
-    return Repeat(values["score"], answers, predictions)
+    drawn_with = (tuple(key) if isinstance(key, list) else key for key in values["drawn_with"])
+    return Repeat(values["score"], answers, predictions, tuple(drawn_with))
 
 
 def _numbers(finalists: Sequence[Finalist]) -> str:

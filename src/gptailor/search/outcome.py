@@ -80,7 +80,8 @@ def says(
     name = inside(metric_of(metric).title)
     if final.winner is None:
         compared = (one for one in final.finalists if one.gap is not None)
-        best = max(compared, key=lambda finalist: finalist.lead, default=None)
+        # Who went on furthest: one repeat by itself says little.
+        best = max(compared, key=lambda finalist: (len(finalist.scores), finalist.lead), default=None)
         closest = "nothing else was tried" if alone else "no trial reached what they reached"
         if best is not None and best.gap is not None:
             closest = f"fitted again {judged_on}, the best, trial {best.trial.number}, was "

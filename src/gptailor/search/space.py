@@ -176,6 +176,8 @@ def _read_name(name: str) -> tuple[str | None, str]:
     known = {CONDITION.sub("", key) for key, _, _ in describe_settings()}
     if path not in known:
         raise RecipeError(f"there is no such setting.{did_you_mean(path, known)}")
+    if path == "train.refit":
+        raise RecipeError("can't be searched: it decides which rows may choose, which all trials share")
     if not path.startswith(SEARCHED):
         raise RecipeError("can't be searched: all trials share it (approach, train. and preference. can)")
     if path.startswith("approach.") and only is None:

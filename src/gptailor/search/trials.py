@@ -80,7 +80,12 @@ def run_trial(search: Search, running: Running) -> None:
     recipe = search.recipe if running.own else recipe_of(search.recipe, search.space, values)
     earlier = _same(search, recipe, running)
     if earlier is not None:
-        running.finish(earlier.score, pruned=earlier.state == "pruned", same_as=earlier.number)
+        running.finish(
+            earlier.score,
+            pruned=earlier.state == "pruned",
+            same_as=earlier.number,
+            settled=earlier.settled,
+        )
         return
     began = time.monotonic()
     score, looks, pruned, note, settled = -math.inf, 0, False, "", None
@@ -134,10 +139,10 @@ def closing_seconds(search: Search, trials: Sequence[Tried]) -> float:
     """
     whole = [one.seconds for one in trials if one.state == "complete" and one.same_as is None]
     settings = search.recipe.tune
-    fits, field = 2 * 2, settings.finalists
+    repeats, field = 0, settings.finalists
     for _ in range(settings.seeds):
-        fits, field = fits + 1 + field, (field + 1) // 2
-    return fits * sum(whole) / max(1, len(whole))
+        repeats, field = repeats + 1 + field, (field + 1) // 2
+    return (repeats / search.rehearsal.trainings + 2 * 2) * sum(whole) / max(1, len(whole))
 
 
 def _may_begin(search: Search, trials: Sequence[Tried], *, seconds: float) -> bool:
@@ -169,9 +174,10 @@ def _draw(search: Search, running: Running) -> dict[str, Value]:
 
 
 def _same(search: Search, recipe: Recipe, running: Running) -> Tried | None:
-    """An earlier finished trial of the same recipe."""
+    """An earlier finished trial of the same recipe; the recipe's own is never given up."""
+    states = ("complete",) if running.own else ("complete", "pruned")
     for one in search.study.trials():
-        if one.number == running.number or one.state not in ("complete", "pruned") or one.same_as is not None:
+        if one.number == running.number or one.state not in states or one.same_as is not None:
             continue
         if search.recipe_of(one) == recipe:
             return one

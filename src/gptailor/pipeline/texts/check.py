@@ -58,7 +58,7 @@ def check_texts(
         rendered = tuple(_rendered(shop, row) for row in rows["train"][:SHOWN])
         found = CheckReport(summary, rendered, None)
         show(found)
-        return replace(found, estimate=_forecast(shop, Path(folder), say)) if estimate else found
+        return replace(found, estimate=_forecast(shop, say)) if estimate else found
 
 
 def _tokens(rows: list[TokenizedRow], *, learned: bool = False) -> int:
@@ -86,7 +86,7 @@ def _rendered(shop: TextShop, row: TokenizedRow) -> RenderedExample:
     return RenderedExample(f"{row.row.source}:{row.row.row}", "", tuple(pieces))
 
 
-def _forecast(shop: TextShop, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+def _forecast(shop: TextShop, say: Callable[[str], None]) -> dict[str, Any]:
     """One real step on the longest batch, and what follows from it for time and memory."""
     from gptailor.pipeline.forecast import forecast_training
 
@@ -96,6 +96,12 @@ def _forecast(shop: TextShop, folder: Path, say: Callable[[str], None]) -> dict[
     adapted = adapt_causal(
         recipe, shop.base, shop.text.tokenizer, approach, device=shop.environment["device"]
     )
-    preferring = recipe.task == "preference"
-    objective = preference_objective(shop, adapted, folder) if preferring else answer_objective(shop, adapted)
-    return forecast_training(adapted, objective, recipe.train, approach.kind)
+    if recipe.task != "preference":
+        return forecast_training(adapted, answer_objective(shop, adapted), recipe.train, approach.kind)
+    objective = preference_objective(shop, adapted, None)
+    found = forecast_training(adapted, objective, recipe.train, approach.kind)
+    if recipe.preference.loss == "simpo":
+        return found
+    epochs = found["steps"] * found["batch_size"] / len(shop.tokens.rows["train"])
+    reference = found["seconds"] / 3 / epochs  # one pass over the pairs, and no backward
+    return {**found, "seconds": found["seconds"] + reference}

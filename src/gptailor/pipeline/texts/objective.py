@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial, reduce
@@ -14,10 +15,11 @@ from torch import Tensor
 
 from gptailor.data.batch import collate_texts, length_buckets, pack, to_device
 from gptailor.data.split import join_groups, value_groups
+from gptailor.errors import Interrupted
 from gptailor.evaluate.language import PieceNats
 from gptailor.evaluate.preference import ranking_score, right_shares
 from gptailor.evaluate.resampling import Resampling
-from gptailor.launch import Precision, choose_precision, precision_context
+from gptailor.launch import Precision, StopRequest, choose_precision, precision_context
 from gptailor.models.approach import Adapted
 from gptailor.models.forward import keeps_documents_apart, learned_states, target_nats
 from gptailor.models.lean import is_lean
@@ -33,6 +35,7 @@ from gptailor.types import Batch, FloatArray, IntArray, TokenizedExample
 
 VALIDATED = 512  # validation rows looked at during training; the end looks at all
 TOKENS_PER_PASS = 4096
+REFERRED = 256  # pairs whose likelihoods are computed before they are saved, and signals looked at
 # Preferences move a model that writes well already; at the usual rates it forgets how.
 PREFERENCE_RATES = {"full": 3e-5, "lora": 1e-4, "scratch": 1e-4}
 LEAST_SAVED = 0.8  # pack where it leaves at most this share of the padded size: a packed row needs a mask
@@ -68,8 +71,20 @@ def rates_of(shop: TextShop) -> Rates:
     return partial(usual_rates, new_form=new_form)
 
 
-def preference_objective(shop: TextShop, adapted: Adapted, folder: Path) -> Objective:
-    """How far the chosen answers are ahead of the rejected ones, against the base as it came."""
+def preference_objective(
+    shop: TextShop, adapted: Adapted, folder: Path | None, *, stop: StopRequest | None = None
+) -> Objective:
+    """How far the chosen answers are ahead of the rejected ones, against the base as it came.
+
+    Args:
+        shop: The rows and the settings.
+        adapted: The model, not trained yet.
+        folder: Keeps the base's likelihoods; None where a step is only timed, which needs none.
+        stop: Looked at while they are computed.
+
+    Raises:
+        Interrupted: a signal came; what was computed is kept.
+    """
     device = adapted.plain.device
     settings = resolve_preference(shop.recipe.preference)
     rows = shop.tokens.rows["train"]
@@ -78,9 +93,13 @@ def preference_objective(shop: TextShop, adapted: Adapted, folder: Path) -> Obje
     # As in training: what rounds both alike, most of all in bf16, is no difference between them.
     weights = adapted.plain.num_parameters()
     precision = choose_precision(shop.recipe.train.precision, num_weights=weights)
-    refer = partial(reference_of, adapted, precision=precision)
-    train_reference = refer(rows, folder / "train.npy") if needed else None
-    seen_reference = refer(looked_at, folder / "validation.npy") if needed else None
+
+    def refer(rows: Sequence[TokenizedRow], name: str) -> FloatArray | None:
+        if not needed or folder is None:
+            return np.zeros((len(rows), 2)) if needed else None
+        return reference_of(adapted, rows, folder / name, precision=precision, stop=stop or StopRequest())
+
+    train_reference, seen_reference = refer(rows, "train.npy"), refer(looked_at, "validation.npy")
 
     def collated(pairs: Sequence[TokenizedRow], reference: FloatArray | None) -> Batch:
         batch = collate_pairs(pairs)
@@ -96,14 +115,17 @@ def preference_objective(shop: TextShop, adapted: Adapted, folder: Path) -> Obje
         chosen, rejected = preference_scores(adapted, batch, settings)
         return pair_loss(chosen, rejected, settings), len(chosen)
 
+    longest = max((len(one.token_ids) for row in looked_at for one in row.sequences), default=1)
+    at_once = max(1, min(8, TOKENS_PER_PASS // (2 * longest)))
+
     def validate(precision: Precision) -> Validation:
         was_training = adapted.trained.training
         adapted.trained.eval()
         total, margins = 0.0, []
         with torch.inference_mode(), precision_context(precision, device.type):
-            for start in range(0, len(looked_at), 8):
-                piece = looked_at[start : start + 8]
-                known = None if seen_reference is None else seen_reference[start : start + 8]
+            for start in range(0, len(looked_at), at_once):
+                piece = looked_at[start : start + at_once]
+                known = None if seen_reference is None else seen_reference[start : start + at_once]
                 chosen, rejected = preference_scores(adapted, collated(piece, known), settings)
                 total += float(pair_loss(chosen, rejected, settings))
                 margins += (chosen - rejected).tolist()
@@ -151,18 +173,29 @@ def collate_pairs(pairs: Sequence[TokenizedRow]) -> Batch:
 
 
 def reference_of(
-    adapted: Adapted, rows: Sequence[TokenizedRow], path: Path, *, precision: Precision
+    adapted: Adapted, rows: Sequence[TokenizedRow], path: Path, *, precision: Precision, stop: StopRequest
 ) -> FloatArray:
-    """(N, 2) log-likelihoods of both answers under the weights before training; computed once and kept."""
-    if path.exists():
-        kept: FloatArray = np.load(path)
-        if kept.shape == (len(rows), 2):
-            return kept
-    found = log_likelihoods(adapted, rows, precision=precision)
+    """(N, 2) log-likelihoods of both answers under the weights before training; computed once and kept.
+
+    Raises:
+        Interrupted: a signal came; what was computed is kept, and the rest of the file is NaN.
+    """
+    found = np.full((len(rows), 2), np.nan)
+    if path.exists() and (kept := np.load(path)).shape == found.shape:
+        found = kept
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial.npy")
-    np.save(partial, found)
-    partial.replace(path)
+    missing = np.flatnonzero(np.isnan(found[:, 0]))
+    for start in range(0, len(missing), REFERRED):
+        places = missing[start : start + REFERRED]
+        found[places] = log_likelihoods(adapted, [rows[place] for place in places], precision=precision)
+        partial_path = path.with_suffix(f".{os.getpid()}.npy")  # processes of one search may do the same
+        np.save(partial_path, found)
+        partial_path.replace(path)
+        if stop.name is not None:
+            raise Interrupted(
+                f"stopped by {stop.name}; the base's likelihoods so far are kept.",
+                fix="Run the same command again to go on.",
+            )
     return found
 
 

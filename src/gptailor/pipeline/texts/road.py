@@ -95,7 +95,8 @@ def objective_of(shop: TextShop, adapted: Adapted, place: TrainingPlace) -> Obje
     if shop.recipe.task == "preference":
         if shop.recipe.preference.loss != "simpo":
             place.say("the base's own likelihood of every answer, once")
-        return preference_objective(shop, adapted, place.folder.parent / "data" / "reference")
+        folder = place.folder.parent / "data" / "reference"
+        return preference_objective(shop, adapted, folder, stop=place.stop)
     return answer_objective(shop, adapted)
 
 
