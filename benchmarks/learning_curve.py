@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from quality_data import DATASETS, HERE, Row, read_dicts, read_lines, write_rows
+from quality_data import DATASETS, Row, read_dicts, read_lines, write_rows
 from record import RESULTS, start_record, write_record
 
 from gptailor.evaluate.learning_curve import forecast, nested_order
@@ -36,7 +36,8 @@ from gptailor.pipeline.prepare import prepare
 from gptailor.pipeline.workshop import Workshop
 from gptailor.recipe import build_recipe
 
-DATA = HERE.parents[1] / "shared" / "data"
+HERE = Path(__file__).resolve().parent
+DATA = HERE.parent.parent / "shared" / "data"
 FIVE = ("ag_news", "sst2", "banking77", "sms_spam", "emotion")
 MOST_ROWS = 9000  # read of a set
 MOST_HELD_OUT = 2000

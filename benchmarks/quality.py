@@ -9,8 +9,8 @@ and full on validation, chosen for each sample. The data are not part of this pr
 
 Every cell is kept in benchmarks/work under a key of the base's weights, the settings and the rows: the
 benchmark goes on where it stopped, and a new base gets new cells. The code is not in the key: after a
-change of the code take --again or another --work. Prints the tables and which bars hold, and writes
-benchmarks/results/DATE-quality.md and .json.
+change of the code take another --work. Prints the tables and which bars hold, and writes
+benchmarks/results/DATE-quality.md and .json (-part where it was narrowed).
 """
 
 from __future__ import annotations
@@ -23,12 +23,22 @@ import os
 import shutil
 import sys
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from quality_data import DATASETS, MINIMUM_CLASS_SIZE, Dataset, Split, digest, make_split, read_dicts
+from quality_data import (
+    DATASETS,
+    MINIMUM_CLASS_SIZE,
+    Dataset,
+    Split,
+    digest,
+    make_split,
+    read_dicts,
+    sample,
+)
 from quality_peers import MINILM_PACKAGE, measure_minilm, measure_tfidf, minilm_version
 from quality_table import (
     APPROACHES,
@@ -40,16 +50,13 @@ from quality_table import (
     SEEDS,
     Cell,
     Line,
-    accuracy_table,
-    bars_text,
     choose_best,
     correctness,
-    difference_table,
     judge,
     make_line,
     results_text,
 )
-from record import RESULTS, start_record, write_record
+from record import RESULTS, sources_digest, start_record, write_record
 
 import gptailor
 from gptailor.errors import GptailorError, Interrupted
@@ -59,7 +66,7 @@ from gptailor.recipe import Recipe, build_recipe, with_changes
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parent.parent / "shared" / "data"
-CELL_VERSION = 1  # raise it when cells mean something else
+CELL_VERSION = 2  # raise it when cells mean something else
 
 
 @dataclass(frozen=True)
@@ -115,7 +122,8 @@ class Bench:
         else:
             found = self.fit(self.recipe(split, what, out=self.work / "runs" / path.stem), split)
         when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        cell = Cell(split.dataset.name, split.rows, split.seed, what, when=when, **found)
+        code = sources_digest(*HERE.glob("quality*.py"))
+        cell = Cell(split.dataset.name, split.rows, split.seed, what, when=when, code=code, **found)
         write_atomically(path, json.dumps(asdict(cell)))
         return cell
 
@@ -127,7 +135,7 @@ class Bench:
         for line in read_dicts(folder / "predictions.csv"):
             place = split.kept[int(line["row"]) - 1]
             if line["answer"] != split.dataset.answers[place]:
-                raise SystemExit(f"{folder}: test row {line['row']} is not the row that was written")
+                raise RuntimeError(f"{folder}: test row {line['row']} is not the row that was written")
             predictions[place] = line["prediction"]
         training = run.report["training"]
         if not self.keep_models:
@@ -137,6 +145,7 @@ class Bench:
             "predictions": predictions,
             "seconds": training["total_seconds"],
             "validation_macro_f1": training["validation_macro_f1"],
+            "refitted": run.report["approach"] == "frozen" or training["refit_steps"] > 0,
         }
 
 
@@ -164,7 +173,8 @@ def shape_hash(base: Base) -> str:
 def measure_all(bench: Bench, datasets: Mapping[str, Dataset], wanted: argparse.Namespace) -> None:
     """Measures what is missing until the time is up; a cell that can't be measured is told and left out.
 
-    Few rows first, then seed by seed, so that every stop leaves a table that can be read.
+    Few rows first, then seed by seed, so that every stop leaves a table that can be read; `scratch`, which
+    decides nothing, after all others.
     """
     end = float("inf") if wanted.minutes is None else time.monotonic() + 60 * wanted.minutes
     places = [
@@ -174,15 +184,17 @@ def measure_all(bench: Bench, datasets: Mapping[str, Dataset], wanted: argparse.
         for seed in wanted.seeds
         for dataset in wanted.datasets
     ]
-    for rows, seed, dataset in places:
-        if time.monotonic() >= end:
-            return
-        split = make_split(datasets[dataset], rows, seed, work=bench.work)
-        for what in wanted.approaches:
+    whats = [what for what in wanted.approaches if what != "scratch"]
+    for some in (whats, [what for what in wanted.approaches if what == "scratch"]):
+        for rows, seed, dataset in places:
             if time.monotonic() >= end:
                 return
-            if bench.again or bench.find(split, what) is None:
-                measure_one(bench, split, what)
+            split = make_split(datasets[dataset], rows, seed, work=bench.work)
+            for what in some:
+                if time.monotonic() >= end:
+                    return
+                if bench.again or bench.find(split, what) is None:
+                    measure_one(bench, split, what)
 
 
 def measure_one(bench: Bench, split: Split, what: str) -> None:
@@ -193,6 +205,9 @@ def measure_one(bench: Bench, split: Split, what: str) -> None:
         raise
     except GptailorError as error:
         print(f"{name}: {error}", file=sys.stderr, flush=True)
+        return
+    except Exception:  # hours of other cells are still to come
+        print(f"{name}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
         return
     right = correctness(cell, split.dataset.answers).mean()
     print(f"{name}: accuracy {right:.3f}, {cell.seconds:.0f} s", file=sys.stderr, flush=True)
@@ -214,25 +229,29 @@ def collect(bench: Bench, datasets: Mapping[str, Dataset], wanted: argparse.Name
                 if cells and split.unseen:
                     unseen[str(seed)] = len(split.unseen)
             if any(by_seed.values()):
-                line = make_line(dataset, rows, datasets[dataset].answers, by_seed)
+                drawn = len(sample(datasets[dataset].train, rows, 0))
+                line = make_line(dataset, rows, datasets[dataset].answers, by_seed, train_rows=drawn)
                 line.unseen.update(unseen)
                 lines.append(line)
     return lines
 
 
-def measured_between(
+def measured_with(
     bench: Bench, datasets: Mapping[str, Dataset], wanted: argparse.Namespace
-) -> tuple[str, str] | None:
-    """The days of the first and the last cell of the table."""
-    days = [
-        cell.when[:10]
+) -> dict[str, list[str]]:
+    """The days on which the cells of the table were measured, and the code they were measured with."""
+    cells = [
+        cell
         for dataset in wanted.datasets
         for rows in wanted.rows
         for seed in wanted.seeds
         for what in wanted.approaches
         if (cell := bench.find(make_split(datasets[dataset], rows, seed, work=bench.work), what)) is not None
     ]
-    return (min(days), max(days)) if days else None
+    return {
+        "days": sorted({cell.when[:10] for cell in cells}),
+        "code": list(dict.fromkeys(cell.code for cell in sorted(cells, key=lambda cell: cell.when))),
+    }
 
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -283,12 +302,21 @@ def main() -> None:
         "settings": wanted.settings,
         "seeds": wanted.seeds,
         "best_of": [name for name in CHOSEN_FROM if name in wanted.approaches],
-        "measured": measured_between(bench, datasets, wanted),
+        "measured": measured_with(bench, datasets, wanted),
         "lines": [asdict(line) for line in lines],
         "bars": [judge(bar, lines) for bar in BARS],
     }
-    path = write_record(wanted.results, "quality", found, results_text(found, lines))
-    print(f"{accuracy_table(lines)}\n\n{difference_table(lines)}\n\n{bars_text(found['bars'])}")
+    whole = all(
+        (
+            set(wanted.datasets) == set(MAIN),
+            set(wanted.rows) == set(ROWS),
+            wanted.seeds == [*SEEDS],
+            set(wanted.approaches) >= {*PEERS, *CHOSEN_FROM},
+        )
+    )
+    page = results_text(found, lines)
+    path = write_record(wanted.results, "quality" if whole else "quality-part", found, page)
+    print(page)
     print(f"\nwritten to {path.name} and {path.with_suffix('.md').name}", file=sys.stderr)
 
 

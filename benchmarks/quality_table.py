@@ -15,7 +15,8 @@ CHOSEN_FROM = ("frozen", "lora", "full")  # what `best` is chosen from: scratch 
 APPROACHES = (*CHOSEN_FROM, "scratch")
 PEERS = ("tfidf", "minilm")
 COLUMNS = ("tfidf", "scratch", *CHOSEN_FROM, "best", "minilm")
-AGAINST = ("tfidf", "minilm", "scratch")
+# Who is compared with whom: scratch with one fit of the same length, which has the same budget.
+AGAINST = {"tfidf": "best", "minilm": "best", "scratch": "full"}
 SEEDS = (0, 1, 2)
 
 
@@ -32,6 +33,8 @@ class Cell:
     validation_macro_f1: float | None = None
     note: str = ""
     when: str = ""
+    code: str = ""  # digest of the sources
+    refitted: bool = True  # on validation rows, too
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,12 @@ class Line:
 
     dataset: str
     rows: str
+    train_rows: int
     test_rows: int
     columns: dict[str, dict[str, Any]] = field(default_factory=dict)
-    differences: dict[str, dict[str, Any]] = field(default_factory=dict)  # best minus that column
+    differences: dict[str, dict[str, Any]] = field(default_factory=dict)  # minus that column
     chosen: dict[str, str] = field(default_factory=dict)  # seed: approach
+    not_refitted: dict[str, int] = field(default_factory=dict)  # approach: in how many seeds
     unseen: dict[str, int] = field(default_factory=dict)  # seed: test classes without a training row
 
 
@@ -73,10 +78,15 @@ def choose_best(cells: Mapping[str, Cell], wanted: Sequence[str]) -> Cell | None
 
 
 def make_line(
-    dataset: str, rows: str, answers: Sequence[str], by_seed: Mapping[int, Mapping[str, Cell]]
+    dataset: str,
+    rows: str,
+    answers: Sequence[str],
+    by_seed: Mapping[int, Mapping[str, Cell]],
+    *,
+    train_rows: int,
 ) -> Line:
     """Means over the seeds. Intervals are of the test rows: per row the mean over the seeds, resampled."""
-    line = Line(dataset, rows, len(answers))
+    line = Line(dataset, rows, train_rows, len(answers))
     right: dict[str, dict[int, Any]] = {
         column: {s: correctness(cells[column], answers) for s, cells in by_seed.items() if column in cells}
         for column in COLUMNS
@@ -90,11 +100,15 @@ def make_line(
                 "seeds": len(cells),
                 "seconds": round(float(np.mean([cell.seconds for cell in cells])), 1),
             }
-    for other in AGAINST:
-        both = [right["best"][seed] - right[other][seed] for seed in right["best"] if seed in right[other]]
+    for other, ours in AGAINST.items():
+        both = [right[ours][seed] - right[other][seed] for seed in right[ours] if seed in right[other]]
         if both:
             found = as_json(bootstrap_mean(np.mean(both, axis=0)))
             line.differences[other] = {**found, "seeds": len(both)}
+    for name in APPROACHES:
+        found = [cells[name] for cells in by_seed.values() if name in cells]
+        if missed := sum(not cell.refitted for cell in found):
+            line.not_refitted[name] = missed
     line.chosen.update({str(seed): cells["best"].what for seed, cells in by_seed.items() if "best" in cells})
     return line
 
@@ -125,6 +139,10 @@ class Bar:
 
 
 MAIN = ("ag_news", "sst2", "banking77")
+DATA_NOTES = {
+    "ag_news": "ag_news: 10,000 of its 120,000 training rows, by their true labels; its 7,600 test rows.",
+    "sst2": "sst2: the 6,920 sentences of its training file, and the 872 labelled ones of its dev file.",
+}
 CLEAR = (("ag_news", "200"), *((name, rows) for name in MAIN for rows in ("1000", "all")))
 BARS: tuple[Bar, ...] = (
     *(Bar("tfidf", (line,), "clear") for line in CLEAR),
@@ -155,35 +173,48 @@ def judge(bar: Bar, lines: Sequence[Line], *, seeds: int = len(SEEDS)) -> dict[s
 def accuracy_table(lines: Sequence[Line]) -> str:
     """Markdown: accuracy with its interval."""
     rows = [
-        f"| data set | rows | {' | '.join(COLUMNS)} | best is | seeds |",
-        "|---|---:|" + "---|" * (len(COLUMNS) + 2),
+        f"| data set | rows | {' | '.join(COLUMNS)} | best is |",
+        "|---|---:|" + "---|" * (len(COLUMNS) + 1),
     ]
     for line in lines:
         cells = [line.columns.get(column) for column in COLUMNS]
         words = [
-            "–" if cell is None else "{value:.3f} ({low:.3f} to {high:.3f})".format(**cell["accuracy"])
+            "–"
+            if cell is None
+            else "{value:.3f} ({low:.3f} to {high:.3f})".format(**cell["accuracy"]) + _few(cell["seeds"])
             for cell in cells
         ]
         counts = {name: list(line.chosen.values()).count(name) for name in CHOSEN_FROM}
         best = ", ".join(f"{name} {count}" for name, count in counts.items() if count) or "–"
-        seeds = sorted({cell["seeds"] for cell in cells if cell is not None})
-        told = " to ".join(map(str, seeds[:1] + seeds[1:][-1:]))
-        rows.append(f"| {line.dataset} | {line.rows} | {' | '.join(words)} | {best} | {told} |")
+        rows.append(f"| {line.dataset} | {_rows(line)} | {' | '.join(words)} | {best} |")
     return "\n".join(rows)
 
 
+def _few(seeds: int) -> str:
+    """What is said where not all seeds were measured."""
+    return "" if seeds >= len(SEEDS) else f", {seeds} seed{'s' if seeds > 1 else ''}"
+
+
+def _rows(line: Line) -> str:
+    return f"all ({line.train_rows:,})" if line.rows == "all" else line.rows
+
+
 def difference_table(lines: Sequence[Line]) -> str:
-    """Markdown: best minus the others, in points."""
+    """Markdown: differences in points, with their intervals."""
     rows = [
-        f"| best minus, in points | rows | {' | '.join(AGAINST)} |",
+        f"| in points | rows | {' | '.join(f'{ours} minus {other}' for other, ours in AGAINST.items())} |",
         "|---|---:|" + "---|" * len(AGAINST),
     ]
     for line in lines:
         words = []
         for other in AGAINST:
-            points = {key: 100 * value for key, value in line.differences.get(other, {}).items()}
-            words.append("{value:+.1f} ({low:+.1f} to {high:+.1f})".format(**points) if points else "–")
-        rows.append(f"| {line.dataset} | {line.rows} | {' | '.join(words)} |")
+            found = line.differences.get(other)
+            told = "–"
+            if found is not None:
+                points = {key: 100 * found[key] for key in ("value", "low", "high")}
+                told = "{value:+.1f} ({low:+.1f} to {high:+.1f})".format(**points) + _few(found["seeds"])
+            words.append(told)
+        rows.append(f"| {line.dataset} | {_rows(line)} | {' | '.join(words)} |")
     return "\n".join(rows)
 
 
@@ -209,14 +240,24 @@ def results_text(found: Mapping[str, Any], lines: Sequence[Line]) -> str:
     settings = ", ".join(found["settings"]) or "defaults"
     notes = [
         f"Base {base['name']} ({base['revision'][:12]}), settings: {settings}.",
-        "N rows include validation (15 %); tfidf and minilm are fitted on training and validation together.",
+        "N rows include validation (15 %). tfidf, minilm and frozen are fitted on training and validation "
+        "together in the end, and so are the others where stopping early left time for it.",
         f"`best` is the best of {', '.join(found['best_of']) or 'none'} on validation, for each seed.",
-        "`scratch` has one fit. Intervals are over test rows; another sample of the training rows moves the "
-        "small ones by a point or two more.",
+        "`scratch` has one fit, and is compared with `full`, which has one, too. Intervals are over test "
+        "rows; another sample of the training rows moves the small ones by a point or two more.",
+        *(DATA_NOTES[name] for name in dict.fromkeys(line.dataset for line in lines) if name in DATA_NOTES),
+        "800 test rows of each set were looked at, now and then, while the starter was made.",
     ]
-    if found.get("measured"):
-        first, last = found["measured"]
-        notes.append(f"Cells were measured from {first} to {last}; the code is that of each cell's day.")
+    alone = [
+        f"{name} on {line.dataset}, {_rows(line)} ({count} of {line.columns[name]['seeds']} seeds)"
+        for line in lines
+        for name, count in line.not_refitted.items()
+    ]
+    if alone:
+        notes.append(f"Not fitted on the validation rows: {'; '.join(alone)}.")
+    days, code = found["measured"]["days"], found["measured"]["code"]
+    if days:
+        notes.append(f"Cells were measured from {days[0]} to {days[-1]}, with code {', '.join(code)}.")
     if unseen:
         notes.append(
             "Classes of the test that a sample has no row of count as wrong for everybody. How many, by "

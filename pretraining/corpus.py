@@ -11,7 +11,7 @@ import json
 import lzma
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,11 @@ def documents(path: Path) -> Iterator[str]:
                 held.append(line)
         if held:
             yield "".join(held).strip()
+
+
+def held_out_from(documents: Sequence[str]) -> int:
+    """Where the last hundredth of a part's documents begins, which nothing learns from."""
+    return len(documents) - max(1, len(documents) // 100)
 
 
 def evaluation_texts(folder: Path) -> Iterator[str]:
@@ -83,7 +88,7 @@ def main() -> None:
     for part in sorted(arguments.corpus.glob("*.xz")):
         texts, size, dropped = [], 0, 0
         everything = list(documents(part))
-        boundary = len(everything) - max(1, len(everything) // 100)
+        boundary = held_out_from(everything)
         for text in everything[:boundary]:
             if size > arguments.megabytes * 1e6:
                 break

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from dataclasses import replace
@@ -17,6 +18,7 @@ import quality
 import quality_data
 import quality_peers
 import quality_table
+import record
 from quality_data import Dataset, make_split, sample
 from quality_table import BARS, Bar, Cell, Line, choose_best, judge, macro_f1, make_line
 
@@ -62,7 +64,7 @@ def test_the_public_files_are_read_as_they_are(tmp_path: Path) -> None:
     read = {name: quality_data.DATASETS[name](folder) for name, folder in folders.items()}
     assert read["ag_news"] == (
         [("A war, again", "World")],
-        [("War It goes on", "World"), ("Chips They shrink", "Sci/Tech")],
+        [("War . It goes on", "World"), ("Chips . They shrink", "Sci/Tech")],
     )
     assert read["sst2"] == ([("good film", "positive")], [("bad film", "negative")])
     assert read["banking77"][1] == [("where is my card?", "card_arrival")]
@@ -163,7 +165,7 @@ def test_a_line_holds_means_over_the_seeds_and_paired_intervals() -> None:
         best = cell("frozen", "".join(guesses), seed=seed, score=0.5)
         peer = cell("tfidf", "".join(wrong), seed=seed)
         by_seed[seed] = {"frozen": best, "tfidf": peer, "best": best}
-    line = make_line("toy", "200", answers, by_seed)
+    line = make_line("toy", "200", answers, by_seed, train_rows=200)
     assert line.columns["frozen"]["accuracy"]["value"] == pytest.approx(0.75)
     assert line.columns["tfidf"]["macro_f1"] == pytest.approx(1 / 3, abs=1e-6)
     assert line.columns["best"]["seeds"] == 2
@@ -181,14 +183,47 @@ def test_a_difference_takes_only_the_seeds_that_both_have() -> None:
     answers = list("ab")
     best = [cell("frozen", text, seed=seed, score=1) for seed, text in enumerate(("ab", "bb"))]
     by_seed = {0: {"best": best[0], "frozen": best[0]}, 1: {"best": best[1], "tfidf": cell("tfidf", "bb")}}
-    line = make_line("toy", "200", answers, by_seed)
+    line = make_line("toy", "200", answers, by_seed, train_rows=200)
     assert line.differences["tfidf"]["value"] == 0
     assert line.differences["tfidf"]["seeds"] == 1
 
 
+def test_scratch_is_compared_with_one_fit_and_not_with_the_best_of_three() -> None:
+    answers = list("ab")
+    cells = {
+        "frozen": cell("frozen", "ab", score=1),
+        "full": cell("full", "aa"),
+        "scratch": cell("scratch", "bb"),
+    }
+    line = make_line("toy", "200", answers, {0: {**cells, "best": cells["frozen"]}}, train_rows=200)
+    assert line.differences["scratch"]["value"] == 0
+
+
+def test_the_page_says_who_learned_from_fewer_rows() -> None:
+    fits = [replace(cell("full", "ab", seed=seed), refitted=seed == 1) for seed in (0, 1)]
+    told = make_line(
+        "toy", "all", list("ab"), {seed: {"full": fits[seed]} for seed in (0, 1)}, train_rows=5000
+    )
+    assert told.not_refitted == {"full": 1}
+    measured = {"days": ["2026-11-22"], "code": ["abc", "def"]}
+    found = {
+        **record.start_record(),
+        "base": {"name": "toy", "revision": "0" * 40},
+        "settings": [],
+        "best_of": ["full"],
+        "bars": [],
+        "measured": measured,
+    }
+    page = quality_table.results_text(found, [told])
+    assert "Not fitted on the validation rows: full on toy, all (5,000) (1 of 2 seeds)." in page
+    assert "| toy | all (5,000) |" in page
+    assert "2 seeds" in page
+    assert "with code abc, def" in page
+
+
 def line(dataset: str, rows: str, value: float, low: float, *, seeds: int = 3) -> Line:
     found = {"value": value, "low": low, "high": value + 0.01, "seeds": seeds}
-    return Line(dataset, rows, 10, differences={"tfidf": found})
+    return Line(dataset, rows, 200, 10, differences={"tfidf": found})
 
 
 @pytest.mark.parametrize(
@@ -312,13 +347,13 @@ def test_a_small_run_keeps_its_cells_and_aligns_the_answers(
     assert "| banking77 | 200 |" in out.out
     assert "not measured" in out.out
     assert "seed 0, frozen: accuracy" in out.err
-    found = json.loads(next((tmp_path / "results").glob("*-quality.json")).read_text())
+    found = json.loads(next((tmp_path / "results").glob("*-quality-part.json")).read_text())
     (told,) = found["lines"]
     assert told["test_rows"] == 21
     assert told["unseen"] == {"0": 1}
     for column in ("tfidf", "frozen", "best"):
         assert told["columns"][column]["accuracy"]["value"] == pytest.approx(20 / 21, abs=1e-6), column
-    page = next((tmp_path / "results").glob("*-quality.md")).read_text()
+    page = next((tmp_path / "results").glob("*-quality-part.md")).read_text()
     assert "count as wrong for everybody" in page
     (cell_file,) = (tmp_path / "work" / "cells").glob("*-frozen-*.json")
     assert json.loads(cell_file.read_text())["predictions"][0] is None
@@ -351,3 +386,20 @@ def test_every_column_and_difference_has_its_place_in_the_tables() -> None:
     assert all(row.count("|") == told.splitlines()[0].count("|") for row in told.splitlines())
     told = quality_table.difference_table([line("toy", "200", 0.1, 0.05)])
     assert "+10.0 (+5.0 to +11.0)" in told
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "active_choice",
+        "bits_per_byte",
+        "kills",
+        "label_errors",
+        "learning_curve",
+        "text_tasks",
+        "times",
+        "tuning",
+    ],
+)
+def test_a_benchmark_that_runs_for_hours_can_at_least_begin(name: str) -> None:
+    assert callable(importlib.import_module(name).main)
