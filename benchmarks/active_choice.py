@@ -24,8 +24,8 @@ from quality_data import DATASETS, digest
 from record import RESULTS, start_record, write_record
 from sklearn.exceptions import ConvergenceWarning
 
-from gptailor.data.clean import repair
 from gptailor.data.duplicates import near_duplicate_groups
+from gptailor.data.repair import repair
 from gptailor.data.tokenize import build_encoder, encode_texts, fit_length
 from gptailor.evaluate.choice import doubts, most_telling_first
 from gptailor.models.approach import fit_frozen_head

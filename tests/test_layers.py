@@ -61,7 +61,7 @@ HOMES = {
     "jinja2": ("report/", "tasks/sandbox.py"),
     "pyarrow": ("data/",),
     "rensa": ("data/duplicates.py",),
-    "ftfy": ("data/clean.py",),
+    "ftfy": ("data/repair.py",),
     "mlflow": ("pipeline/trackers.py",),
     "trackio": ("pipeline/trackers.py",),
     "wandb": ("pipeline/trackers.py",),

@@ -11,16 +11,9 @@ from ftfy.badness import is_bad
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptailor.data.clean import (
-    MOJIBAKE,
-    MOJIBAKE_SUSPECT,
-    CleanResult,
-    _drop_repeats,
-    _mend_mojibake,
-    clean_rows,
-    merge_labels,
-    repair,
-)
+from gptailor.data.clean import CleanResult, _drop_repeats, clean_rows
+from gptailor.data.repair import MOJIBAKE, MOJIBAKE_SUSPECT, _mend_mojibake, repair
+from gptailor.data.spellings import merge_labels
 from gptailor.recipe import CleanSettings
 from gptailor.types import RawExample, RejectedRow
 

@@ -8,8 +8,8 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from gptailor.data.clean import repair
 from gptailor.data.feeder import Feeder
+from gptailor.data.repair import repair
 from gptailor.data.segments import build_segment_encoder, counter_of
 from gptailor.errors import InputError, ModelError, PromptTooLong, did_you_mean
 from gptailor.models.bundle import LONGEST_TEXT, PARITY_TOLERANCE, find_model_folder, name_of, read_bundle

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from transformers import AutoTokenizer
 
-from gptailor.data.clean import repair
+from gptailor.data.repair import repair
 from gptailor.data.tokenize import Encoder, TooLong, build_encoder, encode_texts, fit_length
 from gptailor.errors import InputError, ModelError
 from gptailor.launch import Precision

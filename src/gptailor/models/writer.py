@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gptailor.data.clean import repair
+from gptailor.data.repair import repair
 from gptailor.data.tokenize import build_encoder
 from gptailor.errors import ModelError
 from gptailor.models.bundle import find_model_folder, read_bundle

@@ -18,11 +18,11 @@ import numpy as np
 
 from gptailor.cache import content_key
 from gptailor.data.blocks import TokenStore, TokenWriter, open_store, targets_by_piece
-from gptailor.data.clean import repair
 from gptailor.data.documents import Piece, columns_of, iterate_pieces
 from gptailor.data.duplicates import near_duplicate_groups
 from gptailor.data.ledger import LedgerLine
 from gptailor.data.overlap import NgramSet, build_ngram_set, shares_a_run, shares_across
+from gptailor.data.repair import repair
 from gptailor.data.source import is_stream
 from gptailor.data.split import join_groups, time_keys, value_groups
 from gptailor.data.store import StoredRows

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gptailor.data.clean import repair
 from gptailor.data.read import read_rows
+from gptailor.data.repair import repair
 from gptailor.errors import DataError, did_you_mean
 from gptailor.tasks.labels import label_cell, labels_in, labels_of, number_in
 from gptailor.types import AnswerForm, RawExample, RejectedRow

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from gptailor import __version__
-from gptailor.data.clean import repair
 from gptailor.data.ledger import write_csv_safely
+from gptailor.data.repair import repair
 from gptailor.models.readout import as_label, decide, joined, label_text, labels_named, read_answer
 from gptailor.pipeline.folder import settled_recipe
 from gptailor.pipeline.kinds import Kind, kind_of

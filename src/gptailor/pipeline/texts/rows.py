@@ -9,10 +9,10 @@ from functools import lru_cache, partial
 import numpy as np
 
 from gptailor.cache import content_key
-from gptailor.data.clean import repair
 from gptailor.data.duplicates import is_exact, near_duplicate_groups, near_matches
 from gptailor.data.parallel import read_parallel
 from gptailor.data.read import ReadResult, read_rows
+from gptailor.data.repair import repair
 from gptailor.data.split import join_groups, split_rows, value_groups
 from gptailor.errors import DataError, did_you_mean, number_of
 from gptailor.pipeline.folder import hash_files
