@@ -39,14 +39,8 @@ from gptailor.pipeline.causal import (
     refuse_frozen,
     text_ends,
 )
-from gptailor.pipeline.documents import (
-    PreparedDocuments,
-    choose_block,
-    ledger_lines,
-    prepare_documents,
-    repair_document,
-    write_tokens,
-)
+from gptailor.pipeline.documents import PreparedDocuments, prepare_documents
+from gptailor.pipeline.documents_tokens import choose_block, ledger_lines, repair_document, write_tokens
 from gptailor.pipeline.folder import base_revision_of, file_hashes, refuse_other_data
 from gptailor.pipeline.language_story import finish_language, seal
 from gptailor.pipeline.objective import Objective, Validation

@@ -13,7 +13,8 @@ import numpy as np
 
 from gptailor.data.tokenize import Encoder, build_encoder
 from gptailor.models.names import read_tokenizer_file, resolve_base
-from gptailor.pipeline.documents import PreparedDocuments, choose_block, kept_chunks, prepare_documents
+from gptailor.pipeline.documents import PreparedDocuments, prepare_documents
+from gptailor.pipeline.documents_tokens import choose_block, kept_chunks
 from gptailor.pipeline.prepare import PARTS
 from gptailor.pipeline.rendered import CheckReport, RenderedExample, token_pieces
 from gptailor.recipe import Recipe

@@ -12,7 +12,9 @@ from gptailor.evaluate.language import piece_nats, text_scores
 from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.resampling import ROWS, Resampling
 from gptailor.models.writer import Writer
-from gptailor.pipeline.documents import all_in, survey, write_store
+from gptailor.pipeline.documents_split import all_in
+from gptailor.pipeline.documents_survey import survey
+from gptailor.pipeline.documents_tokens import write_store
 from gptailor.recipe import CleanSettings, DataSettings
 
 

@@ -1,0 +1,224 @@
+"""Which part each piece of a document belongs to: by the person's groups and times, else drawn.
+
+With few documents each is divided; with more, each stays whole, and near-duplicates stay together.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gptailor.data.duplicates import near_duplicate_groups
+from gptailor.data.split import join_groups, time_keys, value_groups
+from gptailor.data.store import StoredRows
+from gptailor.data.views import each
+from gptailor.pipeline.documents_survey import Documents, pieces_of
+from gptailor.pipeline.prepare import PARTS
+from gptailor.recipe import Recipe
+from gptailor.types import IntArray, Part, RawExample
+
+DROPPED = -1
+MANY_DOCUMENTS = 20  # with fewer, each is divided; with more, each stays whole in one part
+COMPARED_CHARACTERS = 20_000  # of a document's beginning, when near-duplicates are looked for
+ALL_ALIKE = (
+    "Nearly all documents are near-duplicates of one another, so they can't be kept in one part: what is "
+    "held out is nearly what was learned."
+)
+HELD_OUT_BYTES = 1_000_000  # of validation and of test, at most, where the recipe leaves it open
+
+
+@dataclass(frozen=True, slots=True)
+class Divided:
+    """Every piece's part, and why the documents that have none were dropped."""
+
+    documents: Documents
+    parts: IntArray  # (P,) index into PARTS, or DROPPED
+    reasons: dict[int, tuple[Any, str]]  # document: reason and detail
+    divided: bool  # whether single documents are spread over parts
+    near_groups: int = 0  # groups of near-duplicates, each in one part
+    notes: tuple[str, ...] = ()
+
+
+def divide(documents: Documents, recipe: Recipe, *, beside: Sequence[Documents], given: set[Part]) -> Divided:
+    """Drops empty, repeated and leaked documents, and spreads the rest over the parts that weren't given.
+
+    `beside` are the held-out files. Documents of one group, and near-duplicates, stay in one part; with
+    times, the newest test.
+    """
+    parts, reasons = _usable(documents, beside, drop_duplicates=recipe.data.clean.drop_duplicates)
+    size = np.array(documents.piece_bytes, np.int64)
+    owner = np.array(documents.piece_document, np.int64)
+    sizes = np.bincount(owner, weights=size, minlength=len(documents.row_of)).astype(np.int64)
+    kept = np.unique(owner[parts == 0])
+    shares = _shares(recipe, int(size[parts == 0].sum()), given)
+    whole = bool(documents.groups or documents.times) or len(kept) >= MANY_DOCUMENTS
+    if not whole and _divide_each(parts, owner, size, shares):
+        return Divided(documents, parts, reasons, divided=True)
+    near = _near_documents(documents, kept, recipe)
+    count = len(np.unique(near))
+    alike = count < len(kept) and count <= sum(map(bool, shares.values()))  # one for each part, and no more
+    if alike:
+        near = np.arange(len(kept))
+    order = _in_turn(documents, kept, near, sizes, shares, seed=recipe.seed)
+    _divide_whole(parts, owner, sizes, order, shares)
+    several = int((np.bincount(near) > 1).sum())
+    return Divided(documents, parts, reasons, divided=False, near_groups=several, notes=(ALL_ALIKE,) * alike)
+
+
+def _near_documents(documents: Documents, kept: IntArray, recipe: Recipe) -> IntArray:
+    """(K,) ids of the kept documents: alike for near-duplicates, by their first characters."""
+    if not recipe.data.clean.near_duplicates or not len(kept):
+        return np.arange(len(kept))
+    place_of = {document: place for place, document in enumerate(kept.tolist())}
+
+    def beginnings() -> Iterator[RawExample]:
+        pieces = zip(documents.piece_document, pieces_of(documents, recipe.data), strict=False)
+        for document, ones in itertools.groupby(pieces, key=lambda pair: pair[0]):
+            if document in place_of:
+                text, room = [], COMPARED_CHARACTERS
+                for _, piece in ones:
+                    text.append(piece.text[:room])
+                    room -= len(text[-1])
+                yield RawExample({"text": "".join(text)}, "", document)
+
+    texts = each(StoredRows([], beginnings()), lambda row: row.fields["text"])
+    return near_duplicate_groups(texts, seed=recipe.seed)
+
+
+def _usable(
+    documents: Documents, beside: Sequence[Documents], *, drop_duplicates: bool
+) -> tuple[IntArray, dict[int, tuple[Any, str]]]:
+    """0 for each piece that can be used, else DROPPED; and why documents have none that can."""
+    reasons: dict[int, tuple[Any, str]] = {}
+    size = np.array(documents.piece_bytes, np.int64)
+    owner = np.array(documents.piece_document, np.int64)
+    sizes = np.bincount(owner, weights=size, minlength=len(documents.row_of)).astype(np.int64)
+    known = {digest for one in beside for digest in one.digests}
+    known_groups = {group for one in beside for group in one.groups if group}
+    groups = documents.groups or [""] * len(sizes)
+    seen: dict[bytes, int] = {}
+    for number, digest in enumerate(documents.digests):
+        if sizes[number] == 0:
+            reasons[number] = ("no_text", "")
+        elif digest in known:
+            reasons[number] = ("leak_exact", "stands in the held-out file")
+        elif groups[number] in known_groups:
+            detail = f"of the group {groups[number]!r}, which stands in the held-out file"
+            reasons[number] = ("leak_group", detail)
+        elif drop_duplicates and digest in seen:
+            source, row = documents.place(seen[digest])
+            reasons[number] = ("duplicate", f"the same as {source} row {row}")
+        else:
+            seen[digest] = number
+    parts = np.where(np.isin(owner, list(reasons)) | (size == 0), DROPPED, 0)
+    for piece in documents.overlapping:
+        parts[piece] = DROPPED
+    left = np.bincount(owner[parts == 0], minlength=len(sizes)) if len(owner) else sizes
+    for number in np.flatnonzero(left == 0).tolist():
+        reasons.setdefault(number, ("leak_near", "every piece shares a run of words with the held-out file"))
+    return parts, reasons
+
+
+def _shares(recipe: Recipe, total: int, given: set[Part]) -> dict[Part, float]:
+    """The share of the bytes that each held-out part takes."""
+    split = recipe.data.split
+    wanted = {"validation": split.validation, "test": split.test}
+    usual = min(0.1, HELD_OUT_BYTES / max(1, total))
+    return {
+        part: 0.0 if part in given else usual if wanted[part] is None else float(wanted[part] or 0.0)
+        for part in ("validation", "test")
+    }
+
+
+def _divide_each(whole: IntArray, owner: IntArray, size: IntArray, shares: dict[Part, float]) -> bool:
+    """The end of each document is held out: its last pieces test, those before them validate.
+
+    False, and nothing is changed, where the documents are too short for that.
+    """
+    parts = whole.copy()
+    for document in np.unique(owner[parts == 0]):
+        pieces = np.flatnonzero((owner == document) & (parts == 0))
+        middles = (np.cumsum(size[pieces]) - size[pieces] / 2) / size[pieces].sum()
+        parts[pieces[middles > 1 - shares["test"] - shares["validation"]]] = 1
+        parts[pieces[middles > 1 - shares["test"]]] = 2
+        if shares["test"] and len(pieces) >= 3:
+            parts[pieces[-1]] = 2
+        if shares["validation"] and len(pieces) >= 3 and not (parts[pieces] == 1).any():
+            parts[pieces[np.flatnonzero(parts[pieces] == 0)[-1]]] = 1
+    if not {0, *(PARTS.index(part) for part, share in shares.items() if share)} <= set(parts.tolist()):
+        return False
+    whole[:] = parts
+    return True
+
+
+def _in_turn(
+    documents: Documents,
+    kept: IntArray,
+    near: IntArray,
+    sizes: IntArray,
+    shares: dict[Part, float],
+    *,
+    seed: int,
+) -> Sequence[Any]:
+    """What stays together, one document or several, in the order of being held out: by time, or drawn."""
+    rng = np.random.default_rng(seed)
+    if not len(kept):
+        return []
+    together = _together(documents, kept, near)
+    if len(together) == len(kept) and not documents.groups and not documents.times:
+        alone: list[int] = rng.permutation(kept).tolist()
+        return alone
+    if documents.times:
+        keys = time_keys([documents.times[one] for one in kept], lambda at: _named(documents, kept[at]))
+        when = dict(zip(kept.tolist(), keys, strict=True))
+        return sorted(together, key=lambda ones: max((when[one], one) for one in ones.tolist()), reverse=True)
+    # A group larger than a part trains, where others are left.
+    room = min((share for share in shares.values() if share), default=1.0) * sizes[kept].sum()
+    drawn = [together[place] for place in rng.permutation(len(together))]
+    return sorted(drawn, key=lambda ones: bool(sizes[ones].sum() > room))
+
+
+def _together(documents: Documents, kept: IntArray, near: IntArray) -> list[IntArray]:
+    """Documents by group and by likeness; one that has neither is alone."""
+    ids = near
+    if documents.groups:
+        ids = join_groups(near, value_groups([documents.groups[document] for document in kept]))
+    order = np.argsort(ids, kind="stable")
+    return np.split(kept[order], np.flatnonzero(np.diff(ids[order])) + 1)
+
+
+def _named(documents: Documents, document: int) -> str:
+    source, row = documents.place(document)
+    return f"{source} row {row}"
+
+
+def _divide_whole(
+    parts: IntArray,
+    owner: IntArray,
+    sizes: IntArray,
+    order: Sequence[Any],
+    shares: dict[Part, float],
+) -> None:
+    """Whole documents, and those of a group together, until the share of the bytes is reached."""
+    total = sizes[np.unique(owner[parts == 0])].sum()
+    place = np.zeros(len(sizes), np.int64)
+    taken = 0
+    for number, part in ((2, "test"), (1, "validation")):
+        share = shares[part]  # type: ignore[index]
+        reached = 0
+        while share and taken < len(order) - 1 and (reached == 0 or reached < share * total):
+            place[order[taken]] = number
+            reached += int(sizes[order[taken]].sum())
+            taken += 1
+    inside = parts == 0
+    parts[inside] = place[owner[inside]]
+
+
+def all_in(documents: Documents, part: Part, *, beside: Sequence[Documents] = ()) -> Divided:
+    """Every document with text in one part, but for what stands in the files beside it."""
+    usable, reasons = _usable(documents, beside, drop_duplicates=False)
+    return Divided(documents, np.where(usable == DROPPED, DROPPED, PARTS.index(part)), reasons, divided=False)
