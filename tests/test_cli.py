@@ -207,6 +207,11 @@ def test_wrong_usage_leaves_with_2(arguments: list[str], invoke: Invoke) -> None
     assert "--help" in said.err
 
 
+def test_wrong_usage_names_the_verb_to_ask_for_help(invoke: Invoke) -> None:
+    assert "Try `gptailor predict --help`." in invoke("predict").err
+    assert "Try `gptailor --help`." in invoke("frobnicate").err
+
+
 def test_settings_are_listed_for_set(invoke: Invoke) -> None:
     said = invoke("help-settings")
     assert said.code == 0

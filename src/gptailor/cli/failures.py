@@ -62,7 +62,8 @@ def _fall(error: Exception) -> None:
     format_message = getattr(error, "format_message", None)  # Typer carries its own click
     if format_message is not None:
         is_help = type(error).__name__ == "NoArgsIsHelpError"
-        words = format_message() if is_help else f"usage: {format_message()}\nTry `gptailor --help`."
+        verb = getattr(getattr(error, "ctx", None), "command_path", "gptailor")
+        words = format_message() if is_help else f"usage: {format_message()}\nTry `{verb} --help`."
         print(words, file=sys.stderr)
         raise SystemExit(2)
     import tempfile
