@@ -21,8 +21,8 @@ from gptailor.models.predictor import load_predictor
 from gptailor.pipeline.fit import fit_recipe, fit_sealed
 from gptailor.pipeline.folder import claim_folder
 from gptailor.pipeline.place import Listener
-from gptailor.pipeline.rehearsal import rehearse_classification
-from gptailor.pipeline.rehearse import Settled
+from gptailor.pipeline.rehearsal import error_of_fits, rehearse_classification
+from gptailor.pipeline.rehearse import Repeat, Settled
 from gptailor.pipeline.run import Run
 from gptailor.recipe import Recipe, TuneSettings, build_recipe
 from gptailor.search.space import build_space
@@ -155,7 +155,54 @@ def test_no_row_that_chose_a_trial_judges_a_repeat(rows: int, place: Path, tmp_p
         rehearsal.frozen_score(shop, rehearsal.run_frozen(shop, rehearsal.FrozenApproach()))
         assert asked_of[-1] == len(chose)
     else:
-        assert judging < {rehearsal_rows.key_of(row) for row in shop.tokens.rows["train"]}
+        assert judging == {rehearsal_rows.key_of(row) for row in shop.tokens.rows["train"]}
+
+
+@pytest.mark.parametrize(("seeds", "folds"), [(1, 3), (3, 3), (5, 5), (9, 5)])
+def test_every_training_row_judges_once_before_any_judges_again(
+    seeds: int, folds: int, place: Path, tmp_path: Path
+) -> None:
+    from gptailor.pipeline import rehearsal, rehearsal_rows
+
+    recipe = build_recipe(
+        {
+            "data": {"train": str(place / "news.csv")},
+            "base": str(place / "base"),
+            "tune": {"seeds": seeds},
+        }
+    )
+    shop = rehearsal.without_test(
+        rehearsal.open_workshop(recipe, rehearsal.prepare(recipe), tmp_path, Listener())
+    )
+    asked = [rehearsal_rows.elsewhere(shop, number)[1] for number in range(folds)]
+    rows = [rehearsal_rows.key_of(row) for part in asked for row in part]
+    assert sorted(rows) == sorted(rehearsal_rows.key_of(row) for row in shop.tokens.rows["train"])
+    again = rehearsal_rows.elsewhere(shop, folds)[1]
+    assert {rehearsal_rows.key_of(row) for row in again} not in [
+        {rehearsal_rows.key_of(row) for row in part} for part in asked
+    ], "dealt anew"
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_repeats_on_other_rows_count_these_once(again: bool, place: Path, tmp_path: Path) -> None:
+    """What repeats differ by holds the rows, where each has its own; else both have to be added."""
+    recipe = recipe_in(place, "unused")
+    found = rehearse_classification(recipe, tmp_path, Listener())
+    rng = np.random.default_rng(0)
+    ours, theirs = [], []
+    for number in range(3):
+        answers = rng.integers(3, size=200)
+        rows = tuple(("news.csv", row + (0 if again else 200 * number)) for row in range(200))
+        for repeats, share in ((ours, 0.9), (theirs, 0.8)):
+            right = rng.random(200) < share
+            predictions = np.where(right, answers, (answers + 1) % 3)
+            repeats.append(Repeat(float(right.mean()), answers, predictions, rows))
+    fits = error_of_fits(ours, theirs)
+    gap = found.gap(ours, theirs)
+    same = [dataclasses.replace(one, score=other.score) for one, other in zip(ours, theirs, strict=True)]
+    rows_only = found.gap(same, theirs).error  # equal scores: fits don't differ
+    expected = np.hypot(rows_only, fits) if again else max(rows_only, fits)
+    assert gap.error == pytest.approx(expected)
 
 
 def test_a_trial_of_few_rows_is_scored_by_all_its_answers_together(

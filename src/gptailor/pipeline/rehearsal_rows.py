@@ -10,6 +10,8 @@ from gptailor.pipeline.workshop import FOLDS, Workshop, few_rows, folds_of, pool
 from gptailor.recipe import Recipe
 from gptailor.types import IntArray, TokenizedExample
 
+FEWEST_JUDGING = 3  # folds
+
 Rows = Sequence[TokenizedExample]
 Fold = tuple[IntArray, IntArray]  # places inside and outside
 
@@ -49,8 +51,13 @@ def judging_folds(shop: Workshop, deal: int) -> tuple[Rows, list[Fold]]:
     """
     if few_rows(shop):
         return pool_of(shop), few_folds(shop)[1]
-    rows = shop.tokens.rows["train"]
-    return rows, folds_of(rows, seed=shop.recipe.seed + 1 + deal, strata=shop.kind.strata)
+    rows, seed = shop.tokens.rows["train"], shop.recipe.seed + 1 + deal
+    return rows, folds_of(rows, seed=seed, strata=shop.kind.strata, most=num_judging(shop.recipe))
+
+
+def num_judging(recipe: Recipe) -> int:
+    """Folds that judge: one for each repeat, so that every row judges once, and two thirds or more teach."""
+    return min(FOLDS, max(FEWEST_JUDGING, recipe.tune.seeds))
 
 
 def elsewhere(shop: Workshop, number: int) -> tuple[tuple[Rows, Rows], Rows]:
@@ -61,7 +68,7 @@ def elsewhere(shop: Workshop, number: int) -> tuple[tuple[Rows, Rows], Rows]:
     own = shop.tokens.rows
     if asked_are_fixed(shop.recipe):
         return (own["train"], own["validation"]), own["validation"]
-    deal, fold = divmod(number, FOLDS)
+    deal, fold = divmod(number, num_judging(shop.recipe))
     rows, folds = judging_folds(shop, deal)
     inside, outside = folds[fold % len(folds)]
     inner = chosen(rows, inside) + ([] if few_rows(shop) else list(own["validation"]))

@@ -126,10 +126,12 @@ def folds_of(
     *,
     seed: int,
     strata: Callable[[Any], IntArray] = lambda answers: answers,
+    most: int = FOLDS,
 ) -> list[tuple[IntArray, IntArray]]:
     """Stratified folds as (inside, outside) row indices; `groups_of` says which rows stay together.
 
-    `strata` says from the answers what is dealt out evenly: the classes themselves, or a stand-in.
+    `strata` says from the answers what is dealt out evenly: the classes themselves, or a stand-in; `most` is
+    how many folds there are, or fewer where two labels don't allow so many.
 
     Raises:
         NoFoldsError: in every division some fold would have one label only to learn from.
@@ -137,7 +139,7 @@ def folds_of(
     labels = strata(np.array([row.label for row in rows]))
     # Texts of one pattern a label: folds that tell nothing apart are worth less than whole near-duplicates.
     for near in (True, False):
-        folds = _whole_folds(labels, groups_of(rows, near=near), seed=seed)
+        folds = _whole_folds(labels, groups_of(rows, near=near), seed=seed, most=most)
         if folds and all(len(np.unique(labels[inside])) > 1 for inside, _ in folds):
             return folds
     raise NoFoldsError(
@@ -160,13 +162,15 @@ def fold_numbers(
     return numbers
 
 
-def _whole_folds(labels: IntArray, groups: IntArray, *, seed: int) -> list[tuple[IntArray, IntArray]]:
-    """As many folds of whole groups as two labels allow, five at most; none where that isn't two."""
+def _whole_folds(
+    labels: IntArray, groups: IntArray, *, seed: int, most: int
+) -> list[tuple[IntArray, IntArray]]:
+    """As many folds of whole groups as two labels allow, so many at most; none where that isn't two."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
     held = np.unique(np.stack([groups, labels]), axis=1)  # every label of every group, by group
     sizes = np.sort(np.unique(held[1], return_counts=True)[1])  # groups that hold a label
-    count = min(FOLDS, *sizes[-2:-1].tolist(), int(groups.max(initial=-1)) + 1)
+    count = min(most, *sizes[-2:-1].tolist(), int(groups.max(initial=-1)) + 1)
     if len(sizes) < 2 or count < 2:
         return []
     settings: dict[str, Any] = {"n_splits": count, "shuffle": True, "random_state": seed}

@@ -22,7 +22,9 @@ from gptailor.pipeline.rehearse import Gap, Rehearsal, Repeat, Settled
 from gptailor.recipe import Recipe, TuneSettings, dump_recipe
 from gptailor.search.study import Tried
 
-HOPELESS = -1.0  # standard errors ahead of the recipe's own, under which another repeat isn't worth its time
+# Standard errors ahead of the recipe's own, under which another repeat isn't worth its time: after the first,
+# which says little, and after later ones.
+HOPELESS = (-1.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,7 @@ def compare_finalists(
             finalist = dataclasses.replace(
                 finalist, gap=gap, scores=[rehearsal.told(repeat.score) for repeat in mine]
             )
-            if gap.value > HOPELESS * gap.error:
+            if gap.value > HOPELESS[min(number, 1)] * gap.error:
                 still.append(finalist)
             finalists = [finalist if f.trial.number == finalist.trial.number else f for f in finalists]
         running = still
