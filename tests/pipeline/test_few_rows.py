@@ -414,9 +414,9 @@ def test_no_refit_for_a_loser_or_over_a_validation_file(
         ({"schedule": "constant"}, 100, 1000, 120),  # the rate falls nowhere
         ({"minutes": 5}, 100, 1000, 0),  # the time is used up
         ({"minutes": 5}, 100, 800, 180),  # stopping early saved it
-        ({"rows": 5000}, 100, 1000, 0),
-        ({"rows": 5000}, 100, 820, 180),
-        ({"rows": 5000}, 100, 821, 0),
+        ({"rows": 50_000}, 100, 1000, 0),
+        ({"rows": 50_000}, 100, 820, 180),
+        ({"rows": 50_000}, 100, 821, 0),
         ({"refit": False}, 100, 200, 0),
         ({"given": "validation.csv"}, 100, 200, 0),
     ],

@@ -25,7 +25,7 @@ from gptailor.types import Example, FloatArray, IntArray, TokenizedExample
 FEW_ROWS = 200  # fewer training rows than this: settings by folds, then a refit on all
 FOLDS = 5
 MOST_DEALT = 2_000  # groups of several labels that are dealt out by all of their rows, which takes time
-REFIT_ROWS = 2_000  # fewer than this: the validation rows teach, too, once they chose the length
+REFIT_ROWS = 20_000  # fewer than this: the validation rows teach, too, once they chose the length
 
 
 @dataclass(frozen=True, slots=True)
