@@ -137,19 +137,24 @@ def cooled_steps(settings: TrainSettings, best_step: float, *, longest: int, mor
 def _refit(
     shop: Workshop, settings: Trainable, *, plan: Plan, steps: int, place: TrainingPlace
 ) -> tuple[Adapted, Trained]:
-    """Trains anew on training and validation rows; nothing is left that could say when to stop."""
-    rows = pool_of(shop)
+    """Trains anew on training and validation rows."""
     place.say("refitting on training and validation rows")
     adapted = adapt(shop, settings)
-    outcome = train(
+    return adapted, _train_on_all(shop, adapted, plan=plan, steps=steps, place=place.inside("refit"))
+
+
+def _train_on_all(
+    shop: Workshop, adapted: Adapted, *, plan: Plan, steps: int, place: TrainingPlace
+) -> Trained:
+    """So many steps on training and validation rows: nothing is left that could say when to stop."""
+    return train(
         adapted,
-        objective_of(shop, adapted, rows, []),
+        objective_of(shop, adapted, pool_of(shop), []),
         plan=dataclasses.replace(plan, steps=steps),
         settings=shop.recipe.train,
-        place=place.inside("refit"),
+        place=place,
         end_at=steps,
     )
-    return adapted, outcome
 
 
 def _refit_on_all(
@@ -157,7 +162,7 @@ def _refit_on_all(
 ) -> Candidate:
     """Five folds for the length of training and for honest validation answers, then all rows."""
     rows = pool_of(shop)
-    pad_id, wanted = shop.encoder.pad_id, shop.recipe.train
+    pad_id = shop.encoder.pad_id
     logits = np.empty((len(rows), len(shop.label_names)))
     best_steps, seconds = [], 0.0
     folds = folds_of(rows, seed=shop.recipe.seed, strata=shop.kind.strata)
@@ -166,20 +171,14 @@ def _refit_on_all(
         fold = adapt(shop, settings)
         held_out = [rows[row] for row in outside.tolist()]
         objective = objective_of(shop, fold, [rows[row] for row in inside.tolist()], held_out)
-        outcome = train(fold, objective, plan=plan, settings=wanted, place=place.inside(f"fold-{number}"))
+        fold_place = place.inside(f"fold-{number}")
+        outcome = train(fold, objective, plan=plan, settings=shop.recipe.train, place=fold_place)
         logits[outside] = classify_rows(fold, held_out, pad_id=pad_id)
         best_steps.append(outcome.best_step)
         seconds += outcome.seconds
     steps = steps_after_folds(best_steps, [len(inside) for inside, _ in folds], shop, longest=plan.steps)
     place.say(f"refitting on all rows: {steps} steps (the folds' best: {', '.join(map(str, best_steps))})")
-    outcome = train(
-        adapted,
-        objective_of(shop, adapted, rows, []),
-        plan=dataclasses.replace(plan, steps=steps),
-        settings=wanted,
-        place=place,
-        end_at=steps,
-    )
+    outcome = _train_on_all(shop, adapted, plan=plan, steps=steps, place=place)
     model, parity, adapter = finish(adapted, settings, rows, pad_id=pad_id)
     text_logits, answers = by_text(logits, rows)
     return Candidate(
