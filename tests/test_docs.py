@@ -330,7 +330,7 @@ def test_rates_of_answers_are_those_of_the_code() -> None:
 
 @pytest.mark.parametrize("approach", ["full", "lora", "scratch"])
 def test_default_rates_are_those_of_the_code(approach: str) -> None:
-    from gptailor.pipeline.training import resolve_plan
+    from gptailor.pipeline.plan import resolve_plan
     from gptailor.recipe import TrainSettings
 
     text = (ROOT / "docs" / "recipe.md").read_text(encoding="utf-8")
@@ -351,7 +351,7 @@ def test_default_rates_are_those_of_the_code(approach: str) -> None:
 def test_numbers_of_the_defaults_are_those_of_the_code() -> None:
     from gptailor.data import split
     from gptailor.launch import BF16_PAYS_FROM
-    from gptailor.pipeline import fit, training, workshop
+    from gptailor.pipeline import fit, plan, workshop
 
     text = " ".join((ROOT / "docs" / "recipe.md").read_text(encoding="utf-8").split())
     assert f"Under {split.FEW_ROWS:,} rows: 70 % train, 15 % validate, 15 % test" in text
@@ -359,11 +359,11 @@ def test_numbers_of_the_defaults_are_those_of_the_code() -> None:
     assert (split.SHARE_OF_FEW, split.SHARE_OF_MANY) == (0.15, 0.10)
     assert f"Under {workshop.FEW_ROWS} training rows" in text
     assert f"over {fit.LONGEST_AUTO_SECONDS // 60} minutes" in text
-    assert f"at least {training.SHORTEST} and at most {training.LONGEST:,} steps" in text
-    assert f"at most {training.VALIDATIONS} validations" in text
-    assert f"{training.EPOCHS} epochs, at least {training.SHORTEST} and" in text
-    assert f"gets up to {training.MOST_EPOCHS} epochs" in text
-    assert f"no more than {training.ENOUGH:,} steps; `scratch` always {training.MOST_EPOCHS}" in text
+    assert f"at least {plan.SHORTEST} and at most {plan.LONGEST:,} steps" in text
+    assert f"at most {plan.VALIDATIONS} validations" in text
+    assert f"{plan.EPOCHS} epochs, at least {plan.SHORTEST} and" in text
+    assert f"gets up to {plan.MOST_EPOCHS} epochs" in text
+    assert f"no more than {plan.ENOUGH:,} steps; `scratch` always {plan.MOST_EPOCHS}" in text
     assert f"{BF16_PAYS_FROM // 10**6} million weights or more" in text
     assert APPROACHES.keys() == {"auto", "full", "lora", "frozen", "scratch"}
 
@@ -492,7 +492,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Fitted:
         patch.setenv("GPTAILOR_CACHE", str(place / "cache"))
         patch.setattr(torch.autograd, "grad", watched)
         # A worker's thread has a road of its own; here it is all one.
-        patch.setattr("gptailor.pipeline.trained.choose_workers", lambda *_: 1)
+        patch.setattr("gptailor.pipeline.plan.choose_workers", lambda *_: 1)
         with pytest.raises(SystemExit) as left:
             cli.main()
     assert left.value.code == 0

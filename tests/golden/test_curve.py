@@ -32,7 +32,7 @@ def run_curve(folder: Path) -> dict[str, list[float]]:
     }
     with pytest.MonkeyPatch.context() as patch:
         # Dropout's masks belong to the micro-batches, and there are as many as workers, so as cores.
-        patch.setattr("gptailor.pipeline.trained.choose_workers", lambda *_: 2)
+        patch.setattr("gptailor.pipeline.plan.choose_workers", lambda *_: 2)
         gptailor.fit(data, settings=settings)
     lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     return {

@@ -20,11 +20,12 @@ from gptailor.errors import DataError
 from gptailor.evaluate.run import macro_f1
 from gptailor.launch import StopRequest
 from gptailor.models.approach import fit_frozen_head
-from gptailor.pipeline import kinds, trained
+from gptailor.pipeline import kinds, settle, trained
 from gptailor.pipeline.fit import VALIDATION_TAUGHT, open_workshop, validation_taught
 from gptailor.pipeline.frozen import features_of, run_frozen
 from gptailor.pipeline.ladder import cheap_rungs
 from gptailor.pipeline.place import Listener, Trained, TrainingPlace
+from gptailor.pipeline.plan import STEPPING
 from gptailor.pipeline.prepare import prepare
 from gptailor.pipeline.trained import refit_steps, run_trained, steps_after_folds
 from gptailor.pipeline.workshop import Candidate, Workshop, few_rows, fold_numbers, folds_of
@@ -380,12 +381,12 @@ def test_with_many_rows_training_is_done_anew_with_the_validation_rows(
 def test_all_folds_together_share_the_minutes(
     shop: Workshop, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trained, "measured_plan", lambda *_, **__: (_plan_of(_[2], _[3]), 60.0))
+    monkeypatch.setattr(settle, "measured_plan", lambda *_, **__: (_plan_of(_[2], _[3]), 60.0))
     timed = build_shop(place, tmp_path, train={"minutes": 1, "length": "60 steps"})
     trainings = note_trainings(monkeypatch)
     assert run_trained(timed, FullApproach(), place_of(tmp_path / "run", timed)) is not None
     assert len(trainings) == 6
-    assert timed.environment["steps"] == int(60 * trained.STEPPING / 6)
+    assert timed.environment["steps"] == int(60 * STEPPING / 6)
 
 
 def _plan_of(_: Any, plan: Any) -> Any:

@@ -15,8 +15,8 @@ from gptailor.errors import ModelError
 from gptailor.models.approach import adapt_full, adapt_lora
 from gptailor.models.load import load_tokenizer, load_trainable_language_model
 from gptailor.models.names import resolve_base
-from gptailor.pipeline import measure, trained
-from gptailor.pipeline.training import Plan
+from gptailor.pipeline import measure, plan
+from gptailor.pipeline.plan import Plan
 from gptailor.recipe import TrainSettings
 
 PLAN = Plan(
@@ -96,7 +96,7 @@ def test_weights_that_do_not_move_leave_room_for_rows(
     base = resolve_base(str(tiny_bases["gpt2"]))
     objective: Any = SimpleNamespace(lengths=np.full(40, 8), new_head=False, rates=lambda _: {})
     found = {}
-    monkeypatch.setattr(trained, "resolve_plan", lambda *_, **settings: settings["micro_batch_size"])
+    monkeypatch.setattr(plan, "resolve_plan", lambda *_, **settings: settings["micro_batch_size"])
     for approach in ("full", "lora"):
         model = load_trainable_language_model(base, load_tokenizer(base))
         weights = sum(one.numel() for one in model.parameters())
@@ -104,5 +104,5 @@ def test_weights_that_do_not_move_leave_room_for_rows(
         adapted = adapt_full(model)
         if approach == "lora":
             adapted = adapt_lora(model, rank=1, alpha=2, dropout=0.0, targets=(), seed=0)
-        found[approach] = trained.plan_for(TrainSettings(), adapted, objective, approach)
+        found[approach] = plan.plan_for(TrainSettings(), adapted, objective, approach)
     assert found["full"] < found["lora"]

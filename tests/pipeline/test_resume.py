@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import gptailor.pipeline.trained
+import gptailor.pipeline.plan
 import tiny
 from crashed import Crash, alike, metrics_of
 from gptailor.errors import CheckpointError, ModelError, NonFiniteError, RunError
@@ -370,12 +370,12 @@ def test_measured_choices_are_written_before_the_first_step_and_reused(
     """As if memory had been short at first: the micro-batch of then decides, not today's."""
     expected = results(place.fit(place.recipe("micro-alone", micro_batch_size=4)).folder)
     recipe = place.recipe("micro")
-    monkeypatch.setattr(gptailor.pipeline.trained, "choose_micro_batch", lambda *_, **__: 4)
+    monkeypatch.setattr(gptailor.pipeline.plan, "choose_micro_batch", lambda *_, **__: 4)
     run = place.crash(recipe, 1)
     assert environment(run)["micro_batch_size"] == 4
     assert environment(run)["precision"] == "fp32"
     assert environment(run)["threads"] == torch.get_num_threads()
-    monkeypatch.setattr(gptailor.pipeline.trained, "choose_micro_batch", lambda *_, **__: 16)
+    monkeypatch.setattr(gptailor.pipeline.plan, "choose_micro_batch", lambda *_, **__: 16)
     found = results(place.fit(recipe).folder)
     assert found["model"] == expected["model"]
     assert found["metrics"] == expected["metrics"]

@@ -12,7 +12,7 @@ from rich.console import Console
 
 import tiny
 from gptailor.pipeline.check import check_recipe
-from gptailor.pipeline.trained import STEPPING, steps_within
+from gptailor.pipeline.plan import STEPPING, steps_within
 from gptailor.recipe import build_recipe
 from gptailor.report.checked import print_check
 

@@ -264,7 +264,7 @@ def test_trials_never_hold_a_test_row(place: Path, tmp_path: Path, monkeypatch: 
 def test_a_step_is_measured_once_for_each_size(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gptailor.pipeline import trained
+    from gptailor.pipeline import settle
 
     sizes: list[int] = []
 
@@ -272,7 +272,7 @@ def test_a_step_is_measured_once_for_each_size(
         sizes.append(plan.batch_size)
         return dataclasses.replace(plan, micro_batch_size=3), 4.0 * plan.steps
 
-    monkeypatch.setattr(trained, "measure_plan", measure)
+    monkeypatch.setattr(settle, "measure_plan", measure)
     recipe = recipe_in(place, "unused")
 
     def with_settings(**settings: Any) -> Recipe:
@@ -370,7 +370,7 @@ def test_a_repeat_takes_the_rate_that_its_trial_found(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The steps were settled at that rate; another range test could find another."""
-    from gptailor.pipeline import trained
+    from gptailor.pipeline import settle
 
     recipe = recipe_in(place, "unused")
     train = recipe.train.model_copy(update={"learning_rate": "find", "head_learning_rate": None})
@@ -379,7 +379,7 @@ def test_a_repeat_takes_the_rate_that_its_trial_found(
     *_, last = found.trial(recipe)
     assert last.settled is not None
     assert last.settled.learning_rate > 0
-    monkeypatch.setattr(trained, "range_test", lambda *_, **__: pytest.fail("looked for again"))
+    monkeypatch.setattr(settle, "range_test", lambda *_, **__: pytest.fail("looked for again"))
     found.repeat(recipe, 0, last.settled)
 
 

@@ -15,9 +15,11 @@ from gptailor.models.names import resolve_base
 from gptailor.pipeline.kinds import kind_of
 from gptailor.pipeline.measure import memory_in_training, trained_bytes
 from gptailor.pipeline.objective import Objective
+from gptailor.pipeline.plan import plan_for, steps_within
 from gptailor.pipeline.prepare import Prepared
+from gptailor.pipeline.settle import timed_plan
 from gptailor.pipeline.tokens import TokenizedParts
-from gptailor.pipeline.trained import adapt, objective_of, plan_for, steps_within, timed_plan, trainings_of
+from gptailor.pipeline.trained import adapt, objective_of, trainings_of
 from gptailor.pipeline.workshop import Workshop
 from gptailor.recipe import AutoApproach, FrozenApproach, FullApproach, Recipe, TrainSettings
 

@@ -46,7 +46,7 @@ from gptailor.pipeline.language_story import finish_language, seal
 from gptailor.pipeline.objective import Objective, Validation
 from gptailor.pipeline.place import Listener, Trained, TrainingPlace
 from gptailor.pipeline.prepare import PARTS
-from gptailor.pipeline.trained import cost_in_words, settle_plan
+from gptailor.pipeline.settle import cost_in_words, settle_plan
 from gptailor.pipeline.training import train
 from gptailor.recipe import (
     Recipe,

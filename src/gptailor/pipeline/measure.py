@@ -15,7 +15,8 @@ from gptailor.launch import available_memory, precision_context
 from gptailor.models.approach import Adapted
 from gptailor.models.lean import can_compile, is_lean
 from gptailor.pipeline.objective import Objective
-from gptailor.pipeline.training import Plan, engine, micro_batches
+from gptailor.pipeline.plan import Plan
+from gptailor.pipeline.training import engine, micro_batches
 from gptailor.train.loop import accumulate
 
 COMPILE_PAYS_FROM = 300  # seconds of training; compiling takes a minute or so, on a busy machine more

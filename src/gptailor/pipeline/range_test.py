@@ -17,7 +17,8 @@ import numpy as np
 from gptailor.errors import NonFiniteError
 from gptailor.models.approach import Adapted, put_weights, weights_of
 from gptailor.pipeline.objective import Objective
-from gptailor.pipeline.training import Plan, optimizer_of, steps_of
+from gptailor.pipeline.plan import Plan
+from gptailor.pipeline.training import optimizer_of, steps_of
 from gptailor.recipe import TrainSettings
 
 LOWEST, HIGHEST = 1e-6, 1.0

@@ -32,8 +32,8 @@ from gptailor.pipeline.rehearsal_rows import (
     with_rows,
 )
 from gptailor.pipeline.rehearse import Gap, Look, Rehearsal, Repeat, Settled, rehearse, teach
+from gptailor.pipeline.settle import Measured
 from gptailor.pipeline.trained import (
-    Measured,
     Trainable,
     adapt,
     objective_of,

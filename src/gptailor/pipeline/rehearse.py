@@ -13,8 +13,9 @@ from gptailor.models.approach import Adapted, put_weights, weights_of
 from gptailor.models.rows import used_rows_only
 from gptailor.pipeline.objective import Objective
 from gptailor.pipeline.place import Progress
-from gptailor.pipeline.trained import Measured, plan_for, rehearsed_plan, timed_plan, with_rate
-from gptailor.pipeline.training import Plan, judge, optimizer_of, steps_of
+from gptailor.pipeline.plan import Plan, plan_for, with_rate
+from gptailor.pipeline.settle import Measured, rehearsed_plan, timed_plan
+from gptailor.pipeline.training import judge, optimizer_of, steps_of
 from gptailor.recipe import Recipe
 from gptailor.types import StepResult
 

@@ -23,10 +23,10 @@ from gptailor.pipeline.language import write_data as write_language_data
 from gptailor.pipeline.objective import usual_rates
 from gptailor.pipeline.place import Listener, TrainingPlace
 from gptailor.pipeline.rehearse import Gap, Look, Rehearsal, Repeat, Settled, rehearse
+from gptailor.pipeline.settle import Measured
 from gptailor.pipeline.texts.objective import VALIDATED, rates_of
 from gptailor.pipeline.texts.road import objective_of
 from gptailor.pipeline.texts.shop import open_text_shop
-from gptailor.pipeline.trained import Measured
 from gptailor.recipe import Recipe, ScratchApproach
 from gptailor.report.words import WHAT_CHOSE
 from gptailor.types import Part

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import PreTrainedModel
 
-from gptailor.launch import choose_micro_batch, choose_precision, remember
 from gptailor.models.approach import Adapted, adapt_full, adapter_state, merge_lora
-from gptailor.models.load import build_scratch, load_classifier, takes_dropout
+from gptailor.models.load import build_scratch, load_classifier
 from gptailor.pipeline.causal import choose_weights
 from gptailor.pipeline.classify import by_text, classification_objective, classify_rows
-from gptailor.pipeline.measure import choose_compiled, measure_plan, memory_in_training, trained_bytes
 from gptailor.pipeline.objective import Objective
 from gptailor.pipeline.place import Trained, TrainingPlace
-from gptailor.pipeline.range_test import curve_in_words, propose_rate, range_test
-from gptailor.pipeline.training import Plan, resolve_plan, shortened, train
+from gptailor.pipeline.plan import Plan
+from gptailor.pipeline.settle import cost_in_words, settle_plan
+from gptailor.pipeline.training import train
 from gptailor.pipeline.workshop import (
     FOLDS,
     Candidate,
@@ -32,15 +30,9 @@ from gptailor.pipeline.workshop import (
     refits,
 )
 from gptailor.recipe import FullApproach, LoraApproach, ScratchApproach, TrainSettings
-from gptailor.report.terminal import bytes_text, duration_text
-from gptailor.train.workers import choose_workers
 from gptailor.types import TokenizedExample
 
 COOLING = 1.5  # times the best step that a refit takes, with a rate that falls to zero (docs/log.md)
-STEPPING = 0.85  # share of the time that steps take; validation and checkpoints take the rest
-
-# By what a step's cost depends on: the micro-batch that fits, and the seconds of a token.
-Measured = dict[tuple[object, ...], tuple[int, float]]
 
 Trainable = FullApproach | LoraApproach | ScratchApproach
 
@@ -102,15 +94,6 @@ def run_trained(
 def trainings_of(shop: Workshop) -> int:
     """How many trainings of one length a fit may take: the folds of few rows and that on all, or a refit."""
     return 1 + FOLDS if few_rows(shop) else 2 if refits(shop) else 1
-
-
-def cost_in_words(kind: str, environment: Mapping[str, Any], *, trainings: int = 1) -> str:
-    """What is said before step 1, of the step that was measured when the run began."""
-    told = f"{kind}: training, about {duration_text(environment['forecast_seconds'] * trainings)} at most"
-    if "memory_bytes" not in environment:  # begun by an older version
-        return told
-    peak, spare = (bytes_text(environment[key]) for key in ("memory_bytes", "memory_spare_bytes"))
-    return f"{told}, {peak} of memory ({spare} to spare)"
 
 
 def refit_steps(shop: Workshop, *, best_step: float, step: int, longest: int) -> int:
@@ -236,140 +219,6 @@ def objective_of(
     )
 
 
-def settle_plan(
-    settings: TrainSettings,
-    environment: dict[str, Any],
-    adapted: Adapted,
-    objective: Objective,
-    approach: str,
-    place: TrainingPlace,
-    *,
-    trainings: int = 1,
-) -> Plan:
-    """The plan with what is measured on this machine: once, before step 1; a resumed run reads it.
-
-    `trainings` of this length share the minutes.
-    """
-    path = place.folder.parent / "environment.json"
-    plan = plan_for(settings, adapted, objective, approach)
-    if "micro_batch_size" not in environment:
-        if settings.dropout != TrainSettings().dropout and not takes_dropout(adapted.plain.config):
-            place.say("this base has no dropout outside attention: train.dropout changes nothing")
-        plan, seconds = measured_plan(settings, adapted, objective, plan, seed=place.seed, say=place.say)
-        steps = steps_within(settings.minutes, plan, seconds * trainings)
-        peak, spare = memory_in_training(adapted)
-        choices = {
-            "micro_batch_size": plan.micro_batch_size,
-            "precision": plan.precision,
-            "workers": plan.workers,
-            "compiled": plan.compiled,
-            **({"learning_rate": plan.learning_rate} if settings.learning_rate == "find" else {}),
-            **({"steps": steps} if settings.minutes else {}),
-            "forecast_seconds": round(seconds * steps / plan.steps, 1),
-            "memory_bytes": peak,
-            "memory_spare_bytes": spare,
-        }
-        environment.update(remember(path, choices))
-    plan = with_rate(settings, plan, float(environment.get("learning_rate", plan.learning_rate)))
-    return dataclasses.replace(
-        shortened(plan, int(environment.get("steps", plan.steps))),
-        micro_batch_size=min(environment["micro_batch_size"], plan.batch_size),
-        precision=environment["precision"],
-        workers=environment["workers"],
-        compiled=environment["compiled"],
-    )
-
-
-def rehearsed_plan(
-    settings: TrainSettings,
-    adapted: Adapted,
-    objective: Objective,
-    *,
-    approach: str,
-    seed: int,
-    measured: Measured,
-    trainings: int = 1,
-) -> tuple[Plan, float]:
-    """The plan of a trial and its seconds at most; what is in `measured` isn't measured again.
-
-    `trainings` of this length share the minutes.
-    """
-    plan = plan_for(settings, adapted, objective, approach)
-    plan, seconds = measured_plan(settings, adapted, objective, plan, seed=seed, measured=measured)
-    steps = steps_within(settings.minutes, plan, seconds * trainings)
-    return shortened(plan, steps), seconds * steps / plan.steps
-
-
-def measured_plan(
-    settings: TrainSettings,
-    adapted: Adapted,
-    objective: Objective,
-    plan: Plan,
-    *,
-    seed: int,
-    say: Callable[[str], None] = lambda _: None,
-    measured: Measured | None = None,
-) -> tuple[Plan, float]:
-    """The plan with what is tried on this machine, and the seconds its training will take at most."""
-    plan, seconds = timed_plan(settings, adapted, objective, plan, measured=measured)
-    return found_plan(settings, adapted, objective, plan, seed=seed, say=say), seconds
-
-
-def timed_plan(
-    settings: TrainSettings,
-    adapted: Adapted,
-    objective: Objective,
-    plan: Plan,
-    *,
-    measured: Measured | None = None,
-) -> tuple[Plan, float]:
-    """The plan with a micro-batch that fits and blocks compiled where that pays; and its seconds at most."""
-    known: Measured = {} if measured is None else measured
-    tokens = plan.steps * plan.batch_size * float(objective.lengths.mean())
-    sizes = (trained_bytes(adapted), plan.batch_size, plan.micro_batch_size, plan.precision)
-    key = (*sizes, settings.dropout, settings.attention_dropout, settings.gradient_checkpointing)
-    if key not in known:
-        tried, seconds = measure_plan(adapted, objective, plan)
-        known[key] = tried.micro_batch_size, seconds / tokens
-    micro, seconds_of_token = known[key]
-    plan, seconds = dataclasses.replace(plan, micro_batch_size=micro), seconds_of_token * tokens
-    return choose_compiled(
-        adapted, objective, plan, seconds, wanted=settings.compile, minutes=settings.minutes
-    )
-
-
-def found_plan(
-    settings: TrainSettings,
-    adapted: Adapted,
-    objective: Objective,
-    plan: Plan,
-    *,
-    seed: int,
-    say: Callable[[str], None],
-) -> Plan:
-    """The plan, with the learning rate of a range test where the recipe says `find`."""
-    if settings.learning_rate != "find":
-        return plan
-    say("learning rate: looking for it (rates rise until the loss diverges)")
-    curve = range_test(adapted, objective, plan, settings=settings, seed=seed)
-    rate = propose_rate(curve)
-    say(curve_in_words(curve, rate, usual=plan.learning_rate))
-    return plan if rate is None else with_rate(settings, plan, rate)
-
-
-def with_rate(settings: TrainSettings, plan: Plan, rate: float) -> Plan:
-    """The plan with another peak rate; a head without one of its own is never slower than 1e-3."""
-    head = settings.head_learning_rate or max(1e-3, rate)
-    return dataclasses.replace(plan, learning_rate=rate, head_learning_rate=head)
-
-
-def steps_within(minutes: float | None, plan: Plan, seconds: float) -> int:
-    """How many of the plan's steps fit into the minutes, where all of them take so many seconds."""
-    if minutes is None or seconds <= 0:
-        return plan.steps
-    return max(1, min(plan.steps, int(plan.steps * STEPPING * minutes * 60 / seconds)))
-
-
 def adapt(shop: Workshop, settings: Trainable) -> Adapted:
     """Loads or builds the model and chooses the weights that may change."""
     recipe = shop.recipe
@@ -396,28 +245,3 @@ def adapt(shop: Workshop, settings: Trainable) -> Adapted:
             kind=shop.kind.form.kind,
         )
     return choose_weights(recipe, model, settings, device=shop.environment["device"])
-
-
-def plan_for(settings: TrainSettings, adapted: Adapted, objective: Objective, approach: str) -> Plan:
-    """Resolves lengths, rates, precision and the micro-batch, which is still to be tried."""
-    config: Any = adapted.plain.config
-    weights = sum(parameter.numel() for parameter in adapted.plain.parameters())
-    learned = sum(one.numel() for one in adapted.trained.parameters() if one.requires_grad)
-    micro = settings.micro_batch_size or choose_micro_batch(
-        settings.batch_size,
-        max_tokens=int(objective.lengths.max()),
-        layers=int(config.num_hidden_layers),
-        width=int(config.hidden_size),
-        weights=learned + weights // 8,  # gradients, moments and updates of some; a bf16 copy of all
-    )
-    return resolve_plan(
-        settings,
-        approach=approach,
-        num_weights=weights,
-        num_rows=len(objective.lengths),
-        micro_batch_size=int(micro),
-        precision=choose_precision(settings.precision, num_weights=weights),
-        workers=choose_workers(torch.get_num_threads(), adapted.plain.device.type),
-        new_head=objective.new_head,
-        rates=objective.rates,
-    )

@@ -10,7 +10,6 @@ import dataclasses
 import math
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,14 +17,15 @@ import torch
 
 from gptailor.data.batch import Order, StepRows, split_step
 from gptailor.errors import Interrupted, NonFiniteError
-from gptailor.launch import Precision, keep_freed_memory, precision_context
+from gptailor.launch import keep_freed_memory, precision_context
 from gptailor.models.approach import Adapted
 from gptailor.models.dropout import draws_from_the_process, use_streams
 from gptailor.models.lean import LeanBody, is_lean, lean_training
 from gptailor.models.rows import used_rows_only
-from gptailor.pipeline.objective import Objective, Rates, Validation, usual_rates
+from gptailor.pipeline.objective import Objective, Validation
 from gptailor.pipeline.place import Progress, Trained, TrainingPlace
-from gptailor.recipe import TrainSettings, duration
+from gptailor.pipeline.plan import Plan
+from gptailor.recipe import TrainSettings
 from gptailor.train.checkpoint import (
     checkpoint_path,
     load_weights,
@@ -35,92 +35,6 @@ from gptailor.train.loop import training_steps
 from gptailor.train.optimize import build_optimizer, rate_factor
 from gptailor.train.workers import Workers
 from gptailor.types import Batch, IntArray, StepResult
-
-EPOCHS, MOST_EPOCHS = 5, 15  # where the recipe leaves the length open
-ENOUGH = 1000  # steps; a new head gets more epochs than five up to here, where rows are few
-SHORTEST, LONGEST = 200, 20_000  # steps, where the recipe leaves the length open
-# Validations of an epoch, and of a training at most, where the recipe leaves them open.
-VALIDATIONS_PER_EPOCH, VALIDATIONS = 5, 25
-FEWEST_VALIDATIONS = 5  # of a training that is cut to the minutes it may take
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What was resolved about a training run, in steps."""
-
-    steps: int
-    validate_every: int
-    save_every: int
-    batch_size: int
-    micro_batch_size: int
-    learning_rate: float
-    head_learning_rate: float
-    precision: Precision
-    workers: int = 1  # micro-batches at a time
-    compiled: bool = False
-
-
-def resolve_plan(
-    settings: TrainSettings,
-    *,
-    approach: str,
-    num_weights: int,
-    num_rows: int,
-    micro_batch_size: int,
-    precision: Precision,
-    workers: int = 1,
-    new_head: bool = True,
-    rates: Rates = usual_rates,
-) -> Plan:
-    """Turns lengths into steps and fills in the rates (docs/decisions/0010-default-settings.md)."""
-    batch_size = min(settings.batch_size, num_rows)
-    per_epoch = -(-num_rows // batch_size)
-    validate_every = -(-per_epoch // (settings.validations_per_epoch or VALIDATIONS_PER_EPOCH))
-    if settings.length is not None:
-        amount, unit = duration(settings.length)
-        steps = max(1, round(amount * per_epoch if unit == "epochs" else amount))
-    else:
-        steps = usual_steps(per_epoch, approach=approach, new_head=new_head)
-    if settings.validations_per_epoch is None:
-        validate_every = max(validate_every, -(-steps // VALIDATIONS))
-    validate_every = min(validate_every, steps)
-    save_every = validate_every
-    if settings.save_every:
-        amount, unit = duration(settings.save_every)
-        save_every = max(1, round(amount * per_epoch if unit == "epochs" else amount))
-    asked = settings.learning_rate
-    rate = rates(num_weights)[approach] if asked is None or asked == "find" else asked
-    return Plan(
-        steps=steps,
-        validate_every=validate_every,
-        save_every=save_every,
-        batch_size=batch_size,
-        micro_batch_size=min(micro_batch_size, batch_size),
-        learning_rate=rate,
-        head_learning_rate=settings.head_learning_rate or max(1e-3, rate),
-        precision=precision,
-        workers=workers,
-    )
-
-
-def shortened(plan: Plan, steps: int) -> Plan:
-    """The plan with so many steps at most, and still a few validations."""
-    if steps == plan.steps:
-        return plan
-    every = min(plan.validate_every, -(-steps // FEWEST_VALIDATIONS))
-    return dataclasses.replace(
-        plan, steps=steps, validate_every=every, save_every=min(plan.save_every, every)
-    )
-
-
-def usual_steps(per_epoch: int, *, approach: str, new_head: bool) -> int:
-    """How long to train, where the recipe leaves it open."""
-    steps = EPOCHS * per_epoch
-    if approach == "scratch":
-        steps = MOST_EPOCHS * per_epoch
-    elif new_head:
-        steps = max(steps, min(MOST_EPOCHS * per_epoch, ENOUGH))
-    return min(max(steps, SHORTEST), LONGEST)
 
 
 def train(

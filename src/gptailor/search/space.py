@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptailor.errors import GptailorError, Problem, RecipeError, did_you_mean, raise_together
+from gptailor.pipeline.plan import MOST_EPOCHS, usual_steps
 from gptailor.pipeline.rehearse import Rehearsal
 from gptailor.pipeline.task import READ_BY, READ_BY_FROZEN
 from gptailor.pipeline.texts.objective import resolve_preference
-from gptailor.pipeline.training import MOST_EPOCHS, usual_steps
 from gptailor.recipe import APPROACHES, Recipe, SearchRange, build_recipe, describe_settings, duration
 
 Value = bool | int | float | str | None

@@ -20,10 +20,10 @@ from gptailor.pipeline.causal import (
 from gptailor.pipeline.folder import file_hashes, refuse_other_data
 from gptailor.pipeline.objective import Objective
 from gptailor.pipeline.place import Listener, Trained, TrainingPlace
+from gptailor.pipeline.settle import cost_in_words, settle_plan
 from gptailor.pipeline.texts.objective import answer_objective, preference_objective, row_nats
 from gptailor.pipeline.texts.shop import TextShop, open_text_shop
 from gptailor.pipeline.texts.tokens import ledger_lines
-from gptailor.pipeline.trained import cost_in_words, settle_plan
 from gptailor.pipeline.training import train
 from gptailor.recipe import Recipe
 

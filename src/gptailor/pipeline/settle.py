@@ -1,0 +1,151 @@
+"""A plan settled on this machine: what is tried and timed before step 1."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from gptailor.launch import remember
+from gptailor.models.approach import Adapted
+from gptailor.models.load import takes_dropout
+from gptailor.pipeline.measure import choose_compiled, measure_plan, memory_in_training, trained_bytes
+from gptailor.pipeline.objective import Objective
+from gptailor.pipeline.place import TrainingPlace
+from gptailor.pipeline.plan import Plan, plan_for, shortened, steps_within, with_rate
+from gptailor.pipeline.range_test import curve_in_words, propose_rate, range_test
+from gptailor.recipe import TrainSettings
+from gptailor.report.terminal import bytes_text, duration_text
+
+# By what a step's cost depends on: the micro-batch that fits, and the seconds of a token.
+Measured = dict[tuple[object, ...], tuple[int, float]]
+
+
+def settle_plan(
+    settings: TrainSettings,
+    environment: dict[str, Any],
+    adapted: Adapted,
+    objective: Objective,
+    approach: str,
+    place: TrainingPlace,
+    *,
+    trainings: int = 1,
+) -> Plan:
+    """The plan with what is measured on this machine: once, before step 1; a resumed run reads it.
+
+    `trainings` of this length share the minutes.
+    """
+    path = place.folder.parent / "environment.json"
+    plan = plan_for(settings, adapted, objective, approach)
+    if "micro_batch_size" not in environment:
+        if settings.dropout != TrainSettings().dropout and not takes_dropout(adapted.plain.config):
+            place.say("this base has no dropout outside attention: train.dropout changes nothing")
+        plan, seconds = measured_plan(settings, adapted, objective, plan, seed=place.seed, say=place.say)
+        steps = steps_within(settings.minutes, plan, seconds * trainings)
+        peak, spare = memory_in_training(adapted)
+        choices = {
+            "micro_batch_size": plan.micro_batch_size,
+            "precision": plan.precision,
+            "workers": plan.workers,
+            "compiled": plan.compiled,
+            **({"learning_rate": plan.learning_rate} if settings.learning_rate == "find" else {}),
+            **({"steps": steps} if settings.minutes else {}),
+            "forecast_seconds": round(seconds * steps / plan.steps, 1),
+            "memory_bytes": peak,
+            "memory_spare_bytes": spare,
+        }
+        environment.update(remember(path, choices))
+    plan = with_rate(settings, plan, float(environment.get("learning_rate", plan.learning_rate)))
+    return dataclasses.replace(
+        shortened(plan, int(environment.get("steps", plan.steps))),
+        micro_batch_size=min(environment["micro_batch_size"], plan.batch_size),
+        precision=environment["precision"],
+        workers=environment["workers"],
+        compiled=environment["compiled"],
+    )
+
+
+def rehearsed_plan(
+    settings: TrainSettings,
+    adapted: Adapted,
+    objective: Objective,
+    *,
+    approach: str,
+    seed: int,
+    measured: Measured,
+    trainings: int = 1,
+) -> tuple[Plan, float]:
+    """The plan of a trial and its seconds at most; what is in `measured` isn't measured again.
+
+    `trainings` of this length share the minutes.
+    """
+    plan = plan_for(settings, adapted, objective, approach)
+    plan, seconds = measured_plan(settings, adapted, objective, plan, seed=seed, measured=measured)
+    steps = steps_within(settings.minutes, plan, seconds * trainings)
+    return shortened(plan, steps), seconds * steps / plan.steps
+
+
+def measured_plan(
+    settings: TrainSettings,
+    adapted: Adapted,
+    objective: Objective,
+    plan: Plan,
+    *,
+    seed: int,
+    say: Callable[[str], None] = lambda _: None,
+    measured: Measured | None = None,
+) -> tuple[Plan, float]:
+    """The plan with what is tried on this machine, and the seconds its training will take at most."""
+    plan, seconds = timed_plan(settings, adapted, objective, plan, measured=measured)
+    return found_plan(settings, adapted, objective, plan, seed=seed, say=say), seconds
+
+
+def timed_plan(
+    settings: TrainSettings,
+    adapted: Adapted,
+    objective: Objective,
+    plan: Plan,
+    *,
+    measured: Measured | None = None,
+) -> tuple[Plan, float]:
+    """The plan with a micro-batch that fits and blocks compiled where that pays; and its seconds at most."""
+    known: Measured = {} if measured is None else measured
+    tokens = plan.steps * plan.batch_size * float(objective.lengths.mean())
+    sizes = (trained_bytes(adapted), plan.batch_size, plan.micro_batch_size, plan.precision)
+    key = (*sizes, settings.dropout, settings.attention_dropout, settings.gradient_checkpointing)
+    if key not in known:
+        tried, seconds = measure_plan(adapted, objective, plan)
+        known[key] = tried.micro_batch_size, seconds / tokens
+    micro, seconds_of_token = known[key]
+    plan, seconds = dataclasses.replace(plan, micro_batch_size=micro), seconds_of_token * tokens
+    return choose_compiled(
+        adapted, objective, plan, seconds, wanted=settings.compile, minutes=settings.minutes
+    )
+
+
+def found_plan(
+    settings: TrainSettings,
+    adapted: Adapted,
+    objective: Objective,
+    plan: Plan,
+    *,
+    seed: int,
+    say: Callable[[str], None],
+) -> Plan:
+    """The plan, with the learning rate of a range test where the recipe says `find`."""
+    if settings.learning_rate != "find":
+        return plan
+    say("learning rate: looking for it (rates rise until the loss diverges)")
+    curve = range_test(adapted, objective, plan, settings=settings, seed=seed)
+    rate = propose_rate(curve)
+    say(curve_in_words(curve, rate, usual=plan.learning_rate))
+    return plan if rate is None else with_rate(settings, plan, rate)
+
+
+def cost_in_words(kind: str, environment: Mapping[str, Any], *, trainings: int = 1) -> str:
+    """What is said before step 1, of the step that was measured when the run began."""
+    told = f"{kind}: training, about {duration_text(environment['forecast_seconds'] * trainings)} at most"
+    if "memory_bytes" not in environment:  # begun by an older version
+        return told
+    peak, spare = (bytes_text(environment[key]) for key in ("memory_bytes", "memory_spare_bytes"))
+    return f"{told}, {peak} of memory ({spare} to spare)"
