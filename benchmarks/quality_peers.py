@@ -19,6 +19,7 @@ from quality_data import Split
 from quality_table import macro_f1
 
 from gptailor.evaluate.baselines import tfidf
+from gptailor.pipeline.labels import taught_names
 from gptailor.pipeline.prepare import prepare
 from gptailor.recipe import Recipe
 
@@ -36,6 +37,7 @@ class Given:
     texts: Mapping[str, Sequence[str]]
     labels: Mapping[str, Any]  # each (N,)
     names: Sequence[str]
+    taught: Sequence[str]  # the names as texts that teach, as the approaches have them
     test_places: Sequence[int]  # among all test rows of the data set
     num_test: int
 
@@ -54,6 +56,7 @@ def take_rows(recipe: Recipe, split: Split) -> Given:
         {part: [row.text for row in rows] for part, rows in parts.items()},
         {part: np.array([row.label for row in rows]) for part, rows in parts.items()},
         prepared.label_names,
+        taught_names(prepared.label_names, prepared.form, recipe.data),
         [split.kept[row.row - 1] for row in parts["test"]],
         len(split.dataset.test),
     )
@@ -67,20 +70,29 @@ def measure_tfidf(recipe: Recipe, split: Split) -> dict[str, Any]:
         np.concatenate([given.labels["train"], given.labels["validation"]]),
         [],
         given.texts["test"],
+        names=given.taught,
         seed=split.seed,
     )
     return {"predictions": given.placed(found.test), "seconds": round(found.seconds, 2), "note": found.note}
 
 
-def measure_minilm(recipe: Recipe, split: Split, *, work: Path) -> dict[str, Any]:
-    """Embeddings + logistic regression; its strength chosen on validation, fitted again on all rows."""
+def measure_minilm(recipe: Recipe, split: Split, *, work: Path, names: bool) -> dict[str, Any]:
+    """Embeddings + logistic regression; its strength chosen on validation, fitted again on all rows.
+
+    `names`: the labels' names teach, too, and are never judged.
+    """
     began = time.perf_counter()
     given = take_rows(recipe, split)
-    vectors = embed_all(work, [text for texts in given.texts.values() for text in texts])
+    taught = given.taught if names else []
+    vectors = embed_all(work, [*(text for texts in given.texts.values() for text in texts), *taught])
     features = {part: np.stack([vectors[text] for text in texts]) for part, texts in given.texts.items()}
     learned = np.concatenate([features["train"], features["validation"]])
     labels = np.concatenate([given.labels["train"], given.labels["validation"]])
     held = judged_parts(labels, held=len(features["validation"]), seed=split.seed)
+    if taught:
+        learned = np.concatenate([learned, np.stack([vectors[text] for text in taught])])
+        labels = np.concatenate([labels, np.arange(len(taught))])
+        held = np.concatenate([held, np.full(len(taught), -1)])
     strength, score = choose_strength(learned, labels, held)
     return {
         "predictions": given.placed(fit_logistic(learned, labels, strength).predict(features["test"])),

@@ -13,10 +13,10 @@ from gptailor.evaluate.metrics import as_json, bootstrap_mean
 ROWS = ("200", "1000", "all")
 CHOSEN_FROM = ("frozen", "lora", "full")  # what `best` is chosen from: scratch has no pretraining
 APPROACHES = (*CHOSEN_FROM, "scratch")
-PEERS = ("tfidf", "minilm")
-COLUMNS = ("tfidf", "scratch", *CHOSEN_FROM, "best", "minilm")
+PEERS = ("tfidf", "minilm", "minilm_names")  # the last is taught the labels' names, as the approaches are
+COLUMNS = ("tfidf", "scratch", *CHOSEN_FROM, "best", "minilm", "minilm_names")
 # Who is compared with whom: scratch with one fit of the same length, which has the same budget.
-AGAINST = {"tfidf": "best", "minilm": "best", "scratch": "full"}
+AGAINST = {"tfidf": "best", "minilm": "best", "minilm_names": "best", "scratch": "full"}
 SEEDS = (0, 1, 2)
 
 
@@ -242,6 +242,8 @@ def results_text(found: Mapping[str, Any], lines: Sequence[Line]) -> str:
         f"Base {base['name']} ({base['revision'][:12]}), settings: {settings}.",
         "N rows include validation (15 %). tfidf, minilm and frozen are fitted on training and validation "
         "together in the end, and so are the others where stopping early left time for it.",
+        "The labels' names teach the approaches and tfidf, as one more text each (data.teach_names); minilm "
+        "not, since people don't do that with embeddings; minilm_names is taught them, too.",
         f"`best` is the best of {', '.join(found['best_of']) or 'none'} on validation, for each seed.",
         "`scratch` has one fit, and is compared with `full`, which has one, too. Intervals are over test "
         "rows; another sample of the training rows moves the small ones by a point or two more.",

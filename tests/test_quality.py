@@ -109,7 +109,7 @@ def test_a_cell_is_named_by_weights_settings_rows_and_seed(split: quality_data.S
 
     for what in ("frozen", "lora", "full"):
         assert name(what, base=others) != name(what)
-    for what in ("scratch", "tfidf", "minilm"):  # they don't see the base's weights
+    for what in ("scratch", "tfidf", "minilm", "minilm_names"):  # they don't see the base's weights
         assert name(what, base=others) == name(what)
     assert name("full", settings=("train.length=3 epochs",)) != name("full")
     assert name("full", settings=("lora:train.length=3 epochs",)) == name("full")

@@ -104,6 +104,9 @@ class DataSettings(Settings):
     test_columns: str | None = Field(None, description="the same for the test file")
     label_names: LabelNames = Field({}, description="names for bare labels, such as 0: World")
     test_label_names: LabelNames = Field({}, description="the same for the test file's labels")
+    teach_names: bool = Field(
+        True, description="the labels' names teach, too, as one more text each (one label a row)"
+    )
     prompt: str | None = Field(
         None, description="column of the prompt, or a template over columns (completion)"
     )

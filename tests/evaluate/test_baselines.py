@@ -188,6 +188,21 @@ def test_the_validation_rows_teach_what_answers_the_test_rows() -> None:
     assert both.validation.tolist() == alone.validation.tolist(), "validation was asked of who had seen it"
 
 
+def test_the_names_of_classes_teach_and_are_never_judged() -> None:
+    texts, labels = ["red one", "red two", "blue one", "blue two"] * 5, np.array([0, 0, 1, 1] * 5)
+    names = ["crimson", "navy"]
+    for refit in (None, labels[:2]):
+        told = tfidf(texts, labels, texts[:2], names, validation_labels=refit, names=names)
+        assert told.test.tolist() == [0, 1]
+        assert "on 20 training rows" in told.note
+        assert "names taught" in told.note
+    wrong = fit_tfidf(texts, labels, names=["blue blue", "red red"])
+    assert "macro-F1, 1.000" in wrong.note, "a fold was judged by the names"
+    assert fit_tfidf(texts, labels, names=()).note == fit_tfidf(texts, labels).note
+    folds = np.arange(20) % 2
+    assert "by 2-fold" in fit_tfidf(texts, labels, names=names, folds=folds).note
+
+
 def test_search_sample_keeps_every_class_in_proportion(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(baselines, "SEARCH_ROWS", 100)
     monkeypatch.setattr(baselines, "SEARCH_ROWS_FLOOR", 100)

@@ -26,6 +26,7 @@ def run_curve(folder: Path) -> dict[str, list[float]]:
     settings = {
         "base": str(base),
         "approach": "full",
+        "data": {"teach_names": False},
         "out": str(folder / "run"),
         "train": {"length": "12 steps", "dropout": 0.1},
         "evaluate": {"baselines": "none", "resamples": 100},

@@ -99,7 +99,9 @@ def test_every_fault_is_counted_once_with_its_reason(base: str, tmp_path: Path) 
     assert lengths["cut_tokens"] == lengths["longest"] - 64 > 0
     assert sum(lengths["counts"]) == used
     assert found.estimate is None
-    assert said == [f"reading {recipe.data.train}", "cleaning", "splitting", "tokenizing"]
+    names = next(note for note in summary["notes"] if "names teach" in note)
+    assert "'business', 'health', 'sports'" in names
+    assert said == [f"reading {recipe.data.train}", "cleaning", names, "splitting", "tokenizing"]
     json.dumps(summary, allow_nan=False)
 
 

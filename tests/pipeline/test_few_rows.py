@@ -22,7 +22,7 @@ from gptailor.launch import StopRequest
 from gptailor.models.approach import fit_frozen_head
 from gptailor.pipeline import kinds, settle, trained
 from gptailor.pipeline.fit import VALIDATION_TAUGHT, open_workshop, validation_taught
-from gptailor.pipeline.frozen import features_of, run_frozen
+from gptailor.pipeline.frozen import features_of, features_of_names, run_frozen
 from gptailor.pipeline.ladder import cheap_rungs
 from gptailor.pipeline.place import Listener, Trained, TrainingPlace
 from gptailor.pipeline.plan import STEPPING
@@ -217,6 +217,14 @@ def test_200_training_rows_are_enough(rows: int, few: bool, place: Path, tmp_pat
 # Frozen.
 
 
+def head_on(shop: Workshop, model: Any, features: Any, labels: Any) -> Any:
+    """A head on these rows and on the labels' names, which teach wherever rows do."""
+    names = features_of_names(shop, model)
+    assert len(names) == len(shop.label_names)
+    features, labels = np.concatenate([features, names]), np.concatenate([labels, np.arange(len(names))])
+    return fit_frozen_head(features, labels, num_labels=len(names), strength=1.0)
+
+
 def test_frozen_answers_are_out_of_fold_and_in_row_order(shop: Workshop) -> None:
     candidate = run_frozen(shop, FrozenApproach(strengths=[1.0]))
     rows = rows_of(shop)
@@ -225,7 +233,7 @@ def test_frozen_answers_are_out_of_fold_and_in_row_order(shop: Workshop) -> None
     labels = np.array([row.label for row in rows])
     logits = np.full((len(rows), 3), np.nan)
     for inside, outside in folds_of(rows, seed=0):
-        weights = fit_frozen_head(features[inside], labels[inside], num_labels=3, strength=1.0)
+        weights = head_on(shop, model, features[inside], labels[inside])
         logits[outside] = features[outside] @ weights.T
     assert candidate.validation_answers.tolist() == answers_of(shop)
     assert np.abs(candidate.validation_logits - averaged(logits, rows)).max() < 1e-9
@@ -238,7 +246,7 @@ def test_the_frozen_head_is_refitted_on_every_row(shop: Workshop) -> None:
     candidate = run_frozen(shop, FrozenApproach(strengths=[1.0]))
     model: Any = candidate.model
     labels = np.array([row.label for row in rows_of(shop)])
-    expected = fit_frozen_head(features_of(shop, model, rows_of(shop)), labels, num_labels=3, strength=1.0)
+    expected = head_on(shop, model, features_of(shop, model, rows_of(shop)), labels)
     assert np.abs(model.score.weight.detach().numpy() - expected).max() < 1e-4
 
 
@@ -339,7 +347,7 @@ def test_with_many_rows_the_frozen_head_that_is_kept_has_seen_validation_too(
     count = len(shop.tokens.rows["train"])
 
     def head_of(rows: slice) -> Any:
-        return fit_frozen_head(features[rows], labels[rows], num_labels=len(shop.label_names), strength=1.0)
+        return head_on(shop, model, features[rows], labels[rows])
 
     kept = model.score.weight.detach().double().numpy()
     apart = head_of(slice(0, count))
@@ -362,6 +370,7 @@ def test_with_many_rows_training_is_done_anew_with_the_validation_rows(
     assert [training["folder"] for training in trainings] == ["alone", "refitted", "refit"]
     train, validation = (len(shop.tokens.rows[part]) for part in ("train", "validation"))
     _, first, refit = trainings
+    train += len(shop.tokens.names)
     longer = (train + validation) / train
     assert (first["rows"], refit["rows"]) == (train, train + validation)
     best = candidate.trained.best_step
@@ -435,7 +444,7 @@ def test_how_long_a_refit_is(changes: dict[str, Any], best: int, trained_for: in
             },
         }
     )
-    shop: Any = SimpleNamespace(recipe=recipe, tokens=SimpleNamespace(rows=parts, examples=parts))
+    shop: Any = SimpleNamespace(recipe=recipe, tokens=SimpleNamespace(rows=parts, examples=parts, names=()))
     assert refit_steps(shop, best_step=best, step=trained_for, longest=1000) == expected
 
 
@@ -444,7 +453,7 @@ def test_a_refit_after_folds_keeps_to_the_minutes(minutes: float | None, expecte
     """Each of the six trainings has a sixth of them."""
     parts: Any = {"train": [0] * 80, "validation": [0] * 20}
     recipe = build_recipe({"data": {"train": "rows.csv"}, "train": {"minutes": minutes}})
-    shop: Any = SimpleNamespace(recipe=recipe, tokens=SimpleNamespace(rows=parts, examples=parts))
+    shop: Any = SimpleNamespace(recipe=recipe, tokens=SimpleNamespace(rows=parts, examples=parts, names=()))
     assert steps_after_folds([900, 980], [80] * 5, shop, longest=1000) == expected
 
 

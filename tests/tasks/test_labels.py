@@ -16,6 +16,7 @@ from gptailor.tasks.labels import (
     label_of,
     labels_in,
     labels_of,
+    names_as_texts,
     refuse_separator_without_sets,
 )
 from gptailor.types import AnswerForm, AnswerKind
@@ -107,3 +108,32 @@ def test_a_separator_without_sets_is_refused(kind: AnswerKind) -> None:
     else:
         with pytest.raises(DataError, match="nothing is divided"):
             refuse_separator_without_sets(kind, ";")
+
+
+@pytest.mark.parametrize(
+    ("names", "texts"),
+    [
+        (["card_arrival", "lost-or-stolen"], ["card arrival", "lost or stolen"]),
+        (["Sci/Tech", "World"], ["Sci Tech", "World"]),
+        (["cardArrival", "getPIN", "iPhone"], ["card Arrival", "get PIN", "iPhone"]),
+        (["don't know", "yes"], ["don't know", "yes"]),
+        (["体", "经"], ["体", "经"]),
+        (["top 40", "news"], ["top 40", "news"]),
+        (["0", "1"], []),
+        (["LABEL_0", "LABEL_1"], []),
+        (["1 star", "2 stars", "3 stars"], []),  # of two alike, neither says which is which
+        (["a", "b"], []),
+        (["sports", "🏆"], []),
+        (["sports", "Sports!"], []),
+    ],
+)
+def test_names_are_read_as_texts_where_each_says_something(names: list[str], texts: list[str]) -> None:
+    assert names_as_texts(names) == texts
+
+
+@given(st.lists(st.text(max_size=12), max_size=6))
+def test_names_as_texts_are_all_or_none(names: list[str]) -> None:
+    texts = names_as_texts(names)
+    assert len(texts) in (0, len(names))
+    assert all(text == " ".join(text.split()) and any(map(str.isalpha, text)) for text in texts)
+    assert len({text.casefold() for text in texts}) == len(texts)

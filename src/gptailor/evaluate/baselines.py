@@ -99,6 +99,7 @@ def tfidf(
     test_texts: Sequence[str],
     *,
     validation_labels: Any = None,
+    names: Sequence[str] = (),
     folds: IntArray | None = None,
     seed: int = 0,
     max_seconds: float | None = None,
@@ -110,7 +111,7 @@ def tfidf(
     that the training rows chose: whoever took it instead would give it all rows.
     """
     started = time.perf_counter()
-    common: dict[str, Any] = {"seed": seed, "max_seconds": max_seconds, "target": target}
+    common: dict[str, Any] = {"names": names, "seed": seed, "max_seconds": max_seconds, "target": target}
     fitted = fit_tfidf(train_texts, train_labels, folds=folds, **common)
     validation = _predict(fitted.pipeline, validation_texts, target, train_labels)
     note = fitted.note
@@ -126,6 +127,7 @@ def fit_tfidf(
     texts: Sequence[str],
     labels: Any,
     *,
+    names: Sequence[str] = (),
     folds: IntArray | None = None,
     strength: float | None = None,
     seed: int = 0,
@@ -143,6 +145,8 @@ def fit_tfidf(
         texts: The training texts, N of them.
         labels: Their classes, shape (N,), or what else the target is. One single answer is allowed: it is
             always given.
+        names: What the classes' names say, one text each in their order, or none: they teach beside the
+            rows, in every fold, and nobody is judged by them.
         folds: (N,) numbers of the folds of the search; None deals every row out for itself.
         strength: Inverse regularization strength; None searches `STRENGTHS`.
         seed: Of the folds and of the solver.
@@ -163,14 +167,19 @@ def fit_tfidf(
         return FittedTfidf(
             Pipeline([("classifier", classifier)]), f"{why}, so it is always the most frequent one"
         )
-    counts = [csr_matrix(counter.fit_transform(texts)) for counter in counters]
+    counts = [csr_matrix(counter.fit_transform([*texts, *names])) for counter in counters]
+    taught = np.concatenate([labels, np.arange(len(names))]) if len(names) else labels
     note = "given"
     if strength is None:
         deadline = None if max_seconds is None else started + max_seconds
-        strength, note = _best_strength(counts, labels, target, folds=folds, seed=seed, deadline=deadline)
+        strength, note = _best_strength(
+            counts, taught, target, judged=len(labels), folds=folds, seed=seed, deadline=deadline
+        )
+    if len(names):
+        note += "; the labels' names taught, too"
     weightings = [TfidfTransformer(sublinear_tf=True).fit(block) for block in counts]
     matrix = hstack([w.transform(block) for w, block in zip(weightings, counts, strict=True)], format="csr")
-    classifier = target.fit(matrix, labels, strength=strength, tolerance=FINAL_TOLERANCE, seed=seed)
+    classifier = target.fit(matrix, taught, strength=strength, tolerance=FINAL_TOLERANCE, seed=seed)
     features = FeatureUnion(
         [
             (counter.analyzer, Pipeline([("counts", counter), ("weights", weighting)]))
@@ -238,19 +247,26 @@ def _best_strength(
     labels: Any,
     target: Target,
     *,
+    judged: int,
     folds: IntArray | None,
     seed: int,
     deadline: float | None,
 ) -> tuple[float, str]:
-    """The strength with the best k-fold score (ties: the smallest), and how it was found."""
-    rows = _search_rows(target.strata(labels), problems=target.problems(labels), seed=seed)
+    """The strength with the best k-fold score (ties: the smallest), and how it was found.
+
+    What comes behind the first `judged` rows teaches in every fold.
+    """
+    own = labels[:judged]
+    rows = _search_rows(target.strata(own), problems=target.problems(own), seed=seed)
+    folds = _stratified_folds(target.strata(own[rows]), seed=seed) if folds is None else folds[rows]
+    beside = np.arange(judged, len(labels))
+    rows, folds = np.append(rows, beside), np.append(folds, np.full(len(beside), -1))
     counts, labels = [block[rows] for block in counts], labels[rows]
-    folds = _stratified_folds(target.strata(labels), seed=seed) if folds is None else folds[rows]
     num_folds = int(folds.max()) + 1
-    judged: list[Any] = []
+    answered: list[Any] = []
     guesses: dict[float, list[Any]] = {strength: [] for strength in STRENGTHS}
     for fold in range(num_folds):
-        if judged and deadline is not None and time.perf_counter() > deadline:
+        if answered and deadline is not None and time.perf_counter() > deadline:
             break
         inside, outside = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
         if not len(inside):  # of a sample
@@ -261,15 +277,15 @@ def _best_strength(
                 matrix, labels[outside], strength=strength, tolerance=SEARCH_TOLERANCE, seed=seed
             )
             guesses[strength].append(target.guess(fitted, unseen))
-        judged.append(labels[inside])
-    answers = np.concatenate(judged)
+        answered.append(labels[inside])
+    answers = np.concatenate(answered)
     scores = {strength: target.score(answers, np.concatenate(guesses[strength])) for strength in STRENGTHS}
     best = max(scores, key=lambda strength: (scores[strength], -strength))
     note = (
         f"the best of {', '.join(f'{strength:g}' for strength in STRENGTHS)} by {num_folds}-fold "
-        f"{target.metric}, {abs(scores[best]):.3f}, on {number_of(len(labels), 'training row')}"
+        f"{target.metric}, {abs(scores[best]):.3f}, on {number_of(len(folds) - len(beside), 'training row')}"
     )
-    return best, note if len(judged) == num_folds else f"{note}; time for {len(judged)} of the folds only"
+    return best, note if len(answered) == num_folds else f"{note}; time for {len(answered)} of the folds only"
 
 
 def _fold_features(

@@ -13,7 +13,7 @@ from gptailor.errors import InputError
 from gptailor.evaluate.learning_curve import CurvePoint, forecast, nested_order, subset_sizes
 from gptailor.evaluate.metrics import as_json
 from gptailor.pipeline.classify import by_text
-from gptailor.pipeline.frozen import features_of, fit_head
+from gptailor.pipeline.frozen import features_of, features_of_names, fit_head
 from gptailor.pipeline.labels import answers_of
 from gptailor.pipeline.workshop import Workshop, folds_of
 from gptailor.recipe import FrozenApproach
@@ -39,6 +39,14 @@ class Splits:
     answers: Any  # (M,) of the texts
     parts: list[tuple[IntArray, IntArray]]  # texts inside and outside
     held_out: int  # texts that are judged
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What heads are fitted to: features of the rows of `Splits`, and of the labels' names."""
+
+    rows: FloatArray  # (N, H)
+    names: FloatArray  # (C, H), or none
 
 
 def has_curve(shop: Workshop) -> bool:
@@ -68,7 +76,8 @@ def learning_curve(
         InputError: `more` is further than can be forecast.
     """
     splits = _splits_of(shop)
-    points = measure(shop, splits, features_of(shop, model, splits.rows), strength=strength)
+    features = Features(features_of(shop, model, splits.rows), features_of_names(shop, model))
+    points = measure(shop, splits, features, strength=strength)
     now, rows = float(points[-1].scores.mean()), points[-1].rows
     if rows == MOST_TEXTS < len(shop.tokens.examples["train"]):  # the rest of the rows is forecast, too
         rows = len(shop.tokens.examples["train"])
@@ -116,7 +125,7 @@ def learning_curve(
 
 
 def measure(
-    shop: Workshop, splits: Splits, features: FloatArray, *, strength: float | None = None
+    shop: Workshop, splits: Splits, features: Features, *, strength: float | None = None
 ) -> list[CurvePoint]:
     """Scores on the held-out texts after fits on nested stratified subsets of the others.
 
@@ -144,7 +153,7 @@ def measure(
 
 
 def best_strength(
-    shop: Workshop, splits: Splits, features: FloatArray, strengths: Sequence[float] | None = None
+    shop: Workshop, splits: Splits, features: Features, strengths: Sequence[float] | None = None
 ) -> tuple[float, FloatArray]:
     """The strength with the best score after fits on all rows, and the scores (S, 1) of the splits."""
     largest = min(len(inside) for inside, _ in splits.parts)
@@ -188,7 +197,7 @@ def in_words(told: Sequence[Mapping[str, Any]], *, now: float, metric: str, appr
 def _scores(
     shop: Workshop,
     splits: Splits,
-    features: FloatArray,
+    features: Features,
     drawn: Sequence[Sequence[IntArray]],
     strength: float,
 ) -> FloatArray:
@@ -202,14 +211,15 @@ def _scores(
 
 
 def _score(
-    shop: Workshop, splits: Splits, features: FloatArray, inside: IntArray, outside: IntArray, strength: float
+    shop: Workshop, splits: Splits, features: Features, inside: IntArray, outside: IntArray, strength: float
 ) -> float:
     """Of the texts outside, after a fit on those inside: the share right, or of sets micro-F1."""
     chosen = np.flatnonzero(np.isin(splits.texts, inside))
     judged = np.flatnonzero(np.isin(splits.texts, outside))
-    weights = fit_head(shop, features[chosen], splits.answers[splits.texts[chosen]], strength)
+    answers = splits.answers[splits.texts[chosen]]
+    weights = fit_head(shop, features.rows[chosen], answers, strength, names=features.names)
     rows = [splits.rows[place] for place in judged.tolist()]
-    logits, answers = by_text(features[judged] @ weights.T, rows)
+    logits, answers = by_text(features.rows[judged] @ weights.T, rows)
     if shop.kind.form.kind == "single":
         return float((logits.argmax(axis=1) == answers).mean())
     return shop.kind.score(logits, answers)

@@ -16,7 +16,7 @@ from gptailor.evaluate.metrics import as_json
 from gptailor.models.readout import decide, probabilities_of
 from gptailor.pipeline.classify import by_text
 from gptailor.pipeline.fixes import Place
-from gptailor.pipeline.frozen import features_of, fit_head
+from gptailor.pipeline.frozen import features_of, features_of_names, fit_head
 from gptailor.pipeline.labels import answers_of
 from gptailor.pipeline.prepare import Prepared, remove_leaks
 from gptailor.pipeline.workshop import Workshop, may_refit, resampling_of
@@ -42,7 +42,8 @@ def effect_of_fixes(shop: Workshop, prepared: Prepared, model: PreTrainedModel) 
     train, validation = shop.tokens.rows["train"], shop.tokens.rows["validation"]
     held = np.arange(len(train) + len(validation)) >= len(train)
     features = features_of(shop, model, [*train, *validation])
-    heads = {"with": _fit_best(shop, features, [*train, *validation], held)}
+    names = features_of_names(shop, model)
+    heads = {"with": _fit_best(shop, features, [*train, *validation], held, names=names)}
     before, returned = labels_before(shop, prepared)
     kept = [n for n, row in enumerate([*train, *validation]) if (row.source, row.row) in before]
     rows = [
@@ -53,7 +54,7 @@ def effect_of_fixes(shop: Workshop, prepared: Prepared, model: PreTrainedModel) 
     if returned:
         features = np.concatenate([features, features_of(shop, model, returned)])
         held = np.concatenate([held, np.zeros(len(returned), np.bool_)])
-    heads["without"] = _fit_best(shop, features, [*rows, *returned], held)
+    heads["without"] = _fit_best(shop, features, [*rows, *returned], held, names=names)
     test_features = features_of(shop, model, test)
     guessed = {}
     for name, weights in heads.items():
@@ -99,18 +100,23 @@ def labels_before(shop: Workshop, prepared: Prepared) -> tuple[dict[Place, Label
 
 
 def _fit_best(
-    shop: Workshop, features: FloatArray, rows: Sequence[TokenizedExample], held: Any
+    shop: Workshop,
+    features: FloatArray,
+    rows: Sequence[TokenizedExample],
+    held: Any,
+    *,
+    names: FloatArray,
 ) -> FloatArray:
     """(C, H) weights with the strength that the held rows like best, then fitted as a run fits them."""
     labels, held_rows = answers_of(rows), [row for row, is_held in zip(rows, held, strict=True) if is_held]
 
     def score(strength: float) -> float:
-        weights = fit_head(shop, features[~held], labels[~held], strength)
+        weights = fit_head(shop, features[~held], labels[~held], strength, names=names)
         return shop.kind.score(*by_text(features[held] @ weights.T, held_rows))
 
     best = max(sorted(FrozenApproach().strengths), key=score)
     chosen = slice(None) if may_refit(shop) else ~held
-    return fit_head(shop, features[chosen], labels[chosen], best)
+    return fit_head(shop, features[chosen], labels[chosen], best, names=names)
 
 
 def _counts(shop: Workshop, prepared: Prepared) -> dict[str, Any]:

@@ -78,6 +78,7 @@ def fit_frozen(shop: Workshop, model: PreTrainedModel, settings: FrozenApproach)
     count = len(rows["train"])
     everything = pool_of(shop)
     features, labels = features_of(shop, model, everything), answers_of(everything)
+    names = features_of_names(shop, model)
     if few_rows(shop):
         splits = folds_of(everything, seed=shop.recipe.seed, strata=kind.strata)
     else:
@@ -90,7 +91,8 @@ def fit_frozen(shop: Workshop, model: PreTrainedModel, settings: FrozenApproach)
     for strength in sorted(settings.strengths):
         logits = np.empty((len(labels), len(shop.label_names)))
         for place, (inside, outside) in enumerate(splits):
-            weights = fit_head(shop, features[inside], labels[inside], strength, start=heads[place])
+            inside_given = features[inside], labels[inside]
+            weights = fit_head(shop, *inside_given, strength, names=names, start=heads[place])
             logits[outside] = features[outside] @ weights.T
             heads[place] = weights
         text_logits, answers = by_text(logits[held_out], held_rows)
@@ -103,7 +105,7 @@ def fit_frozen(shop: Workshop, model: PreTrainedModel, settings: FrozenApproach)
     assert best is not None
     _, _, strength, text_logits, answers = best
     chosen = slice(None) if may_refit(shop) else slice(0, count)
-    weights = fit_head(shop, features[chosen], labels[chosen], strength)
+    weights = fit_head(shop, features[chosen], labels[chosen], strength, names=names)
     return FrozenFit(weights, strength, searched, text_logits, answers)
 
 
@@ -142,13 +144,29 @@ def features_of(shop: Workshop, model: PreTrainedModel, rows: Sequence[Tokenized
     return stored.astype(np.float64)
 
 
+def features_of_names(shop: Workshop, model: PreTrainedModel) -> FloatArray:
+    """(C, H) features of the labels' names, in their order; (0, H) where these don't teach."""
+    names = shop.tokens.names
+    return features_of(shop, model, names) if names else np.empty((0, model.config.hidden_size))
+
+
 def fit_head(
-    shop: Workshop, features: FloatArray, labels: Any, strength: float, *, start: FloatArray | None = None
+    shop: Workshop,
+    features: FloatArray,
+    labels: Any,
+    strength: float,
+    *,
+    names: FloatArray,
+    start: FloatArray | None = None,
 ) -> FloatArray:
     """(C, H) weights of the kind's head on (N, H) features and their answers, as the recipe weighs them.
 
-    `start`: where to begin, if the kind's way has a beginning.
+    `names`: features of the labels' names, which teach, too. `start`: where to begin, if the kind's way has
+    a beginning.
     """
+    if len(names):
+        features = np.concatenate([features, names])
+        labels = np.concatenate([labels, np.arange(len(names))])
     from sklearn.exceptions import ConvergenceWarning
 
     with warnings.catch_warnings():

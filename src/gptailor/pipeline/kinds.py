@@ -189,6 +189,7 @@ def _tfidf(
     refit: bool,
     seed: int,
     target: Target,
+    names: Sequence[str] = (),
 ) -> BaselineResult:
     """TF-IDF; with `refit` the validation rows teach what answers the test rows, as they do elsewhere."""
     return tfidf(
@@ -197,6 +198,7 @@ def _tfidf(
         texts["validation"],
         texts["test"],
         validation_labels=answers["validation"] if refit else None,
+        names=names,
         folds=folds,
         seed=seed,
         target=target,

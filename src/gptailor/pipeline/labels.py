@@ -15,8 +15,9 @@ from gptailor.data.views import Mapped, each
 from gptailor.errors import DataError, number_of
 from gptailor.evaluate.numbers import quantile_bins
 from gptailor.models.readout import number_text
+from gptailor.recipe import DataSettings
 from gptailor.tasks.classification import MINIMUM_ROWS, collect_labels, name_labels
-from gptailor.tasks.labels import label_cell, labels_in, labels_of, number_in
+from gptailor.tasks.labels import label_cell, labels_in, labels_of, names_as_texts, number_in
 from gptailor.types import AnswerForm, Example, RawExample, RejectedRow, TokenizedExample
 
 SHOWN = 6
@@ -142,6 +143,22 @@ def notes_on(cells: Sequence[str], form: AnswerForm, cleaned: CleanResult, *, as
         numbers = np.array([float(cell) for cell in cells])
         low, middle, high = (number_text(float(edge)) for edge in np.quantile(numbers, [0, 0.5, 1]))
         yield f"the label is a number, from {low} to {high}, half of them up to {middle}"
+
+
+def taught_names(label_names: Sequence[str], form: AnswerForm, settings: DataSettings) -> list[str]:
+    """The labels' names as the texts that teach beside the rows; none where they say nothing."""
+    return names_as_texts(label_names) if form.kind == "single" and settings.teach_names else []
+
+
+def notes_on_names(label_names: Sequence[str], form: AnswerForm, settings: DataSettings) -> Iterator[str]:
+    """That the labels' names teach, where they do."""
+    texts = taught_names(label_names, form, settings)
+    if texts:
+        shown = ", ".join(map(repr, texts[:SHOWN])) + (", ..." if len(texts) > SHOWN else "")
+        yield (
+            f"the labels' names teach, too, as one more text each: {shown} "
+            "(--set data.teach_names=false leaves them out)"
+        )
 
 
 def answers_of(rows: Sequence[Example | TokenizedExample]) -> Any:

@@ -19,7 +19,7 @@ from gptailor.models.names import context_length
 from gptailor.models.readout import decide, probabilities_of
 from gptailor.pipeline.classify import by_text
 from gptailor.pipeline.frozen import features_of, run_frozen
-from gptailor.pipeline.labels import answers_of
+from gptailor.pipeline.labels import answers_of, taught_names
 from gptailor.pipeline.modest import kept_modest
 from gptailor.pipeline.workshop import (
     Candidate,
@@ -88,13 +88,15 @@ def climb(
 def cheap_rungs(shop: Workshop) -> list[BaselineResult]:
     """The kind's baselines and what they answer to `judged_rows`; of few rows out of fold, as ours."""
     examples, kind, seed = shop.tokens.examples, shop.kind, shop.recipe.seed
+    names = taught_names(shop.label_names, kind.form, shop.recipe.data)  # they teach the model, too
 
     def fitted(parts: Mapping[Any, Sequence[Example]], *, refit: bool) -> list[BaselineResult]:
         texts = {part: [row.text for row in rows] for part, rows in parts.items()}
         answers = {part: answers_of(rows) for part, rows in parts.items()}
         folds = fold_numbers(parts["train"], seed=seed, strata=kind.strata)
         target = kind.target(shop.recipe.train, shop.label_names)
-        return kind.baselines(texts, answers, folds=folds, refit=refit, seed=seed, target=target)
+        common: dict[str, Any] = {"seed": seed, "target": target, "names": names}
+        return kind.baselines(texts, answers, folds=folds, refit=refit, **common)
 
     results = fitted(examples, refit=may_refit(shop))
     rows = judged_rows(shop)

@@ -19,7 +19,15 @@ from gptailor.data.views import chained, each, picked
 from gptailor.errors import DataError, did_you_mean
 from gptailor.models.readout import label_text, labels_named
 from gptailor.pipeline.fixes import Fixes, apply_fixes, read_fixes, refuse_strays
-from gptailor.pipeline.labels import cells_of, classes_of, hint_of_numbers, notes_on, read_labels, strata_of
+from gptailor.pipeline.labels import (
+    cells_of,
+    classes_of,
+    hint_of_numbers,
+    notes_on,
+    notes_on_names,
+    read_labels,
+    strata_of,
+)
 from gptailor.recipe import DataSettings, Recipe, SplitSettings
 from gptailor.tasks.classification import (
     refuse_unknown_labels,
@@ -114,7 +122,11 @@ def _prepare(recipe: Recipe, say: Callable[[str], None]) -> Prepared:
             carried = [labels_of(row.fields["label"], form) for row in given[part]]
             several = form.kind == "multiple"
             refuse_unknown_labels(carried, label_names, file=location, flag=flag, sets=several)
-    says = [*notes_on(cells, form, cleaned, asked=asked), *notes_on_groups(settings, held_out)]
+    says = [
+        *notes_on(cells, form, cleaned, asked=asked),
+        *notes_on_names(label_names, form, settings),
+        *notes_on_groups(settings, held_out),
+    ]
     locations = (settings.train, *(getattr(settings, part) for part in held_out))
     files = [train_file, *(file for file, _ in held_out.values())]
     for line in (*doubts_in(locations, files), *says):

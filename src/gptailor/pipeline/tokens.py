@@ -14,9 +14,11 @@ from gptailor.data.ledger import LedgerLine
 from gptailor.data.tokenize import Encoder, TokenizedRows, TooLong, encode_all, fit_rows
 from gptailor.data.views import Mapped, chained, picked
 from gptailor.errors import DataError
+from gptailor.pipeline.labels import taught_names
 from gptailor.pipeline.prepare import PARTS, Prepared
 from gptailor.recipe import DataSettings
-from gptailor.types import Example, IntArray, Part, RejectedRow, TokenizedExample
+from gptailor.tasks.classification import to_example
+from gptailor.types import Example, IntArray, Part, RawExample, RejectedRow, TokenizedExample
 
 DEFAULT_LONGEST = 512  # tokens, where the recipe leaves it open and the base could read more
 
@@ -31,6 +33,7 @@ class TokenizedParts:
     max_tokens: int
     too_long: TooLong
     rejected: list[RejectedRow] = field(default_factory=list)
+    names: Sequence[TokenizedExample] = ()  # of the labels, in their order, where they teach beside the rows
 
 
 def tokenize_parts(
@@ -64,7 +67,20 @@ def tokenize_parts(
         ]
         first += len(given)
     _refuse_too_little(examples, where=settings.train)
-    return TokenizedParts(rows, examples, lengths, max_tokens, settings.too_long, rejected)
+    names = tokenize_names(prepared, encoder, settings, max_tokens=max_tokens)
+    return TokenizedParts(rows, examples, lengths, max_tokens, settings.too_long, rejected, names)
+
+
+def tokenize_names(
+    prepared: Prepared, encoder: Encoder, settings: DataSettings, *, max_tokens: int
+) -> list[TokenizedExample]:
+    """The labels' names as texts of their labels, one each, where they say something to the base, too."""
+    texts = taught_names(prepared.label_names, prepared.form, settings)
+    rows = [RawExample({"text": text}, "label names", place + 1) for place, text in enumerate(texts)]
+    examples = [to_example(row, place) for place, row in enumerate(rows)]
+    encoded = encode_all(encoder, texts)
+    found = list(fit_rows(encoder, encoded, examples, first=0, max_tokens=max_tokens, too_long="cut"))
+    return found if len(found) == len(texts) else []
 
 
 def _refuse_too_little(examples: Mapping[Part, Sequence[Example]], *, where: str) -> None:

@@ -28,6 +28,7 @@ from gptailor.pipeline.workshop import (
     may_refit,
     pool_of,
     refits,
+    taught,
 )
 from gptailor.recipe import FullApproach, LoraApproach, ScratchApproach, TrainSettings
 from gptailor.types import TokenizedExample
@@ -103,7 +104,7 @@ def refit_steps(shop: Workshop, *, best_step: float, step: int, longest: int) ->
     """
     if not may_refit(shop):
         return 0
-    more = len(pool_of(shop)) / len(shop.tokens.rows["train"])
+    more = len(taught(shop, pool_of(shop))) / len(taught(shop, shop.tokens.rows["train"]))
     steps = cooled_steps(shop.recipe.train, best_step, longest=longest, more=more)
     return steps if refits(shop) or steps <= longest - step else 0
 
@@ -182,7 +183,8 @@ def steps_after_folds(
     best_steps: Sequence[int], sizes: Sequence[int], shop: Workshop, *, longest: int
 ) -> int:
     """How long to train on all of few rows, after folds of these sizes were best at these steps."""
-    more = len(pool_of(shop)) / float(np.mean(sizes))
+    names = len(shop.tokens.names)
+    more = (len(pool_of(shop)) + names) / (float(np.mean(sizes)) + names)
     settings, middle = shop.recipe.train, float(np.median(best_steps))
     steps = cooled_steps(settings, middle, longest=longest, more=more)
     return steps if settings.minutes is None else min(steps, longest)
@@ -207,10 +209,10 @@ def objective_of(
     rows: Sequence[TokenizedExample],
     validation_rows: Sequence[TokenizedExample],
 ) -> Objective:
-    """What classification asks of training, with the recipe's settings."""
+    """What classification asks of training, with the recipe's settings; the labels' names teach, too."""
     return classification_objective(
         adapted,
-        rows,
+        taught(shop, rows),
         validation_rows,
         settings=shop.recipe.train,
         label_names=shop.label_names,

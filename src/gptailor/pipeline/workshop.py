@@ -11,6 +11,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gptailor.data.tokenize import Encoder, build_encoder
+from gptailor.data.views import chained
 from gptailor.errors import DataError
 from gptailor.evaluate.resampling import Resampling
 from gptailor.models.load import load_config, load_tokenizer
@@ -72,6 +73,11 @@ def tokenized_workshop(recipe: Recipe, prepared: Prepared, base: Base) -> Worksh
 def pool_of(shop: Workshop) -> list[TokenizedExample]:
     """Training and validation rows."""
     return [*shop.tokens.rows["train"], *shop.tokens.rows["validation"]]
+
+
+def taught(shop: Workshop, rows: Sequence[TokenizedExample]) -> Sequence[TokenizedExample]:
+    """What teaches where these rows do: they, and the labels' names."""
+    return chained(rows, shop.tokens.names) if shop.tokens.names else rows
 
 
 def few_rows(shop: Workshop) -> bool:

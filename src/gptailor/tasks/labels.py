@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -20,6 +21,8 @@ SEPARATORS = ("|", ";", ",")  # tried in this order
 LOOKED_AT = 2000  # cells that are looked at to tell what a column holds
 LONGEST_LABEL = 60  # characters; a longer part is a stretch of prose
 FEWEST_JOINED = 0.02  # share of the cells that hold more than one part, for a separator to be one
+HUMP = re.compile(r"(?<=[a-z]{2})(?=[A-Z])")  # in cardArrival, not in iPhone
+WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 REPEATED = 0.9  # share of the parts in these cells that must stand in other cells, too
 
 
@@ -78,6 +81,17 @@ def label_of(cell: str, label_ids: dict[str, int], form: AnswerForm) -> Label:
         return label_ids[cell]
     carried = {label_ids[label] for label in labels_of(cell, form)}
     return tuple(int(place in carried) for place in range(len(label_ids)))
+
+
+def names_as_texts(names: Sequence[str]) -> list[str]:
+    """What the labels' names say, as texts: `card_arrival` is "card arrival".
+
+    None where a name says nothing, as `3` does, or two say the same, as `class 1` and `class 2` do.
+    """
+    texts = [" ".join(WORD.findall(HUMP.sub(" ", name))) for name in names]
+    said = {"".join(filter(str.isalpha, text)).casefold() for text in texts}
+    tell_apart = len(said) == len(texts) and all(len(word) > 1 or not word.isascii() for word in said)
+    return texts if tell_apart and "" not in said else []
 
 
 def number_in(cell: str) -> float | None:
