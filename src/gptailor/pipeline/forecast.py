@@ -42,7 +42,7 @@ def forecast_fit(recipe: Recipe, prepared: Prepared, tokens: TokenizedParts) -> 
     if isinstance(recipe.approach, FrozenApproach):
         whole = recipe.train.model_copy(update={"minutes": None})
         found = forecast_training(adapted, objective, whole, approach.kind)
-        epochs = found["steps"] * found["batch_size"] / len(tokens.rows["train"])
+        epochs = found["steps"] * found["batch_size"] / len(objective.lengths)
         forward = found["seconds"] / 3 / epochs  # one pass over the rows, and no backward
         return {"approach": "frozen", "seconds": forward, **{name: found[name] for name in RESOURCES}}
     trainings = trainings_of(shop)

@@ -91,8 +91,8 @@ def fit_frozen(shop: Workshop, model: PreTrainedModel, settings: FrozenApproach)
     for strength in sorted(settings.strengths):
         logits = np.empty((len(labels), len(shop.label_names)))
         for place, (inside, outside) in enumerate(splits):
-            inside_given = features[inside], labels[inside]
-            weights = fit_head(shop, *inside_given, strength, names=names, start=heads[place])
+            begin = heads[place]
+            weights = fit_head(shop, features[inside], labels[inside], strength, names=names, start=begin)
             logits[outside] = features[outside] @ weights.T
             heads[place] = weights
         text_logits, answers = by_text(logits[held_out], held_rows)
@@ -164,11 +164,11 @@ def fit_head(
     `names`: features of the labels' names, which teach, too. `start`: where to begin, if the kind's way has
     a beginning.
     """
+    from sklearn.exceptions import ConvergenceWarning
+
     if len(names):
         features = np.concatenate([features, names])
         labels = np.concatenate([labels, np.arange(len(names))])
-    from sklearn.exceptions import ConvergenceWarning
-
     with warnings.catch_warnings():
         # At a huge strength separable rows have no finite optimum; validation judges what came out.
         warnings.simplefilter("ignore", ConvergenceWarning)

@@ -189,7 +189,7 @@ def _tfidf(
     refit: bool,
     seed: int,
     target: Target,
-    names: Sequence[str] = (),
+    names: Sequence[str],
 ) -> BaselineResult:
     """TF-IDF; with `refit` the validation rows teach what answers the test rows, as they do elsewhere."""
     return tfidf(

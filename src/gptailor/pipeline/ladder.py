@@ -95,8 +95,7 @@ def cheap_rungs(shop: Workshop) -> list[BaselineResult]:
         answers = {part: answers_of(rows) for part, rows in parts.items()}
         folds = fold_numbers(parts["train"], seed=seed, strata=kind.strata)
         target = kind.target(shop.recipe.train, shop.label_names)
-        common: dict[str, Any] = {"seed": seed, "target": target, "names": names}
-        return kind.baselines(texts, answers, folds=folds, refit=refit, **common)
+        return kind.baselines(texts, answers, folds=folds, refit=refit, seed=seed, target=target, names=names)
 
     results = fitted(examples, refit=may_refit(shop))
     rows = judged_rows(shop)

@@ -41,7 +41,7 @@ from gptailor.pipeline.trained import (
     steps_after_folds,
     trainings_of,
 )
-from gptailor.pipeline.workshop import Candidate, Workshop, few_rows, group_of, pool_of, refits, taught
+from gptailor.pipeline.workshop import Candidate, Workshop, few_rows, group_of, num_taught, pool_of, refits
 from gptailor.recipe import AutoApproach, FrozenApproach, FullApproach, Recipe
 from gptailor.report.words import HELD_OUT, WHAT_CHOSE
 from gptailor.types import AnswerForm, FloatArray
@@ -237,7 +237,8 @@ def repeat_elsewhere(
     elif settled.steps and (refits(part) or not fixed):  # in a fixed split all stop early, or none does
         assert trainable is not None
         rows = train if fixed else [*train, *validation]
-        steps = max(1, round(settled.steps * len(taught(shop, rows)) / len(taught(shop, pool_of(shop)))))
+        everything = num_taught(shop, len(pool_of(shop)))
+        steps = max(1, round(settled.steps * num_taught(shop, len(rows)) / everything))
         seen = _see_refitted(part, trainable, settled, rows, outside, measured, steps=steps)
     else:
         assert trainable is not None

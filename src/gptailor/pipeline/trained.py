@@ -26,6 +26,7 @@ from gptailor.pipeline.workshop import (
     few_rows,
     folds_of,
     may_refit,
+    num_taught,
     pool_of,
     refits,
     taught,
@@ -104,7 +105,7 @@ def refit_steps(shop: Workshop, *, best_step: float, step: int, longest: int) ->
     """
     if not may_refit(shop):
         return 0
-    more = len(taught(shop, pool_of(shop))) / len(taught(shop, shop.tokens.rows["train"]))
+    more = num_taught(shop, len(pool_of(shop))) / num_taught(shop, len(shop.tokens.rows["train"]))
     steps = cooled_steps(shop.recipe.train, best_step, longest=longest, more=more)
     return steps if refits(shop) or steps <= longest - step else 0
 
@@ -183,8 +184,7 @@ def steps_after_folds(
     best_steps: Sequence[int], sizes: Sequence[int], shop: Workshop, *, longest: int
 ) -> int:
     """How long to train on all of few rows, after folds of these sizes were best at these steps."""
-    names = len(shop.tokens.names)
-    more = (len(pool_of(shop)) + names) / (float(np.mean(sizes)) + names)
+    more = num_taught(shop, len(pool_of(shop))) / num_taught(shop, float(np.mean(sizes)))
     settings, middle = shop.recipe.train, float(np.median(best_steps))
     steps = cooled_steps(settings, middle, longest=longest, more=more)
     return steps if settings.minutes is None else min(steps, longest)

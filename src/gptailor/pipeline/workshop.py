@@ -80,6 +80,11 @@ def taught(shop: Workshop, rows: Sequence[TokenizedExample]) -> Sequence[Tokeniz
     return chained(rows, shop.tokens.names) if shop.tokens.names else rows
 
 
+def num_taught(shop: Workshop, num_rows: float) -> float:
+    """How many texts teach where so many rows do."""
+    return num_rows + len(shop.tokens.names)
+
+
 def few_rows(shop: Workshop) -> bool:
     """Whether there are too few training rows to give some away for choosing settings: folds choose them.
 

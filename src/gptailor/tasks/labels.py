@@ -21,9 +21,9 @@ SEPARATORS = ("|", ";", ",")  # tried in this order
 LOOKED_AT = 2000  # cells that are looked at to tell what a column holds
 LONGEST_LABEL = 60  # characters; a longer part is a stretch of prose
 FEWEST_JOINED = 0.02  # share of the cells that hold more than one part, for a separator to be one
+REPEATED = 0.9  # share of the parts in these cells that must stand in other cells, too
 HUMP = re.compile(r"(?<=[a-z]{2})(?=[A-Z])")  # in cardArrival, not in iPhone
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
-REPEATED = 0.9  # share of the parts in these cells that must stand in other cells, too
 
 
 def infer_form(cells: Sequence[str], *, kind: AnswerKind | None, separator: str | None) -> AnswerForm:
