@@ -106,9 +106,9 @@ def test_every_step_can_be_switched_off(text: str) -> None:
 
 def test_hostile_text_is_repaired_in_linear_time() -> None:
     for bad in ("&" + "amp;" * 200_000, "&" * 50_000 + "&#8203;" + "amp;#8203;" * 50_000, " nbsp;" * 100_000):
-        start = time.perf_counter()
+        start = time.thread_time()
         repair(bad)
-        assert time.perf_counter() - start < 10
+        assert time.thread_time() - start < 10
 
 
 def test_row_that_comes_in_goes_out_or_is_rejected_with_its_reason() -> None:
@@ -281,11 +281,11 @@ def test_merging_labels_twice_is_merging_once(counts: dict[str, int]) -> None:
 
 
 def test_many_different_labels_take_no_time() -> None:
-    start = time.perf_counter()
+    start = time.thread_time()
     merge_labels(
         {f"{chr(97 + i % 26)}{chr(97 + i // 26 % 26)}{chr(97 + i // 676)} label": 1 for i in range(2000)}
     )
-    assert time.perf_counter() - start < 10
+    assert time.thread_time() - start < 10
 
 
 @pytest.mark.real_data

@@ -172,10 +172,10 @@ def test_a_template_cannot_reach_out(source: str) -> None:
 )
 def test_a_template_cannot_run_away(monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     monkeypatch.setattr(limits, "MAX_STEPS", 20_000)
-    began = time.monotonic()
+    began = time.thread_time()
     with pytest.raises((ModelError, TemplateRefusal)) as caught:
         run(source)
-    assert time.monotonic() - began < 5
+    assert time.thread_time() - began < 5
     if "lipsum" not in source:
         assert "no chat template needs" in str(caught.value)
 
