@@ -26,16 +26,16 @@ JUDGED = re.compile(
     re.I,
 )
 SENTENCE = re.compile(r"(?<=[.!?])[\"'”’]?\s+|\n+")
-STRETCH, STRIDE, STRETCHES = 2000, 4000, 7000  # tokens read at a time, between beginnings, of each part
+STRETCH, STRIDE = 2000, 4000  # tokens read at a time, and between beginnings
 
 
-def sentences(work: Path, name: str, dice: random.Random) -> Iterator[str]:
+def sentences(work: Path, name: str, dice: random.Random, *, stretches: int) -> Iterator[str]:
     """Sentences of 15 to 170 characters from random stretches of a part."""
     tokenizer = load_tokenizer(work)
     tokens = np.memmap(work / f"{name}.train.bin", np.uint16, "r")
     starts = list(range(0, len(tokens) - STRIDE, STRIDE))
     dice.shuffle(starts)
-    for start in starts[:STRETCHES]:
+    for start in starts[:stretches]:
         text = tokenizer.decode(tokens[start : start + STRETCH].tolist(), skip_special_tokens=True)
         for piece in SENTENCE.split(text)[1:-1]:
             sentence = piece.strip(' "“”\n')
@@ -59,10 +59,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parts", nargs="+", help="names of corpus parts")
     parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--stretches", type=int, default=7000, help="how many are read of each part")
     arguments = parser.parse_args()
     dice, kept = random.Random(11), dict[str, None]()
     for name in arguments.parts:
-        for sentence in sentences(arguments.work, name, dice):
+        for sentence in sentences(arguments.work, name, dice, stretches=arguments.stretches):
             wanted = SPOKEN.search(sentence) or JUDGED.search(sentence)
             if wanted and dice.random() < (0.9 if "?" in sentence else 0.6):
                 kept[sentence] = None

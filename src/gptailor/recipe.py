@@ -297,6 +297,9 @@ class SearchRange(Settings):
             raise ValueError(f"low ({self.low}) must be under high ({self.high})")
         if self.log and (self.low <= 0 or self.step is not None):
             raise ValueError("a range on a logarithm begins above 0 and has no step")
+        steps = 1.0 if self.step is None else (self.high - self.low) / self.step
+        if abs(steps - round(steps)) > 1e-6:
+            raise ValueError(f"steps of {self.step} don't lead from {self.low} to {self.high}")
         return self
 
 
@@ -314,8 +317,10 @@ class TuneSettings(Settings):
         {},
         description="what to try, by setting: [choices], or {low, high, log, step}; empty: by the task",
     )
-    trials: int = Field(
-        20, ge=1, description="how many settings to try; the first is always the recipe's own"
+    trials: int | None = Field(
+        None,
+        ge=1,
+        description="how many settings to try, the recipe's own first; null: 20, or what the time allows",
     )
     time: str | None = Field(None, description='about how long to search, such as "30m" or "2h"; null: any')
     finalists: int = Field(4, ge=1, description="how many of the best are compared with the recipe's own")

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from gptailor.data import documents
 from gptailor.data.documents import PIECE, Piece, cut_pieces, iterate_pieces
+from gptailor.data.folders import hash_folder, read_tree
 from gptailor.errors import DataError
 from gptailor.types import RejectedRow
 
@@ -172,6 +173,34 @@ def test_one_document_a_file_of_a_folder(tmp_path: Path) -> None:
     assert [Path(piece.source).name for piece in whole if piece.begins] == ["a.txt", "b.txt"]
     divided = pieces_of(str(tmp_path), separator=SEPARATOR)
     assert [text for _, text in join(divided)] == ["first\n", "second\n", long]
+
+
+def test_a_folder_is_read_to_its_depth_and_what_is_left_out_is_told(tmp_path: Path) -> None:
+    """Files beside subfolders, and files two folders down, are documents like any other."""
+    names = ("top.txt", "a/one.txt", "a/deep/two.txt", "b/three.md")
+    for name in (*names, "b/.hidden", ".git/four.txt", "b/table.csv"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{name} {FIRST_LINE}")
+    (tmp_path / "b" / "bad.txt").write_bytes(b"good\n" * 9000 + b"\xff\n")
+    found = list(iterate_pieces(str(tmp_path)))
+    read = [Path(item.source).relative_to(tmp_path).as_posix() for item in found if isinstance(item, Piece)]
+    assert read == list(names)
+    (bad,) = [item for item in found if isinstance(item, RejectedRow)]
+    assert (Path(bad.source).name, bad.reason) == ("bad.txt", "unreadable")
+    assert "line 9,001" in bad.detail
+    notes = read_tree(tmp_path)[1]
+    assert notes[0] == "folder: 5 text files, 4 of them in its subfolders"
+    assert "1 data file left out (table.csv ...)" in notes[1]
+    before = hash_folder(tmp_path, tree=True)
+    (tmp_path / "a" / "deep" / "two.txt").write_text("other")
+    assert hash_folder(tmp_path, tree=True) != before
+
+
+def test_a_folder_without_texts_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "rows.csv").write_text("text\nx\n")
+    with pytest.raises(DataError, match=r"rows\.csv"):
+        list(iterate_pieces(str(tmp_path)))
 
 
 TABLE = [

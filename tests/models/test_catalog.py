@@ -21,11 +21,12 @@ from gptailor.models.catalog import (
     COMMON,
     CatalogEntry,
     in_words,
+    license_of,
     parameters_text,
     read_catalog,
     shortest_name,
 )
-from gptailor.models.names import STARTER, read_config_file
+from gptailor.models.names import STARTER, read_config_file, resolve_base
 
 COMMIT, OTHER = "a" * 40, "b" * 40
 
@@ -49,9 +50,9 @@ def put(cache: Path, name: str, folder: Path, *, commit: str = COMMIT, main: boo
     return snapshot
 
 
-def finish(run: Path, folder: Path, *, base: str) -> Path:
+def finish(run: Path, folder: Path, *, base: str, approach: str = "full") -> Path:
     shutil.copytree(folder, run / "model")
-    told = {"version": 1, "task": "classification", "approach": "full", "base": base}
+    told = {"version": 1, "task": "classification", "approach": approach, "base": base}
     (run / "model" / "gptailor.json").write_text(json.dumps(told))
     return run
 
@@ -70,7 +71,7 @@ def test_starter_is_read_from_its_files(place: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(STARTER)
     assert entry.parameters == sum(weight.numel() for weight in model.parameters())
     assert entry.context == config["n_positions"]
-    assert entry.license.startswith("cc-by-sa")
+    assert entry.license.startswith("CC BY-SA")
     assert entry.stored_bytes is not None
     assert entry.stored_bytes > (STARTER / "model.safetensors").stat().st_size
 
@@ -83,6 +84,22 @@ def test_runs_are_named_as_base_takes_them(place: Path, monkeypatch: pytest.Monk
     assert by_name(found.offline)["runs/news"].license == by_name(found.offline)["starter"].license
     assert "full on starter" in in_words(by_name(found.offline)["runs/news"])
     assert not [entry for entry in found.left_out if "unfinished" in entry.name]
+
+
+def test_a_licence_goes_along_from_run_to_run(tiny_bases: dict[str, Path], tmp_path: Path) -> None:
+    """What was fine-tuned from a base carries its licence on; weights from nothing have none to carry."""
+
+    def licence(name: str, *, base: str, approach: str = "full", told: str | None = None) -> str | None:
+        run = finish(tmp_path / name, tiny_bases["gpt2"], base=base, approach=approach)
+        (run / "details.json").write_text(json.dumps({"base_details": {"license": told} if told else {}}))
+        return license_of(resolve_base(str(run)))
+
+    first = licence("first", base="starter")
+    assert first == license_of(resolve_base("starter"))
+    assert licence("second", base=str(tmp_path / "first"), told=first) == first
+    assert licence("unknown", base="somebody/story") is None
+    assert licence("hub", base="gpt2") == "MIT"
+    assert "yours to choose" in str(licence("scratch", base="starter", approach="scratch"))
 
 
 def test_cached_bases_are_measured_and_marked_in_the_hub_list(

@@ -12,7 +12,7 @@ import pytest
 from gptailor.data.ledger import write_csv_safely
 from gptailor.errors import DataError
 from gptailor.pipeline import fix_effect
-from gptailor.pipeline.fixes import Fixes, apply_fixes, read_fixes, refuse_strays, refuse_to_lose_corrections
+from gptailor.pipeline.fixes import Fixes, apply_fixes, read_fixes, refuse_faults, refuse_to_lose_corrections
 from gptailor.pipeline.kinds import kind_of
 from gptailor.pipeline.suspects import HEADER, Suspect, merge_suspects, write_suspects
 from gptailor.types import AnswerForm, RawExample
@@ -43,7 +43,7 @@ def test_labels_change_rows_drop_and_the_rest_stays(tmp_path: Path) -> None:
     ]
     fixes = read_fixes(corrected(tmp_path, *cells))
     kept, rejected = apply_fixes(ROWS, fixes, SINGLE, keep_before=True)
-    refuse_strays(fixes)
+    refuse_faults(fixes)
     assert [(row.row, row.fields["label"]) for row in kept] == [(2, "sports"), (3, "health"), (5, "health")]
     assert [(row.row, row.reason) for row in rejected] == [(4, "reviewed")]
     assert fixes.relabelled == {("data/news.csv", 3): ("Sports", "health")}
@@ -57,7 +57,7 @@ def test_labels_change_rows_drop_and_the_rest_stays(tmp_path: Path) -> None:
 def test_the_same_file_from_another_folder_is_known(tmp_path: Path) -> None:
     fixes = read_fixes(corrected(tmp_path, (3, "the bank in town", "health"), source="/elsewhere/news.csv"))
     kept, _ = apply_fixes(ROWS, fixes, SINGLE)
-    refuse_strays(fixes)
+    refuse_faults(fixes)
     assert kept[1].fields["label"] == "health"
 
 
@@ -77,17 +77,21 @@ def test_blanks_and_marks_may_change_on_the_way_but_no_word(tmp_path: Path) -> N
     fixes = read_fixes(corrected(tmp_path, (3, "'The bank\r\nin  town", "health")))
     assert apply_fixes(ROWS, fixes, SINGLE)[0][1].fields["label"] == "health"
     moved = read_fixes(corrected(tmp_path, (3, "the flu in town", "health")))
+    apply_fixes(ROWS, moved, SINGLE)
     with pytest.raises(DataError, match=r"row 2: data/news\.csv row 3 has another text now"):
-        apply_fixes(ROWS, moved, SINGLE)
+        refuse_faults(moved)
 
 
 def test_every_fault_is_told_at_once(tmp_path: Path) -> None:
-    cells = [(3, "the bank in town", "helth"), (4, "the cup in town", "sports")]
+    cells = [(3, "the bank in town", "helth"), (4, "the cup in town", "sports"), (99, "a cup", "sports")]
     fixes = read_fixes(corrected(tmp_path, *cells))
+    kept, rejected = apply_fixes(ROWS, fixes, SINGLE)
+    assert (kept, rejected) == (ROWS, [])
     with pytest.raises(DataError, match="no label of the file") as caught:
-        apply_fixes(ROWS, fixes, SINGLE)
+        refuse_faults(fixes)
     assert "health" in caught.value.what, "did you mean"
     assert "row 4 has another text" in caught.value.what
+    assert "row 99 is not in the training" in caught.value.what
 
 
 @pytest.mark.parametrize(
@@ -115,7 +119,7 @@ def test_rows_that_are_not_there_are_refused(tmp_path: Path) -> None:
     fixes = read_fixes(corrected(tmp_path, (99, "the bank in town", "health")))
     apply_fixes(ROWS, fixes, SINGLE)
     with pytest.raises(DataError, match="row 99 is not in the training or validation data"):
-        refuse_strays(fixes)
+        refuse_faults(fixes)
 
 
 def test_a_label_called_drop_is_a_label(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import random
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from gptailor.models import generate
 from gptailor.models.predictor import load_predictor
 from gptailor.pipeline import language
 from gptailor.pipeline.answers import predict_inputs
+from gptailor.pipeline.check import check_recipe
 from gptailor.pipeline.compare import compare_runs
 from gptailor.pipeline.documents import PreparedDocuments, prepare_documents
 from gptailor.pipeline.fit import fit_recipe
@@ -357,6 +359,8 @@ def test_frozen_is_refused_before_anything_is_read(place: Place) -> None:
         place.fit(place.recipe("frozen", approach="frozen"))
     assert "lora" in str(caught.value.fix)
     assert place.said == []
+    with pytest.raises(RecipeError, match="frozen has nothing to learn"):
+        check_recipe(place.recipe("frozen", approach="frozen"))
     assert place.fit(place.recipe("frozen")).report["approach"] == "full", "the folder can be used"
 
 
@@ -485,6 +489,9 @@ def test_what_stands_in_the_test_file_is_left_out_of_training_and_told(place: Pl
     assert sum(map(sum, found)) == 12
     assert sum(found[4]) == 12, "a few words are no leak"
     assert run.report["test"]["documents"] == 6
+    (note,) = [note for note in details_of(run)["notes"] if "share a run of 13 words" in note]
+    assert re.search(r"quoting\.jsonl: \d+ pieces \(.*B\) left out", note)
+    assert note in place.said
 
 
 def marked(place: Place, name: str, marks: Sequence[Mapping[str, str]]) -> Path:
@@ -731,7 +738,7 @@ def test_a_language_run_is_a_base_for_a_classifier(place: Place, full: Run) -> N
     news = tiny.write_news(place.folder / "news.csv", rows=330)
 
     def classifier(base: Path, name: str) -> Run:
-        return fit_recipe(
+        return place.fit(
             build_recipe(
                 {
                     "data": {"train": str(news)},
@@ -744,6 +751,7 @@ def test_a_language_run_is_a_base_for_a_classifier(place: Place, full: Run) -> N
         )
 
     adapted = classifier(full.folder, "news-adapted")
+    assert f"base {full.folder} is a run: its body goes on" in place.said
     body = load_file(adapted.folder / "model" / "model.safetensors")
     trained = load_file(full.folder / "model" / "model.safetensors")
     for name, weight in trained.items():

@@ -101,6 +101,7 @@ def test_what_fixing_did_is_told(fixed: Run, ranked: Lines) -> None:
     gap = fixes["with"]["macro_f1"]["value"] - fixes["without"]["macro_f1"]["value"]
     assert fixes["difference"]["value"] == pytest.approx(gap, abs=1e-5)
     assert f"{fixes['relabelled']} labels corrected and 1 row dropped" in fixes["says"]
+    assert fixes["with"]["macro_f1"] == fixed.report["test"]["macro_f1"], "the head that the run keeps"
     assert fixes["says"] in (fixed.folder / "report.html").read_text("utf-8").replace("&#39;", "'")
 
 

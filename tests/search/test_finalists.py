@@ -222,6 +222,6 @@ def test_the_sealed_test_is_told_as_how_far_the_winner_is_ahead() -> None:
     final = Final([0.4], [winner], winner)
     settings = {"train.dropout": 0.2}
     said = says(final, "rmse", test, settings, judged_on=WHAT_CHOSE, higher_is_better=False)
-    assert "fitted 1 times more with other seeds on the validation rows that chose it" in said
+    assert "fitted 1 time more with other seeds on the validation rows that chose it" in said
     assert "(dropout 0.2)" in said
     assert "+0.0400 (+0.0100 to +0.0700; above zero is better)" in said

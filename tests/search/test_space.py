@@ -183,9 +183,10 @@ def test_a_wrong_tune_section_is_told_in_words(tune: dict[str, Any], words: str)
     assert "#" not in str(caught.value)  # the names of pydantic's branches
 
 
-def test_a_rate_is_taken_with_two_digits() -> None:
+def test_a_rate_is_taken_with_two_digits_and_others_with_three() -> None:
     rate = Dimension("train.learning_rate", "train.learning_rate", low=1e-4, high=1e-2, log=True)
     assert as_taken(rate, 0.000412837) == 0.00041
+    assert as_taken(Dimension("a", "a", low=0.0, high=0.3, step=0.1), 0.1 + 0.2) == 0.3
     assert as_taken(Dimension("a", "a", choices=(0.123456,)), 0.123456) == 0.123456
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import signal
 import socket
 import sqlite3
@@ -17,11 +19,19 @@ from optuna.trial import TrialState
 
 from fake_search import recipe_with, rehearsal_of
 from gptailor.errors import NonFiniteError, RunError
-from gptailor.recipe import Recipe
+from gptailor.recipe import Recipe, TuneSettings
 from gptailor.search.finalists import choose_finalists, own_trial
 from gptailor.search.space import build_space
 from gptailor.search.study import Study, without_password
-from gptailor.search.trials import Search, counted, run_trial, run_trials
+from gptailor.search.trials import (
+    Search,
+    closing_seconds,
+    counted,
+    forecast,
+    run_trial,
+    run_trials,
+    trials_asked,
+)
 
 DEAD = {"host": socket.gethostname(), "pid": 2**22 + 1, "begun": 0.0, "seen": 0.0}  # a process that isn't
 DROPOUT = {"train.dropout": {"low": 0.0, "high": 0.9}}
@@ -142,6 +152,33 @@ def test_time_is_a_budget_too(tmp_path: Path) -> None:
     assert time.monotonic() - began < 15
     assert 1 <= len(trials) < 100
     assert any("time is spent" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("settings", "asked"), [({}, 20), ({"time": "8h"}, math.inf), ({"time": "8h", "trials": 5}, 5)]
+)
+def test_who_gives_time_alone_gets_all_that_fits_it(settings: dict[str, Any], asked: float) -> None:
+    assert trials_asked(TuneSettings(**settings)) == asked
+
+
+def test_no_forecast_is_longer_than_the_time_allows(tmp_path: Path) -> None:
+    search = search_in(tmp_path, rehearsal=rehearsal_of(score_of, seconds=0.05), trials=10_000, time="60s")
+    for _ in range(2):
+        run_trial(search, search.study.begin())
+    trials = search.study.trials()
+    left = forecast(search, trials) + closing_seconds(search, trials)
+    assert 0 < left <= 60
+    late = dataclasses.replace(search, began=search.began - 61)
+    assert forecast(late, trials) == 0
+
+
+def test_no_more_finalists_are_forecast_than_there_can_be(tmp_path: Path) -> None:
+    """After the recipe's own trial one other may come; so two are fitted three times, not five."""
+    search = search_in(tmp_path, rehearsal=rehearsal_of(score_of, seconds=0.05), trials=9)
+    run_trial(search, search.study.begin())
+    trials = search.study.trials()
+    (own,) = [one.seconds for one in trials]
+    assert closing_seconds(search, trials) == pytest.approx((6 / search.rehearsal.trainings + 4) * own)
 
 
 def test_a_forecast_is_told_after_every_trial(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from gptailor.pipeline.rehearse import Repeat, Settled
 from gptailor.pipeline.run import Run
 from gptailor.recipe import Recipe, TuneSettings, build_recipe
 from gptailor.search.space import build_space
-from gptailor.search.tune import Tuned, _Clock, refuse_other_space, tune_recipe
+from gptailor.search.tune import Tuned, _Clock, keep_request, refuse_other_space, tune_recipe
 
 
 @pytest.fixture(scope="module")
@@ -443,13 +443,15 @@ def test_a_wrong_space_stops_before_the_first_trial(place: Path) -> None:
     with pytest.raises(RecipeError, match=r"train\.dropout"):
         tune_recipe(recipe)
     assert not (Path(str(recipe.out)) / "tune" / "trials.sqlite3").exists()
+    mended = tune_recipe(recipe_in(place, "wrong"))  # nothing of the mistake is left in the folder
+    assert mended.run.is_finished
 
 
 def test_a_search_of_another_space_is_refused(place: Path, tmp_path: Path) -> None:
     """A newer version may try other settings by itself; trials of both can't be compared."""
     recipe = recipe_in(place, "spaces")
     space = build_space(recipe, rehearsal_of(lambda _: 0.5))
-    refuse_other_space(tmp_path, space)
+    keep_request(tmp_path, recipe, space)
     refuse_other_space(tmp_path, space)
     with pytest.raises(RunError, match="tries other settings"):
         refuse_other_space(tmp_path, [dataclasses.replace(space[0], choices=(0.02,))])
@@ -546,7 +548,8 @@ def test_every_task_asks_its_default_the_test_rows(task: str, place: Path, tmp_p
         }
     )
     other = recipe.train.model_copy(update={"learning_rate": 1e-7})
-    rival = fit_sealed(recipe.model_copy(update={"train": other, "out": str(tmp_path / "own")}))
+    beside = str(tmp_path / "run" / "tune" / "own")
+    rival = fit_sealed(recipe.model_copy(update={"train": other, "out": beside}))
     assert not (rival / "openings.jsonl").exists()
     report = fit_recipe(recipe, rival=rival).report
     (opening,) = (tmp_path / "run" / "openings.jsonl").read_text(encoding="utf-8").splitlines()

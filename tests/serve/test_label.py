@@ -84,11 +84,27 @@ def test_it_goes_on_where_it_stopped_and_can_take_back_what_was_before(source: P
     file.label(0, "no")
     file.label(1, "maybe") if "maybe" in file.labels else file.label(1, "yes")
     again = label_file(str(source), text="text")  # the labels stand in the file
-    assert again.labels == ["no", "yes"]
+    assert again.labels == ["yes", "no"]
     assert again.current == 2
     again.undo()
     assert again.current == 1
     assert written(again) == [("text 1", "no")]
+
+
+def test_a_key_means_the_same_label_in_every_sitting(source: Path) -> None:
+    def keys(*labels: str) -> list[str]:
+        return [one["name"] for one in label_file(str(source), labels=labels, text="text").state()["labels"]]
+
+    first = label_file(str(source), labels=["World", "Sports", "Business"], text="text")
+    first.label(0, "Business")
+    assert keys() == ["World", "Sports", "Business"]
+    assert keys("Business", "Sports", "World", "Health") == ["World", "Sports", "Business", "Health"]
+    assert keys("Sports") == ["Sports", "Business"]  # what was a mistake and no answer can be taken out
+    first.undo()
+    assert keys() == ["World", "Sports", "Business"]
+    first.out.with_name("rows.labels.keys.json").write_text("{")
+    with pytest.raises(InputError, match="can't be read"):
+        keys()
 
 
 def test_rows_may_be_added_but_not_changed(source: Path, file: LabelFile) -> None:

@@ -103,7 +103,8 @@ class BudgetOptions:
     """What `tune` has beside everything that `fit` has."""
 
     trials: Annotated[
-        int | None, typer.Option("--trials", min=1, help="how many settings to try (default: 20)")
+        int | None,
+        typer.Option("--trials", min=1, help="how many settings to try (default: 20, or what fits --time)"),
     ] = None
     time: Annotated[str | None, typer.Option("--time", help="about how long to search, such as 30m")] = None
     storage: Annotated[

@@ -1,22 +1,23 @@
 """Documents for language modeling: any location as a stream of pieces, never held whole.
 
-A document is a text file, a row's text, or what lies between two separator lines. It comes in pieces of a
-few kilobytes cut between lines, so that a file larger than memory can be read, and a single long document can
-still be divided into parts.
+A document is a text file (also each of a folder), a row's text, or what lies between two separator lines. It
+comes in pieces of a few kilobytes cut between lines, so that a file larger than memory can be read, and a
+single long document can still be divided into parts.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gptailor.data.folders import read_tree
 from gptailor.data.lines import LineFeed
 from gptailor.data.read import find_kind, infer_roles, iterate_rows
-from gptailor.data.source import find_encoding, find_source, is_stream, sample_text
+from gptailor.data.source import Source, find_encoding, find_source, is_stream, sample_text
 from gptailor.errors import DataError
 from gptailor.types import RawExample, RejectedRow
 
@@ -39,9 +40,14 @@ class Piece:
     time: str = ""
 
 
+def is_prose(location: str, columns: str | None = None) -> bool:
+    """Whether a location is texts as they are: a plain text, or a folder of them. Others have rows."""
+    return _is_folder(location) or (columns is None and _is_plain_text(location))
+
+
 def columns_of(location: str, columns: str | None = None) -> list[str]:
     """The columns of a location's first rows; a plain text has none."""
-    if columns is None and _is_plain_text(location):
+    if is_prose(location, columns):
         return []
     rows = itertools.islice(iterate_rows(location, columns=columns), LOOK_AHEAD)
     return list(dict.fromkeys(name for row in rows if isinstance(row, RawExample) for name in row.fields))
@@ -59,11 +65,11 @@ def iterate_pieces(
     """The documents of a location in order, in pieces; rows that can't be read come as they are.
 
     Args:
-        location: What `read_rows` reads: a text file is one document, a folder one per file, a table one
-            per row.
+        location: What `read_rows` reads: a text file is one document, a table one per row, a folder one for
+            each text file in it and in its subfolders.
         text: The column of the text, where there are several.
         columns: Names for a headerless file's columns. One name for a plain text makes every line a
-            document.
+            document. Not used for a folder.
         separator: A line that divides a plain text into documents, such as `<|endoftext|>`.
         group: The column of a table whose value each piece carries.
         time: The column of a table that says when a row happened.
@@ -71,6 +77,9 @@ def iterate_pieces(
     Raises:
         DataError: the location can't be read or the text column isn't plain.
     """
+    if _is_folder(location):
+        yield from _folder_pieces(Path(location), separator)
+        return
     if columns is None and _is_plain_text(location):
         yield from _plain_pieces(location, separator)
         return
@@ -87,7 +96,7 @@ def iterate_pieces(
             continue
         parts = (column or "text").split("+")
         whole = item.fields.get(column or "") or " ".join(v for n in parts if (v := item.fields.get(n, "")))
-        pieces = _pieces_of(whole, item.source, item.row, separator if Path(location).is_dir() else None)
+        pieces = _pieces_of(whole, item.source, item.row)
         marks = (item.fields.get(group or "", "").strip(), item.fields.get(time or "", "").strip())
         yield from (
             (replace(piece, group=marks[0], time=marks[1]) for piece in pieces) if any(marks) else pieces
@@ -107,35 +116,49 @@ def cut_pieces(text: str, size: int = PIECE) -> list[str]:
     return pieces
 
 
-def _pieces_of(text: str, source: str, row: int, separator: str | None) -> Iterator[Piece]:
-    texts = [text] if separator is None else list(_between(text.splitlines(keepends=True), separator)) or [""]
-    for document in texts:
-        for place, piece in enumerate(cut_pieces(document)):
-            yield Piece(piece, source, row, begins=place == 0)
+def _pieces_of(text: str, source: str, row: int) -> Iterator[Piece]:
+    for place, piece in enumerate(cut_pieces(text)):
+        yield Piece(piece, source, row, begins=place == 0)
 
 
-def _between(lines: Iterable[str], separator: str) -> Iterator[str]:
-    """Nothing between two separators is no document."""
-    held: list[str] = []
-    for line in lines:
-        if line.strip() == separator:
-            if held:
-                yield "".join(held)
-            held = []
-        else:
-            held.append(line)
-    if held:
-        yield "".join(held)
+def _is_folder(location: str) -> bool:
+    return location != "-" and Path(location).is_dir()
 
 
 def _is_plain_text(location: str) -> bool:
-    if is_stream(location) or location.startswith("hub:") or Path(location).is_dir():
+    if is_stream(location) or location.startswith("hub:"):
         return False
     source = find_source(location)
     if source.sample.startswith(b"PAR1"):
         return False
     encoding, _ = find_encoding(source)
     return find_kind(source, sample_text(source, encoding), None) == "document"
+
+
+def _folder_pieces(folder: Path, separator: str | None) -> Iterator[Piece | RejectedRow]:
+    """Each text file in turn. One that can't be read to its end is left out whole."""
+    for path in read_tree(folder)[0]:
+        try:
+            _refuse_faults(str(path))
+        except DataError as error:
+            yield RejectedRow(str(path), 1, "unreadable", error.what)
+            continue
+        yield from _plain_pieces(str(path), separator)
+
+
+def _refuse_faults(location: str) -> None:
+    """Raises DataError for a file with a line that can't be used."""
+    source = find_source(location)
+    with closing(LineFeed(source, find_encoding(source)[0])) as feed:
+        for number, _ in enumerate(feed, start=1):
+            feed.taken.clear()
+            if fault := feed.faults.get(number):
+                raise _unusable(source, number, fault)
+
+
+def _unusable(source: Source, line: int, fault: str) -> DataError:
+    fix = "Break it into several lines." if "longer" in fault else "Save the file as UTF-8 text."
+    return DataError(f"line {line:,}: {fault}.", where=source.name, fix=fix)
 
 
 def _plain_pieces(location: str, separator: str | None) -> Iterator[Piece | RejectedRow]:
@@ -148,9 +171,7 @@ def _plain_pieces(location: str, separator: str | None) -> Iterator[Piece | Reje
         for number, line in enumerate(feed, start=1):
             feed.taken.clear()
             if fault := feed.faults.get(number):
-                raise DataError(
-                    f"line {number}: {fault}", where=source.name, fix="Save the file as UTF-8 text."
-                )
+                raise _unusable(source, number, fault)
             if separator is not None and line.strip() == separator:
                 yield from _flush(held, source.name, row, begins)
                 held, size, row, begins = [], 0, number + 1, True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -40,23 +41,63 @@ def read_folder(folder: Path) -> tuple[list[str], list[str], Iterator[Item]]:
     if len(texts) <= len(tables):
         raise _no_texts(folder, tables)
     notes = [f"folder: {number_of(len(texts), 'text file')}, each is one row"]
-    if tables:
-        notes.append(f"folder: {number_of(len(tables), 'data file')} left out ({tables[0].name} ...)")
-    return ["text"], notes, _rows([(file, None) for file in texts])
+    return ["text"], notes + _tables_left_out(tables), _rows([(file, None) for file in texts])
 
 
-def hash_folder(folder: Path) -> str:
-    """SHA-256 of the names, sizes and bytes of the files that `read_folder` reads, in order."""
-    labelled = _labelled(folder)
-    files = [file for paths in labelled.values() for file in paths] if labelled else _texts(folder)
+def read_tree(folder: Path) -> tuple[list[Path], list[str]]:
+    """The text files of a folder and of all folders in it, by name, and notes of what is left out.
+
+    Hidden files and folders are left alone, and folders that are links are not entered.
+
+    Raises:
+        DataError: there is no text file, a folder can't be opened, or there are as many data files.
+    """
+    files = list(_tree(folder))
+    tables = [file for file in files if _is_data(file)]
+    texts = [file for file in files if not _is_data(file)]
+    if len(texts) <= len(tables):
+        raise _no_texts(folder, tables)
+    deeper = sum(file.parent != folder for file in texts)
+    told = f", {deeper:,} of them in its subfolders" if deeper else ""
+    return texts, [f"folder: {number_of(len(texts), 'text file')}{told}", *_tables_left_out(tables)]
+
+
+def hash_folder(folder: Path, *, tree: bool = False) -> str:
+    """SHA-256 of the names, sizes and bytes of the files that `read_folder` reads, in order.
+
+    With `tree` of those that `read_tree` does.
+    """
+    if tree:
+        files = [file for file in _tree(folder) if not _is_data(file)]
+    else:
+        labelled = [file for paths in _labelled(folder).values() for file in paths]
+        files = labelled or _texts(folder)
     digest = hashlib.sha256()
     for path in files:
-        data = path.read_bytes() if path.is_file() else b""
-        digest.update(
-            f"{path.relative_to(folder).as_posix()}\0{len(data)}\0".encode(errors="surrogateescape")
-        )
-        digest.update(data)
+        name = path.relative_to(folder).as_posix()
+        digest.update(f"{name}\0{path.stat().st_size}\0".encode(errors="surrogateescape"))
+        with path.open("rb") as file:
+            while part := file.read(2**20):
+                digest.update(part)
     return digest.hexdigest()
+
+
+def _tree(folder: Path) -> Iterator[Path]:
+    """Every file, those of a folder before those of the folders in it."""
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"can't be opened: {error.strerror}.", where=str(error.filename)) from None
+
+    for place, inner, names in os.walk(folder, onerror=refuse):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        paths = (Path(place, name) for name in sorted(names) if not name.startswith("."))
+        yield from (path for path in paths if path.is_file())
+
+
+def _tables_left_out(tables: Sequence[Path]) -> list[str]:
+    if not tables:
+        return []
+    return [f"folder: {number_of(len(tables), 'data file')} left out ({tables[0].name} ...)"]
 
 
 def _labelled(folder: Path) -> dict[str, list[Path]]:

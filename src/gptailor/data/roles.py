@@ -209,7 +209,8 @@ def _infer_label(columns: Sequence[str], shapes: dict[str, _Shape]) -> str:
     if not candidates:
         raise DataError(
             "no column looks like a label (few distinct values, each repeated).",
-            fix=f"{_listing(list(shapes), shapes)}\nName it with --label COLUMN.",
+            fix=f"{_listing(list(shapes), shapes)}\n"
+            "Name it with --label COLUMN, or learn from texts alone with --task language.",
         )
     raise AmbiguousColumnError("label", candidates, _listing(candidates, shapes))
 

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gptailor.errors import ModelError
-from gptailor.models.names import STARTER, context_length, first_line, read_config_file
+from gptailor.models.names import STARTER, Base, context_length, first_line, read_config_file
 from gptailor.report.terminal import bytes_text
 
 Source = Literal["starter", "run", "cache", "hub"]
 LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")  # how transformers names their architectures
 # A weight has three dimensions at most. Old files hold GPT's attention masks beside them, in four.
 MOST_DIMENSIONS = 3
+STARTER_LICENSE = "CC BY-SA 4.0 (see LICENSE.md of the starter)"
+OWN_LICENSE = "yours to choose, within what its data allow (trained from scratch)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,7 @@ def parameters_text(count: int) -> str:
 
 
 def _starter() -> CatalogEntry | LeftOut:
-    return _measure("starter", STARTER, "starter", license_name=card_license(STARTER), note="bundled")
+    return _measure("starter", STARTER, "starter", license_name=STARTER_LICENSE, note="bundled")
 
 
 def _runs(folder: Path) -> Iterator[CatalogEntry | LeftOut]:
@@ -137,11 +139,11 @@ def _runs(folder: Path) -> Iterator[CatalogEntry | LeftOut]:
         name = bundle.parent.parent.as_posix()
         try:
             values = json.loads(bundle.read_text(encoding="utf-8"))
-            base, told = str(values["base"]), f"{values['task']}, {values['approach']} on {values['base']}"
+            told = f"{values['task']}, {values['approach']} on {values['base']}"
         except (OSError, ValueError, KeyError, TypeError) as error:
             yield LeftOut(name, f"its gptailor.json is damaged: {first_line(error)}")
             continue
-        yield _measure(name, bundle.parent, "run", license_name=_license_of(base), note=told)
+        yield _measure(name, bundle.parent, "run", license_name=_license_of_run(bundle.parent), note=told)
 
 
 def _cached(folder: Path) -> Iterator[CatalogEntry | LeftOut]:
@@ -154,7 +156,8 @@ def _cached(folder: Path) -> Iterator[CatalogEntry | LeftOut]:
         elif not (snapshot / "config.json").is_file():
             yield LeftOut(name, "no config.json was fetched")
         else:
-            yield _measure(name, snapshot, "cache", license_name=_license_of(name), note=note)
+            told = _known_license(name) or _card_license(snapshot)
+            yield _measure(name, snapshot, "cache", license_name=told, note=note)
 
 
 def _snapshot(repository: Path) -> tuple[Path | None, str]:
@@ -170,7 +173,7 @@ def _snapshot(repository: Path) -> tuple[Path | None, str]:
 
 
 def _measure(
-    name: str, folder: Path, source: Source, *, license_name: str, note: str
+    name: str, folder: Path, source: Source, *, license_name: str | None, note: str
 ) -> CatalogEntry | LeftOut:
     """Size and context from the files themselves."""
     try:
@@ -186,7 +189,7 @@ def _measure(
             source=source,
             parameters=sum(count_parameters(path) for path in weights),
             context=context_length(config),
-            license=license_name,
+            license=license_name or "licence: see its card",
             stored_bytes=sum(path.stat().st_size for path in folder.iterdir() if path.is_file()),
             note=note,
         )
@@ -210,7 +213,35 @@ def count_parameters(path: Path) -> int:
     return sum(math.prod(shape) for shape in shapes if 0 < len(shape) <= MOST_DIMENSIONS)
 
 
-def card_license(folder: Path) -> str:
+def license_of(base: Base) -> str | None:
+    """A base's licence, which goes with what is fine-tuned from it; None where nothing here tells it."""
+    if base.kind == "run":
+        return _license_of_run(base.path)
+    return _known_license(base.name) or _card_license(base.path)
+
+
+def _license_of_run(model: Path) -> str | None:
+    """The licence that a run has from its base: its details say it, else the base's name does."""
+    known = None
+    try:
+        bundle = json.loads((model / "gptailor.json").read_text(encoding="utf-8"))
+        if bundle["approach"] == "scratch":
+            return OWN_LICENSE
+        known = _known_license(str(bundle["base"]))
+        details = json.loads((model.parent / "details.json").read_text(encoding="utf-8"))
+        told = details["base_details"].get("license")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return known
+    return told if isinstance(told, str) else known
+
+
+def _known_license(base: str) -> str | None:
+    if base == "starter":
+        return STARTER_LICENSE
+    return next((entry.license for entry in COMMON if base in (entry.name, entry.also)), None)
+
+
+def _card_license(folder: Path) -> str | None:
     """The licence that a model card's first lines name."""
     try:
         lines = (folder / "README.md").read_text(encoding="utf-8").splitlines()
@@ -223,15 +254,7 @@ def card_license(folder: Path) -> str:
             key, _, value = line.partition(":")
             if key == "license" and value.strip():
                 return value.strip()
-    return "licence unknown"
-
-
-def _license_of(base: str) -> str:
-    """A base's licence by its name; what is fine-tuned from it carries it on."""
-    if base == "starter":
-        return card_license(STARTER)
-    known = next((entry for entry in COMMON if base in (entry.name, entry.also)), None)
-    return known.license if known else "licence: see its card"
+    return None
 
 
 def _hub_cache() -> Path:

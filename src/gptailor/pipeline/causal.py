@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from gptailor.errors import ModelError, RecipeError
+from gptailor.errors import ModelError
 from gptailor.models.approach import (
     Adapted,
     adapt_full,
@@ -37,16 +37,6 @@ from gptailor.recipe import (
 LARGEST_FULL = 50_000_000  # weights; above, `auto` means LoRA
 
 TrainableText = FullApproach | LoraApproach | ScratchApproach
-
-
-def refuse_frozen(recipe: Recipe) -> None:
-    """Raises RecipeError for the one approach that language modeling hasn't."""
-    if isinstance(recipe.approach, FrozenApproach):
-        raise RecipeError(
-            "frozen has nothing to learn when the answer is text.",
-            where="approach",
-            fix="Use --approach full, lora or scratch.",
-        )
 
 
 def choose_text_approach(recipe: Recipe, base: Base) -> TrainableText:

@@ -51,7 +51,7 @@ def compare_runs(folders: Sequence[Path], *, resampling: Resampling = ROWS) -> d
     """A leaderboard of finished runs, the best first, by the metric that decides.
 
     Each other run is tested against the best on the test rows, if both have the same ones, by a paired
-    bootstrap; p-values are corrected by Holm's method for the number of tests.
+    bootstrap; p-values are corrected by Holm's method for all pairs of runs.
 
     Raises:
         RunError: a run isn't finished, is named twice, or does another kind of job than the first.

@@ -29,6 +29,7 @@ class PreparedDocuments:
     """Everything known about the documents before a model is loaded."""
 
     files: list[Divided]  # the training location first, then those given for validation and test
+    notes: list[str]  # what was decided and left out, in words
     read: int
     data_hash: str
 
@@ -59,16 +60,18 @@ def prepare_documents(recipe: Recipe, say: Callable[[str], None] = lambda _: Non
     if tests:
         given.add("test")
     files = [divide(train, recipe, beside=held_out, given=given)]
-    for note in files[0].notes:
-        say(note)
     # What chooses the settings must not stand in the test either.
     files += [all_in(documents, "validation", beside=tests) for documents in validations]
     if validations and tests:
         refuse_all_leaked(np.flatnonzero(files[1].parts != DROPPED).tolist(), settings)
     files += [all_in(documents, "test") for documents in tests]
     _refuse_too_little(files, settings.train)
+    notes = [note for file in files for note in (*file.documents.notes, *file.notes)]
+    for note in notes:
+        say(note)
     return PreparedDocuments(
         files=files,
+        notes=notes,
         read=sum(len(f.documents.row_of) + len(f.documents.rejected) for f in files),
         data_hash=hash_files(recipe) or content_key(*(d for f in files for d in f.documents.digests)),
     )

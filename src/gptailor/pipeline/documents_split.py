@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 
 from gptailor.data.duplicates import near_duplicate_groups
+from gptailor.data.overlap import RUN
 from gptailor.data.split import join_groups, time_keys, value_groups
 from gptailor.data.store import StoredRows
 from gptailor.data.views import each
+from gptailor.errors import number_of
 from gptailor.pipeline.documents_survey import Documents, pieces_of
 from gptailor.pipeline.prepare import PARTS
 from gptailor.recipe import Recipe
+from gptailor.report.facts import bytes_text
 from gptailor.types import IntArray, Part, RawExample
 
 DROPPED = -1
@@ -57,7 +60,7 @@ def divide(documents: Documents, recipe: Recipe, *, beside: Sequence[Documents],
     shares = _shares(recipe, int(size[parts == 0].sum()), given)
     whole = bool(documents.groups or documents.times) or len(kept) >= MANY_DOCUMENTS
     if not whole and _divide_each(parts, owner, size, shares):
-        return Divided(documents, parts, reasons, divided=True)
+        return Divided(documents, parts, reasons, divided=True, notes=_leaks(documents))
     near = _near_documents(documents, kept, recipe)
     count = len(np.unique(near))
     alike = count < len(kept) and count <= sum(map(bool, shares.values()))  # one for each part, and no more
@@ -66,7 +69,8 @@ def divide(documents: Documents, recipe: Recipe, *, beside: Sequence[Documents],
     order = _in_turn(documents, kept, near, sizes, shares, seed=recipe.seed)
     _divide_whole(parts, owner, sizes, order, shares)
     several = int((np.bincount(near) > 1).sum())
-    return Divided(documents, parts, reasons, divided=False, near_groups=several, notes=(ALL_ALIKE,) * alike)
+    notes = (*_leaks(documents), *(ALL_ALIKE,) * alike)
+    return Divided(documents, parts, reasons, divided=False, near_groups=several, notes=notes)
 
 
 def _near_documents(documents: Documents, kept: IntArray, recipe: Recipe) -> IntArray:
@@ -221,4 +225,17 @@ def _divide_whole(
 def all_in(documents: Documents, part: Part, *, beside: Sequence[Documents] = ()) -> Divided:
     """Every document with text in one part, but for what stands in the files beside it."""
     usable, reasons = _usable(documents, beside, drop_duplicates=False)
-    return Divided(documents, np.where(usable == DROPPED, DROPPED, PARTS.index(part)), reasons, divided=False)
+    parts = np.where(usable == DROPPED, DROPPED, PARTS.index(part))
+    return Divided(documents, parts, reasons, divided=False, notes=_leaks(documents))
+
+
+def _leaks(documents: Documents) -> tuple[str, ...]:
+    """What was left out because it stands in a held-out file, in words."""
+    if not documents.overlapping:
+        return ()
+    size = sum(documents.piece_bytes[piece] for piece in documents.overlapping)
+    pieces = number_of(len(documents.overlapping), "piece")
+    return (
+        f"{documents.location}: {pieces} ({bytes_text(size)}) left out: they share a run of "
+        f"{RUN} words with a held-out file.",
+    )

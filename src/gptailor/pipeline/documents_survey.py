@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from array import array
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from gptailor.data.documents import Piece, iterate_pieces
+from gptailor.data.documents import Piece, is_prose, iterate_pieces
+from gptailor.data.folders import read_tree
 from gptailor.data.overlap import NgramSet, shares_a_run, shares_across
 from gptailor.data.source import is_stream
-from gptailor.errors import DataError
+from gptailor.errors import DataError, number_of
 from gptailor.recipe import DataSettings
 from gptailor.types import RejectedRow
+
+# How corpora of many texts mark the end of each.
+MARKER = re.compile(r"^(<\|endoftext\|>|<\|end_of_text\|>|</s>)[ \t\r]*$", re.MULTILINE)
 
 
 @dataclass(slots=True)
@@ -31,6 +38,7 @@ class Documents:
     rejected: list[RejectedRow] = field(default_factory=list)
     groups: list[str] = field(default_factory=list)  # for each document, where a column is named for them
     times: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what was left out, and what could be meant otherwise
 
     def place(self, document: int) -> tuple[str, int]:
         return self.sources[self.source_of[document]], self.row_of[document]
@@ -45,6 +53,10 @@ def survey(
     digest = hashlib.blake2b(digest_size=16)
     before = ""
     refuse_stream(location)
+    if Path(location).is_dir():
+        found.notes += [f"{location}: {note}" for note in read_tree(Path(location))[1]]
+    markers: Counter[str] = Counter()
+    unmarked = settings.separator is None and is_prose(location, columns)
     pieces = iterate_pieces(
         location,
         text=settings.text,
@@ -68,6 +80,8 @@ def survey(
             if settings.split.time is not None:
                 found.times.append(item.time)
         digest.update(item.text.encode(errors="surrogateescape"))
+        if unmarked:
+            markers.update(MARKER.findall(item.text))
         if held_out is not None:
             number = len(found.piece_bytes)
             if shares_a_run(item.text, held_out):
@@ -80,7 +94,17 @@ def survey(
     if found.row_of:
         found.digests.append(digest.digest())
     found.sources = list(names)
+    found.notes += _read_as_text(location, markers)
     return found
+
+
+def _read_as_text(location: str, markers: Counter[str]) -> list[str]:
+    """What to say of lines that may have been meant to divide documents."""
+    return [
+        f"{location}: {number_of(count, 'line')} {marker!r} read as text. If they divide documents, say "
+        f"--set data.separator={marker!r}."
+        for marker, count in sorted(markers.items())
+    ]
 
 
 def pieces_of(documents: Documents, settings: DataSettings) -> Iterator[Piece]:

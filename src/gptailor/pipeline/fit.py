@@ -210,8 +210,11 @@ def open_workshop(recipe: Recipe, prepared: Prepared, folder: Path, listener: Li
     began_with = base_revision_of(folder)  # a name of the hub may stand for newer weights by now
     base = resolve_base(recipe.base, revision=began_with or recipe.revision)
     if base.kind == "run":
-        labels = ", ".join(list((load_config(base).id2label or {}).values())[:6])
-        listener.say(f"base {base.name} is a run: its old head ({labels}) is dropped, its body goes on")
+        config = load_config(base)
+        classifies = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+        labels = ", ".join(list((config.id2label or {}).values())[:6]) if classifies else ""
+        head = f"its old head ({labels}) is dropped, " if labels else ""
+        listener.say(f"base {base.name} is a run: {head}its body goes on")
     shop = tokenized_workshop(recipe, prepared, base)
     environment, changed = resolve_environment(folder / "environment.json", {"base_revision": base.revision})
     environment["changed"] = changed

@@ -16,10 +16,9 @@ from gptailor.evaluate.metrics import as_json
 from gptailor.models.readout import decide, probabilities_of
 from gptailor.pipeline.classify import by_text
 from gptailor.pipeline.fixes import Place
-from gptailor.pipeline.frozen import features_of, features_of_names, fit_head
-from gptailor.pipeline.labels import answers_of
+from gptailor.pipeline.frozen import features_of, features_of_names, fit_best_head
 from gptailor.pipeline.prepare import Prepared, remove_leaks
-from gptailor.pipeline.workshop import Workshop, may_refit, resampling_of
+from gptailor.pipeline.workshop import NoFoldsError, Workshop, resampling_of
 from gptailor.recipe import FrozenApproach
 from gptailor.tasks.classification import to_example
 from gptailor.tasks.labels import label_of, labels_of
@@ -43,7 +42,7 @@ def effect_of_fixes(shop: Workshop, prepared: Prepared, model: PreTrainedModel) 
     held = np.arange(len(train) + len(validation)) >= len(train)
     features = features_of(shop, model, [*train, *validation])
     names = features_of_names(shop, model)
-    heads = {"with": _fit_best(shop, features, [*train, *validation], held, names=names)}
+    heads = {"with": _fitted(shop, features, [*train, *validation], held, names=names)}
     before, returned = labels_before(shop, prepared)
     kept = [n for n, row in enumerate([*train, *validation]) if (row.source, row.row) in before]
     rows = [
@@ -54,7 +53,10 @@ def effect_of_fixes(shop: Workshop, prepared: Prepared, model: PreTrainedModel) 
     if returned:
         features = np.concatenate([features, features_of(shop, model, returned)])
         held = np.concatenate([held, np.zeros(len(returned), np.bool_)])
-    heads["without"] = _fit_best(shop, features, [*rows, *returned], held, names=names)
+    try:
+        heads["without"] = _fitted(shop, features, [*rows, *returned], held, names=names)
+    except NoFoldsError:  # so few rows of two labels that nothing could have been learned
+        return None
     test_features = features_of(shop, model, test)
     guessed = {}
     for name, weights in heads.items():
@@ -99,7 +101,7 @@ def labels_before(shop: Workshop, prepared: Prepared) -> tuple[dict[Place, Label
     return labels, list(fit_rows(shop.encoder, encoded, examples, first=0, **lengths))
 
 
-def _fit_best(
+def _fitted(
     shop: Workshop,
     features: FloatArray,
     rows: Sequence[TokenizedExample],
@@ -107,16 +109,10 @@ def _fit_best(
     *,
     names: FloatArray,
 ) -> FloatArray:
-    """(C, H) weights with the strength that the held rows like best, then fitted as a run fits them."""
-    labels, held_rows = answers_of(rows), [row for row, is_held in zip(rows, held, strict=True) if is_held]
-
-    def score(strength: float) -> float:
-        weights = fit_head(shop, features[~held], labels[~held], strength, names=names)
-        return shop.kind.score(*by_text(features[held] @ weights.T, held_rows))
-
-    best = max(sorted(FrozenApproach().strengths), key=score)
-    chosen = slice(None) if may_refit(shop) else ~held
-    return fit_head(shop, features[chosen], labels[chosen], best, names=names)
+    """(C, H) weights of a head, chosen and fitted as a run does it."""
+    approach = shop.recipe.approach
+    settings = approach if isinstance(approach, FrozenApproach) else FrozenApproach()
+    return fit_best_head(shop, features, rows, held, settings.strengths, names=names).weights
 
 
 def _counts(shop: Workshop, prepared: Prepared) -> dict[str, Any]:

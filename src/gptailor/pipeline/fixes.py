@@ -47,6 +47,7 @@ class Fixes:
     relabelled: dict[Place, tuple[str, str]] = field(default_factory=dict)  # label cells before and after
     dropped: dict[Place, str] = field(default_factory=dict)
     unchanged: set[Place] = field(default_factory=set)  # corrected to the label they have
+    faults: dict[Place, str] = field(default_factory=dict)  # corrections that can't be made, and why
     before: list[RawExample] = field(default_factory=list)  # the training rows as they were
 
     def detail(self, source: str, row: int) -> str:
@@ -96,14 +97,14 @@ def apply_fixes(
 ) -> tuple[list[RawExample], list[RejectedRow]]:
     """Gives rows their corrected labels and takes dropped ones out; `fixes` notes what was done.
 
+    A row whose correction can't be made (it has another text now, or the correction is no label of the file)
+    stays as it is; `refuse_faults` tells all of them at once.
+
     Args:
         rows: With `text` and a label cell as `read_labels` leaves it.
         fixes: What to do.
         form: What a label cell holds.
         keep_before: These are the training rows: keep them as they were, to see later what fixing did.
-
-    Raises:
-        DataError: a row has another text now, or a correction is no label of the file.
     """
     if not fixes.corrections:
         return list(rows), []
@@ -111,7 +112,7 @@ def apply_fixes(
         fixes.before.extend(rows)
     known = _known_labels(rows, form)
     by_place = _by_place(rows, fixes)
-    kept, rejected, faults = [], [], []
+    kept, rejected = [], []
     for row in rows:
         correction = by_place.get((row.source, row.row))
         if correction is None:
@@ -120,34 +121,33 @@ def apply_fixes(
         place, old = (row.source, row.row), row.fields.get("label", "")
         new = _label_of(correction.cell, known, form)
         if not _is_same(correction.text, row.fields["text"]):
-            faults.append(f"row {correction.line}: {row.source} row {row.row} has another text now")
+            fixes.faults[place] = f"row {correction.line}: {row.source} row {row.row} has another text now"
+            kept.append(row)
         elif new is None and correction.cell.casefold() == DROP:
             fixes.dropped[place] = old
             detail = f"{fixes.file} row {correction.line} says {DROP}"
             rejected.append(RejectedRow(row.source, row.row, "reviewed", detail))
         elif new is None:
             hint = did_you_mean(correction.cell, known.values())
-            faults.append(f"row {correction.line}: {correction.cell!r} is no label of the file.{hint}")
+            told = f"row {correction.line}: {correction.cell!r} is no label of the file.{hint}"
+            fixes.faults[place] = told
+            kept.append(row)
         else:
             if new == old:
                 fixes.unchanged.add(place)
             else:
                 fixes.relabelled[place] = (old, new)
             kept.append(dataclasses.replace(row, fields={**row.fields, "label": new}))
-    _refuse(faults, fixes.file)
     return kept, rejected
 
 
-def refuse_strays(fixes: Fixes) -> None:
-    """Raises DataError where a correction met no row of the training and validation data."""
-    names = {
-        (Path(source).name, row) for source, row in (*fixes.relabelled, *fixes.dropped, *fixes.unchanged)
-    }
+def refuse_faults(fixes: Fixes) -> None:
+    """Raises DataError where corrections can't be made, or met no row of training and validation data."""
+    met = (*fixes.relabelled, *fixes.dropped, *fixes.unchanged, *fixes.faults)
+    names = {(Path(source).name, row) for source, row in met}
     strays = [c for c in fixes.corrections.values() if (Path(c.source).name, c.row) not in names]
-    _refuse(
-        [f"row {c.line}: {c.source} row {c.row} is not in the training or validation data" for c in strays],
-        fixes.file,
-    )
+    told = [f"row {c.line}: {c.source} row {c.row} is not in the training or validation data" for c in strays]
+    _refuse([*fixes.faults.values(), *told], fixes.file)
 
 
 def refuse_to_lose_corrections(path: Path) -> None:

@@ -224,7 +224,7 @@ def file_hashes(recipe: Recipe) -> dict[str, str] | None:
     hashes = {}
     for role, path in places.items():
         if path.is_dir():
-            hashes[role] = hash_folder(path)
+            hashes[role] = hash_folder(path, tree=recipe.task == "language")
         elif path.is_file():
             with path.open("rb") as file:
                 hashes[role] = hashlib.file_digest(file, "sha256").hexdigest()

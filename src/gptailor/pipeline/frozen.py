@@ -74,21 +74,41 @@ def fit_frozen(shop: Workshop, model: PreTrainedModel, settings: FrozenApproach)
     The head that is kept has seen the validation rows, too, where they may teach (`may_refit`): what
     validation says was measured before, on a head that had not.
     """
-    rows, kind = shop.tokens.rows, shop.kind
-    count = len(rows["train"])
-    everything = pool_of(shop)
-    features, labels = features_of(shop, model, everything), answers_of(everything)
-    names = features_of_names(shop, model)
+    count, everything = len(shop.tokens.rows["train"]), pool_of(shop)
+    held = np.arange(len(everything)) >= count
+    features, names = features_of(shop, model, everything), features_of_names(shop, model)
+    return fit_best_head(shop, features, everything, held, settings.strengths, names=names)
+
+
+def fit_best_head(
+    shop: Workshop,
+    features: FloatArray,
+    rows: Sequence[TokenizedExample],
+    held: Any,
+    strengths: Sequence[float],
+    *,
+    names: FloatArray,
+) -> FrozenFit:
+    """The head of the strength that the held rows like best; of equal scores the smaller loss.
+
+    Args:
+        features: (N, H) of the rows.
+        rows: Training and validation rows.
+        held: (N,) which of them validate.
+        strengths: What is tried.
+        names: Features of the labels' names, which teach, too.
+    """
+    kind, labels = shop.kind, answers_of(rows)
     if few_rows(shop):
-        splits = folds_of(everything, seed=shop.recipe.seed, strata=kind.strata)
+        splits = folds_of(rows, seed=shop.recipe.seed, strata=kind.strata)
     else:
-        splits = [(np.arange(count), np.arange(count, len(labels)))]
+        splits = [(np.flatnonzero(~held), np.flatnonzero(held))]
     held_out = np.sort(np.concatenate([test for _, test in splits]))
-    held_rows = [everything[int(place)] for place in held_out]
+    held_rows = [rows[int(place)] for place in held_out]
     searched: list[dict[str, float]] = []
     best: tuple[float, float, float, FloatArray, Any] | None = None
     heads: list[FloatArray | None] = [None] * len(splits)
-    for strength in sorted(settings.strengths):
+    for strength in sorted(strengths):
         logits = np.empty((len(labels), len(shop.label_names)))
         for place, (inside, outside) in enumerate(splits):
             begin = heads[place]
@@ -104,7 +124,7 @@ def fit_frozen(shop: Workshop, model: PreTrainedModel, settings: FrozenApproach)
             best = (score, loss, strength, text_logits, answers)
     assert best is not None
     _, _, strength, text_logits, answers = best
-    chosen = slice(None) if may_refit(shop) else slice(0, count)
+    chosen = slice(None) if may_refit(shop) else ~held
     weights = fit_head(shop, features[chosen], labels[chosen], strength, names=names)
     return FrozenFit(weights, strength, searched, text_logits, answers)
 

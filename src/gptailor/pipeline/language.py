@@ -36,7 +36,6 @@ from gptailor.pipeline.causal import (
     TrainableText,
     adapt_causal,
     choose_text_approach,
-    refuse_frozen,
     text_ends,
 )
 from gptailor.pipeline.documents import PreparedDocuments, prepare_documents
@@ -45,7 +44,7 @@ from gptailor.pipeline.folder import base_revision_of, file_hashes, refuse_other
 from gptailor.pipeline.language_story import finish_language, seal
 from gptailor.pipeline.objective import Objective, Validation
 from gptailor.pipeline.place import Listener, Trained, TrainingPlace
-from gptailor.pipeline.prepare import PARTS
+from gptailor.pipeline.prepare import PARTS, refuse_frozen
 from gptailor.pipeline.settle import cost_in_words, settle_plan
 from gptailor.pipeline.training import train
 from gptailor.recipe import (

@@ -15,11 +15,12 @@ from gptailor.data.tokenize import Encoder, build_encoder
 from gptailor.models.names import read_tokenizer_file, resolve_base
 from gptailor.pipeline.documents import PreparedDocuments, prepare_documents
 from gptailor.pipeline.documents_tokens import choose_block, kept_chunks
-from gptailor.pipeline.prepare import PARTS
+from gptailor.pipeline.prepare import PARTS, refuse_frozen
 from gptailor.pipeline.rendered import CheckReport, RenderedExample, token_pieces
-from gptailor.recipe import Recipe
+from gptailor.recipe import Recipe, ScratchApproach
 
 SHOWN, SHOWN_TOKENS = 3, 60
+OTHER_TOKENS = "Tokens are the base's; `scratch` trains a tokenizer of its own, which makes others."
 
 
 def check_documents(
@@ -34,6 +35,7 @@ def check_documents(
     Raises:
         GptailorError: training would be refused, for the reason it says.
     """
+    refuse_frozen(recipe)
     prepared = prepare_documents(recipe, say)
     say("tokenizing")
     backend, context = read_tokenizer_file(resolve_base(recipe.base, revision=recipe.revision))
@@ -67,7 +69,7 @@ def check_documents(
             "cut_tokens": 0,
         },
         "near_duplicate_groups": prepared.files[0].near_groups,
-        "notes": [*prepared.files[0].notes],
+        "notes": [*prepared.notes, *([OTHER_TOKENS] if isinstance(recipe.approach, ScratchApproach) else [])],
     }
     found = CheckReport(summary, tuple(rendered), None)
     show(found)

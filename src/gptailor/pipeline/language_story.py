@@ -92,8 +92,7 @@ def finish_language(
     against: dict[str, Any] = (
         {} if rival is None else {"default": against_rival(shop, rival, tested, resampling)}
     )
-    command = "tune" if against else "fit"
-    note_opening(folder, command=command, scores=as_json({"bits_per_byte": scores["bits_per_byte"]}))
+    note_opening(folder, scores=as_json({"bits_per_byte": scores["bits_per_byte"]}))
     report: dict[str, Any] = {
         "version": 1,
         "task": "language",
@@ -265,7 +264,7 @@ def tell_language(
             "bytes_per_token": float(train.piece_bytes.sum() / max(1, train.num_targets)),
         },
         "lengths": _length_histogram(shop),
-        "notes": [*prepared.files[0].notes],
+        "notes": prepared.notes,
         "recipe": dump_recipe(resolved),
         "openings": openings_of(folder),
     }

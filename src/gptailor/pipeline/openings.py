@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from gptailor.errors import GptailorError
 from gptailor.launch import one_writer, write_atomically
+from gptailor.pipeline.folder import SEARCH
 from gptailor.report.card import render_card
 from gptailor.report.page import render_page
 
@@ -26,8 +27,10 @@ SAID = {
 }
 
 
-def note_opening(folder: Path, *, command: str, scores: Mapping[str, Any]) -> None:
-    """Each look at the sealed test set is a line in openings.jsonl."""
+def note_opening(folder: Path, *, command: str | None = None, scores: Mapping[str, Any]) -> None:
+    """Each look at the sealed test set is a line in openings.jsonl; the first is of what made the run."""
+    if command is None:
+        command = "tune" if (folder / SEARCH).is_dir() else "fit"
     line = {
         "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": command,

@@ -16,6 +16,7 @@ from gptailor.data.ledger import write_csv_safely
 from gptailor.evaluate.language import PieceNats
 from gptailor.evaluate.run import overfitting_in_words
 from gptailor.launch import write_atomically
+from gptailor.models.catalog import license_of
 from gptailor.models.names import Base
 from gptailor.pipeline.place import Trained
 from gptailor.recipe import CleanSettings
@@ -25,7 +26,6 @@ from gptailor.report.page import render_page
 BITS = "test_bits.csv"
 BITS_HEADER = ("source", "row", "group", "bytes", "tokens", "nats")
 REPEAT = "gptailor fit recipe.yaml"  # in the run's folder
-STARTER_LICENSE = "CC BY-SA 4.0 (see LICENSE.md of the starter)"
 
 
 def write_outcome(folder: Path, report: Mapping[str, Any], details: Mapping[str, Any]) -> None:
@@ -55,7 +55,7 @@ def base_details(base: Base, model: PreTrainedModel) -> dict[str, Any]:
         "kind": base.kind,
         "revision": base.revision,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        **({"license": STARTER_LICENSE} if base.kind == "starter" else {}),
+        **({"license": told} if (told := license_of(base)) else {}),
     }
 
 

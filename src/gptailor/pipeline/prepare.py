@@ -16,9 +16,9 @@ from gptailor.data.duplicates import is_exact, near_duplicate_groups, near_match
 from gptailor.data.read import ReadResult, Roles, collector_paused, doubts, infer_roles, read_rows
 from gptailor.data.split import join_groups, split_rows, value_groups
 from gptailor.data.views import chained, each, picked
-from gptailor.errors import DataError, did_you_mean
+from gptailor.errors import DataError, RecipeError, did_you_mean
 from gptailor.models.readout import label_text, labels_named
-from gptailor.pipeline.fixes import Fixes, apply_fixes, read_fixes, refuse_strays
+from gptailor.pipeline.fixes import Fixes, apply_fixes, read_fixes, refuse_faults
 from gptailor.pipeline.labels import (
     cells_of,
     classes_of,
@@ -28,7 +28,7 @@ from gptailor.pipeline.labels import (
     read_labels,
     strata_of,
 )
-from gptailor.recipe import DataSettings, Recipe, SplitSettings
+from gptailor.recipe import DataSettings, FrozenApproach, Recipe, SplitSettings
 from gptailor.tasks.classification import (
     refuse_unknown_labels,
     refuse_unknown_slices,
@@ -108,7 +108,7 @@ def _prepare(recipe: Recipe, say: Callable[[str], None]) -> Prepared:
         for part, location in (("validation", settings.validation), ("test", settings.test))
         if location is not None
     }
-    refuse_strays(fixes)
+    refuse_faults(fixes)
     kept, leaks = remove_leaks(cleaned.rows, [row for _, result in held_out.values() for row in result.rows])
     given = {part: result.rows for part, (_, result) in held_out.items()}
     leaks += take_test_out_of_validation(given, settings, remove_leaks)
@@ -294,6 +294,16 @@ def _text(row: RawExample) -> str:
 
 def _group(row: RawExample) -> str:
     return row.fields.get("group", "").strip()
+
+
+def refuse_frozen(recipe: Recipe) -> None:
+    """Raises RecipeError for the one approach that language modeling hasn't."""
+    if isinstance(recipe.approach, FrozenApproach):
+        raise RecipeError(
+            "frozen has nothing to learn when the answer is text.",
+            where="approach",
+            fix="Use --approach full, lora or scratch.",
+        )
 
 
 def refuse_same_file(settings: DataSettings) -> None:

@@ -62,7 +62,7 @@ def open_test(
     against = (
         {} if rival is None else {"default": against_rival(shop, rival, tested.predictions, predictor.form)}
     )
-    note_opening(folder, command="tune" if against else "fit", scores=as_json(shown))
+    note_opening(folder, scores=as_json(shown))
     report: dict[str, Any] = {
         "version": 1,
         "task": "classification",

@@ -16,12 +16,13 @@ from gptailor.evaluate.preference import ranked_share
 from gptailor.launch import StopRequest
 from gptailor.models.load import load_config, takes_dropout
 from gptailor.models.names import Base
-from gptailor.pipeline.causal import adapt_causal, choose_text_approach, estimate_weights, refuse_frozen
+from gptailor.pipeline.causal import adapt_causal, choose_text_approach, estimate_weights
 from gptailor.pipeline.documents import prepare_documents
 from gptailor.pipeline.language import language_objective, open_language_shop
 from gptailor.pipeline.language import write_data as write_language_data
 from gptailor.pipeline.objective import usual_rates
 from gptailor.pipeline.place import Listener, TrainingPlace
+from gptailor.pipeline.prepare import refuse_frozen
 from gptailor.pipeline.rehearse import Gap, Look, Rehearsal, Repeat, Settled, rehearse
 from gptailor.pipeline.settle import Measured
 from gptailor.pipeline.texts.objective import VALIDATED, rates_of

@@ -78,7 +78,7 @@ def render_comparison(found: Mapping[str, Any]) -> str:
         "rungs": _rungs(runs, metric),
         "tests": _tests(runs, higher_is_better=found["higher_is_better"]),
         "tests_lead": f"The difference in {title} to {found['best']}, on the same test rows: a paired "
-        "bootstrap with a 95 % interval. The p-values are corrected for the number of tests (Holm).",
+        "bootstrap with a 95 % interval. The p-values are corrected for all pairs of the runs (Holm).",
         "scores": table(
             "Every score",
             ["run", *(metric_of(name).title for name in names), "training rows", "training"],

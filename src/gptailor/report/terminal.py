@@ -130,7 +130,8 @@ def score_text(score: Any) -> str:
 
 def print_summary(console: Console, report: Mapping[str, Any], *, folder: str) -> None:
     """The numbers of a finished run, the verdict, and where the rest lies."""
-    told = [task_name(report), f"base {report.get('base')}", f"approach {report.get('approach')}"]
+    whence = "shape of" if report.get("approach") == "scratch" else "base"
+    told = [task_name(report), f"{whence} {report.get('base')}", f"approach {report.get('approach')}"]
     console.print()
     console.print(
         Text(folder, style="bold") + Text(f"  {', '.join(told)}, seed {report.get('seed')}"), soft_wrap=True

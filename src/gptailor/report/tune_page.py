@@ -30,6 +30,7 @@ def render_tune(result: Mapping[str, Any]) -> str:
     trials, metric = result["trials"], metric_of(result["metric"]).title
     won = any(one["won"] for one in result["finalists"])
     names = list(dict.fromkeys(name for one in trials for name in one["settings"]))
+    finished = sum(one["state"] == "complete" for one in trials)
     by_importance = sorted(names, key=lambda name: -result["importance"].get(name, 0.0))
     values = {
         "title": Path(result["data"]).name,
@@ -46,7 +47,8 @@ def render_tune(result: Mapping[str, Any]) -> str:
         "lead": _lead(trials),
         "charts": _charts(result, metric),
         "importance": _importance(result["importance"]),
-        "importance_trials": sum(one["state"] == "complete" for one in trials),
+        "importance_trials": finished,
+        "unweighed": _unweighed(finished, names) if not result["importance"] else "",
         "parallel": _parallel(result, by_importance, metric),
         "finalists": _finalists(result, metric),
         "repeated": _repeated(result["judged_on"]),
@@ -120,23 +122,20 @@ def _apart(result: Mapping[str, Any], *, won: bool) -> Any:
 
 
 def _keys(result: Mapping[str, Any], metric: str) -> list[dict[str, str]]:
+    """Tiles: the winner's and the default's scores; one of each where the default stays."""
     keys = []
-    test = result["test"] or {}
-    for name, title in (("winner", "winner"), ("default", "default")):
-        found = measured(test.get(name))
+    test, shown = result["test"] or {}, ["winner", "default"]
+    if result["winner"]["trial"] == result["default"]["trial"]:
+        shown = ["default"]
+    for title in shown:
+        found = measured(test.get(title))
         if found is not None:
             keys.append(
                 _key(f"{metric}, {title}", score_text(found.value), interval_text(found), "sealed test set")
             )
-    keys.append(
-        _key(
-            "Validation, winner",
-            score_text(result["winner"]["validation"]),
-            "",
-            f"trial {result['winner']['trial']}",
-        )
-    )
-    keys.append(_key("Validation, default", score_text(result["default"]["validation"]), "", "trial 0"))
+    for title in shown:
+        validation = score_text(result[title]["validation"])
+        keys.append(_key(f"Validation, {title}", validation, "", f"trial {result[title]['trial']}"))
     return keys
 
 
@@ -151,6 +150,16 @@ def _charts(result: Mapping[str, Any], metric: str) -> list[dict[str, Any]]:
         {"tone": "b", "name": "given up early", "amount": ""},
     ]
     return [{"title": "Trial by trial", "svg": drawn, "legend": legend, "note": ""}] if drawn else []
+
+
+def _unweighed(finished: int, names: Sequence[str]) -> str:
+    """Why nothing is said of what mattered."""
+    if not names or finished < 2:
+        return ""
+    return (
+        f"Which settings mattered can't be said: {counted(finished, 'trial', 'trials')} came to the end, and "
+        "they are too few or too much alike."
+    )
 
 
 def _importance(found: Mapping[str, float]) -> list[dict[str, Any]]:

@@ -32,7 +32,8 @@ LINE_HEIGHT = 240.0
 
 def history(trials: Sequence[Trial], *, metric: str, higher_is_better: bool) -> Markup:
     """Each trial's score, and the best so far as a line; given-up trials are hollow."""
-    shown = [one for one in trials if one["score"] is not None and math.isfinite(one["score"])]
+    ended = (one for one in trials if one["state"] in ("complete", "pruned"))
+    shown = [one for one in ended if one["score"] is not None and math.isfinite(one["score"])]
     if not shown:
         return Markup("")
     scores = [float(one["score"]) for one in shown]

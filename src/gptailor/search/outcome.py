@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gptailor.data.ledger import write_csv_safely
-from gptailor.errors import RunError
+from gptailor.errors import RunError, number_of
 from gptailor.launch import write_atomically
 from gptailor.pipeline.rehearse import Gap
 from gptailor.report.facts import inside, metric_of
@@ -91,7 +91,7 @@ def says(
     assert gap is not None  # it won
     line = (
         f"Trial {final.winner.trial.number} ({in_words(settings)}) wins: "
-        f"fitted {len(final.winner.scores)} times more {judged_on}, it was {_apart(gap, name)}."
+        f"fitted {number_of(len(final.winner.scores), 'time')} more {judged_on}, it was {_apart(gap, name)}."
     )
     difference = (test or {}).get("difference")
     if difference is not None:

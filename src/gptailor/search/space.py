@@ -92,7 +92,8 @@ def default_space(recipe: Recipe, rehearsal: Rehearsal) -> list[Dimension]:
         tried |= {"train.label_smoothing": (0.0, 0.1), "train.class_weights": ("none", "balanced")}
     if recipe.task == "preference":
         tried["preference.beta"] = _strengths(recipe)
-    return [*space, *(Dimension(path, path, choices=values) for path, values in tried.items())]
+    shared = [Dimension(path, path, choices=values) for path, values in tried.items()]
+    return space + [one for one in shared if any(map(one.belongs_to, approaches))]
 
 
 def recipe_of(recipe: Recipe, space: Sequence[Dimension], values: Mapping[str, Value]) -> Recipe:
@@ -113,8 +114,10 @@ def recipe_of(recipe: Recipe, space: Sequence[Dimension], values: Mapping[str, V
 
 
 def as_taken(dimension: Dimension, value: Value) -> Value:
-    """A drawn value as a recipe takes it: a number on a logarithm with two digits."""
-    return float(f"{value:.2g}") if dimension.log and isinstance(value, float) else value
+    """A drawn value as a recipe takes it: a number with three digits, on a logarithm with two."""
+    if dimension.choices or not isinstance(value, float):
+        return value
+    return float(f"{value:.{2 if dimension.log else 3}g}")
 
 
 def in_words(values: Mapping[str, Value]) -> str:

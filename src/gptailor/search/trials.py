@@ -6,16 +6,18 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gptailor.errors import NonFiniteError, RunError
 from gptailor.pipeline.rehearse import Rehearsal
-from gptailor.recipe import Recipe, seconds_of
+from gptailor.recipe import Recipe, TuneSettings, seconds_of
 from gptailor.report.facts import inside, metric_of
 from gptailor.report.terminal import duration_text
+from gptailor.search.finalists import choose_finalists
 from gptailor.search.space import Dimension, Value, as_taken, in_words, recipe_of
 from gptailor.search.study import Running, Study, TakenOverError, Tried, has_own
 
+USUAL_TRIALS = 20
 REPEATED = 10  # draws in a row that are known already: the space holds little else
 POLLING_SECONDS = 2.0
 
@@ -29,6 +31,19 @@ class Search:
     rehearsal: Rehearsal
     study: Study
     say: Callable[[str], None]
+    began: float = field(default_factory=time.monotonic)
+
+    @property
+    def most_trials(self) -> float:
+        """How many trials there may be; where only time is given, any number."""
+        return trials_asked(self.recipe.tune)
+
+    def seconds_left(self, trials: Sequence[Tried]) -> float:
+        """What the time allows for trials, less what the finalists and the last fits will need."""
+        allowed = self.recipe.tune.time
+        if allowed is None:
+            return math.inf
+        return seconds_of(allowed) - (time.monotonic() - self.began) - closing_seconds(self, trials)
 
     def values_of(self, trial: Tried) -> dict[str, Value]:
         """The settings that a trial tried, as its recipe took them."""
@@ -40,18 +55,25 @@ class Search:
         return self.recipe if trial.own else recipe_of(self.recipe, self.space, self.values_of(trial))
 
 
+def trials_asked(settings: TuneSettings) -> float:
+    """The budget in trials."""
+    if settings.trials is not None:
+        return settings.trials
+    return USUAL_TRIALS if settings.time is None else math.inf
+
+
 def run_trials(search: Search) -> list[Tried]:
     """Runs trials until the budget is spent, by this process and by others; returns all of them.
 
     Raises:
         RunError: the recipe's own settings can't be trained, so there is nothing to compare with.
     """
-    began, told = time.monotonic(), False
+    told = False
     while True:
         for number in search.study.repeat_left_behind():
             search.say(f"trial {number} was left undone (its process is gone): its settings are tried again")
         trials = search.study.trials()
-        if not has_own(trials) or _may_begin(search, trials, seconds=time.monotonic() - began):
+        if not has_own(trials) or _may_begin(search, trials):
             run_trial(search, search.study.begin())
         elif any(one.state == "running" for one in trials):
             if not told:
@@ -127,34 +149,35 @@ def forecast(search: Search, trials: Sequence[Tried]) -> float:
     done = [one for one in counted(trials) if one.state != "running"]
     if not done:
         return 0.0
-    left = search.recipe.tune.trials - len(counted(trials))
     others = [one.seconds for one in done if not one.own] or [one.seconds for one in done]
-    return max(0, left) * sum(others) / len(others)
+    needed = (search.most_trials - len(counted(trials))) * sum(others) / len(others)
+    return max(0.0, min(needed, search.seconds_left(trials)))
 
 
 def closing_seconds(search: Search, trials: Sequence[Tried]) -> float:
     """Seconds that the finalists and the last fits will take, by the mean trial that ran to its end.
 
-    After each repeat half of the finalists go on; the winner and the recipe's own are fitted with a refit.
+    Finalists are those of the trials so far, and one of those to come. After each repeat half of them go on;
+    the winner and the recipe's own are fitted with a refit.
     """
     whole = [one.seconds for one in trials if one.state == "complete" and one.same_as is None]
     settings = search.recipe.tune
-    repeats, field = 0, settings.finalists
+    repeats, running = 0, settings.finalists
+    if any(one.own and one.state == "complete" for one in trials):
+        found = choose_finalists(trials, search.recipe_of, most=settings.finalists)
+        running = min(running, len(found) + 1)
     for _ in range(settings.seeds):
-        repeats, field = repeats + 1 + field, (field + 1) // 2
+        repeats, running = repeats + 1 + running, (running + 1) // 2
     return (repeats / search.rehearsal.trainings + 2 * 2) * sum(whole) / max(1, len(whole))
 
 
-def _may_begin(search: Search, trials: Sequence[Tried], *, seconds: float) -> bool:
-    settings = search.recipe.tune
-    if len(counted(trials)) >= settings.trials:
+def _may_begin(search: Search, trials: Sequence[Tried]) -> bool:
+    if len(counted(trials)) >= search.most_trials:
         return False
-    if settings.time is not None and counted(trials):
-        left = seconds_of(settings.time) - seconds - closing_seconds(search, trials)
-        if left <= 0:
-            if not any(one.state == "running" for one in trials):  # others end theirs: it was said before
-                search.say(f"the time is spent ({settings.time}, with what the finalists need)")
-            return False
+    if counted(trials) and search.seconds_left(trials) <= 0:
+        if not any(one.state == "running" for one in trials):  # others end theirs: it was said before
+            search.say(f"the time is spent ({search.recipe.tune.time}, with what the finalists need)")
+        return False
     last = [one for one in trials if one.state in ("complete", "pruned")][-REPEATED:]
     if len(last) == REPEATED and all(one.same_as is not None for one in last):
         search.say(f"the last {REPEATED} draws were known already: the space is used up")
@@ -190,7 +213,9 @@ def _tell(search: Search, number: int, came: str) -> None:
     best = f"best {search.rehearsal.told(max(done)):.4f}; " if done else ""
     left = duration_text(forecast(search, trials))
     closing = duration_text(closing_seconds(search, trials))
+    finished = sum(one.state != "running" for one in counted(trials))
+    of = f" of {search.most_trials}" if math.isfinite(search.most_trials) else ""
     search.say(
-        f"trial {number} ({len(counted(trials))} of {search.recipe.tune.trials}), {came}; {best}"
+        f"trial {number} ({finished}{of}), {came}; {best}"
         f"about {left} of trials left, then about {closing} to compare and fit"
     )

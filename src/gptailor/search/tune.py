@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ from gptailor.search.finalists import Final, Finalist, choose_finalists, compare
 from gptailor.search.outcome import RESULT, read_result, result_of, write_result
 from gptailor.search.space import Dimension, build_space
 from gptailor.search.study import Study, Tried
-from gptailor.search.trials import Search, run_trials
+from gptailor.search.trials import Search, run_trials, trials_asked
 
 REQUEST, HASH, SECONDS, BUDGET = "request.yaml", "data.sha256", "seconds.txt", "trials.txt"
 SPACE = "space.json"
@@ -82,7 +83,7 @@ def tune_recipe(recipe: Recipe, *, overwrite: bool = False, listener: Listener |
                 return Tuned(Run(folder), read_result(folder))
             with catch_signals():
                 final = settle(search, trials, work)
-            write_atomically(work / BUDGET, str(recipe.tune.trials))
+            write_atomically(work / BUDGET, str(trials_asked(recipe.tune)))
             run = fit_winner(recipe, final, folder, listener)
             result = result_of(search, trials, final, run.report, seconds=clock.seconds)
             write_result(folder, result)
@@ -113,11 +114,14 @@ class _Clock:
 def open_search(recipe: Recipe, work: Path, listener: Listener) -> Search:
     """Reads the data, builds the space and opens the trials."""
     with alone(work, "another process reads the data: waiting for it", listener):
-        refuse_other_request(work, recipe)
+        begun = (work / REQUEST).exists()
+        if begun:
+            refuse_other_request(work, recipe)
         assert recipe.task is not None  # settled
         rehearsal = REHEARSALS[recipe.task](recipe, work, listener)
         space = build_space(recipe, rehearsal)
-        refuse_other_space(work, space)
+        if begun:
+            refuse_other_space(work, space)
         settings = recipe.tune
         study = Study(
             settings.storage or f"sqlite:///{(work / 'trials.sqlite3').resolve()}",
@@ -125,7 +129,15 @@ def open_search(recipe: Recipe, work: Path, listener: Listener) -> Search:
             pruner=settings.pruner,
             seed=recipe.seed,
         )
-    budget = f"{settings.trials} trials" + (f", about {settings.time}" if settings.time else "")
+        if not begun:
+            keep_request(work, recipe, space)
+    most = trials_asked(settings)
+    budget = ", ".join(
+        [
+            *([number_of(int(most), "trial")] if math.isfinite(most) else []),
+            *([f"about {settings.time}"] if settings.time else []),
+        ]
+    )
     listener.say(f"searching: {budget}; {', '.join(dimension.name for dimension in space)}")
     return Search(recipe, space, rehearsal, study, listener.say)
 
@@ -179,25 +191,20 @@ def refuse_more_trials(folder: Path, recipe: Recipe) -> None:
     budget = folder / SEARCH / BUDGET
     if not budget.exists():
         return
-    had = int(budget.read_text(encoding="utf-8"))
-    if recipe.tune.trials > had:
+    had = float(budget.read_text(encoding="utf-8"))
+    if trials_asked(recipe.tune) > had:
         raise RunError(
-            f"is finished with {number_of(had, 'trial')}: the winner is fitted, or being fitted.",
+            f"is finished with {number_of(int(had), 'trial')}: the winner is fitted, or being fitted.",
             where=str(folder),
-            fix=f"Ask for {had}, choose another folder with --out, or --overwrite (this one is moved aside).",
+            fix=f"Ask for {int(had)}, choose another folder with --out, or --overwrite (this one is moved "
+            "aside).",
         )
 
 
 def refuse_other_request(work: Path, recipe: Recipe) -> None:
-    """Writes down what is searched for, or raises RunError where the folder holds another search."""
-    path, digest = work / REQUEST, hash_files(recipe) or ""
-    if not path.exists():
-        work.mkdir(parents=True, exist_ok=True)
-        write_atomically(work / HASH, digest)
-        write_atomically(path, dump_recipe(_request_of(recipe)))
-        return
-    differing = differences(load_recipe(path), _request_of(recipe))
-    if (work / HASH).read_text(encoding="utf-8") != digest:
+    """Raises RunError where the folder holds a search for something else."""
+    differing = differences(load_recipe(work / REQUEST), _request_of(recipe))
+    if (work / HASH).read_text(encoding="utf-8") != (hash_files(recipe) or ""):
         differing.append("the data files changed")
     if differing:
         raise RunError(
@@ -208,17 +215,25 @@ def refuse_other_request(work: Path, recipe: Recipe) -> None:
 
 
 def refuse_other_space(work: Path, space: Sequence[Dimension]) -> None:
-    """Writes down what is tried, or raises RunError where the search was begun with another space."""
-    dimensions = [dataclasses.asdict(dimension) for dimension in space]
-    path, written = work / SPACE, json.dumps({"version": VERSION, "dimensions": dimensions})
-    if not path.exists():
-        write_atomically(path, written)
-    elif path.read_text(encoding="utf-8") != written:
+    """Raises RunError where the search was begun with another space."""
+    if (work / SPACE).read_text(encoding="utf-8") != _space_text(space):
         raise RunError(
             "holds a search of another version of Gptailor, which tries other settings.",
             where=str(work),
             fix="Choose another folder with --out, or --overwrite (the old one is moved aside).",
         )
+
+
+def keep_request(work: Path, recipe: Recipe, space: Sequence[Dimension]) -> None:
+    """Writes down what is searched for, once nothing stands against it; the request last."""
+    write_atomically(work / SPACE, _space_text(space))
+    write_atomically(work / HASH, hash_files(recipe) or "")
+    write_atomically(work / REQUEST, dump_recipe(_request_of(recipe)))
+
+
+def _space_text(space: Sequence[Dimension]) -> str:
+    dimensions = [dataclasses.asdict(dimension) for dimension in space]
+    return json.dumps({"version": VERSION, "dimensions": dimensions})
 
 
 def _request_of(recipe: Recipe) -> Recipe:

@@ -16,7 +16,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gptailor.data.read import infer_roles, read_rows
-from gptailor.errors import GptailorError, InputError
+from gptailor.errors import GptailorError, InputError, number_of
 from gptailor.pipeline.prepare import joined
 from gptailor.serve.label_file import LabelFile, LabelRow, Stale
 from gptailor.serve.limits import SAFE_HEADERS, json_response
@@ -54,7 +54,7 @@ def label_file(
     if not file.rows:
         raise InputError("has no row with a text.", where=location, fix="Check its columns.")
     if file.repeated:
-        say(f"{file.repeated:,} rows repeat the text of another and aren't asked")
+        say(f"{number_of(file.repeated, 'row')} left out, with the text of another")
     return file
 
 

@@ -1,13 +1,15 @@
 """The labels a person gives: what is asked next, and the CSV file that holds every answer at once.
 
-The file is all that is kept. It holds one line per answer, in the order of the answers, and is written whole
-after each one, so it is never half an answer. What was labelled before is known again by source and row, and
-only if the text there is still the same.
+The file holds one line per answer, in the order of the answers, and is written whole after each one, so it is
+never half an answer. What was labelled before is known again by source and row, and only if the text there is
+still the same. Beside it lie the names of the labels in the order of their keys, so that a key means the same
+label in every sitting.
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import sys
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -17,6 +19,7 @@ from typing import Any
 
 from gptailor.data.ledger import LABEL_COLUMNS, defuse, undo_defusing, write_csv_safely
 from gptailor.errors import GptailorError, InputError, RunError
+from gptailor.launch import write_atomically
 
 KEYS = "1234567890abcdefghijklmnopqrtvwxyz"  # s skips and u takes back
 SHOWN = 120  # characters of the last answer's text
@@ -44,7 +47,8 @@ class LabelFile:
         Args:
             rows: In the order in which they are asked; a text that stands there again is left out.
             out: The CSV file; it is made with the first answer.
-            labels: Names to choose from; those in `out` come on top.
+            labels: Names to choose from. Those of an earlier sitting keep their keys; where names are given,
+                one that isn't among them and never was an answer is left out.
 
         Raises:
             InputError: the rows of `out` aren't those of the file any more, or there is no label.
@@ -57,8 +61,12 @@ class LabelFile:
         self.out = out
         self.answers: dict[int, str] = {}  # by place in rows, in the order of the answers
         self._stamp: tuple[int, int] | None = None
-        self._read(labels)
-        self.labels = list(dict.fromkeys([*labels, *self.answers.values()]))
+        self._names = out.with_name(f"{out.stem}.keys.json")
+        self._kept = self._read_names()
+        self._read([*self._kept, *labels])
+        wanted = {*(labels or self._kept), *self.answers.values()}
+        before = [name for name in self._kept if name in wanted]
+        self.labels = list(dict.fromkeys([*before, *labels, *self.answers.values()]))
         if not self.labels:
             raise InputError(
                 "there are no labels to choose from.",
@@ -147,6 +155,9 @@ class LabelFile:
                 where=str(self.out),
                 fix="Start `gptailor label` again: it goes on from what stands there now.",
             )
+        if self._kept != self.labels:
+            write_atomically(self._names, json.dumps(self.labels, indent=1))
+            self._kept = self.labels
         lines = ((*self._key(place), self.rows[place].text, label) for place, label in self.answers.items())
         write_csv_safely(self.out, LABEL_COLUMNS, lines)
         self._stamp = _stamp_of(self.out)
@@ -160,6 +171,19 @@ class LabelFile:
         times = Counter(Path(source).name for source in sources)
         named = ((Path(row.source).name, row, place) for place, row in enumerate(self.rows))
         return {(_as_written(name), str(row.row)): place for name, row, place in named if times[name] == 1}
+
+    def _read_names(self) -> list[str]:
+        """The labels of earlier sittings, in the order of their keys."""
+        where, fix = str(self._names), "Remove it, and name the labels again."
+        try:
+            names = json.loads(self._names.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError) as error:
+            raise InputError(f"can't be read: {error}.", where=where, fix=fix) from None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise InputError("isn't a list of labels.", where=where, fix=fix)
+        return names
 
     def _read(self, labels: Sequence[str]) -> None:
         self._stamp = _stamp_of(self.out)

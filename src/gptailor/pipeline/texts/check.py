@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gptailor.pipeline.causal import adapt_causal, choose_text_approach, refuse_frozen
+from gptailor.pipeline.causal import adapt_causal, choose_text_approach
 from gptailor.pipeline.place import Listener
-from gptailor.pipeline.prepare import PARTS
+from gptailor.pipeline.prepare import PARTS, refuse_frozen
 from gptailor.pipeline.rendered import CheckReport, RenderedExample
 from gptailor.pipeline.texts.objective import answer_objective, preference_objective
 from gptailor.pipeline.texts.shop import TextShop, open_text_shop

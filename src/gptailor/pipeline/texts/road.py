@@ -15,11 +15,11 @@ from gptailor.pipeline.causal import (
     TrainableText,
     adapt_causal,
     choose_text_approach,
-    refuse_frozen,
 )
 from gptailor.pipeline.folder import file_hashes, refuse_other_data
 from gptailor.pipeline.objective import Objective
 from gptailor.pipeline.place import Listener, Trained, TrainingPlace
+from gptailor.pipeline.prepare import refuse_frozen
 from gptailor.pipeline.settle import cost_in_words, settle_plan
 from gptailor.pipeline.texts.objective import answer_objective, preference_objective, row_nats
 from gptailor.pipeline.texts.shop import TextShop, open_text_shop

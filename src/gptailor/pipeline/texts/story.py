@@ -93,8 +93,7 @@ def finish_texts(
         other = load_answerer(rival)
         other.model.to(shop.environment["device"])
         against["default"] = against_rival(shop, other, nats, tested)
-    command = "tune" if against else "fit"
-    note_opening(folder, command=command, scores={k: scores[k] for k in list(scores)[:2]})
+    note_opening(folder, scores={k: scores[k] for k in list(scores)[:2]})
     report: dict[str, Any] = {
         "version": 1,
         "task": shop.recipe.task,
