@@ -174,9 +174,9 @@ def main() -> None:
         f"Test accuracy in percent, {given.seeds} seeds, frozen features of revision {base.revision[:12]}; "
         "in brackets the difference to random rows, its standard error, and how many seeds are above zero."
     )
-    found = {**begun, "base": base.revision, "cells": cells}
+    record = {**begun, "base": base.revision, "cells": cells}
     page = f"# Active choice, {begun['when'][:10]}\n\n{about}\n\n" + "\n".join(lines)
-    write_record(given.results, "active-choice", found, page)
+    write_record(given.results, "active-choice", record, page)
     print("\n".join([about, *lines]))
 
 

@@ -41,8 +41,10 @@ SETTINGS = ("train.save_every=3 steps", "train.patience=0", "evaluate.resamples=
 KILLS_PER_RUN = 6
 PATIENCE_SECONDS = 120
 # What may differ between two runs of the same recipe: the clock's numbers and the machine's memory.
-UNLIKE = ("seconds", "total_seconds", "tokens_per_second", "peak_memory_bytes", "forecast_seconds")
-UNLIKE += ("memory_bytes", "memory_spare_bytes")
+UNLIKE = (
+    *("seconds", "total_seconds", "tokens_per_second", "peak_memory_bytes", "forecast_seconds"),
+    *("memory_bytes", "memory_spare_bytes"),
+)
 
 
 class Ground:

@@ -27,9 +27,9 @@ from record import RESULTS, start_record, write_record
 
 from gptailor.evaluate.learning_curve import forecast, nested_order
 from gptailor.models.load import load_classifier
-from gptailor.pipeline.curve import Splits, best_strength, measure
+from gptailor.pipeline.curve import Features, Splits, best_strength, measure
 from gptailor.pipeline.fit import open_workshop
-from gptailor.pipeline.frozen import features_of
+from gptailor.pipeline.frozen import features_of, features_of_names
 from gptailor.pipeline.labels import answers_of
 from gptailor.pipeline.place import Listener
 from gptailor.pipeline.prepare import prepare
@@ -132,7 +132,7 @@ def forecasts(
     answers = answers_of(rows)
     everything, held_out = len(shop.tokens.rows["train"]), len(shop.tokens.rows["validation"])
     outside = np.arange(everything, len(rows))
-    features = features_of(shop, model, rows)
+    features = Features(features_of(shop, model, rows), features_of_names(shop, model))
     order = nested_order(answers[:everything], np.random.default_rng(seed))
 
     def split(size: int) -> Splits:
@@ -239,17 +239,16 @@ def main() -> None:
             for seed in wanted.seeds:
                 with tempfile.TemporaryDirectory() as folder:
                     shop = open_shop(rows, wanted.base, seed, Path(folder))
-                    told = partial(print, file=sys.stderr)
-                    lines += forecasts(name, shop, wanted.share, say=told)
+                    lines += forecasts(name, shop, wanted.share, say=partial(print, file=sys.stderr))
     found = {
         **begun,
         "base": wanted.base,
         "lines": [asdict(line) for line in lines],
         "bars": bars(lines),
     }
-    told = results_text(found, lines)
-    write_record(wanted.results, "learning-curve", found, told)
-    print(told)
+    text = results_text(found, lines)
+    write_record(wanted.results, "learning-curve", found, text)
+    print(text)
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ class Bench:
         result = folder / "result.json"
         script = str(HERE / "speed_matmul.py")
         call([sys.executable, script, str(result), str(config["n_embd"]), size], self.environment(folder))
-        return json.loads(result.read_text(encoding="utf-8"))
+        return read_object(result)
 
     def run(
         self,
@@ -182,7 +182,7 @@ class Bench:
         call([*command, str(path)], {**environment, **(more or {})})
         if not result.exists():
             raise RuntimeError(f"{Path(command[1]).name} ended without a result.")
-        return json.loads(result.read_text(encoding="utf-8"))
+        return read_object(result)
 
     def environment(self, cache: Path) -> dict[str, str]:
         """Compiled code is kept between runs, each side's in its own place; frozen features are not."""
@@ -230,9 +230,14 @@ def sources_digest() -> str:
 
 def surroundings() -> list[str]:
     """What else rounds depend on, but for the machine: our PyTorch, and variables that steer both sides."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "LD_PRELOAD", "GLIBC_TUNABLES")
-    names += tuple(name for name in sorted(os.environ) if name.startswith("MALLOC_"))
+    names = ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "LD_PRELOAD", "GLIBC_TUNABLES"]
+    names += [name for name in sorted(os.environ) if name.startswith("MALLOC_")]
     return [version("torch"), *(f"{name}={os.environ[name]}" for name in names if name in os.environ)]
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def peers_text() -> str:

@@ -123,7 +123,7 @@ def run_best(path: str, tokenizer: PreTrainedTokenizerFast, cache: str) -> tuple
             "text": texts,
             "label": labels,
             "row": numbers,
-            "hash": [digest(text) for text in texts],
+            "hash": [digest(str(text)) for text in texts],
         }
 
     def tokenize_all(batch: Row) -> Row:

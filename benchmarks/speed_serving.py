@@ -73,7 +73,7 @@ QUICK = Plan(texts=64, pairs=2, seconds=4, batch_sizes=(8, 16), compile=False)
 def write_model(folder: Path, tokenizer_files: Path) -> Path:
     """GPT-2 small with random weights as a finished run's model folder."""
     import torch
-    from tokenizers.implementations import ByteLevelBPETokenizer
+    from tokenizers import ByteLevelBPETokenizer
     from transformers import GPT2Config, GPT2ForSequenceClassification, PreTrainedTokenizerFast
 
     from gptailor.models.bundle import write_bundle
@@ -154,7 +154,7 @@ class Worker:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise Failed(f"a worker ended: {self.process.args}")
+            raise Failed(f"a worker ended: {self.process.args!r}")
         found: Json = json.loads(line)
         return found
 
@@ -175,13 +175,13 @@ def between(pairs: Sequence[tuple[Json, Json]], key: str) -> list[float]:
 
 def largest_difference(ones: Sequence[Json], others: Sequence[Json]) -> float:
     pairs = zip(ones, others, strict=True)
-    return max(abs(one[name] - other[name]) for one, other in pairs for name in LABELS)
+    return max(abs(float(one[name]) - float(other[name])) for one, other in pairs for name in LABELS)
 
 
 def same_labels(ones: Sequence[Json], others: Sequence[Json]) -> float:
     """The share of texts with the same label."""
     best = [[max(LABELS, key=answer.__getitem__) for answer in answers] for answers in (ones, others)]
-    return statistics.mean(one == other for one, other in zip(*best, strict=True))
+    return float(statistics.mean(one == other for one, other in zip(*best, strict=True)))
 
 
 def peer_settings(plan: Plan, precision: str) -> list[Json]:
@@ -267,7 +267,7 @@ def predict_rows(plan: Plan, model: Path, texts: Sequence[str], folder: Path) ->
             def speed_of(setting: Json) -> float:
                 worker = Worker(plan.peer_python, "peer", model, setting, few)
                 try:
-                    return len(texts) / CHOOSING / min(worker.run()["seconds"] for _ in range(2))
+                    return len(texts) / CHOOSING / min(float(worker.run()["seconds"]) for _ in range(2))
                 finally:
                     worker.end()
 

@@ -70,7 +70,8 @@ def make_base(folder: Path, shape: str, data: Path) -> Path:
     names = {"vocab": "encoder.json", "merges": "vocab.bpe"}
     tokenizer: Any = GPT2Tokenizer(**{key: str(data / "gpt2_bpe" / name) for key, name in names.items()})
     torch.manual_seed(SEED)
-    model: Any = GPT2LMHeadModel(GPT2Config(**SHAPES[shape]))
+    config: dict[str, Any] = SHAPES[shape]
+    model: Any = GPT2LMHeadModel(GPT2Config(**config))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)  # last: its file says that the folder is whole
     return folder

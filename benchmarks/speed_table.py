@@ -159,7 +159,7 @@ def medians(runs: Sequence[Run]) -> dict[str, float]:
 def first_steps_differ(ours: Run, theirs: Run) -> float:
     """The largest relative difference of the losses of the steps that both have."""
     pairs = zip(ours["steps"], theirs["steps"], strict=False)
-    return max(abs(one["loss"] / other["loss"] - 1) for one, other in pairs)
+    return max(abs(float(one["loss"]) / float(other["loss"]) - 1) for one, other in pairs)
 
 
 def judge(

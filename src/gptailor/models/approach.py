@@ -238,7 +238,7 @@ def _one_thread() -> Any:
 
     The weights then don't depend on the number of cores, either.
     """
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
+    from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
     return threadpool_limits(limits=1)
 
