@@ -96,6 +96,18 @@ def test_the_interval_holds_whatever_family_is_true(score: Callable[[float], flo
     assert inside >= 17
 
 
+def test_a_steep_curve_is_not_carried_on_to_perfection() -> None:
+    """Many classes, few rows: each doubling still brings much, and nobody may promise that it goes on."""
+
+    def score(rows: float) -> float:
+        return float(1 / (1 + np.exp(4.6 - 0.82 * np.log(rows))))
+
+    (found,) = forecast(points_of(score, 1400, draw=0.1), [7000])
+    assert found.low <= score(7000) <= found.high
+    assert found.high < 0.96
+    assert found.high - found.low < 0.1
+
+
 def test_noise_and_distance_widen_the_interval() -> None:
     def width(draw: float, rows: int) -> float:
         (found,) = forecast(points_of(power, 1000, draw=draw), [rows])

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.special
 
 from gptailor.types import FloatArray, IntArray, Score
 
@@ -19,10 +20,11 @@ DRAWS = 1000
 STEP = 2**0.5  # between the sizes of neighboring subsets
 STEPS = 9  # sizes: the smallest subset holds a sixteenth of the rows
 ROUNDING = 0.0005  # of a score; keeps a point without spread from deciding alone
+LEAST_ERROR = 1e-3  # for log-odds: a score of 1 on the held-out rows is no proof that none is ever wrong
 TOP_SHARE = 0.25  # of the draw's variance: how far the one score on all rows may lie from the curve
-# How far families and exponents are believed before anything is measured. Power laws and 1/log fit most
-# curves; exponentials stop too early, and straight lines in log rows never stop.
-PRIOR = {"power": 0.4, "inverse logarithm": 0.3, "exponential": 0.15, "logarithm": 0.15}
+# How far families and exponents are believed before anything is measured, by how forecasts of each alone came
+# true (docs/log.md): power laws and 1/log were right in most, exponentials stop too early.
+PRIOR = {"power": 0.4, "inverse logarithm": 0.3, "logistic": 0.25, "exponential": 0.05}
 EXPONENTS = np.arange(0.1, 1.5001, 0.05)
 USUAL_EXPONENT, SPREAD_OF_EXPONENTS = 0.5, 0.35
 MIXING = 4.0  # of the Dirichlet draws around the weights: the truth often lies between two families
@@ -41,12 +43,12 @@ class CurvePoint:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One shape: the error is floor + height x shape(rows)."""
+    """One shape: the error, or its log-odds, is floor + height x shape(rows)."""
 
     family: str
     shape: Callable[[FloatArray], FloatArray]  # falls with the rows
     log_prior: float
-    has_floor: bool = True  # an error never falls below it, and it isn't negative
+    of_log_odds: bool = False  # which have no floor: the error falls towards zero and never reaches it
 
 
 def subset_sizes(num_rows: int, *, smallest: int) -> list[int]:
@@ -156,7 +158,7 @@ def _curves(sizes: FloatArray) -> list[Curve]:
         *power,
         Curve("inverse logarithm", lambda rows: 1 / np.log(rows), 0.0),
         *exponential,
-        Curve("logarithm", lambda rows: -np.log(rows / largest), 0.0, has_floor=False),
+        Curve("logistic", lambda rows: -np.log(rows / largest), 0.0, of_log_odds=True),
     ]
 
 
@@ -165,16 +167,24 @@ def _fit(
 ) -> tuple[FloatArray, FloatArray]:
     """Weighted least squares for all draws at once: errors (D, T) at `rows`, and misfits (D,) (chi square).
 
-    The height isn't negative: a curve that rises with the rows is noise. Nor is the floor.
+    The height isn't negative: a curve that rises with the rows is noise. Nor is an error's floor.
     """
-    x = curve.shape(sizes)
-    middle, center = np.average(x, weights=weights), np.average(errors, axis=1, weights=weights)
-    height = ((errors - center[:, None]) * weights) @ (x - middle) / (weights @ (x - middle) ** 2)
+    x, y, held = curve.shape(sizes), errors, weights
+    if curve.of_log_odds:
+        y = scipy.special.logit(np.clip(errors, LEAST_ERROR, 1 - LEAST_ERROR))
+        measured = np.clip(errors[0], LEAST_ERROR, 1 - LEAST_ERROR)
+        held = weights * (measured * (1 - measured)) ** 2  # an error's noise, carried over to its log-odds
+    middle, center = np.average(x, weights=held), np.average(y, axis=1, weights=held)
+    height = ((y - center[:, None]) * held) @ (x - middle) / (held @ (x - middle) ** 2)
     height = np.maximum(height, 0)
     floor = center - height * middle
-    if curve.has_floor:
+    if not curve.of_log_odds:
         through_zero = np.maximum((errors * weights) @ x / (weights @ x**2), 0)
         height, floor = np.where(floor < 0, through_zero, height), np.maximum(floor, 0)
-    misfit = ((errors - floor[:, None] - height[:, None] * x) ** 2) @ weights
-    found: FloatArray = np.clip(floor[:, None] + height[:, None] * curve.shape(rows), 0, 1)
-    return found, misfit
+
+    def at(shape: FloatArray) -> FloatArray:
+        found: FloatArray = floor[:, None] + height[:, None] * shape
+        return scipy.special.expit(found) if curve.of_log_odds else found
+
+    misfit = ((errors - at(x)) ** 2) @ weights
+    return np.clip(at(curve.shape(rows)), 0, 1), misfit
