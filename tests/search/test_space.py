@@ -10,7 +10,7 @@ from fake_search import recipe_with, rehearsal_of
 from gptailor.errors import RecipeError
 from gptailor.pipeline.rehearse import Rehearsal
 from gptailor.recipe import FullApproach, LoraApproach, build_recipe
-from gptailor.search.space import Dimension, as_taken, build_space, in_words, recipe_of
+from gptailor.search.space import Dimension, as_taken, build_space, in_words, place_of, recipe_of
 
 
 @pytest.fixture
@@ -123,6 +123,22 @@ def test_values_become_a_recipe(rehearsal: Rehearsal) -> None:
     full = recipe_of(recipe, space, {"approach": "full", "train.dropout": 0.0})
     assert full.approach == FullApproach()
     assert full.data == recipe.data
+
+
+def test_a_recipe_has_a_place_in_the_space(rehearsal: Rehearsal) -> None:
+    """Its values by name, with what is usual where it leaves them open, and none that isn't tried."""
+    recipe = recipe_with(approach={"kind": "auto"}, train={"batch_size": 64, "warmup": 0.15})
+    space = build_space(recipe, rehearsal)
+    place = place_of(recipe, space, approach="full", usual_rates=rehearsal.usual_rates)
+    assert place["approach"] == "full"
+    assert place["train.learning_rate[full]"] == rehearsal.usual_rates["full"]
+    assert place["train.warmup"] == 0.15
+    assert place["train.length"] is None
+    assert {"train.batch_size", "train.learning_rate[lora]", "approach[lora].rank"}.isdisjoint(place)
+    lora = place_of(recipe, space, approach="lora", usual_rates=rehearsal.usual_rates)
+    assert lora["approach[lora].rank"] == LoraApproach().rank
+    known = {dimension.name: dimension for dimension in space}
+    assert all(known[name].holds(value) for name, value in {**place, **lora}.items())
 
 
 def test_the_approach_is_drawn_first(rehearsal: Rehearsal) -> None:

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from optuna.trial import TrialState
 
@@ -21,7 +22,7 @@ from fake_search import recipe_with, rehearsal_of
 from gptailor.errors import NonFiniteError, RunError
 from gptailor.recipe import Recipe, TuneSettings
 from gptailor.search.finalists import choose_finalists, own_trial
-from gptailor.search.space import build_space
+from gptailor.search.space import build_space, place_of
 from gptailor.search.study import Study, without_password
 from gptailor.search.trials import (
     Search,
@@ -83,6 +84,36 @@ def test_the_same_settings_give_the_same_draws(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         found.append([one.values for one in run_trials(search_in(tmp_path / name))])
     assert found[0] == found[1]
+
+
+def test_most_trials_change_little_of_the_best_so_far(tmp_path: Path) -> None:
+    """Ten settings, of which each is best as the recipe has it: who draws all at once hardly reaches it."""
+
+    def score(recipe: Recipe) -> float:
+        train = recipe.train
+        own = (train.batch_size == 16, train.warmup == 0.06, train.schedule == "cosine", train.dropout == 0.1)
+        return 0.5 + 0.1 * sum(own) - abs(train.weight_decay - 0.01)
+
+    space = {
+        "train.batch_size": [8, 16, 32],
+        "train.warmup": [0.0, 0.06, 0.15],
+        "train.schedule": ["cosine", "linear", "constant"],
+        "train.dropout": [0.0, 0.1, 0.2],
+        "train.weight_decay": [0.0, 0.01, 0.1],
+    }
+    search = search_in(tmp_path, rehearsal=rehearsal_of(score), space=space, trials=25, pruner="none")
+    trials = run_trials(search)
+    (own,) = [one for one in trials if one.own]
+    place = place_of(search.recipe, search.space, approach="full", usual_rates={})
+    changed = {
+        one.number: sum(one.values[name] != value for name, value in place.items())
+        for one in trials
+        if not one.own
+    }
+    near = [count for number, count in changed.items() if number % 3]
+    far = [count for number, count in changed.items() if not number % 3]
+    assert np.mean(near) < 1.8 < 2.4 < np.mean(far)
+    assert own.score == pytest.approx(max(one.score or 0.0 for one in trials))
 
 
 def test_known_settings_are_not_run_again_and_cost_no_budget(tmp_path: Path) -> None:

@@ -91,6 +91,7 @@ class Rehearsal:
     trial: Callable[[Recipe], Iterator[Look]]
     repeat: Callable[[Recipe, int, Settled | None], Repeat]
     gap: Callable[[Sequence[Repeat], Sequence[Repeat]], Gap]
+    own_approach: str = ""  # of the recipe, where no trial has to settle it
 
 
 def rehearse(

@@ -62,6 +62,7 @@ def rehearse_texts(recipe: Recipe, folder: Path, listener: Listener) -> Rehearsa
         allowed=("full", "lora"),
         rates=rates_of(shop)(estimate_weights(shop.base, writes=True)),
         num_rows=len(shop.tokens.rows["train"]),
+        own=choose_text_approach(recipe, shop.base).kind,
         base=shop.base,
     )
     if recipe.task != "preference":
@@ -97,6 +98,7 @@ def rehearse_language(recipe: Recipe, folder: Path, listener: Listener) -> Rehea
         allowed=("scratch",) if isinstance(recipe.approach, ScratchApproach) else ("full", "lora"),
         rates=usual_rates(estimate_weights(shop.base, writes=True)),
         num_rows=len(shop.stores["train"].tokens) // shop.block,
+        own=choose_text_approach(recipe, shop.base).kind,
         base=shop.base,
     )
 
@@ -108,6 +110,7 @@ def text_rehearsal(
     allowed: tuple[str, ...],
     rates: Mapping[str, float],
     num_rows: int,
+    own: str,
     base: Base,
 ) -> Rehearsal:
     """What a search asks, where a repeat is another seed and a score, mostly, minus the validation loss."""
@@ -131,6 +134,7 @@ def text_rehearsal(
         trial=train,
         repeat=repeat,
         gap=gap_of_seeds,
+        own_approach=own,
     )
 
 

@@ -35,6 +35,12 @@ class Dimension:
     step: float | None = None
     whole: bool = False  # whether the setting takes whole numbers only
 
+    def holds(self, value: Value) -> bool:
+        """Whether the value is one of those that are tried."""
+        if self.choices:
+            return value in self.choices
+        return isinstance(value, int | float) and self.low <= value <= self.high
+
     def belongs_to(self, approach: str) -> bool:
         """Whether a recipe with this approach reads the setting."""
         if self.only not in (None, approach):
@@ -111,6 +117,28 @@ def recipe_of(recipe: Recipe, space: Sequence[Dimension], values: Mapping[str, V
         if paths[name] != "approach":
             _put(tree, paths[name], value)
     return build_recipe(tree, where="tune.space")
+
+
+def place_of(
+    recipe: Recipe, space: Sequence[Dimension], *, approach: str, usual_rates: Mapping[str, float]
+) -> dict[str, Value]:
+    """Where a recipe lies in the space, once its approach is settled: values by the dimensions' names.
+
+    A dimension that doesn't hold the recipe's value is left out.
+    """
+    tree = recipe.model_dump(mode="json")
+    if recipe.approach.kind != approach:
+        tree["approach"] = APPROACHES[approach]().model_dump(mode="json")
+    found: dict[str, Value] = {}
+    for dimension in space:
+        if not dimension.belongs_to(approach):
+            continue
+        value = approach if dimension.path == "approach" else _get(tree, dimension.path)
+        if dimension.path == "train.learning_rate" and not isinstance(value, float):
+            value = usual_rates.get(approach)
+        if dimension.holds(value):
+            found[dimension.name] = value
+    return found
 
 
 def as_taken(dimension: Dimension, value: Value) -> Value:
@@ -218,6 +246,13 @@ def _put(tree: dict[str, Any], path: str, value: Value) -> None:
     for branch in branches:
         tree = tree[branch]
     tree[leaf] = value
+
+
+def _get(tree: Mapping[str, Any], path: str) -> Any:
+    value: Any = tree
+    for part in path.split("."):
+        value = value[part]
+    return value
 
 
 def _strengths(recipe: Recipe) -> tuple[Value, ...]:

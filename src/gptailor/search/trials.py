@@ -14,7 +14,7 @@ from gptailor.recipe import Recipe, TuneSettings, seconds_of
 from gptailor.report.facts import inside, metric_of
 from gptailor.report.terminal import duration_text
 from gptailor.search.finalists import choose_finalists
-from gptailor.search.space import Dimension, Value, as_taken, in_words, recipe_of
+from gptailor.search.space import Dimension, Value, as_taken, in_words, place_of, recipe_of
 from gptailor.search.study import Running, Study, TakenOverError, Tried, has_own
 
 USUAL_TRIALS = 20
@@ -132,8 +132,17 @@ def run_trial(search: Search, running: Running) -> None:
     except BaseException:  # stopped by the person: in a notebook the process goes on living
         running.leave()
         raise
+    place = None
+    if running.own:
+        approach = search.rehearsal.own_approach if settled is None else settled.approach
+        rates = search.rehearsal.usual_rates
+        place = place_of(recipe, search.space, approach=approach, usual_rates=rates) if approach else None
     running.finish(
-        score, pruned=pruned, note=note, settled=None if settled is None else dataclasses.asdict(settled)
+        score,
+        pruned=pruned,
+        note=note,
+        settled=None if settled is None else dataclasses.asdict(settled),
+        place=place,
     )
     told = search.rehearsal.told
     name = inside(metric_of(search.rehearsal.metric).title)
