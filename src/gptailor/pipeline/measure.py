@@ -19,7 +19,7 @@ from gptailor.pipeline.plan import Plan
 from gptailor.pipeline.training import engine, micro_batches
 from gptailor.train.loop import accumulate
 
-COMPILE_PAYS_FROM = 300  # seconds of training; compiling takes a minute or so, on a busy machine more
+COMPILE_PAYS_FROM = 300  # seconds of training; compiling takes 10 to 25 on two cores, on a busy machine more
 COMPILED_GAIN = 1.1  # times as fast it must be, or it isn't worth its trouble
 
 
