@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,7 +42,7 @@ class Piece:
 
 def is_prose(location: str, columns: str | None = None) -> bool:
     """Whether a location is texts as they are: a plain text, or a folder of them. Others have rows."""
-    return _is_folder(location) or (columns is None and _is_plain_text(location))
+    return _is_folder(location) or (columns is None and _plain_source(location) is not None)
 
 
 def columns_of(location: str, columns: str | None = None) -> list[str]:
@@ -80,8 +80,8 @@ def iterate_pieces(
     if _is_folder(location):
         yield from _folder_pieces(Path(location), separator)
         return
-    if columns is None and _is_plain_text(location):
-        yield from _plain_pieces(location, separator)
+    if columns is None and (plain := _plain_source(location)) is not None:
+        yield from _plain_pieces(*plain, separator)
         return
     rows = iterate_rows(location, columns=columns)
     held = [item for _, item in zip(range(LOOK_AHEAD), rows, strict=False)]
@@ -125,53 +125,53 @@ def _is_folder(location: str) -> bool:
     return location != "-" and Path(location).is_dir()
 
 
-def _is_plain_text(location: str) -> bool:
+def _plain_source(location: str) -> tuple[Source, str] | None:
+    """A plain text and its encoding; None for what has rows."""
     if is_stream(location) or location.startswith("hub:"):
-        return False
+        return None
     source = find_source(location)
     if source.sample.startswith(b"PAR1"):
-        return False
+        return None
     encoding, _ = find_encoding(source)
-    return find_kind(source, sample_text(source, encoding), None) == "document"
+    is_plain = find_kind(source, sample_text(source, encoding), None) == "document"
+    return (source, encoding) if is_plain else None
 
 
 def _folder_pieces(folder: Path, separator: str | None) -> Iterator[Piece | RejectedRow]:
     """Each text file in turn. One that can't be read to its end is left out whole."""
     for path in read_tree(folder)[0]:
         try:
-            _refuse_faults(str(path))
+            source = find_source(str(path))
+            encoding, _ = find_encoding(source)
+            for _ in _lines(source, encoding):
+                pass
         except DataError as error:
             yield RejectedRow(str(path), 1, "unreadable", error.what)
             continue
-        yield from _plain_pieces(str(path), separator)
+        yield from _plain_pieces(source, encoding, separator)
 
 
-def _refuse_faults(location: str) -> None:
-    """Raises DataError for a file with a line that can't be used."""
-    source = find_source(location)
-    with closing(LineFeed(source, find_encoding(source)[0])) as feed:
-        for number, _ in enumerate(feed, start=1):
-            feed.taken.clear()
-            if fault := feed.faults.get(number):
-                raise _unusable(source, number, fault)
+def _lines(source: Source, encoding: str) -> Generator[tuple[int, str], None, None]:
+    """The lines of a plain text, numbered from 1.
 
-
-def _unusable(source: Source, line: int, fault: str) -> DataError:
-    fix = "Break it into several lines." if "longer" in fault else "Save the file as UTF-8 text."
-    return DataError(f"line {line:,}: {fault}.", where=source.name, fix=fix)
-
-
-def _plain_pieces(location: str, separator: str | None) -> Iterator[Piece | RejectedRow]:
-    """A plain text line by line. A row is a document: numbered by the line it begins in."""
-    source = find_source(location)
-    encoding, _ = find_encoding(source)
-    held: list[str] = []
-    size, row, begins = 0, 1, True
+    Raises:
+        DataError: one of them can't be used.
+    """
     with closing(LineFeed(source, encoding)) as feed:
         for number, line in enumerate(feed, start=1):
             feed.taken.clear()
             if fault := feed.faults.get(number):
-                raise _unusable(source, number, fault)
+                fix = "Break it into several lines." if "longer" in fault else "Save the file as UTF-8 text."
+                raise DataError(f"line {number:,}: {fault}.", where=source.name, fix=fix)
+            yield number, line
+
+
+def _plain_pieces(source: Source, encoding: str, separator: str | None) -> Iterator[Piece | RejectedRow]:
+    """A plain text line by line. A row is a document: numbered by the line it begins in."""
+    held: list[str] = []
+    size, row, begins = 0, 1, True
+    with closing(_lines(source, encoding)) as lines:
+        for number, line in lines:
             if separator is not None and line.strip() == separator:
                 yield from _flush(held, source.name, row, begins)
                 held, size, row, begins = [], 0, number + 1, True

@@ -56,7 +56,6 @@ def survey(
     if Path(location).is_dir():
         found.notes += [f"{location}: {note}" for note in read_tree(Path(location))[1]]
     markers: Counter[str] = Counter()
-    unmarked = settings.separator is None and is_prose(location, columns)
     pieces = iterate_pieces(
         location,
         text=settings.text,
@@ -80,7 +79,7 @@ def survey(
             if settings.split.time is not None:
                 found.times.append(item.time)
         digest.update(item.text.encode(errors="surrogateescape"))
-        if unmarked:
+        if settings.separator is None:
             markers.update(MARKER.findall(item.text))
         if held_out is not None:
             number = len(found.piece_bytes)
@@ -94,7 +93,8 @@ def survey(
     if found.row_of:
         found.digests.append(digest.digest())
     found.sources = list(names)
-    found.notes += _read_as_text(location, markers)
+    if markers and is_prose(location, columns):  # rows have no separator
+        found.notes += _read_as_text(location, markers)
     return found
 
 
