@@ -34,7 +34,7 @@ def rehearsal_of(
         for look in range(1, looks + 1):
             time.sleep(seconds)
             last = look == looks
-            settled = Settled("full", steps=look) if last else None
+            settled = Settled("full", steps=look, learning_rate=3e-4) if last else None
             yield Look(look, score_of(recipe) * look / looks, last=last, settled=settled)
 
     def gap(ours: Any, theirs: Any) -> Gap:
@@ -51,6 +51,7 @@ def rehearsal_of(
         num_rows=850,
         trainings=1,
         one_label=True,
+        uneven=True,
         takes_dropout=takes_dropout,
         judged_on=HELD_OUT,
         trial=trial,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fake_search import recipe_with, rehearsal_of
 from gptailor.errors import RecipeError
+from gptailor.pipeline.rehearsal import are_uneven
 from gptailor.pipeline.rehearse import Rehearsal
 from gptailor.recipe import FullApproach, LoraApproach, build_recipe
 from gptailor.search.space import Dimension, as_taken, build_space, in_words, place_of, recipe_of
@@ -66,9 +68,19 @@ def test_lengths_lie_around_the_recipes_own(
 def test_class_settings_are_tried_only_where_rows_have_one_label(rehearsal: Rehearsal) -> None:
     import dataclasses
 
-    several = dataclasses.replace(rehearsal, one_label=False)
+    several = dataclasses.replace(rehearsal, one_label=False, uneven=False)
     names = {d.name for d in build_space(recipe_with(), several)}
     assert not {"train.class_weights", "train.label_smoothing"} & names
+    even = {d.name for d in build_space(recipe_with(), dataclasses.replace(rehearsal, uneven=False))}
+    assert "train.label_smoothing" in even
+    assert "train.class_weights" not in even
+
+
+@pytest.mark.parametrize(
+    ("labels", "uneven"), [([0, 0, 0, 1, 1], False), ([0, 0, 1, 3, 3, 3, 3], True), ([0, 0, 2, 2], False)]
+)
+def test_labels_are_uneven_by_those_that_have_rows(labels: list[int], uneven: bool) -> None:
+    assert are_uneven(np.array(labels)) is uneven
 
 
 @pytest.mark.parametrize(
@@ -129,13 +141,13 @@ def test_a_recipe_has_a_place_in_the_space(rehearsal: Rehearsal) -> None:
     """Its values by name, with what is usual where it leaves them open, and none that isn't tried."""
     recipe = recipe_with(approach={"kind": "auto"}, train={"batch_size": 64, "warmup": 0.15})
     space = build_space(recipe, rehearsal)
-    place = place_of(recipe, space, approach="full", usual_rates=rehearsal.usual_rates)
+    place = place_of(recipe, space, approach="full", rate=3e-4)
     assert place["approach"] == "full"
-    assert place["train.learning_rate[full]"] == rehearsal.usual_rates["full"]
+    assert place["train.learning_rate[full]"] == 3e-4
     assert place["train.warmup"] == 0.15
     assert place["train.length"] is None
     assert {"train.batch_size", "train.learning_rate[lora]", "approach[lora].rank"}.isdisjoint(place)
-    lora = place_of(recipe, space, approach="lora", usual_rates=rehearsal.usual_rates)
+    lora = place_of(recipe, space, approach="lora", rate=3e-4)
     assert lora["approach[lora].rank"] == LoraApproach().rank
     known = {dimension.name: dimension for dimension in space}
     assert all(known[name].holds(value) for name, value in {**place, **lora}.items())

@@ -104,7 +104,7 @@ def test_most_trials_change_little_of_the_best_so_far(tmp_path: Path) -> None:
     search = search_in(tmp_path, rehearsal=rehearsal_of(score), space=space, trials=25, pruner="none")
     trials = run_trials(search)
     (own,) = [one for one in trials if one.own]
-    place = place_of(search.recipe, search.space, approach="full", usual_rates={})
+    place = place_of(search.recipe, search.space, approach="full", rate=3e-4)
     changed = {
         one.number: sum(one.values[name] != value for name, value in place.items())
         for one in trials
@@ -125,6 +125,18 @@ def test_known_settings_are_not_run_again_and_cost_no_budget(tmp_path: Path) -> 
     assert len(ran) == len(counted(trials)) == 3  # the recipe's own and both choices
     assert all(one.score == trials[one.same_as].score for one in trials if one.same_as is not None)
     assert any("used up" in line for line in said)
+
+
+def test_what_the_recipes_own_came_to_is_not_run_again_by_its_name(tmp_path: Path) -> None:
+    """Without an approach or a rate in the recipe, a draw may be what these were settled to."""
+    ran: list[Recipe] = []
+    space = {"approach": ["full", "lora"], "train.learning_rate[full]": [3e-4]}
+    search = search_in(tmp_path, rehearsal=rehearsal_of(score_of, ran=ran), space=space, trials=9)
+    trials = run_trials(search)
+    named = [one for one in trials if one.values.get("approach") == "full"]
+    assert named
+    assert all(one.same_as == 0 for one in named)
+    assert len(ran) == len(counted(trials)) == 2  # the recipe's own, and lora
 
 
 def test_the_recipes_own_may_equal_a_trial_and_is_told_all_it_settled(tmp_path: Path) -> None:

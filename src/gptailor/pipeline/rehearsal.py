@@ -18,6 +18,7 @@ from gptailor.pipeline.causal import estimate_weights
 from gptailor.pipeline.classify import by_text, classify_rows
 from gptailor.pipeline.fit import LONGEST_AUTO_SECONDS, open_workshop
 from gptailor.pipeline.frozen import features_of, run_frozen
+from gptailor.pipeline.labels import answers_of
 from gptailor.pipeline.objective import usual_rates
 from gptailor.pipeline.place import Listener
 from gptailor.pipeline.prepare import prepare
@@ -44,7 +45,9 @@ from gptailor.pipeline.trained import (
 from gptailor.pipeline.workshop import Candidate, Workshop, few_rows, group_of, num_taught, pool_of, refits
 from gptailor.recipe import AutoApproach, FrozenApproach, FullApproach, Recipe
 from gptailor.report.words import HELD_OUT, WHAT_CHOSE
-from gptailor.types import AnswerForm, FloatArray
+from gptailor.types import AnswerForm, FloatArray, IntArray
+
+UNEVEN = 1.5  # times the rows of the rarest label: less is hardly felt by a loss with class weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +101,19 @@ def rehearse_classification(recipe: Recipe, folder: Path, listener: Listener) ->
         num_rows=len(shop.tokens.rows["train"]),
         trainings=len(splits_of(shop)),
         one_label=kind.form.kind == "single",
+        uneven=kind.form.kind == "single" and are_uneven(answers_of(shop.tokens.rows["train"])),
         takes_dropout=takes_dropout(load_config(shop.base)),
         judged_on=WHAT_CHOSE if asked_are_fixed(recipe) else HELD_OUT,
         trial=lambda tried: rehearse_trial(dataclasses.replace(shop, recipe=tried), measured),
         repeat=repeat,
         gap=gap,
     )
+
+
+def are_uneven(answers: IntArray) -> bool:
+    """Whether the most frequent label has more than half as many rows again as the rarest."""
+    counts = np.bincount(answers)
+    return bool(counts.max() > UNEVEN * counts[counts > 0].min())
 
 
 def error_of_fits(ours: Sequence[Repeat], theirs: Sequence[Repeat]) -> float:

@@ -86,6 +86,7 @@ class Rehearsal:
     num_rows: int  # that train
     trainings: int  # of a trial: by folds where there are few rows
     one_label: bool  # one label a row: only then there are class weights and label smoothing
+    uneven: bool  # whether some labels have so many more rows than others that class weights change much
     takes_dropout: bool  # whether the base has any outside attention
     judged_on: str  # HELD_OUT or WHAT_CHOSE of report/words.py: what rows judge repeats
     trial: Callable[[Recipe], Iterator[Look]]

@@ -129,6 +129,7 @@ def text_rehearsal(
         num_rows=num_rows,
         trainings=1,
         one_label=False,
+        uneven=False,
         takes_dropout=takes_dropout(load_config(base)),
         judged_on=WHAT_CHOSE,
         trial=train,

@@ -29,7 +29,7 @@ def result_of(
     told, winner = search.rehearsal.told, final.winner
     metric = search.rehearsal.metric
     test = _test(report, metric, won=winner is not None)
-    settings = {} if winner is None else search.values_of(winner.trial)
+    settings = {} if winner is None else search.taken(winner.trial.values)
     own = next(one for one in trials if one.own and one.state == "complete")
     assert own.score is not None
     return {
@@ -139,7 +139,7 @@ def _row(search: Search, one: Tried) -> dict[str, Any]:
         "trial": one.number,
         "state": one.state,
         "own": one.own,
-        "settings": search.values_of(one),
+        "settings": search.taken(one.values),
         "score": None if one.score is None else round(told(one.score), 6),
         "seconds": round(one.seconds, 2),
         "validations": len(one.looks),
@@ -153,7 +153,7 @@ def _finalist(search: Search, one: Finalist, winner: Finalist | None) -> dict[st
     gap = one.gap
     return {
         "trial": one.trial.number,
-        "settings": search.values_of(one.trial),
+        "settings": search.taken(one.trial.values),
         "repeats": one.scores,
         "ahead": None if gap is None else _as_json(gap),
         "won": one is winner,

@@ -95,7 +95,9 @@ def default_space(recipe: Recipe, rehearsal: Rehearsal) -> list[Dimension]:
     if rehearsal.takes_dropout and recipe.task != "preference":  # it drowns what is compared
         tried["train.dropout"] = (0.0, 0.1, 0.2)
     if rehearsal.one_label:
-        tried |= {"train.label_smoothing": (0.0, 0.1), "train.class_weights": ("none", "balanced")}
+        tried["train.label_smoothing"] = (0.0, 0.1)
+    if rehearsal.uneven:
+        tried["train.class_weights"] = ("none", "balanced")
     if recipe.task == "preference":
         tried["preference.beta"] = _strengths(recipe)
     shared = [Dimension(path, path, choices=values) for path, values in tried.items()]
@@ -119,10 +121,9 @@ def recipe_of(recipe: Recipe, space: Sequence[Dimension], values: Mapping[str, V
     return build_recipe(tree, where="tune.space")
 
 
-def place_of(
-    recipe: Recipe, space: Sequence[Dimension], *, approach: str, usual_rates: Mapping[str, float]
-) -> dict[str, Value]:
-    """Where a recipe lies in the space, once its approach is settled: values by the dimensions' names.
+def place_of(recipe: Recipe, space: Sequence[Dimension], *, approach: str, rate: float) -> dict[str, Value]:
+    """Where a recipe lies in the space, once its approach and its learning rate are settled: values by the
+    dimensions' names.
 
     A dimension that doesn't hold the recipe's value is left out.
     """
@@ -135,7 +136,7 @@ def place_of(
             continue
         value = approach if dimension.path == "approach" else _get(tree, dimension.path)
         if dimension.path == "train.learning_rate" and not isinstance(value, float):
-            value = usual_rates.get(approach)
+            value = rate
         if dimension.holds(value):
             found[dimension.name] = value
     return found

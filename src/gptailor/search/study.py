@@ -26,7 +26,7 @@ except ImportError:
 DRAWN_ANYWHERE = 3  # of so many trials one draws all its settings
 KEPT = 0.75  # of the best trial's settings, by the others
 DRAWN_FREELY = 8  # trials before the sampler believes what it has seen
-NEVER_PRUNED = 4  # finished trials before any is given up
+NEVER_PRUNED = 3  # finished trials before any is given up
 WARM = 4  # validations, about one epoch, before a trial can be told to lag behind
 UNSIGNED_SECONDS = 20  # between the beginning of a trial and its process' name
 SIGN_SECONDS = 60  # between signs of life
@@ -55,6 +55,9 @@ class Tried:
     same_as: int | None  # an earlier trial with the same settings, which wasn't run again
     note: str = ""
     settled: Mapping[str, Any] | None = None  # what a repeat goes on from; see `Settled`
+    place: Mapping[str, Value] | None = (
+        None  # of the recipe's own settings, once they are settled: its values
+    )
 
 
 class TakenOverError(Exception):
@@ -360,6 +363,7 @@ def _tried(trial: FrozenTrial) -> Tried:
         same_as=attributes.get("same_as"),
         note=str(attributes.get("note", "")),
         settled=attributes.get("settled"),
+        place=attributes.get("place"),
     )
 
 

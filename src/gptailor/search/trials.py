@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gptailor.errors import NonFiniteError, RunError
@@ -45,14 +45,14 @@ class Search:
             return math.inf
         return seconds_of(allowed) - (time.monotonic() - self.began) - closing_seconds(self, trials)
 
-    def values_of(self, trial: Tried) -> dict[str, Value]:
-        """The settings that a trial tried, as its recipe took them."""
+    def taken(self, values: Mapping[str, Value]) -> dict[str, Value]:
+        """Settings that were drawn, as a recipe takes them."""
         known = {dimension.name: dimension for dimension in self.space}
-        return {name: as_taken(known[name], value) for name, value in trial.values.items()}
+        return {name: as_taken(known[name], value) for name, value in values.items()}
 
     def recipe_of(self, trial: Tried) -> Recipe:
         """The recipe that a trial tried."""
-        return self.recipe if trial.own else recipe_of(self.recipe, self.space, self.values_of(trial))
+        return self.recipe if trial.own else recipe_of(self.recipe, self.space, self.taken(trial.values))
 
 
 def trials_asked(settings: TuneSettings) -> float:
@@ -100,7 +100,7 @@ def run_trial(search: Search, running: Running) -> None:
     """Draws settings, rehearses them and writes down what came of it."""
     values: dict[str, Value] = {} if running.own else _draw(search, running)
     recipe = search.recipe if running.own else recipe_of(search.recipe, search.space, values)
-    earlier = _same(search, recipe, running)
+    earlier = _same(search, recipe, values, running)
     if earlier is not None:
         running.finish(
             earlier.score,
@@ -110,11 +110,12 @@ def run_trial(search: Search, running: Running) -> None:
         )
         return
     began = time.monotonic()
-    score, looks, pruned, note, settled = -math.inf, 0, False, "", None
+    score, looks, pruned, note, settled, rate = -math.inf, 0, False, "", None, 0.0
     try:
         with running.signed():
             for look in search.rehearsal.trial(recipe):
                 score, looks, settled = look.result, look.number, look.settled or settled
+                rate = look.learning_rate or rate
                 if look.number and running.report(look.number, look.score) and not look.last:
                     pruned = True
                     break
@@ -134,9 +135,10 @@ def run_trial(search: Search, running: Running) -> None:
         raise
     place = None
     if running.own:
-        approach = search.rehearsal.own_approach if settled is None else settled.approach
-        rates = search.rehearsal.usual_rates
-        place = place_of(recipe, search.space, approach=approach, usual_rates=rates) if approach else None
+        approach = search.rehearsal.own_approach
+        if settled is not None:
+            approach, rate = settled.approach, settled.learning_rate
+        place = place_of(recipe, search.space, approach=approach, rate=rate) if approach else None
     running.finish(
         score,
         pruned=pruned,
@@ -205,13 +207,16 @@ def _draw(search: Search, running: Running) -> dict[str, Value]:
     return values
 
 
-def _same(search: Search, recipe: Recipe, running: Running) -> Tried | None:
-    """An earlier finished trial of the same recipe; the recipe's own is never given up."""
+def _same(search: Search, recipe: Recipe, values: Mapping[str, Value], running: Running) -> Tried | None:
+    """An earlier finished trial of the same recipe, or of what the recipe's own settings came to.
+
+    The recipe's own is never given up.
+    """
     states = ("complete",) if running.own else ("complete", "pruned")
     for one in search.study.trials():
         if one.number == running.number or one.state not in states or one.same_as is not None:
             continue
-        if search.recipe_of(one) == recipe:
+        if search.recipe_of(one) == recipe or (one.place and search.taken(one.place) == values):
             return one
     return None
 
