@@ -88,7 +88,7 @@ def default_space(recipe: Recipe, rehearsal: Rehearsal) -> list[Dimension]:
     tried: dict[str, tuple[Value, ...]] = {
         "train.length": _lengths(recipe, rehearsal, scratch=given == "scratch"),
         "train.batch_size": (8, 16, 32),
-        "train.schedule": ("cosine", "linear", "constant"),
+        "train.schedule": ("cosine", "linear"),  # of a constant rate, a refit keeps weights that never cooled
         "train.warmup": (0.0, 0.06, 0.15),
         "train.weight_decay": (0.0, 0.01, 0.1),
     }
