@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -22,9 +24,8 @@ from gptailor.pipeline.rehearse import Gap, Rehearsal, Repeat, Settled
 from gptailor.recipe import Recipe, TuneSettings, dump_recipe
 from gptailor.search.study import Tried
 
-# Standard errors ahead of the recipe's own, under which another repeat isn't worth its time: after the first,
-# which says little, and after later ones.
-HOPELESS = (-1.0, 0.0)
+SURE = 1.0  # standard errors that the winner is ahead of the recipe's own
+HOPE = 0.05  # a smaller chance of getting there isn't worth another repeat
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Finalist:
     @property
     def is_ahead(self) -> bool:
         """Whether it is ahead by more than one standard error."""
-        return self.gap is not None and self.gap.value > max(0.0, self.gap.error)
+        return self.gap is not None and self.gap.value > max(0.0, SURE * self.gap.error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,17 +116,27 @@ def compare_finalists(
             finalist = dataclasses.replace(
                 finalist, gap=gap, scores=[rehearsal.told(repeat.score) for repeat in mine]
             )
-            if gap.value > HOPELESS[min(number, 1)] * gap.error:
+            if number == repeats - 1 or hope(gap, share=(number + 1) / repeats) >= HOPE:
                 still.append(finalist)
             finalists = [finalist if f.trial.number == finalist.trial.number else f for f in finalists]
-        running = still
-        if number < repeats - 1:
-            best_first = sorted(still, key=lambda finalist: finalist.lead, reverse=True)
-            running = best_first[: (len(best_first) + 1) // 2]
+        half = max(1, len(running) // 2) if number < repeats - 1 else len(running)
+        running = sorted(still, key=lambda finalist: finalist.lead, reverse=True)[:half]
     whole = [finalist for finalist in running if len(finalist.scores) == len(own_repeats)]
     ahead = [finalist for finalist in whole if finalist.is_ahead]
     winner = max(ahead, key=lambda finalist: finalist.lead, default=None)
     return Final([rehearsal.told(repeat.score) for repeat in own_repeats], list(finalists), winner)
+
+
+def hope(gap: Gap, *, share: float) -> float:
+    """The chance to be surely ahead after all repeats, if things go on as in this share of them (under 1).
+
+    The lead in standard errors grows with the root of the share where settings differ, and strays as a random
+    walk does (conditional power under the trend so far).
+    """
+    if gap.error == 0:
+        return float(gap.value > 0)
+    trend = gap.value / gap.error / math.sqrt(share)
+    return NormalDist().cdf((trend - SURE) / math.sqrt(1 - share))
 
 
 @dataclass(frozen=True, slots=True)

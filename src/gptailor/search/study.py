@@ -26,7 +26,7 @@ except ImportError:
 DRAWN_ANYWHERE = 3  # of so many trials one draws all its settings
 KEPT = 0.75  # of the best trial's settings, by the others
 DRAWN_FREELY = 8  # trials before the sampler believes what it has seen
-NEVER_PRUNED = 3  # finished trials before any is given up
+NEVER_PRUNED = 2  # finished trials before any is given up
 WARM = 4  # validations, about one epoch, before a trial can be told to lag behind
 UNSIGNED_SECONDS = 20  # between the beginning of a trial and its process' name
 SIGN_SECONDS = 60  # between signs of life
@@ -316,7 +316,8 @@ def _enqueue(study: optuna.Study, values: Mapping[str, Any], *, own: bool) -> No
 
 def _pruner(name: str) -> optuna.pruners.BasePruner:
     if name == "median":
-        return optuna.pruners.MedianPruner(n_startup_trials=NEVER_PRUNED, n_warmup_steps=2, n_min_trials=3)
+        least = NEVER_PRUNED
+        return optuna.pruners.MedianPruner(n_startup_trials=least, n_warmup_steps=2, n_min_trials=least)
     if name == "hyperband":
         return optuna.pruners.HyperbandPruner(min_resource=WARM, reduction_factor=3)
     if name == "halving":

@@ -178,7 +178,7 @@ def closing_seconds(search: Search, trials: Sequence[Tried]) -> float:
         found = choose_finalists(trials, search.recipe_of, most=settings.finalists)
         running = min(running, len(found) + 1)
     for _ in range(settings.seeds):
-        repeats, running = repeats + 1 + running, (running + 1) // 2
+        repeats, running = repeats + 1 + running, max(1, running // 2)
     return (repeats / search.rehearsal.trainings + 2 * 2) * sum(whole) / max(1, len(whole))
 
 
