@@ -389,6 +389,17 @@ def test_a_handful_of_texts_is_too_few_to_tell(rows: int, worth_it: bool) -> Non
     assert (told in verdict["says"]) is not worth_it
 
 
+@pytest.mark.parametrize(("saved", "worth_it"), [(0.02, True), (0.001, False)])
+def test_a_sure_saving_that_nobody_notices_is_hardly_worth_it(saved: float, worth_it: bool) -> None:
+    sizes = np.full(100, 10)
+    ours, base = (
+        PieceNats(np.full(100, nats), sizes, sizes, np.arange(100)) for nats in (10 - 10 * saved, 10.0)
+    )
+    verdict = judge._verdict_by_bits(ours, base, Resampling(50))
+    assert verdict["worth_it"] is worth_it
+    assert ("under 0.5% of its 1.443: hardly worth it" in verdict["says"]) is not worth_it
+
+
 def test_a_long_summary_source_is_cut_and_said_so_without_talk_of_questions(place: Place) -> None:
     rows = [{"document": texts.words(n, 70), "summary": texts.words(n, 4)} for n in range(40)]
     path = texts.write_csv(place.folder / "documents.csv", rows)
@@ -807,7 +818,7 @@ def test_scratch_has_no_base_to_compare_with(place: Place, odd_files: dict[str, 
     assert run.report["approach"] == "scratch"
     assert AutoModelForCausalLM.from_pretrained(run.folder / "model").config.n_layer == 1
     for name in ("zero_shot", "few_shot"):
-        assert run.report["baselines"][name] == {"skipped": "skipped: trained from scratch"}
+        assert run.report["baselines"][name] == {"skipped": "trained from scratch"}
     assert run.report["verdict"]["best_baseline"] in ("copy", "lead", "nearest")
 
 

@@ -206,7 +206,7 @@ def _run_details() -> dict[str, Any]:
             {"approach": "full", "validation_macro_f1": 0.893, "seconds": 181.0, "chosen": True},
         ],
         "overfitting": "Validation loss rose after step 408, so the weights of that step were kept.",
-        "baseline_notes": {"few_shot": "skipped: would take more than 20 % of the forecast time"},
+        "baseline_notes": {"few_shot": "would take more than 20 % of the forecast time"},
         "openings": [
             {
                 "when": "2026-11-21 10:12",

@@ -24,6 +24,7 @@ from gptailor.models.forward import learned_states, target_nats
 from gptailor.types import FloatArray, IntArray, Score
 
 TOKENS_PER_PASS = 4096
+NOTICED = 0.005  # of the bits that a baseline needs: nobody notices it when less is saved
 COMPRESSED_CONTEXT = 4_000_000  # characters of training text the compressor has read
 
 
@@ -111,6 +112,20 @@ def text_scores(pieces: PieceNats, *, resampling: Resampling) -> dict[str, Score
 def bits_difference(ours: PieceNats, theirs: PieceNats, *, resampling: Resampling) -> Score:
     """Our bits per byte minus theirs on the same pieces, with the interval of a paired bootstrap."""
     return _mean_gap((ours.nats - theirs.nats) / math.log(2), ours.bytes, _by_document(resampling, ours))
+
+
+def saves_enough(gap: Score, theirs: PieceNats) -> bool:
+    """Whether what is saved is sure, and enough to be noticed."""
+    return gap.high < 0 and -gap.value >= NOTICED * theirs.bits_per_byte
+
+
+def saving_in_words(gap: Score, theirs: PieceNats, *, name: str) -> str:
+    """A sentence about bits that are surely saved, and whether that is worth it."""
+    saved = f"The model needs {-gap.value:.3f} bits per byte less than {name}"
+    measured = f"(95 % interval {-gap.high:.3f} to {-gap.low:.3f})"
+    if saves_enough(gap, theirs):
+        return f"{saved} {measured}: worth it."
+    return f"{saved} {measured}, under {NOTICED:.1%} of its {theirs.bits_per_byte:.3f}: hardly worth it."
 
 
 def loss_difference(ours: PieceNats, theirs: PieceNats, *, resampling: Resampling) -> Score:

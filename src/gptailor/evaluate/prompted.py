@@ -37,9 +37,9 @@ class Prompter:
 def why_not(label_names: Sequence[str]) -> str | None:
     """The reason why prompting makes no sense for these labels, or None."""
     if len(label_names) > MOST_LABELS:
-        return f"skipped: {len(label_names)} classes are over {MOST_LABELS}"
+        return f"{len(label_names)} classes are over {MOST_LABELS}"
     if all(name.replace(".", "", 1).lstrip("-").isdigit() for name in label_names):
-        return "skipped: the labels are bare numbers without names (--label-names 0=...,1=...)"
+        return "the labels are bare numbers without names (--label-names 0=...,1=...)"
     return None
 
 

@@ -146,20 +146,20 @@ def prompted_rungs(
     """Zero-shot and few-shot of the base as it came, on a fixed stratified sample of rows."""
     reason = why_not(shop.label_names)
     if shop.kind.form.kind != "single":
-        reason = "skipped: a prompt is answered with one label"
+        reason = "a prompt is answered with one label"
     model = None
     if reason is None:
         try:
             model = load_language_model(shop.base)
         except ModelError as error:
-            reason = f"skipped: the base {error.what}"
+            reason = f"the base {error.what}"
     if model is None:
         return {}, {"zero_shot": str(reason), "few_shot": str(reason)}
     context = context_length(model.config)
     prompter = build_prompter(model, shop.encoder, shop.label_names, context=context)
     longest = max(map(len, prompter.label_ids))
     if longest > context // 4:  # half is the examples', and the text needs room
-        reason = f"skipped: a label of {longest} tokens leaves too little of the base's context ({context})"
+        reason = f"a label of {longest} tokens leaves too little of the base's context ({context})"
         return {}, {"zero_shot": reason, "few_shot": reason}
     limit = prompted_limit(shop, chosen, num_test=len(answers["test"]))
     samples = {
@@ -179,7 +179,7 @@ def prompted_rungs(
     rungs, skipped = {}, {}
     for name, examples in shots.items():
         if name == "few_shot" and not examples:
-            skipped[name] = "skipped: one example of every class doesn't fit half the base's context"
+            skipped[name] = "one example of every class doesn't fit half the base's context"
             continue
         say(f"baseline: {name.replace('_', '-')}")
         began = time.perf_counter()

@@ -20,6 +20,8 @@ from gptailor.evaluate.language import (
     loss_difference,
     num_units,
     piece_nats,
+    saves_enough,
+    saving_in_words,
     text_scores,
     unigram_nats,
 )
@@ -180,7 +182,7 @@ def baselines(
     )
     found["xz"] = at_constant_cost(found["unigram"], bits)
     if isinstance(result.approach, ScratchApproach):
-        return found, {"base": "skipped: trained from scratch, with a tokenizer of its own"}
+        return found, {"base": "trained from scratch, with a tokenizer of its own"}
     model = load_trainable_language_model(shop.base, shop.tokenizer)
     model.to(shop.environment["device"])
     return {"base": _nats(model, shop, part), **found}, {}
@@ -202,9 +204,8 @@ def judge_language(
         says = f"{gap.value:+.3f} bits per byte against {name}, on too little held-out text to tell."
         told = {"best_baseline": best, "difference": as_json(gap), "worth_it": False, "says": says}
         return {**told, "too_few": True}
-    measured = f"(95 % interval {abs(gap.high):.3f} to {abs(gap.low):.3f})"
     if gap.high < 0:
-        says = f"The model needs {-gap.value:.3f} bits per byte less than {name} {measured}: worth it."
+        says = saving_in_words(gap, tested[best], name=name)
     elif gap.low > 0:
         says = f"The model needs {gap.value:.3f} bits per byte more than {name}: don't use it."
     else:
@@ -215,7 +216,7 @@ def judge_language(
     return {
         "best_baseline": best,
         "difference": as_json(gap),
-        "worth_it": bool(gap.high < 0),
+        "worth_it": saves_enough(gap, tested[best]),
         "says": says,
     }
 

@@ -197,7 +197,7 @@ def _score_table(report: Mapping[str, Any]) -> Table:
         found = mapping(raw)
         label = Text(BASELINES.get(name, Baseline(str(name), str(name))).short)
         if "skipped" in found:
-            table.add_row(label, Text(str(found["skipped"]), style="dim"), "")
+            table.add_row(label, Text(f"not run: {found['skipped']}", style="dim"), "")
             continue
         rows = found.get("rows")
         asked = f"  on {rows} rows" if rows and rows != test.get("rows") else ""

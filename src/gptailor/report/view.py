@@ -168,7 +168,7 @@ def _ladder(report: Values, details: Values) -> dict[str, Any] | None:
         "lead": f"{metric.title}: {metric.explains}; {order}. A model earns its keep above what is simpler.",
         "rungs": shown,
         "ticks": [axis_text(top * share) for share in (0, 0.25, 0.5, 0.75, 1)],
-        "skipped": [(r.title, r.note or "not run") for r in rungs if r.measured is None],
+        "skipped": [(r.title, r.note or "no reason was told") for r in rungs if r.measured is None],
     }
 
 

@@ -144,11 +144,11 @@ def prompted(
 ) -> dict[str, Rung]:
     """The base as it came, asked with and without examples. It may stop at a line's end, as answers do."""
     if scratch:
-        return {name: Rung(skipped="skipped: trained from scratch") for name in PROMPTED}
+        return {name: Rung(skipped="trained from scratch") for name in PROMPTED}
     try:
         model = load_language_model(shop.base)
     except ModelError as error:
-        return {name: Rung(skipped=f"skipped: the base {error.what}") for name in PROMPTED}
+        return {name: Rung(skipped=f"the base {error.what}") for name in PROMPTED}
     model.to(shop.environment["device"])
     shots = choose_shots(shop)
     say(f"baselines: the base as it came, without and with {len(shots)} examples")

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from gptailor.data.ledger import write_csv_safely
 from gptailor.evaluate.baselines import strongest
-from gptailor.evaluate.language import PieceNats, bits_difference, loss_difference, text_scores
+from gptailor.evaluate.language import (
+    PieceNats,
+    bits_difference,
+    loss_difference,
+    saves_enough,
+    saving_in_words,
+    text_scores,
+)
 from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.preference import by_length, right_shares, share_difference, share_score
 from gptailor.evaluate.resampling import ROWS, Resampling
@@ -367,15 +374,14 @@ def _verdict_by_bits(ours: PieceNats, base: PieceNats | None, resampling: Resamp
         change = f"{gap.value:+.3f} bits per byte against the base as it came"
         says = f"{change}, on {drawn.told(rows)}: too few to tell."
     elif turned.low > 0:
-        less = f"{score_text(turned.value)} bits per byte less than the base"
-        says = f"The model needs {less} {between}: worth it."
+        says = saving_in_words(gap, base, name="the base as it came")
     elif turned.high < 0:
         says = f"The model needs {score_text(gap.value)} bits per byte more than the base: don't use it."
     return {
         "metric": "bits_per_byte",
         "best_baseline": "base",
         "difference": as_json(gap),
-        "worth_it": bool(turned.low > 0) and not few,
+        "worth_it": saves_enough(gap, base) and not few,
         "says": says,
         **({"too_few": True} if few else {}),
     }
