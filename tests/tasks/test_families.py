@@ -11,6 +11,7 @@ import families
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers.utils import chat_template_utils
 
 from gptailor.data.segments import SegmentEncoder, build_segment_encoder, encode_segments
 from gptailor.tasks.conversation import Turn
@@ -27,7 +28,7 @@ from gptailor.tasks.rendering import (
 from gptailor.tasks.writing import ChatTemplate
 from gptailor.types import Segment
 
-NOW = datetime.now()  # transformers always takes today for today
+NOW = datetime(2026, 2, 28, 23, 59)
 SYSTEM = Turn("system", "You are brief.")
 ONE = (Turn("user", "Good day."), Turn("assistant", "Good day to you.", learn=True))
 TWO = (*ONE, Turn("user", "What is the plan?"), Turn("assistant", "Home.\n\nThen bed.", learn=True))
@@ -45,6 +46,19 @@ def build(tokenizer: Any) -> Family:
         tokenizer.chat_template, control=encoder.control, tokens=tokenizer.special_tokens_map, now=NOW
     )
     return tokenizer, encoder, template
+
+
+class Then(datetime):
+    """The clock that transformers reads; else a test that runs over midnight sees two days."""
+
+    @classmethod
+    def now(cls, tz: Any = None) -> datetime:
+        return NOW.astimezone(tz) if tz else NOW
+
+
+@pytest.fixture(autouse=True)
+def stopped_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template_utils, "datetime", Then)
 
 
 @pytest.fixture(scope="module")
