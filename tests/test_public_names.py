@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
+import subprocess
+import sys
 from importlib.metadata import version
 
 import pytest
@@ -66,3 +69,23 @@ def test_every_error_is_caught_by_the_one_public_name() -> None:
     ]
     assert len(found) > 8
     assert all(issubclass(thing, gptailor.GptailorError) for thing in found)
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [
+        ({}, "10000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "None"),
+    ],
+)
+def test_waiting_threads_leave_the_cores_to_others_unless_a_person_says_otherwise(
+    given: dict[str, str], spins: str
+) -> None:
+    """Set before torch is imported: GNU OpenMP reads it then, and never again."""
+    clean = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    ask = "import sys, os, gptailor; print('torch' in sys.modules, os.environ.get('GOMP_SPINCOUNT'))"
+    told = subprocess.run(
+        [sys.executable, "-c", ask], env={**clean, **given}, capture_output=True, text=True, check=True
+    )
+    assert told.stdout.split() == ["False", spins]

@@ -5,6 +5,7 @@ The public names. Heavy libraries are imported when a name is first used.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from gptailor.recipe import Recipe, build_recipe, load_recipe
 
 __version__ = "0.1.0"
+
+# GNU OpenMP's threads spin for milliseconds where they wait, which takes the cores away from who works: two
+# fits side by side took twice as long. It reads this once, when torch is imported; what a person set stays.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 _HOMES = {
     "Answer": "gptailor.models.predictor",
