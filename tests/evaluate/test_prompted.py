@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import tiny
 from gptailor.data.tokenize import build_encoder, encode_texts
+from gptailor.evaluate import prompted
 from gptailor.evaluate.prompted import (
     MOST_LABELS,
     SHOTS_PER_LABEL,
@@ -140,6 +141,14 @@ def test_a_prompt_never_outgrows_the_context() -> None:
     assert max(seen) <= prompter.context == 160
     assert max(seen) >= 158, "the text is read as far as it fits"
     assert scores[0].tolist() == scores[1].tolist(), "the head is kept"
+
+
+def test_rows_are_asked_together_only_where_none_has_to_be_padded() -> None:
+    prompts = [[0] * length for length in [7, 3, 7, 7, 300, 3, 1]]
+    few = prompted.rows_to_ask_together(prompts, prefix=200, labels=10)
+    assert few == [[0], [2], [3], [1, 5], [4], [6]], "with ten labels two of 203 tokens fit, of 207 not"
+    many = prompted.rows_to_ask_together(prompts, prefix=0, labels=2)
+    assert many == [[0, 2, 3], [1, 5], [4], [6]]
 
 
 # Which labels can be prompted.

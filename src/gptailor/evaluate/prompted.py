@@ -2,7 +2,8 @@
 
 The score of a label is log p(label | prompt) - log p(label | prompt without the text), so that labels
 which are likely anyway have no advantage (domain-conditional PMI: Holtzman et al. 2021, eq. 5).
-The examples' prefix is run once and its key-value cache used again for every row.
+The examples' prefix is run once and its key-value cache used again for every row. Rows of one length are
+asked together: so none is padded, whatever the architecture makes of padding behind a cache.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from gptailor.types import Example, FloatArray
 MOST_LABELS = 20
 SHOTS_PER_LABEL = 4
 LONGEST_TEXT = 256  # tokens of a prompted text; its head is kept
+TOKENS_PER_PASS = 2048  # of the texts that are asked together
+MOST_CACHED = 4_096  # tokens in the caches of a pass, which holds one for each label of each text
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,34 +83,52 @@ def prompted_scores(
     prefix = [*prompter.encoder.prefix, *encode_texts(prompter.encoder, [prefix_text + "Text:"])[0]]
     with torch.inference_mode():
         cache = prompter.model(input_ids=torch.tensor([prefix]), use_cache=True).past_key_values
-        neutral = _label_log_likelihoods(prompter, cache, encode_texts(prompter.encoder, ["\nLabel:"])[0])
+        answer_mark = encode_texts(prompter.encoder, ["\nLabel:"])[0]
+        neutral = _label_log_likelihoods(prompter, cache, [answer_mark])
         scores = np.empty((len(texts), len(prompter.label_ids)))
         bodies = encode_texts(prompter.encoder, [f" {text}" for text in texts])
-        answer_mark = encode_texts(prompter.encoder, ["\nLabel:"])[0]
         longest_label = max(map(len, prompter.label_ids))
         room = min(LONGEST_TEXT, prompter.context - len(prefix) - len(answer_mark) - longest_label)
-        for row, ids in enumerate(bodies):
-            scores[row] = _label_log_likelihoods(prompter, cache, [*ids[:room], *answer_mark]) - neutral
+        prompts = [[*ids[:room], *answer_mark] for ids in bodies]
+        for rows in rows_to_ask_together(prompts, prefix=len(prefix), labels=len(prompter.label_ids)):
+            asked = [prompts[row] for row in rows]
+            scores[rows] = _label_log_likelihoods(prompter, cache, asked) - neutral
     return scores
 
 
-def _label_log_likelihoods(prompter: Prompter, cache: Any, ids: Sequence[int]) -> FloatArray:
-    """(C,) log p(label | cached prefix, ids), in nats."""
+def rows_to_ask_together(prompts: Sequence[Sequence[int]], *, prefix: int, labels: int) -> list[list[int]]:
+    """Rows of one length, as many as a pass may hold."""
+    by_length: dict[int, list[int]] = {}
+    for row, ids in enumerate(prompts):
+        by_length.setdefault(len(ids), []).append(row)
+    found = []
+    for length, rows in by_length.items():
+        at_once = max(1, min(TOKENS_PER_PASS // length, MOST_CACHED // (labels * (prefix + length))))
+        found += [rows[first : first + at_once] for first in range(0, len(rows), at_once)]
+    return found
+
+
+def _label_log_likelihoods(prompter: Prompter, cache: Any, prompts: Sequence[Sequence[int]]) -> FloatArray:
+    """(B, C) log p(label | cached prefix, prompt), in nats, of prompts of one length."""
+    labels = prompter.label_ids
     grown = copy.deepcopy(cache)
-    out = prompter.model(input_ids=torch.tensor([list(ids)]), past_key_values=grown, use_cache=True)
-    first = log_softmax(out.logits[0, -1].double(), dim=-1)
-    totals = np.array([float(first[label[0]]) for label in prompter.label_ids])
-    longest = max(map(len, prompter.label_ids))
-    if longest == 1:
-        return totals
-    padded = torch.tensor([[*label, *[0] * (longest - len(label))] for label in prompter.label_ids])
-    grown = out.past_key_values
-    grown.batch_repeat_interleave(len(prompter.label_ids))
-    logits = prompter.model(input_ids=padded[:, :-1], past_key_values=grown, use_cache=True).logits
-    rest = log_softmax(logits.double(), dim=-1)
-    for place, label in enumerate(prompter.label_ids):
-        totals[place] += sum(float(rest[place, at - 1, label[at]]) for at in range(1, len(label)))
-    return totals
+    grown.batch_repeat_interleave(len(prompts))
+    out = prompter.model(input_ids=torch.tensor(prompts), past_key_values=grown, use_cache=True)
+    first = log_softmax(out.logits[:, -1].double(), dim=-1)
+    totals = first[:, [label[0] for label in labels]]
+    longest = max(map(len, labels))
+    if longest > 1:
+        padded = torch.tensor([[*label, *[0] * (longest - len(label))] for label in labels])
+        grown = out.past_key_values
+        grown.batch_repeat_interleave(len(labels))
+        logits = prompter.model(
+            input_ids=padded[:, :-1].repeat(len(prompts), 1), past_key_values=grown, use_cache=True
+        ).logits
+        rest = log_softmax(logits.double(), dim=-1).view(len(prompts), len(labels), longest - 1, -1)
+        for place, label in enumerate(labels):
+            for at in range(1, len(label)):
+                totals[:, place] += rest[:, place, at - 1, label[at]]
+    return totals.numpy()
 
 
 def _shot_text(shot: Example, label_names: Sequence[str]) -> str:
