@@ -228,6 +228,10 @@ def test_the_verdict_has_its_color_and_words(
     assert verdict_tone({"verdict": verdict}) == tone
     assert f"tone-{tone}" in page
     assert headline in words_of(page)
+    told = {**verdict, "says": f"{headline}: the rest of the sentence."}
+    assert '<p class="says">The rest of the sentence.' in render_page(report | {"verdict": told}, details)
+    little = render_page(report | {"verdict": {**verdict, "worth_it": False}}, details)
+    assert (">Hardly a difference<" in little) is (low > 0)
     few = {**verdict, "worth_it": False, "too_few": True}
     assert verdict_tone({"verdict": few}) == "unclear", "a handful of rows tells nothing"
 

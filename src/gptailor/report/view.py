@@ -37,7 +37,7 @@ from gptailor.report.view_data import data_section
 from gptailor.report.view_labels import label_sections
 from gptailor.report.view_run import openings_section, run_section, training_section
 from gptailor.report.view_text import hardest_section, samples_section
-from gptailor.report.words import APPROACHES, HEADLINES
+from gptailor.report.words import APPROACHES, HARDLY, HEADLINES
 
 Values = Mapping[str, Any]
 
@@ -100,10 +100,16 @@ def _verdict(report: Values) -> dict[str, Any]:
         said = f"difference in {inside(primary(report).title)} {score_text(gap.value)}, interval "
         said += f"{interval_text(gap)}; drawn so that right of zero is better"
         drawing = plots.difference(gained.value, gained.low, gained.high, tone="tone", label=said)
+    headline, says = HEADLINES[tone], str(verdict.get("says") or "")
+    if tone == "unclear" and gained and (gained.low or 0) > 0 and not verdict.get("too_few"):
+        headline = HARDLY
+    if says.startswith(f"{headline}: "):  # said once is enough
+        says = says[len(headline) + 2 :]
+        says = says[:1].upper() + says[1:]
     return {
         "tone": tone,
-        "headline": HEADLINES[tone],
-        "says": str(verdict.get("says") or ""),
+        "headline": headline,
+        "says": says,
         "drawing": drawing,
     }
 

@@ -159,6 +159,7 @@ HEADLINES: dict[Tone, str] = {
     "worse": "Worse than the baseline",
     "none": "No verdict",
 }
+HARDLY = "Hardly a difference"  # a sure one that nobody notices
 
 TEXT = Task(
     kind="text model",
