@@ -63,6 +63,7 @@ def rehearse_classification(recipe: Recipe, folder: Path, listener: Listener) ->
     """Reads, cleans, splits and tokenizes once. The folder keeps what is measured of the machine."""
     shop = without_test(open_workshop(recipe, prepare(recipe, listener.say), folder, listener))
     kind = shop.kind
+    one_label = kind.form.kind == "single"
     refuse_unrepeatable(shop)
     measured: Measured = {}  # once for all trials and repeats
 
@@ -100,8 +101,8 @@ def rehearse_classification(recipe: Recipe, folder: Path, listener: Listener) ->
         usual_rates=usual_rates(estimate_weights(shop.base, writes=False)),
         num_rows=len(shop.tokens.rows["train"]),
         trainings=len(splits_of(shop)),
-        one_label=kind.form.kind == "single",
-        uneven=kind.form.kind == "single" and are_uneven(answers_of(shop.tokens.rows["train"])),
+        one_label=one_label,
+        uneven=one_label and are_uneven(answers_of(shop.tokens.rows["train"])),
         takes_dropout=takes_dropout(load_config(shop.base)),
         judged_on=WHAT_CHOSE if asked_are_fixed(recipe) else HELD_OUT,
         trial=lambda tried: rehearse_trial(dataclasses.replace(shop, recipe=tried), measured),

@@ -104,7 +104,7 @@ def compare_finalists(
         except NonFiniteError:
             say("the recipe's own settings diverged with this seed: nobody is compared by it")
             continue
-        still = []
+        still, last = [], number == repeats - 1
         for finalist in running:
             mine = found[finalist.trial.number]
             try:
@@ -116,15 +116,20 @@ def compare_finalists(
             finalist = dataclasses.replace(
                 finalist, gap=gap, scores=[rehearsal.told(repeat.score) for repeat in mine]
             )
-            if number == repeats - 1 or hope(gap, share=(number + 1) / repeats) >= HOPE:
+            if last or hope(gap, share=(number + 1) / repeats) >= HOPE:
                 still.append(finalist)
             finalists = [finalist if f.trial.number == finalist.trial.number else f for f in finalists]
-        half = max(1, len(running) // 2) if number < repeats - 1 else len(running)
-        running = sorted(still, key=lambda finalist: finalist.lead, reverse=True)[:half]
+        most = len(running) if last else num_going_on(len(running))
+        running = sorted(still, key=lambda finalist: finalist.lead, reverse=True)[:most]
     whole = [finalist for finalist in running if len(finalist.scores) == len(own_repeats)]
     ahead = [finalist for finalist in whole if finalist.is_ahead]
     winner = max(ahead, key=lambda finalist: finalist.lead, default=None)
     return Final([rehearsal.told(repeat.score) for repeat in own_repeats], list(finalists), winner)
+
+
+def num_going_on(asked: int) -> int:
+    """How many of the finalists that a repeat asked the next one asks at most: the better half."""
+    return max(1, asked // 2)
 
 
 def hope(gap: Gap, *, share: float) -> float:

@@ -55,9 +55,7 @@ class Tried:
     same_as: int | None  # an earlier trial with the same settings, which wasn't run again
     note: str = ""
     settled: Mapping[str, Any] | None = None  # what a repeat goes on from; see `Settled`
-    place: Mapping[str, Value] | None = (
-        None  # of the recipe's own settings, once they are settled: its values
-    )
+    place: Mapping[str, Value] | None = None  # of the recipe's own: the values that it came to
 
 
 class TakenOverError(Exception):
@@ -316,8 +314,9 @@ def _enqueue(study: optuna.Study, values: Mapping[str, Any], *, own: bool) -> No
 
 def _pruner(name: str) -> optuna.pruners.BasePruner:
     if name == "median":
-        least = NEVER_PRUNED
-        return optuna.pruners.MedianPruner(n_startup_trials=least, n_warmup_steps=2, n_min_trials=least)
+        return optuna.pruners.MedianPruner(
+            n_startup_trials=NEVER_PRUNED, n_warmup_steps=2, n_min_trials=NEVER_PRUNED
+        )
     if name == "hyperband":
         return optuna.pruners.HyperbandPruner(min_resource=WARM, reduction_factor=3)
     if name == "halving":

@@ -13,7 +13,7 @@ from gptailor.pipeline.rehearse import Rehearsal
 from gptailor.recipe import Recipe, TuneSettings, seconds_of
 from gptailor.report.facts import inside, metric_of
 from gptailor.report.terminal import duration_text
-from gptailor.search.finalists import choose_finalists
+from gptailor.search.finalists import choose_finalists, num_going_on
 from gptailor.search.space import Dimension, Value, as_taken, in_words, place_of, recipe_of
 from gptailor.search.study import Running, Study, TakenOverError, Tried, has_own
 
@@ -178,7 +178,7 @@ def closing_seconds(search: Search, trials: Sequence[Tried]) -> float:
         found = choose_finalists(trials, search.recipe_of, most=settings.finalists)
         running = min(running, len(found) + 1)
     for _ in range(settings.seeds):
-        repeats, running = repeats + 1 + running, max(1, running // 2)
+        repeats, running = repeats + 1 + running, num_going_on(running)
     return (repeats / search.rehearsal.trainings + 2 * 2) * sum(whole) / max(1, len(whole))
 
 
