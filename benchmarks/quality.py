@@ -1,6 +1,6 @@
 """How good a fine-tune is: public test files, three samples of the training rows, honest baselines.
 
-    python benchmarks/quality.py [--minutes 60] [--rows 200 1000] [--approaches tfidf frozen]
+    python benchmarks/quality.py [--minutes 60] [--rows 200 1000] [--approaches tfidf frozen] [--from RECORD]
 
 Fits every approach on 200, 1,000 and all rows of each data set, as a person would through `gptailor.fit`,
 and puts beside it TF-IDF + logistic regression (the ladder's own) and frozen all-MiniLM-L6-v2 embeddings +
@@ -11,7 +11,8 @@ this project: see --data.
 Every cell is kept in benchmarks/work under a key of the base's weights, the settings and the rows: the
 benchmark goes on where it stopped, and a new base gets new cells. The code is not in the key: after a
 change of the code take another --work. Prints the tables and which bars hold, and writes
-benchmarks/results/DATE-quality.md and .json (-part where it was narrowed).
+benchmarks/results/DATE-quality.md and .json (-part where it was narrowed). The .json holds the cells, too:
+--from goes on from it on another machine, and with --minutes 0 computes the tables from it again.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,13 @@ from quality_table import (
     Cell,
     Line,
     choose_best,
-    correctness,
     judge,
+    judged_answers,
     make_line,
     results_text,
+    unpack,
 )
-from record import RESULTS, sources_digest, start_record, write_record
+from record import RESULTS, read_record, sources_digest, start_record, write_record
 
 import gptailor
 from gptailor.errors import GptailorError, Interrupted
@@ -68,7 +70,7 @@ from gptailor.recipe import Recipe, build_recipe, with_changes
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parent.parent / "shared" / "data"
-CELL_VERSION = 2  # raise it when cells mean something else
+CELL_VERSION = 3  # raise it when cells mean something else
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ class Bench:
     settings: Sequence[str] = ()
     again: bool = False
     keep_models: bool = False
+    recorded: Mapping[str, Cell] = field(default_factory=dict)  # of earlier records, by name
 
     def recipe(self, split: Split, what: str, *, out: Path | None = None) -> Recipe:
         """What is fitted; `full:train.length=3 epochs` changes one approach alone."""
@@ -99,8 +102,8 @@ class Bench:
         }
         return build_recipe(with_changes(values, settings_for(what, self.settings)), where="--set")
 
-    def path(self, split: Split, what: str) -> Path:
-        """The file of a cell, named by a hash of everything that its answers depend on."""
+    def name(self, split: Split, what: str) -> str:
+        """The name of a cell, with a hash of everything that its answers depend on."""
         settings = self.recipe(split, what).model_dump(mode="json", exclude={"base", "out"})
         settings["data"] = {k: v for k, v in settings["data"].items() if k not in ("train", "test")}
         made_of = {
@@ -109,25 +112,31 @@ class Bench:
             **dict.fromkeys(MINILM, minilm_version()),
         }
         about = [CELL_VERSION, split.key, settings, what, made_of.get(what, self.base.revision)]
-        name = f"{split.dataset.name}-{split.rows}-{split.seed}-{what}-{digest(about)[:12]}"
+        return f"{split.dataset.name}-{split.rows}-{split.seed}-{what}-{digest(about)[:12]}"
+
+    def path(self, name: str) -> Path:
         return self.work / "cells" / f"{name}.json"
 
     def find(self, split: Split, what: str) -> Cell | None:
         """A cell that was measured before."""
-        path = self.path(split, what)
-        return Cell(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+        name = self.name(split, what)
+        if self.path(name).exists():
+            return Cell(**json.loads(self.path(name).read_text(encoding="utf-8")))
+        return self.recorded.get(name)
 
     def measure(self, split: Split, what: str) -> Cell:
         """Measures a cell and keeps it."""
-        path = self.path(split, what)
+        name = self.name(split, what)
+        path = self.path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         if what == "tfidf":
             found = measure_tfidf(self.recipe(split, what), split)
         elif what in MINILM:
-            names = what == "minilm_names"
-            found = measure_minilm(self.recipe(split, what), split, work=self.work, names=names)
+            taught = what == "minilm_names"
+            found = measure_minilm(self.recipe(split, what), split, work=self.work, names=taught)
         else:
-            found = self.fit(self.recipe(split, what, out=self.work / "runs" / path.stem), split)
+            found = self.fit(self.recipe(split, what, out=self.work / "runs" / name), split)
+        found |= judged_answers(found.pop("predictions"), split.dataset.answers)
         when = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         code = sources_digest(*HERE.glob("quality*.py"))
         cell = Cell(split.dataset.name, split.rows, split.seed, what, when=when, code=code, **found)
@@ -216,13 +225,15 @@ def measure_one(bench: Bench, split: Split, what: str) -> None:
     except Exception:  # hours of other cells are still to come
         print(f"{name}:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
         return
-    right = correctness(cell, split.dataset.answers).mean()
+    right = unpack(cell.right, len(split.dataset.test)).mean()
     print(f"{name}: accuracy {right:.3f}, {cell.seconds:.0f} s", file=sys.stderr, flush=True)
 
 
-def collect(bench: Bench, datasets: Mapping[str, Dataset], wanted: argparse.Namespace) -> list[Line]:
-    """The lines of what the work folder holds by now."""
-    lines = []
+def collect(
+    bench: Bench, datasets: Mapping[str, Dataset], wanted: argparse.Namespace
+) -> tuple[list[Line], dict[str, Cell]]:
+    """The lines of what is measured by now, and the cells they are made of, by name."""
+    lines, used = [], {}
     for dataset in wanted.datasets:
         for rows in (rows for rows in ROWS if rows in wanted.rows):
             by_seed: dict[int, dict[str, Cell]] = {}
@@ -231,30 +242,23 @@ def collect(bench: Bench, datasets: Mapping[str, Dataset], wanted: argparse.Name
                 split = make_split(datasets[dataset], rows, seed, work=bench.work)
                 found = {what: bench.find(split, what) for what in wanted.approaches}
                 cells = {what: cell for what, cell in found.items() if cell is not None}
+                used.update({bench.name(split, what): cell for what, cell in cells.items()})
                 best = choose_best(cells, wanted.approaches)
                 by_seed[seed] = cells if best is None else {**cells, "best": best}
                 if cells and split.unseen:
                     unseen[str(seed)] = len(split.unseen)
             if any(by_seed.values()):
                 drawn = len(sample(datasets[dataset].train, rows, 0))
-                line = make_line(dataset, rows, datasets[dataset].answers, by_seed, train_rows=drawn)
+                line = make_line(
+                    dataset, rows, by_seed, train_rows=drawn, test_rows=len(datasets[dataset].test)
+                )
                 line.unseen.update(unseen)
                 lines.append(line)
-    return lines
+    return lines, used
 
 
-def measured_with(
-    bench: Bench, datasets: Mapping[str, Dataset], wanted: argparse.Namespace
-) -> dict[str, list[str]]:
-    """The days on which the cells of the table were measured, and the code they were measured with."""
-    cells = [
-        cell
-        for dataset in wanted.datasets
-        for rows in wanted.rows
-        for seed in wanted.seeds
-        for what in wanted.approaches
-        if (cell := bench.find(make_split(datasets[dataset], rows, seed, work=bench.work), what)) is not None
-    ]
+def measured_with(cells: Collection[Cell]) -> dict[str, list[str]]:
+    """The days on which cells were measured, and the code they were measured with."""
     return {
         "days": sorted({cell.when[:10] for cell in cells}),
         "code": list(dict.fromkeys(cell.code for cell in sorted(cells, key=lambda cell: cell.when))),
@@ -275,6 +279,8 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser.add_argument("--minutes", type=float, help="begin no cell after this; 0 only prints the tables")
     parser.add_argument("--again", action="store_true", help="measure cells that are there once more")
     parser.add_argument("--keep-models", action="store_true", help="keep checkpoints and models of the runs")
+    told = "a .json of results/: its cells are taken as measured; may be repeated, the last one counts"
+    parser.add_argument("--from", dest="records", action="append", type=Path, default=[], help=told)
     parser.add_argument("--work", type=Path, default=HERE / "work", help="folder of cells and runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the two files")
     return parser.parse_args(arguments)
@@ -294,11 +300,20 @@ def main() -> None:
     datasets = {name: Dataset(name, *DATASETS[name](wanted.data / name)) for name in wanted.datasets}
     try:
         bench = Bench(
-            resolve_base(wanted.base), wanted.work, wanted.settings, wanted.again, wanted.keep_models
+            resolve_base(wanted.base),
+            wanted.work,
+            wanted.settings,
+            wanted.again,
+            wanted.keep_models,
+            {
+                name: Cell(**values)
+                for path in wanted.records
+                for name, values in read_record(path, "cells").items()
+            },
         )
         with contextlib.suppress(KeyboardInterrupt, Interrupted):  # what was measured so far is told
             measure_all(bench, datasets, wanted)
-        lines = collect(bench, datasets, wanted)
+        lines, cells = collect(bench, datasets, wanted)
     except GptailorError as error:  # a base or a setting that can't be
         raise SystemExit(str(error)) from None
     if not lines:
@@ -309,9 +324,10 @@ def main() -> None:
         "settings": wanted.settings,
         "seeds": wanted.seeds,
         "best_of": [name for name in CHOSEN_FROM if name in wanted.approaches],
-        "measured": measured_with(bench, datasets, wanted),
+        "measured": measured_with(cells.values()),
         "lines": [asdict(line) for line in lines],
         "bars": [judge(bar, lines) for bar in BARS],
+        "cells": {name: asdict(cell) for name, cell in cells.items()},
     }
     whole = all(
         (

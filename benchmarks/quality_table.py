@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -23,13 +24,18 @@ SEEDS = (0, 1, 2)
 
 @dataclass(frozen=True)
 class Cell:
-    """What one approach or peer answers on one sample: a label for every test row, None where not asked."""
+    """How one approach or peer does on one sample: which test rows it answers rightly.
+
+    `right` is text, so that a record can hold every cell, and everybody can compute the intervals again: a
+    bit for each test row, packed as `pack` does.
+    """
 
     dataset: str
     rows: str
     seed: int
     what: str
-    predictions: Sequence[str | None]
+    right: str
+    macro_f1: float
     seconds: float
     validation_macro_f1: float | None = None
     note: str = ""
@@ -53,6 +59,16 @@ class Line:
     unseen: dict[str, int] = field(default_factory=dict)  # seed: test classes without a training row
 
 
+def pack(flags: Sequence[bool]) -> str:
+    """A bit for each flag, in order, the first one highest in its byte; the bytes in base64."""
+    return base64.b64encode(np.packbits(np.array(flags, bool)).tobytes()).decode("ascii")
+
+
+def unpack(text: str, count: int) -> Any:
+    """(count,) ones and zeros from `pack`'s text."""
+    return np.unpackbits(np.frombuffer(base64.b64decode(text), np.uint8), count=count).astype(float)
+
+
 def macro_f1(answers: Sequence[Any], predictions: Sequence[Any]) -> float:
     """Mean F1 over the classes that occur in answers or predictions; None is no class, and wrong."""
     right: dict[Any, int] = {}
@@ -65,9 +81,10 @@ def macro_f1(answers: Sequence[Any], predictions: Sequence[Any]) -> float:
     return sum(2 * right.get(label, 0) / count for label, count in seen.items()) / len(seen)
 
 
-def correctness(cell: Cell, answers: Sequence[str]) -> Any:
-    """(N,) one where the answer is right."""
-    return np.array([guess == answer for guess, answer in zip(cell.predictions, answers, strict=True)], float)
+def judged_answers(predictions: Sequence[str | None], answers: Sequence[str]) -> dict[str, Any]:
+    """What a cell keeps of its predictions, one for each test row, None where not asked."""
+    right = [guess == answer for guess, answer in zip(predictions, answers, strict=True)]
+    return {"right": pack(right), "macro_f1": round(macro_f1(answers, predictions), 6)}
 
 
 def choose_best(cells: Mapping[str, Cell], wanted: Sequence[str]) -> Cell | None:
@@ -81,15 +98,17 @@ def choose_best(cells: Mapping[str, Cell], wanted: Sequence[str]) -> Cell | None
 def make_line(
     dataset: str,
     rows: str,
-    answers: Sequence[str],
     by_seed: Mapping[int, Mapping[str, Cell]],
     *,
     train_rows: int,
+    test_rows: int,
 ) -> Line:
     """Means over the seeds. Intervals are of the test rows: per row the mean over the seeds, resampled."""
-    line = Line(dataset, rows, train_rows, len(answers))
+    line = Line(dataset, rows, train_rows, test_rows)
     right: dict[str, dict[int, Any]] = {
-        column: {s: correctness(cells[column], answers) for s, cells in by_seed.items() if column in cells}
+        column: {
+            seed: unpack(cells[column].right, test_rows) for seed, cells in by_seed.items() if column in cells
+        }
         for column in COLUMNS
     }
     for column in COLUMNS:
@@ -97,7 +116,7 @@ def make_line(
         if cells:
             line.columns[column] = {
                 "accuracy": as_json(bootstrap_mean(np.mean(list(right[column].values()), axis=0))),
-                "macro_f1": round(float(np.mean([macro_f1(answers, cell.predictions) for cell in cells])), 6),
+                "macro_f1": round(float(np.mean([cell.macro_f1 for cell in cells])), 6),
                 "seeds": len(cells),
                 "seconds": round(float(np.mean([cell.seconds for cell in cells])), 1),
             }

@@ -86,3 +86,11 @@ def write_record(folder: Path, name: str, found: Mapping[str, Any], page: str = 
     if page:
         write_atomically(path.with_suffix(".md"), page.rstrip("\n") + "\n")
     return path
+
+
+def read_record(path: Path, key: str) -> Any:
+    """What an earlier record holds under a key, so that a benchmark of hours goes on from it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))[key]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SystemExit(f"{path}: no record with {key} ({error!r})") from None

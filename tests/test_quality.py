@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 
@@ -29,8 +31,11 @@ from gptailor.models.names import Base, resolve_base
 POOL = [(f"text {number}", "ab"[number % 2]) for number in range(50)]
 
 
-def cell(what: str, predictions: str, *, seed: int = 0, score: float | None = None) -> Cell:
-    return Cell("toy", "200", seed, what, list(predictions), 1.0, score)
+def cell(
+    what: str, predictions: str, *, answers: str = "ab", seed: int = 0, score: float | None = None
+) -> Cell:
+    judged = quality_table.judged_answers(list(predictions), list(answers))
+    return Cell("toy", "200", seed, what, seconds=1.0, validation_macro_f1=score, **judged)
 
 
 # Samples.
@@ -105,7 +110,7 @@ def test_a_cell_is_named_by_weights_settings_rows_and_seed(split: quality_data.S
     others = Base("starter", tmp_path, "2" * 64, "starter")
 
     def name(what: str, *, base: Base = base, settings: tuple[str, ...] = (), **changes: Any) -> str:
-        return quality.Bench(base, tmp_path, settings).path(replace(split, **changes), what).name
+        return quality.Bench(base, tmp_path, settings).name(replace(split, **changes), what)
 
     for what in ("frozen", "lora", "full"):
         assert name(what, base=others) != name(what)
@@ -126,7 +131,7 @@ def test_a_cell_is_named_by_weights_settings_rows_and_seed(split: quality_data.S
 
 def test_a_setting_that_does_not_exist_is_refused(split: quality_data.Split, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="lenght"):
-        quality.Bench(resolve_base("starter"), tmp_path, ["train.lenght=3"]).path(split, "full")
+        quality.Bench(resolve_base("starter"), tmp_path, ["train.lenght=3"]).name(split, "full")
 
 
 # The table.
@@ -134,10 +139,10 @@ def test_a_setting_that_does_not_exist_is_refused(split: quality_data.Split, tmp
 
 def test_best_is_chosen_on_validation_among_the_pretrained() -> None:
     cells = {
-        "frozen": cell("frozen", "a", score=0.7),
-        "lora": cell("lora", "b", score=0.8),
-        "full": cell("full", "b", score=0.8),
-        "scratch": cell("scratch", "a", score=0.9),
+        "frozen": cell("frozen", "aa", score=0.7),
+        "lora": cell("lora", "ab", score=0.8),
+        "full": cell("full", "ab", score=0.8),
+        "scratch": cell("scratch", "aa", score=0.9),
     }
     every = ("frozen", "lora", "full", "scratch")
     best = choose_best(cells, every)
@@ -157,15 +162,19 @@ def test_macro_f1_counts_rows_that_were_not_asked_as_wrong() -> None:
     assert macro_f1(["a", "b"], ["a", None]) == pytest.approx(0.5)
 
 
+@hypothesis.given(st.lists(st.booleans(), min_size=1, max_size=40))
+def test_a_record_gives_back_which_rows_were_right(flags: list[bool]) -> None:
+    assert quality_table.unpack(quality_table.pack(flags), len(flags)).tolist() == flags
+
+
 def test_a_line_holds_means_over_the_seeds_and_paired_intervals() -> None:
-    answers = list("ab" * 100)
-    wrong = ["a"] * 200
+    answers, wrong = "ab" * 100, "a" * 200
     by_seed = {}
     for seed, guesses in enumerate((answers, wrong)):
-        best = cell("frozen", "".join(guesses), seed=seed, score=0.5)
-        peer = cell("tfidf", "".join(wrong), seed=seed)
+        best = cell("frozen", guesses, answers=answers, seed=seed, score=0.5)
+        peer = cell("tfidf", wrong, answers=answers, seed=seed)
         by_seed[seed] = {"frozen": best, "tfidf": peer, "best": best}
-    line = make_line("toy", "200", answers, by_seed, train_rows=200)
+    line = make_line("toy", "200", by_seed, train_rows=200, test_rows=200)
     assert line.columns["frozen"]["accuracy"]["value"] == pytest.approx(0.75)
     assert line.columns["tfidf"]["macro_f1"] == pytest.approx(1 / 3, abs=1e-6)
     assert line.columns["best"]["seeds"] == 2
@@ -180,30 +189,27 @@ def test_a_line_holds_means_over_the_seeds_and_paired_intervals() -> None:
 
 
 def test_a_difference_takes_only_the_seeds_that_both_have() -> None:
-    answers = list("ab")
     best = [cell("frozen", text, seed=seed, score=1) for seed, text in enumerate(("ab", "bb"))]
     by_seed = {0: {"best": best[0], "frozen": best[0]}, 1: {"best": best[1], "tfidf": cell("tfidf", "bb")}}
-    line = make_line("toy", "200", answers, by_seed, train_rows=200)
+    line = make_line("toy", "200", by_seed, train_rows=200, test_rows=2)
     assert line.differences["tfidf"]["value"] == 0
     assert line.differences["tfidf"]["seeds"] == 1
 
 
 def test_scratch_is_compared_with_one_fit_and_not_with_the_best_of_three() -> None:
-    answers = list("ab")
     cells = {
         "frozen": cell("frozen", "ab", score=1),
         "full": cell("full", "aa"),
         "scratch": cell("scratch", "bb"),
     }
-    line = make_line("toy", "200", answers, {0: {**cells, "best": cells["frozen"]}}, train_rows=200)
+    line = make_line("toy", "200", {0: {**cells, "best": cells["frozen"]}}, train_rows=200, test_rows=2)
     assert line.differences["scratch"]["value"] == 0
 
 
 def test_the_page_says_who_learned_from_fewer_rows() -> None:
     fits = [replace(cell("full", "ab", seed=seed), refitted=seed == 1) for seed in (0, 1)]
-    told = make_line(
-        "toy", "all", list("ab"), {seed: {"full": fits[seed]} for seed in (0, 1)}, train_rows=5000
-    )
+    by_seed = {seed: {"full": fits[seed]} for seed in (0, 1)}
+    told = make_line("toy", "all", by_seed, train_rows=5000, test_rows=2)
     assert told.not_refitted == {"full": 1}
     measured = {"days": ["2026-11-22"], "code": ["abc", "def"]}
     found = {
@@ -356,7 +362,8 @@ def test_a_small_run_keeps_its_cells_and_aligns_the_answers(
     page = next((tmp_path / "results").glob("*-quality-part.md")).read_text()
     assert "count as wrong for everybody" in page
     (cell_file,) = (tmp_path / "work" / "cells").glob("*-frozen-*.json")
-    assert json.loads(cell_file.read_text())["predictions"][0] is None
+    right = json.loads(cell_file.read_text())["right"]
+    assert quality_table.unpack(right, 21).tolist() == [0.0] + [1.0] * 20
     assert not list((tmp_path / "work" / "runs").glob("*/model"))
 
     def refuse(*_: object) -> None:
@@ -365,6 +372,18 @@ def test_a_small_run_keeps_its_cells_and_aligns_the_answers(
     monkeypatch.setattr(quality.Bench, "measure", refuse)
     quality.main()
     assert "| banking77 | 200 |" in capsys.readouterr().out
+
+    # The record alone is enough: another machine goes on from it.
+    (record_file,) = (tmp_path / "results").glob("*.json")
+    kept = record_file.rename(tmp_path / "earlier.json")
+    elsewhere = [*words, "--work", str(tmp_path / "elsewhere"), "--from", str(kept)]
+    monkeypatch.setattr(sys, "argv", elsewhere)
+    quality.main()
+    again = json.loads(record_file.read_text())
+    assert (again["lines"], again["cells"]) == (found["lines"], found["cells"])
+    kept.write_text("{}")
+    with pytest.raises(SystemExit, match=r"earlier\.json: no record with cells"):
+        quality.main()
 
 
 def test_no_time_means_only_the_table(
