@@ -136,7 +136,7 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
         minutes = line["seconds"] / 60
         late = " (too long)" if minutes > LONGEST_MINUTES else ""
         rung = "none" if line["rung"] is None else f"{line['theirs']:.3f} ({line['rung']})"
-        behind = "" if line["ahead"] or line["rung"] is None else " (behind)"
+        behind = "" if line["ahead"] or line["rung"] is None else " (not ahead)"
         stops = "" if line["stops"] is None else f"{line['stops']:.1%}"
         short = " (too few)" if line["stops"] is not None and line["stops"] < ENOUGH_STOP else ""
         out.append(

@@ -112,6 +112,15 @@ def written_tree() -> str:
     return "\n".join(["```text", "src/gptailor/", *lines(SOURCE, 1), "```"])
 
 
+def written_folders() -> str:
+    """The source as its folders, each with what its package says of itself."""
+    files = [path for path in source_files() if path.name == "__init__.py"]
+    words = {path.parent: first_sentence(path) for path in files}
+    names = {path: f"{path.relative_to(SOURCE.parent).as_posix()}/" for path in words}
+    lines = [f"{names[folder]:<26} {says}" for folder, says in words.items()]
+    return "\n".join(["```text", *lines, "```"])
+
+
 def written_settings() -> str:
     """The table of all settings."""
     rows = ["| setting | default | what it decides |", "|---|---|---|"]
@@ -122,7 +131,7 @@ def written_settings() -> str:
 
 
 GENERATED = [
-    ("README.md", TREE, written_tree),
+    ("README.md", TREE, written_folders),
     ("ARCHITECTURE.md", TREE, written_tree),
     ("docs/recipe.md", SETTINGS, written_settings),
 ]
@@ -142,10 +151,9 @@ def test_generated_parts_are_in_step(name: str, marks: tuple[str, str], write: A
     assert text[start:end].strip() == write(), f"run `python tests/test_docs.py` to write {name}"
 
 
-@pytest.mark.parametrize("name", ["README.md", "ARCHITECTURE.md"])
-def test_tree_names_every_source_file_and_no_other(name: str) -> None:
+def test_tree_names_every_source_file_and_no_other() -> None:
     """The same without the generator: what a reader would gather from the page."""
-    text = (ROOT / name).read_text(encoding="utf-8")
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     start, end = between(text, TREE)
     folders: list[str] = []
     named = []
@@ -168,11 +176,21 @@ def test_the_table_of_files_without_docstring_is_exact() -> None:
 # --- paths, links, commands, settings, code --------------------------------------------------------
 
 
+def anchors(page: Path) -> set[str]:
+    """What links can name: GitHub's ids of the headings."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    titles = re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
 @every_document
 def test_links_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
         if not target.startswith("http"):
-            assert (path.parent / target.partition("#")[0]).exists(), target
+            name, _, anchor = target.partition("#")
+            page = path.parent / name if name else path
+            assert page.exists(), target
+            assert not anchor or anchor in anchors(page), target
 
 
 @every_document

@@ -343,6 +343,21 @@ def test_nor_where_no_column_has_labels(write: Write) -> None:
     assert result.rows[4].fields == {"prompt": LETTER, "response": "is read"}
 
 
+@pytest.mark.parametrize("cells", ["{cell},sport", "{cell},7,sport", "7,sport,{cell}"])
+@pytest.mark.parametrize("inside", [1, 2, 30])
+def test_a_quoted_value_whose_lines_look_like_rows_is_one_row(write: Write, cells: str, inside: int) -> None:
+    """A mail that quotes a table: only the ends of the record tell that it isn't several rows."""
+    header = {"{cell},sport": "text,label", "{cell},7,sport": "text,id,label"}.get(cells, "id,label,text")
+    looks = cells.format(cell="the cup").replace("sport", "news")
+    value = "\n".join(["They sent us", *[looks] * inside, "and no more"])
+    before = [cells.format(cell=f"words {i}").replace("sport", ["sport", "news"][i % 2]) for i in range(30)]
+    lines = [header, *before, cells.format(cell=f'"{value}"'), *before]
+    result = read_rows(write("a.csv", "\n".join(lines) + "\n"))
+    assert (len(result.rows), result.rejected) == (61, [])
+    assert result.rows[30].fields["text"] == value
+    assert result.rows[30].fields["label"] == "sport"
+
+
 LETTER = "Dear all\n" + "\n".join(f"line {k}, and more" for k in range(1200))
 
 

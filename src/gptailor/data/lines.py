@@ -208,8 +208,9 @@ def _ragged(cells: Row, width: int, header: Row) -> str | None:
 def _refuse_swallowed(lines: list[str], layout: Layout) -> None:
     """Raises if a quoted value that spans lines is really several records and two stray quotes.
 
-    In a proper record at most one of its lines looks like a whole row whose label is a known one. Where no
-    column has labels, a long one is several if its ends look like whole rows, and so does most between them.
+    Then its first and its last line look like whole rows whose labels are known ones, and so do most between
+    them; in a proper record a cell begins on the first line and ends on the last, so one of the two has too
+    few cells. Where no column has labels, that is asked of long records only.
     """
     if not layout.categories and (len(lines) <= LONG_LINES or len(layout.names) < 2):
         return
@@ -218,8 +219,7 @@ def _refuse_swallowed(lines: list[str], layout: Layout) -> None:
         cells = _as_text(line, layout.delimiter)
         whole = len(cells) == len(layout.names)
         alike.append(whole and all(cells[i] in values for i, values in layout.categories.items()))
-    several = sum(alike) > 1 if layout.categories else alike[0] and alike[-1] and 2 * sum(alike) > len(alike)
-    if several:
+    if alike[0] and alike[-1] and 2 * sum(alike) > len(alike):
         raise _OpenQuoteError
 
 
