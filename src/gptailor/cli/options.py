@@ -80,6 +80,7 @@ BaseOption = Annotated[
 ]
 ApproachOption = Annotated[str | None, typer.Option("--approach", help="auto, full, lora, frozen or scratch")]
 OutOption = Annotated[str | None, typer.Option("--out", help="run folder (default: runs/<file stem>)")]
+DemoOutOption = Annotated[str | None, typer.Option("--out", help="run folder (default: runs/demo)")]
 SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="of everything random (default: 0)")]
 MinutesOption = Annotated[
     float | None, typer.Option("--minutes", help="train at most about so long; steps are measured once")

@@ -19,6 +19,7 @@ from gptailor.cli.options import (
     CompletionOption,
     Data,
     DataOrRecipe,
+    DemoOutOption,
     FixOption,
     JsonOption,
     LabelOption,
@@ -65,8 +66,8 @@ app = typer.Typer(
 
 
 @app.command()
-def demo(out: OutOption = None, overwrite: OverwriteOption = False, as_json: JsonOption = False) -> None:
-    """The whole way on the bundled sample with the bundled base; offline, in minutes."""
+def demo(out: DemoOutOption = None, overwrite: OverwriteOption = False, as_json: JsonOption = False) -> None:
+    """The whole way on the bundled sample, offline, in minutes."""
     from gptailor.report.terminal import print_summary
 
     sample = Path(__file__).parents[1] / "data" / "sample" / "headlines.csv"
@@ -115,7 +116,7 @@ def check(
     no_estimate: Annotated[bool, typer.Option("--no-estimate", help="don't measure a real step")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Look before anyone trains: what would be dropped and why, balance, lengths, cost."""
+    """Look before anyone trains. What would be dropped and why, balance, lengths, cost."""
     recipe = recipe_from(data, locals())
     with talking() as (console, narrator):
         from gptailor.pipeline.check import check_recipe
@@ -153,7 +154,7 @@ def suspects(
     settings: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Rank the labels of a file, the most likely wrong first, for `fit --fix`."""
+    """Find wrong labels. Ranks the rows of a file, the most likely wrong first, for `fit --fix`."""
     recipe = recipe_from(data, {name: value for name, value in locals().items() if name != "out"})
     with talking() as (console, narrator):
         from gptailor.pipeline.out_of_fold import rank_suspects
@@ -226,7 +227,7 @@ def fit(
 
 
 def tune(**options: Any) -> None:
-    """Search for better settings, compare them fairly with the default, fit the best. Resumes by itself."""
+    """Search for better settings. The best are compared fairly with the default, and what wins is fitted."""
     from gptailor.launch import use_one_heap
 
     recipe = recipe_from(options["data"], options)
@@ -342,7 +343,7 @@ def curve(
     page: Annotated[Path | None, typer.Option("--page", help="write a page with the plot here")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """How many more labels? The score over the number of rows, measured and carried on."""
+    """What more rows would bring. The score over the number of rows, measured and forecast."""
     given = {name: value for name, value in locals().items() if name not in NOT_OF_THE_RECIPE}
     is_run = (Path(data) / "recipe.yaml").is_file()
     refuse_given(given if is_run else {}, "a run folder has its own data and settings")
@@ -404,7 +405,7 @@ def predict(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Labels with probabilities, or written answers, for a file, standard input or --input texts."""
+    """Answer a file, standard input or --input texts. Labels with probabilities, or written answers."""
     wanted = {
         "temperature": temperature,
         "max_new_tokens": max_new_tokens,
@@ -482,7 +483,7 @@ def label(
     ] = None,
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one")] = 0,
 ) -> None:
-    """A local page to label rows by keyboard or touch; goes on where it stopped."""
+    """A local page to label rows by keyboard or touch. Goes on where it stopped."""
     with talking() as (console, narrator):
         from gptailor.serve.label import label_file, serve_label_page
 
@@ -586,7 +587,7 @@ def compare(
     page: Annotated[Path | None, typer.Option("--page", help="also write a page (.html) here")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """A leaderboard of runs, with paired tests against the best and the settings that differ."""
+    """A leaderboard of runs. With paired tests against the best, and the settings that differ."""
     with talking() as (console, narrator):
         from gptailor.launch import write_atomically
         from gptailor.pipeline.compare import compare_runs
@@ -627,7 +628,7 @@ def doctor(
 
 @app.command()
 def bases(as_json: JsonOption = False) -> None:
-    """What --base can name: what is here already, and common names of the hub."""
+    """List what --base can name. What is here already, and common names of the hub."""
     with talking() as (console, narrator):
         from gptailor.models.catalog import as_values, in_words, read_catalog, shortest_name
         from gptailor.report.terminal import print_table
@@ -643,7 +644,7 @@ def bases(as_json: JsonOption = False) -> None:
     emit(as_values(found), as_json)
 
 
-@app.command(name="help-settings", hidden=True)
+@app.command(name="help-settings")
 def help_settings() -> None:
     """Every setting with its default, for --set and recipes."""
     from gptailor.recipe import describe_settings
