@@ -93,7 +93,7 @@ def _set_allocator(values: Mapping[str, int]) -> Any:
     """The C library after its mallopt took the values, or None."""
     import ctypes
 
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # the last: Windows, where None names none
         library = ctypes.CDLL(None)
         for name, value in values.items():
             library.mallopt(ALLOCATOR[name], value)

@@ -11,9 +11,9 @@ import sys
 import threading
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -243,6 +243,21 @@ def test_hub_rows_have_names_for_labels(monkeypatch: pytest.MonkeyPatch) -> None
         ("someone/something", None, "train", True),
         ("someone/something", "small", "test", False),
     ]
+
+
+def test_a_hub_that_goes_away_between_rows_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Data:
+        features: ClassVar = {"text": object()}
+
+        def __iter__(self) -> Iterator[dict[str, Any]]:
+            yield {"text": "one"}
+            raise ConnectionError("the network is gone")
+
+    fake = types.SimpleNamespace(load_dataset=lambda *_, **__: Data())
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    with pytest.raises(DataError, match="can't be read on after 1 row: the network is gone") as caught:
+        read_rows("hub:someone/something")
+    assert caught.value.where == "hub:someone/something"
 
 
 # Encodings

@@ -87,6 +87,21 @@ def test_a_run_that_was_begun_is_resumed_in_its_folder(place: Path, finished: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+def test_a_folder_begun_anew_keeps_no_log_of_other_settings(place: Path, tmp_path: Path) -> None:
+    """Killed before its first checkpoint, then other settings: trackers would go on with the other's run."""
+    out = tmp_path / "run"
+    out.mkdir()
+    open_for_fit(out, recipe_for(place, out))
+    left = ["metrics.jsonl", "trackers.json", "tracking/tensorboard/events"]
+    for name in left:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("{}")
+    assert not open_for_fit(out, recipe_for(place, out))
+    assert all((out / name).exists() for name in left)
+    assert not open_for_fit(out, recipe_for(place, out, seed=3))
+    assert not any((out / name).exists() for name in left)
+
+
 @pytest.mark.parametrize("state", ["begun", "finished"])
 def test_other_settings_are_refused_and_each_is_named(
     place: Path, finished: Path, tmp_path: Path, state: str
@@ -326,6 +341,18 @@ def test_an_interrupted_repetition_is_gone_on_with(
     assert next_to(run) == tmp_path / "run-3"
     crash(recipe_for(place, tmp_path / "run-3", seed=7))  # unfinished, and another run
     assert next_to(run) == tmp_path / "run-4"
+
+
+def test_a_text_in_the_place_of_a_file_is_told_in_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = "what a long text this is " * 20
+    for words in (["check", text], ["fit", text], ["evaluate", text, text], ["predict", text, text]):
+        assert run_cli(monkeypatch, *words) == 1
+        told = " ".join(capsys.readouterr().err.split())
+        assert "what a long text this is" in told
+        assert "too long for the name of a file" in told
+        assert "--input" in told
 
 
 def test_the_exit_codes_say_whose_fault_it_is(

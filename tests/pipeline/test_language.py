@@ -568,6 +568,24 @@ def test_the_newest_documents_test_and_the_oldest_train(place: Place) -> None:
     assert max(when["validation"]) < min(when["test"])
 
 
+def test_short_documents_that_nearly_stand_in_a_held_out_file_are_left_out(place: Place) -> None:
+    """Headlines have no run of thirteen words: they are compared whole, as rows of other tasks are."""
+    lines = [prose(seed, 9).replace("\n", " ") for seed in range(700, 760)]
+    others = [prose(seed, 9).replace("\n", " ") for seed in range(800, 803)]
+    train = write_rows(place.folder / "headlines.jsonl", lines)
+    test = write_rows(place.folder / "headlines-test.jsonl", [f"{lines[3]}!", lines[7].upper(), *others])
+    validation = write_rows(place.folder / "headlines-validation.jsonl", [f"{others[0]} .", *lines[10:14]])
+    data = {"train": str(train), "validation": str(validation), "test": str(test)}
+    taught, chose, tested = prepare_documents(place.recipe("headlines", data=data)).files
+    assert {row: reason for row, (reason, _) in taught.reasons.items()} == {
+        **dict.fromkeys((3, 7), "leak_near"),
+        **dict.fromkeys(range(10, 14), "leak_exact"),
+    }
+    assert taught.reasons[3][1] == f"nearly the same text as {test} row 1"
+    assert {row: reason for row, (reason, _) in chose.reasons.items()} == {0: "leak_near"}
+    assert tested.reasons == {}
+
+
 def test_a_group_of_the_test_file_trains_nothing(place: Place) -> None:
     train = marked(place, "grouped.jsonl", [{"writer": f"w{n % 5}"} for n in range(30)])
     test = place.folder / "grouped-test.jsonl"

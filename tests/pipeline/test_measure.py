@@ -88,6 +88,12 @@ def test_another_c_library_keeps_its_own_ways(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(ctypes, "CDLL", refuse)
     launch.keep_freed_memory()
 
+    def look_for_a_slash(_: object) -> None:  # as Windows does, in what is no name
+        raise TypeError("argument of type 'NoneType' is not iterable")
+
+    monkeypatch.setattr(ctypes, "CDLL", look_for_a_slash)
+    launch.keep_freed_memory()
+
 
 def test_weights_that_do_not_move_leave_room_for_rows(
     tiny_bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch

@@ -36,10 +36,11 @@ class Memory:
         self.last: dict[str, float] | None = None
         self.opened_with: list[str] = []
         self.fails = fails
+        self.holds = False
 
     def open(self, run: TrackedRun) -> Tracker:
         self.opened_with.append(run.id)
-        return Tracker("it", self.log, self.close)
+        return Tracker("it", self.log, self.close, self.holds)
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
         self.lines.append((dict(numbers), step))
@@ -137,6 +138,22 @@ def test_a_resumed_run_goes_on_in_the_same_place_without_repeating_lines(
     assert memory.opened_with == ["", "it"]
 
 
+def test_what_a_tracker_held_when_the_run_was_killed_is_sent_again(memory: Memory, tmp_path: Path) -> None:
+    """MLflow gets its numbers at validations: what stands in the log behind the last one never went out."""
+    recipe = recipe_of(tmp_path, tmp_path, tmp_path, "wandb")
+    (tmp_path / "trackers.json").write_text('{"wandb": "it"}')
+    (tmp_path / "report.json").write_text("{}")
+    lines = [{**STEP, "step": 1}, {**STEP, "step": 2}, {**STEP, "kind": "validation", "step": 2}]
+    lines += [{**STEP, "step": 3}, {**STEP, "step": 4}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for holds, sent in ((True, [3, 4, 5]), (False, [5])):
+        memory.holds, memory.lines = holds, []
+        with tracked(recipe, tmp_path, print) as track:  # from the checkpoint at step 1
+            for step in (2, 3, 4, 5):
+                track({**STEP, "step": step})
+        assert [step for _, step in memory.lines] == sent
+
+
 def test_a_tracker_that_came_later_gets_what_it_missed(memory: Memory, tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(json.dumps({**STEP, "step": 1}) + "\n")
     (tmp_path / "report.json").write_text("{}")
@@ -186,8 +203,11 @@ def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
     tracker = OPENERS["tensorboard"](TrackedRun(tmp_path, recipe_of(tmp_path, tmp_path, tmp_path), ""))
     tracker.log({"train/loss": 1.5}, 1)
     tracker.log({"train/loss": 0.5}, 2)
-    tracker.close({"test/accuracy": 0.75})
+    tracker.log({"validation/loss": 0.7}, 2)
     found = EventAccumulator(str(tmp_path / "tracking" / "tensorboard"))
+    found.Reload()
+    assert len(found.Scalars("train/loss")) == 2, "a kill after a validation loses nothing before it"
+    tracker.close({"test/accuracy": 0.75})
     found.Reload()
     assert [(event.step, event.value) for event in found.Scalars("train/loss")] == [(1, 1.5), (2, 0.5)]
     assert [(event.step, event.value) for event in found.Scalars("test/accuracy")] == [(2, 0.75)]

@@ -23,7 +23,7 @@ from gptailor.errors import NonFiniteError, RunError
 from gptailor.recipe import Recipe, TuneSettings
 from gptailor.search.finalists import choose_finalists, own_trial
 from gptailor.search.space import build_space, place_of
-from gptailor.search.study import Study, without_password
+from gptailor.search.study import Running, Study, without_password
 from gptailor.search.trials import (
     Search,
     closing_seconds,
@@ -375,6 +375,34 @@ def test_a_trial_stopped_by_the_person_can_go_on_in_the_same_process(tmp_path: P
     trials = run_trials(search)
     assert [one.state for one in trials] == ["complete", "failed", "complete", "complete"]
     assert trials[2].values == trials[1].values
+
+
+@pytest.mark.parametrize("moment", ["draw", "finish"])
+def test_a_stop_at_any_moment_of_a_trial_leaves_it_to_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    search = search_in(tmp_path, trials=3)
+    usual = getattr(Running, moment)
+    pressed = [True]
+
+    def stopped(running: Running, *given: Any, **named: Any) -> Any:
+        if pressed and running.number == 1:
+            raise KeyboardInterrupt
+        return usual(running, *given, **named)
+
+    monkeypatch.setattr(Running, moment, stopped)
+    with pytest.raises(KeyboardInterrupt):
+        run_trials(search)
+    assert search.study.trials()[1].state == "failed"
+    pressed.clear()
+    assert [one.state for one in run_trials(search)] == ["complete", "failed", "complete", "complete"]
+
+
+def test_once_the_winner_is_decided_no_trial_begins(tmp_path: Path) -> None:
+    search = search_in(tmp_path, trials=3)
+    assert len(run_trials(search)) == 3
+    more = dataclasses.replace(search_in(tmp_path, trials=9), decided=lambda: True)
+    assert len(run_trials(more)) == 3
 
 
 def test_a_sign_of_life_comes_without_a_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

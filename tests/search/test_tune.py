@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,25 @@ from gptailor.evaluate.run import macro_f1
 from gptailor.launch import in_use
 from gptailor.models.predictor import load_predictor
 from gptailor.pipeline.fit import fit_recipe, fit_sealed
-from gptailor.pipeline.folder import claim_folder
+from gptailor.pipeline.folder import claim_folder, refuse_fitted
 from gptailor.pipeline.place import Listener
 from gptailor.pipeline.rehearsal import error_of_fits, rehearse_classification
 from gptailor.pipeline.rehearse import Repeat, Settled
 from gptailor.pipeline.run import Run
+from gptailor.pipeline.task import settle_task
 from gptailor.recipe import Recipe, TuneSettings, build_recipe
+from gptailor.search import tune
 from gptailor.search.space import build_space
-from gptailor.search.tune import Tuned, _Clock, keep_request, refuse_other_space, tune_recipe
+from gptailor.search.study import Study
+from gptailor.search.trials import Search
+from gptailor.search.tune import (
+    Tuned,
+    _Clock,
+    keep_request,
+    open_search,
+    refuse_other_space,
+    tune_recipe,
+)
 
 
 @pytest.fixture(scope="module")
@@ -323,6 +335,40 @@ def test_once_more_does_nothing_and_other_settings_are_refused(place: Path, tune
     with pytest.raises(RunError, match="other settings") as caught:
         tune_recipe(recipe_in(place, "run", seeds=3))
     assert "tune.seeds: 2, now 3" in str(caught.value)
+
+
+def test_a_search_by_time_killed_in_its_last_fit_fits_the_same_winner(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its time begins anew with every start: it would try on, and its folder holds the first winner's fit."""
+    space = {"train.learning_rate": [0.01, 0.02, 0.03]}
+    recipe = recipe_in(place, "hour", time="1h", trials=None, space=space, seeds=1)
+    with monkeypatch.context() as first:
+        first.setattr(Search, "seconds_left", lambda _, trials: 2 - len(trials))
+        first.setattr(tune, "fit_winner", lambda *_: signal.raise_signal(signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            tune_recipe(recipe)
+    monkeypatch.delattr(Study, "begin")
+    tuned = tune_recipe(recipe)
+    assert [one["trial"] for one in tuned.result["trials"]] == [0, 1]
+    assert tuned.result["winner"]["trial"] == 1
+
+
+def test_a_search_refuses_a_folder_that_its_last_fit_would(place: Path) -> None:
+    folder = place / "foreign"
+    folder.mkdir()
+    (folder / ".DS_Store").write_text("what a file manager leaves")
+    refuse_fitted(folder)
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match=r"not empty \(it holds notes\.txt\)"):
+        tune_recipe(recipe_in(place, "foreign"))
+
+
+@pytest.mark.parametrize("name", ["my%20data", "why?", "a#b", "größe"])
+def test_the_trials_lie_in_the_folder_whatever_its_name(place: Path, name: str, tmp_path: Path) -> None:
+    open_search(settle_task(recipe_in(place, "unused")), tmp_path / name, Listener())
+    assert (tmp_path / name / "trials.sqlite3").stat().st_size
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_the_recipes_own_settings_stay_where_nothing_is_better(place: Path) -> None:

@@ -13,7 +13,15 @@ DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFB
 
 
 def complain_of_disk(error: Exception) -> None:
-    """A full, failing or closed disk isn't our fault; any other error is."""
+    """A full, failing or closed disk isn't our fault, nor a text in a file's place; any other error is."""
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return complain(
+            GptailorError(
+                "this is too long for the name of a file.",
+                where=f"{str(error.filename)[:50]}…",
+                fix="Give the name of a file. A text itself goes to `gptailor predict RUN --input TEXT`.",
+            )
+        )
     found = _disk_trouble(error)
     if found is None:
         return _fall(error)

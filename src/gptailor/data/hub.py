@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from typing import Any
 
 from gptailor.data.lines import Item
 from gptailor.data.values import BadValueError, as_text
-from gptailor.errors import DataError, MissingExtraError
+from gptailor.errors import DataError, MissingExtraError, number_of
 from gptailor.types import RawExample, RejectedRow
 
 
@@ -42,13 +43,29 @@ def _rows(location: str, data: Any, features: dict[str, Any]) -> Iterator[Item]:
     names_of_labels = {
         column: list(feature.names) for column, feature in features.items() if getattr(feature, "names", None)
     }
-    for row, record in enumerate(data, start=1):
+    for row, record in enumerate(_records(location, data), start=1):
         try:
             fields = {column: _text(value, names_of_labels.get(column)) for column, value in record.items()}
         except BadValueError as error:
             yield RejectedRow(location, row, "unreadable", str(error))
         else:
             yield RawExample(fields, location, row)
+
+
+def _records(location: str, data: Any) -> Iterator[dict[str, Any]]:
+    rows = iter(data)
+    for read in itertools.count():
+        try:
+            record = next(rows)
+        except StopIteration:
+            return
+        except Exception as error:  # the network goes away, or a column of pictures asks for their decoder
+            raise DataError(
+                f"can't be read on after {number_of(read, 'row')}: {error}",
+                where=location,
+                fix="Run the same command again. If it ends there again, give the data set as a file.",
+            ) from None
+        yield record
 
 
 def _text(value: Any, names: list[str] | None) -> str:

@@ -61,10 +61,10 @@ def prepare_documents(recipe: Recipe, say: Callable[[str], None] = lambda _: Non
         given.add("test")
     files = [divide(train, recipe, beside=held_out, given=given)]
     # What chooses the settings must not stand in the test either.
-    files += [all_in(documents, "validation", beside=tests) for documents in validations]
+    files += [all_in(documents, "validation", settings, beside=tests) for documents in validations]
     if validations and tests:
         refuse_all_leaked(np.flatnonzero(files[1].parts != DROPPED).tolist(), settings)
-    files += [all_in(documents, "test") for documents in tests]
+    files += [all_in(documents, "test", settings) for documents in tests]
     _refuse_too_little(files, settings.train)
     notes = [note for file in files for note in (*file.documents.notes, *file.notes)]
     for note in notes:

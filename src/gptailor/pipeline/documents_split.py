@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gptailor.data.duplicates import near_duplicate_groups
+from gptailor.data.duplicates import near_duplicate_groups, near_matches
 from gptailor.data.overlap import RUN
 from gptailor.data.split import join_groups, time_keys, value_groups
 from gptailor.data.store import StoredRows
@@ -20,7 +20,7 @@ from gptailor.data.views import each
 from gptailor.errors import number_of
 from gptailor.pipeline.documents_survey import Documents, pieces_of
 from gptailor.pipeline.prepare import PARTS
-from gptailor.recipe import Recipe
+from gptailor.recipe import DataSettings, Recipe
 from gptailor.report.facts import bytes_text
 from gptailor.types import IntArray, Part, RawExample
 
@@ -52,10 +52,12 @@ def divide(documents: Documents, recipe: Recipe, *, beside: Sequence[Documents],
     `beside` are the held-out files. Documents of one group, and near-duplicates, stay in one part; with
     times, the newest test.
     """
-    parts, reasons = _usable(documents, beside, drop_duplicates=recipe.data.clean.drop_duplicates)
+    parts, reasons = _usable(
+        documents, beside, recipe.data, drop_duplicates=recipe.data.clean.drop_duplicates
+    )
     size = np.array(documents.piece_bytes, np.int64)
     owner = np.array(documents.piece_document, np.int64)
-    sizes = np.bincount(owner, weights=size, minlength=len(documents.row_of)).astype(np.int64)
+    sizes = _document_bytes(documents)
     kept = np.unique(owner[parts == 0])
     shares = _shares(recipe, int(size[parts == 0].sum()), given)
     whole = bool(documents.groups or documents.times) or len(kept) >= MANY_DOCUMENTS
@@ -77,30 +79,55 @@ def _near_documents(documents: Documents, kept: IntArray, recipe: Recipe) -> Int
     """(K,) ids of the kept documents: alike for near-duplicates, by their first characters."""
     if not recipe.data.clean.near_duplicates or not len(kept):
         return np.arange(len(kept))
-    place_of = {document: place for place, document in enumerate(kept.tolist())}
+    return near_duplicate_groups(_beginnings(documents, kept, recipe.data), seed=recipe.seed)
 
-    def beginnings() -> Iterator[RawExample]:
-        pieces = zip(documents.piece_document, pieces_of(documents, recipe.data), strict=False)
+
+def _beginnings(documents: Documents, among: IntArray, settings: DataSettings) -> Sequence[str]:
+    """(K,) how the documents with these numbers begin: enough to tell whether two are alike."""
+    wanted = set(among.tolist())
+
+    def rows() -> Iterator[RawExample]:
+        pieces = zip(documents.piece_document, pieces_of(documents, settings), strict=False)
         for document, ones in itertools.groupby(pieces, key=lambda pair: pair[0]):
-            if document in place_of:
+            if document in wanted:
                 text, room = [], COMPARED_CHARACTERS
                 for _, piece in ones:
                     text.append(piece.text[:room])
                     room -= len(text[-1])
                 yield RawExample({"text": "".join(text)}, "", document)
 
-    texts = each(StoredRows([], beginnings()), lambda row: row.fields["text"])
-    return near_duplicate_groups(texts, seed=recipe.seed)
+    return each(StoredRows([], rows()), lambda row: row.fields["text"])
+
+
+def _near_held_out(
+    documents: Documents, among: IntArray, held_out: Documents, settings: DataSettings
+) -> Iterator[tuple[int, str]]:
+    """The documents that nearly stand in a held-out file, and where: short ones have no run of words."""
+    sizes = _document_bytes(held_out)
+    theirs = np.flatnonzero(sizes > 0)
+    if not len(among) or not len(theirs):
+        return
+    matches = near_matches(_beginnings(documents, among, settings), _beginnings(held_out, theirs, settings))
+    for place in np.flatnonzero(matches >= 0).tolist():
+        source, row = held_out.place(int(theirs[matches[place]]))
+        yield int(among[place]), f"nearly the same text as {source} row {row}"
+
+
+def _document_bytes(documents: Documents) -> IntArray:
+    """(D,) the bytes of each document."""
+    owner = np.array(documents.piece_document, np.int64)
+    size = np.array(documents.piece_bytes, np.int64)
+    return np.bincount(owner, weights=size, minlength=len(documents.row_of)).astype(np.int64)
 
 
 def _usable(
-    documents: Documents, beside: Sequence[Documents], *, drop_duplicates: bool
+    documents: Documents, beside: Sequence[Documents], settings: DataSettings, *, drop_duplicates: bool
 ) -> tuple[IntArray, dict[int, tuple[Any, str]]]:
     """0 for each piece that can be used, else DROPPED; and why documents have none that can."""
     reasons: dict[int, tuple[Any, str]] = {}
     size = np.array(documents.piece_bytes, np.int64)
     owner = np.array(documents.piece_document, np.int64)
-    sizes = np.bincount(owner, weights=size, minlength=len(documents.row_of)).astype(np.int64)
+    sizes = _document_bytes(documents)
     known = {digest for one in beside for digest in one.digests}
     known_groups = {group for one in beside for group in one.groups if group}
     groups = documents.groups or [""] * len(sizes)
@@ -118,6 +145,12 @@ def _usable(
             reasons[number] = ("duplicate", f"the same as {source} row {row}")
         else:
             seen[digest] = number
+    for held_out in beside:
+        among = np.array([number for number in range(len(sizes)) if number not in reasons], np.int64)
+        reasons |= {
+            number: ("leak_near", says)
+            for number, says in _near_held_out(documents, among, held_out, settings)
+        }
     parts = np.where(np.isin(owner, list(reasons)) | (size == 0), DROPPED, 0)
     for piece in documents.overlapping:
         parts[piece] = DROPPED
@@ -222,9 +255,11 @@ def _divide_whole(
     parts[inside] = place[owner[inside]]
 
 
-def all_in(documents: Documents, part: Part, *, beside: Sequence[Documents] = ()) -> Divided:
+def all_in(
+    documents: Documents, part: Part, settings: DataSettings, *, beside: Sequence[Documents] = ()
+) -> Divided:
     """Every document with text in one part, but for what stands in the files beside it."""
-    usable, reasons = _usable(documents, beside, drop_duplicates=False)
+    usable, reasons = _usable(documents, beside, settings, drop_duplicates=False)
     parts = np.where(usable == DROPPED, DROPPED, PARTS.index(part))
     return Divided(documents, parts, reasons, divided=False, notes=_leaks(documents))
 

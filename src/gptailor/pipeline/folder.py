@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from gptailor.types import Bundle
 
 REQUEST = "request.yaml"  # the recipe as asked; recipe.yaml holds it as resolved
 REPORT = "report.json"  # written last: a folder with it is finished
+DESKTOP = (".DS_Store", "Thumbs.db", "desktop.ini")  # what file managers leave anywhere
 SEARCH = "tune"  # what a search for settings keeps beside the run it ends with
 FILES = ("train", "target", "validation", "validation_target", "test", "test_target", "fix")  # of a recipe
 LEFTOVER = re.compile(r"\..+\.\d+(\.temporary)?")  # .name.PID, beside what would have been name
@@ -48,6 +50,8 @@ def claim_folder(recipe: Recipe, *, overwrite: bool = False) -> Path:
                 held.enter_context(one_writer(folder))
                 if (folder / SEARCH).exists():  # several processes may search there together
                     held.enter_context(in_use(folder / SEARCH, alone=True))
+                if os.name == "nt":  # it moves no folder in which a file is open; its locks keep nobody out
+                    held.close()
                 place = folder if folder.is_symlink() else folder.resolve()  # of a link, the link alone
                 place.rename(place.with_name(f"{place.name}.old-{stamp}"))
                 if not folder.is_symlink() and folder.resolve() != place:
@@ -108,21 +112,15 @@ def open_for_fit(folder: Path, recipe: Recipe) -> bool:
         RunError: the folder holds another run, or something else.
     """
     if not (folder / REQUEST).exists():
-        ours = (".lock", f".{REQUEST}.", SEARCH)  # the second: begun and killed
-        others = [path.name for path in folder.iterdir() if not path.name.startswith(ours)]
-        if others:
-            raise RunError(
-                f"is not a run folder and not empty (it holds {', '.join(sorted(others)[:3])}).",
-                where=str(folder),
-                fix="Choose another folder with --out.",
-            )
+        refuse_foreign(folder)
         write_atomically(folder / REQUEST, dump_recipe(recipe))
         return False
     differing = differences(_as_fitted(read_request(folder)), _as_fitted(recipe))
     if differing and not holds_work(folder):
-        for name in ("environment.json", "data/summary.json"):
+        for name in ("environment.json", "data/summary.json", "metrics.jsonl", "trackers.json"):
             (folder / name).unlink(missing_ok=True)
-        shutil.rmtree(folder / "data" / "reference", ignore_errors=True)  # another base's likelihoods
+        for name in ("data/reference", "tracking/tensorboard"):  # likelihoods and curves of another recipe
+            shutil.rmtree(folder / name, ignore_errors=True)
         write_atomically(folder / REQUEST, dump_recipe(recipe))
         return False
     if differing:
@@ -139,13 +137,28 @@ def open_for_fit(folder: Path, recipe: Recipe) -> bool:
     return finished
 
 
+def refuse_foreign(folder: Path) -> None:
+    """Raises RunError where a folder without a run holds something else."""
+    if (folder / REQUEST).exists():
+        return
+    ours = (".lock", f".{REQUEST}.", SEARCH)  # the second: begun and killed
+    found = [path.name for path in folder.iterdir() if path.name not in DESKTOP]
+    if others := sorted(name for name in found if not name.startswith(ours)):
+        raise RunError(
+            f"is not a run folder and not empty (it holds {', '.join(others[:3])}).",
+            where=str(folder),
+            fix="Choose another folder with --out.",
+        )
+
+
 def _as_fitted(recipe: Recipe) -> Recipe:
     """The recipe without what a fit doesn't read."""
     return recipe.model_copy(update={"tune": TuneSettings()})
 
 
 def refuse_fitted(folder: Path) -> None:
-    """Raises RunError where `fit` was before: a search would find out only at its end."""
+    """Raises RunError where the last fit of a search would: it would be found out only at the end."""
+    refuse_foreign(folder)
     if (folder / REQUEST).exists() and not (folder / SEARCH).exists() and holds_work(folder):
         raise RunError(
             "holds a run that `fit` made; a search ends with a fit of its own.",

@@ -35,7 +35,7 @@ def evaluate_language(
     clean = CleanSettings(**{key: on for key, on in writer.clean.items() if key != "squeeze_space"})
     settings = DataSettings(train=location, text=text, columns=columns, separator=separator, clean=clean)
     documents = survey(location, settings, columns=columns)
-    file = all_in(documents, "test")
+    file = all_in(documents, "test", settings)
     if (file.parts < 0).all():
         raise DataError("holds no text.", where=location, fix="Give a file with text.")
     with tempfile.TemporaryDirectory() as folder:

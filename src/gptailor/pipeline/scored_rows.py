@@ -7,7 +7,6 @@ order, file or tokenizer they came by.
 from __future__ import annotations
 
 import csv
-import sys
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -75,7 +74,7 @@ def read_scored_rows(run: Path, road: Road) -> ScoredRows | None:
     path = run / road.file
     if not path.exists():
         return None
-    csv.field_size_limit(sys.maxsize)  # a text may be longer than the usual 131,072 characters
+    csv.field_size_limit(2**31 - 1)  # not the usual 131,072 characters; a C long holds no more on Windows
     with path.open(encoding="utf-8", newline="") as file:
         lines = list(csv.DictReader(file))
     form = read_bundle(find_model_folder(run)).answer

@@ -54,6 +54,7 @@ class Tracker:
     id: str
     log: Callable[[Mapping[str, float], int], None]
     close: Callable[[Mapping[str, float]], None]
+    holds: bool = False  # numbers back until the next validation, so that a kill loses them
 
 
 @dataclass(slots=True)
@@ -62,12 +63,12 @@ class Trackers:
 
     say: Callable[[str], None]
     open: dict[str, Tracker] = field(default_factory=dict)
-    sent: dict[str, int] = field(default_factory=dict)  # the last step of each kind that went out before
+    sent: dict[str, dict[str, int]] = field(default_factory=dict)  # to whom, of each kind the last step
 
     def log(self, line: Line) -> None:
         """Sends one line; those that a resumed run repeats went out before and stay away."""
-        if int(line["step"]) > self.sent.get(str(line["kind"]), 0):
-            for name in list(self.open):
+        for name in list(self.open):
+            if int(line["step"]) > self.sent.get(name, {}).get(str(line["kind"]), 0):
                 self.send(name, line)
 
     def send(self, name: str, line: Line) -> None:
@@ -113,6 +114,12 @@ def refuse_missing_trackers(names: Sequence[str]) -> None:
             raise MissingExtraError(name, name)
 
 
+def last_steps(lines: Sequence[Line], *, to_validation: bool) -> dict[str, int]:
+    """The last step of each kind in the log, or in the log up to its last validation."""
+    whole = max((at for at, line in enumerate(lines, start=1) if line["kind"] == "validation"), default=0)
+    return {str(line["kind"]): int(line["step"]) for line in lines[: whole if to_validation else None]}
+
+
 @contextmanager
 def tracked(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Iterator[Callable[[Line], None]]:
     """Opens the recipe's trackers, gives what takes the lines of metrics.jsonl, and sends the scores."""
@@ -131,8 +138,7 @@ def tracked(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Iterato
         if name not in ids:  # it came later than the run: it gets what it missed
             for line in before:
                 trackers.send(name, line)
-    for line in before:
-        trackers.sent[str(line["kind"])] = int(line["step"])
+        trackers.sent[name] = last_steps(before, to_validation=opened.holds and name in ids)
     ids |= {name: tracker.id for name, tracker in trackers.open.items()}
     write_atomically(folder / IDS, json.dumps(ids, indent=1))
     try:
@@ -168,12 +174,14 @@ def open_tensorboard(run: TrackedRun) -> Tracker:
         last = step
         for name, value in numbers.items():
             writer.add_scalar(name, value, step)
+        if any(name.startswith("validation/") for name in numbers):
+            writer.flush()  # what stands before a checkpoint outlives a kill
 
     def close(numbers: Mapping[str, float]) -> None:
         log(numbers, last)
         writer.close()
 
-    return Tracker("open", log, close)
+    return Tracker("open", log, close, holds=True)
 
 
 def open_mlflow(run: TrackedRun) -> Tracker:
@@ -215,7 +223,7 @@ def open_mlflow(run: TrackedRun) -> Tracker:
         send()
         client.set_terminated(run_id, "FINISHED" if numbers else "KILLED")
 
-    return Tracker(run_id, log, close)
+    return Tracker(run_id, log, close, holds=True)
 
 
 def open_wandb(run: TrackedRun) -> Tracker:

@@ -32,6 +32,7 @@ class Search:
     study: Study
     say: Callable[[str], None]
     began: float = field(default_factory=time.monotonic)
+    decided: Callable[[], bool] = lambda: False  # whether the winner is chosen: then no trial begins
 
     @property
     def most_trials(self) -> float:
@@ -69,7 +70,7 @@ def run_trials(search: Search) -> list[Tried]:
         RunError: the recipe's own settings can't be trained, so there is nothing to compare with.
     """
     told = False
-    while True:
+    while not search.decided():
         for number in search.study.repeat_left_behind():
             search.say(f"trial {number} was left undone (its process is gone): its settings are tried again")
         trials = search.study.trials()
@@ -82,6 +83,7 @@ def run_trials(search: Search) -> list[Tried]:
             time.sleep(POLLING_SECONDS)
         else:
             break
+    trials = search.study.trials()
     if not any(one.own and one.state == "complete" for one in trials):
         raise RunError(
             "the recipe's own settings were not tried to the end.",
@@ -98,6 +100,19 @@ def counted(trials: Sequence[Tried]) -> list[Tried]:
 
 def run_trial(search: Search, running: Running) -> None:
     """Draws settings, rehearses them and writes down what came of it."""
+    try:
+        _run(search, running)
+    except TakenOverError:
+        search.say(f"trial {running.number} is tried again by another process, which took this one for dead")
+    except Exception:
+        running.drop()
+        raise
+    except BaseException:  # stopped by the person: in a notebook the process goes on living
+        running.leave()
+        raise
+
+
+def _run(search: Search, running: Running) -> None:
     values: dict[str, Value] = {} if running.own else _draw(search, running)
     recipe = search.recipe if running.own else recipe_of(search.recipe, search.space, values)
     earlier = _same(search, recipe, values, running)
@@ -121,18 +136,8 @@ def run_trial(search: Search, running: Running) -> None:
                     break
     except NonFiniteError as error:
         if running.own:
-            running.drop()
             raise
         pruned, note = True, f"diverged: {error.what}"
-    except TakenOverError:
-        search.say(f"trial {running.number} is tried again by another process, which took this one for dead")
-        return
-    except Exception:
-        running.drop()
-        raise
-    except BaseException:  # stopped by the person: in a notebook the process goes on living
-        running.leave()
-        raise
     place = None
     if running.own:
         approach = search.rehearsal.own_approach

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from gptailor.cache import content_key
 from gptailor.errors import FolderBusyError, RunError, number_of
@@ -31,8 +32,9 @@ from gptailor.search.space import Dimension, build_space
 from gptailor.search.study import Study, Tried
 from gptailor.search.trials import Search, run_trials, trials_asked
 
-REQUEST, HASH, SECONDS, BUDGET = "request.yaml", "data.sha256", "seconds.txt", "trials.txt"
+REQUEST, HASH, SECONDS = "request.yaml", "data.sha256", "seconds.txt"
 SPACE = "space.json"
+DECIDED = "decided.json"  # the trials among which the winner was chosen; then no other begins
 VERSION = "2"  # of what a trial leaves for its repeats
 WAITING_SECONDS = 0.5
 
@@ -81,9 +83,10 @@ def tune_recipe(recipe: Recipe, *, overwrite: bool = False, listener: Listener |
         with alone(work, "another process compares the best and fits the winner: waiting for it", listener):
             if (folder / RESULT).exists():
                 return Tuned(Run(folder), read_result(folder))
+            trials = decided_among(trials, work)
             with catch_signals():
                 final = settle(search, trials, work)
-            write_atomically(work / BUDGET, str(trials_asked(recipe.tune)))
+            keep_decision(trials, recipe, work)
             run = fit_winner(recipe, final, folder, listener)
             result = result_of(search, trials, final, run.report, seconds=clock.seconds)
             write_result(folder, result)
@@ -124,7 +127,7 @@ def open_search(recipe: Recipe, work: Path, listener: Listener) -> Search:
             refuse_other_space(work, space)
         settings = recipe.tune
         study = Study(
-            settings.storage or f"sqlite:///{(work / 'trials.sqlite3').resolve()}",
+            settings.storage or f"sqlite:///{quote(str((work / 'trials.sqlite3').resolve()))}",
             name=study_name(recipe),
             pruner=settings.pruner,
             seed=recipe.seed,
@@ -139,7 +142,21 @@ def open_search(recipe: Recipe, work: Path, listener: Listener) -> Search:
         ]
     )
     listener.say(f"searching: {budget}; {', '.join(dimension.name for dimension in space)}")
-    return Search(recipe, space, rehearsal, study, listener.say)
+    return Search(recipe, space, rehearsal, study, listener.say, decided=(work / DECIDED).exists)
+
+
+def keep_decision(trials: Sequence[Tried], recipe: Recipe, work: Path) -> None:
+    """Writes down which trials the winner was chosen among: a later start goes on with them alone."""
+    told = {"asked": trials_asked(recipe.tune), "trials": [one.number for one in trials]}
+    write_atomically(work / DECIDED, json.dumps(told))
+
+
+def decided_among(trials: list[Tried], work: Path) -> list[Tried]:
+    """The trials that count: all, or those of an earlier start that was stopped at the last fit."""
+    if not (work / DECIDED).exists():
+        return trials
+    numbers = set(json.loads((work / DECIDED).read_text(encoding="utf-8"))["trials"])
+    return [one for one in trials if one.number in numbers]
 
 
 def settle(search: Search, trials: list[Tried], work: Path) -> Final:
@@ -188,10 +205,10 @@ def study_name(recipe: Recipe) -> str:
 
 def refuse_more_trials(folder: Path, recipe: Recipe) -> None:
     """Raises RunError where more trials are asked for than those whose winner is fitted, or being fitted."""
-    budget = folder / SEARCH / BUDGET
-    if not budget.exists():
+    decided = folder / SEARCH / DECIDED
+    if not decided.exists():
         return
-    had = float(budget.read_text(encoding="utf-8"))
+    had = json.loads(decided.read_text(encoding="utf-8"))["asked"]
     if trials_asked(recipe.tune) > had:
         raise RunError(
             f"is finished with {number_of(int(had), 'trial')}: the winner is fitted, or being fitted.",

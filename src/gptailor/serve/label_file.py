@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -189,7 +188,7 @@ class LabelFile:
         self._stamp = _stamp_of(self.out)
         if self._stamp is None:
             return
-        csv.field_size_limit(sys.maxsize)
+        csv.field_size_limit(2**31 - 1)  # a C long holds no more on Windows
         try:
             with self.out.open(encoding="utf-8", newline="") as file:
                 reader = csv.DictReader(file)
