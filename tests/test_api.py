@@ -21,7 +21,7 @@ from sklearn.utils import estimator_checks
 import gptailor
 import tiny
 from gptailor import GPTClassifier
-from gptailor.errors import DataError, GptailorError, InputError, RecipeError, RunError
+from gptailor.errors import DataError, GptailorError, InputError, Interrupted, RecipeError, RunError
 from gptailor.pipeline.place import Listener
 
 # The checks that don't feed numbers. `check_estimator` itself sees the tags and leaves out the others, which
@@ -258,6 +258,30 @@ def test_fitting_again_gives_the_same_and_predicting_changes_nothing(
     assert (again.predict_proba(news[0]) == expected).all()
     assert again.fit(*news) is again
     assert (again.predict_proba(news[0]) == expected).all()
+
+
+def test_a_fit_that_fails_leaves_the_earlier_one_whole(
+    base: str, news: tuple[list[str], list[str]], fitted: GPTClassifier
+) -> None:
+    classifier = copy.deepcopy(fitted)
+    before = classifier.predict(news[0][:5]).tolist()
+    with pytest.raises(DataError):
+        classifier.fit(["a", "b", "c"], ["apple", "pear", "plum"])
+    assert classifier.predict(news[0][:5]).tolist() == before
+
+
+def test_a_stop_in_a_search_of_scikit_learn_stops_it(
+    base: str, news: tuple[list[str], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search takes any Exception for a fit that failed, and begins the next."""
+
+    def stopped(*_: Any, **__: Any) -> Any:
+        raise Interrupted("stopped after step 3.")
+
+    monkeypatch.setattr("gptailor.api.fit_recipe", stopped)
+    search = GridSearchCV(GPTClassifier(base=base, approach="full"), {"seed": [0, 1]}, cv=2)
+    with pytest.raises(KeyboardInterrupt, match="after step 3"):
+        search.fit(*news)
 
 
 def test_it_is_copied_and_pickled_with_its_model(

@@ -218,6 +218,12 @@ def test_a_choice_that_yaml_would_take_for_a_truth_value(tmp_path: Path) -> None
     assert recipe.train.learning_rate == 1e-3
     assert load_yaml(dump_recipe(recipe)) == yaml.safe_load(dump_recipe(recipe))
     assert with_changes({}, ["train.compile=off"]) == {"train": {"compile": "off"}}
+    for typed in ("---", "|", "#", "###", "a # b", ">", "-", "::", "== #1", "!", "&x y", "%"):
+        assert with_changes({}, [f"data.separator={typed}"])["data"]["separator"] == typed.strip(), typed
+    quoted = {'" "': " ", "'#'": "#", "": None, "~": None, "null": None, "[a, b]": ["a", "b"], "3": 3}
+    quoted |= {"0.5": 0.5, "true": True, "{low: 1}": {"low": 1}, "1e-3": 1e-3}
+    for typed, value in quoted.items():
+        assert with_changes({}, [f"x.y={typed}"])["x"]["y"] == value, typed
 
 
 def test_a_setting_that_stands_there_twice_is_refused(tmp_path: Path) -> None:

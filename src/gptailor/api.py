@@ -16,7 +16,7 @@ from sklearn.utils import assert_all_finite
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d
 
-from gptailor.errors import DataError, InputError, RecipeError
+from gptailor.errors import DataError, InputError, Interrupted, RecipeError
 from gptailor.pipeline.fit import fit_recipe
 from gptailor.pipeline.folder import folder_to_repeat
 from gptailor.pipeline.place import Listener
@@ -101,7 +101,7 @@ class GPTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             InputError: X isn't a list of strings.
         """
         texts = _texts(X)
-        self.classes_, codes = _classes(y)
+        classes, codes = _classes(y)
         if len(texts) != len(codes):
             raise DataError(
                 f"there are {len(texts)} texts and {len(codes)} labels.", fix="Give one label per text."
@@ -130,9 +130,13 @@ class GPTClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 "out": str(folder),
             }
         )
-        self.run_ = fit_recipe(recipe, overwrite=folder.exists())
-        names = self.run_.predictor.label_names
-        self._columns = np.array([int(name.removeprefix("class ")) for name in names])
+        try:
+            run = fit_recipe(recipe, overwrite=folder.exists())
+        except Interrupted as error:  # scikit-learn's searches take any other for a failed fit, and go on
+            raise KeyboardInterrupt(str(error)) from error
+        names = run.predictor.label_names
+        columns = np.array([int(name.removeprefix("class ")) for name in names])
+        self.classes_, self.run_, self._columns = classes, run, columns  # all or none: a fit may fail
         return self
 
     def predict_proba(self, X: Sequence[str]) -> Any:  # noqa: N803

@@ -438,10 +438,7 @@ def with_changes(values: Mapping[str, Any], changes: Sequence[str]) -> dict[str,
             raise RecipeError(
                 f"{change!r} is not a setting.", fix="Write it as --set train.length='3 epochs'."
             )
-        try:
-            value = load_yaml(text)
-        except yaml.YAMLError:
-            value = text
+        value = _typed_value(text)
         *branches, leaf = path.strip().split(".")
         place = result
         for branch in branches:
@@ -451,6 +448,22 @@ def with_changes(values: Mapping[str, Any], changes: Sequence[str]) -> dict[str,
             place = place[branch]
         place[leaf] = value
     return result
+
+
+def _typed_value(text: str) -> Any:
+    """What stands behind the equals sign: a number, truth value, list or mapping as in YAML, else the text.
+
+    YAML's signs mean nothing in a text that isn't quoted: `---`, `#` and `|` are separators to people.
+    """
+    typed = text.strip()
+    try:
+        value = load_yaml(text)
+    except yaml.YAMLError:
+        return text
+    if typed[:1] in ('"', "'", "[", "{") or typed.lower() in ("", "~", "null"):
+        return value
+    signs_alone = isinstance(value, (list, dict)) and not any(map(str.isalnum, typed))
+    return typed if value is None or isinstance(value, str) or signs_alone else value
 
 
 def differences(one: Recipe, other: Recipe) -> list[str]:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gptailor.data import lines as lines_module
+from gptailor.data.ledger import PREDICTED_COLUMNS, WRITTEN_COLUMNS, write_csv_safely
 from gptailor.data.read import ReadResult, Roles, doubts, infer_roles, iterate_rows, read_rows
 from gptailor.data.source import find_source
 from gptailor.errors import DataError, MissingExtraError
@@ -258,6 +259,23 @@ def test_a_hub_that_goes_away_between_rows_is_told_in_words(monkeypatch: pytest.
     with pytest.raises(DataError, match="can't be read on after 1 row: the network is gone") as caught:
         read_rows("hub:someone/something")
     assert caught.value.where == "hub:someone/something"
+
+
+@pytest.mark.parametrize("columns", [PREDICTED_COLUMNS, WRITTEN_COLUMNS])
+def test_a_file_that_predict_wrote_is_read_as_the_texts_were(
+    tmp_path: Path, columns: tuple[str, ...]
+) -> None:
+    """Labelled in a spreadsheet, which may have taken the quotes away, it teaches no apostrophes."""
+    texts = ["@united thanks", "- a list", "plain", "'tis", "=1+1"]
+    rows = [["a.csv", row, text, *([""] * (len(columns) - 3)), 0.5] for row, text in enumerate(texts, 2)]
+    write_csv_safely(tmp_path / "a.csv", [*columns, "p(x)"], rows)
+    for quotes in ('"', ""):
+        (tmp_path / "b.csv").write_text((tmp_path / "a.csv").read_text().replace('"', quotes))
+        result = read_rows(str(tmp_path / "b.csv"))
+        assert [row.fields[columns[2]] for row in result.rows] == texts
+        assert any("gptailor predict" in note for note in result.notes)
+    write_csv_safely(tmp_path / "c.csv", ["id", *columns[1:]], rows and [row[:-1] for row in rows])
+    assert read_rows(str(tmp_path / "c.csv")).rows[0].fields[columns[2]] == "'@united thanks"
 
 
 # Encodings

@@ -179,7 +179,12 @@ def curves(train: list[float], validation: list[float]) -> list[dict[str, float]
         ([1.0, 0.5, 0.4], [0.9, 0.6, 0.5], "still falling at the last step"),
         ([1.0, 0.5, 0.4], [0.9, 0.6, 0.62], "within 0.02 nats of its lowest"),
         ([1.0, 0.1, 0.0], [0.9, 0.7, 0.74], "0.74 nats under the validation loss"),
-        ([0.4, 0.5, 0.9], [0.5, 0.6, 0.9], "No overfitting to speak of"),
+        ([0.4, 0.42, 0.43], [0.5, 0.51, 0.52], "No overfitting to speak of"),
+        (
+            [0.4, 0.5, 0.9],
+            [0.5, 0.6, 0.9],
+            "went astray after step 10: the validation loss rose by 0.40",
+        ),
     ],
 )
 def test_the_curves_are_put_into_words(train: list[float], validation: list[float], words: str) -> None:

@@ -121,6 +121,20 @@ def test_fit_does_what_check_said(base: str, tmp_path: Path) -> None:
     assert [row for row, _ in written[:2]] == [3, 123]
 
 
+def test_the_rows_that_carry_another_label_are_named_and_no_others(base: str, tmp_path: Path) -> None:
+    same = "the committee met on monday morning to discuss the new budget for the city library"
+    rows = [(f"{same} {word}", "A") for word in ("today", "again", "twice", "once")] + [(f"{same} now", "B")]
+    rows += [(f"number {n} and nothing else at all", "AB"[n % 2]) for n in range(40)]
+    file = write_csv(tmp_path / "a.csv", rows)
+    found = check_recipe(recipe_for(base, file), estimate=False)
+    told = {row.row: row.reason for row in suspects_in_data(found.prepared) if row.row <= 6}
+    nearly = "nearly the same text carries another label: "
+    assert told == {
+        **dict.fromkeys((2, 3, 4, 5), f"{nearly}{file} row 6"),
+        6: nearly + ", ".join(f"{file} row {row}" for row in (2, 3, 4, 5)),
+    }
+
+
 def test_three_examples_are_rendered_with_their_learned_token(base: str, tmp_path: Path) -> None:
     news = tiny.write_news(tmp_path / "news.csv")
     found = check_recipe(recipe_for(base, str(news)), estimate=False)

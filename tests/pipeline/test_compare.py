@@ -221,6 +221,25 @@ def test_sets_of_labels_numbers_texts_preferences_and_bits(tmp_path: Path) -> No
         assert "</html>" in render_comparison(found)
 
 
+def test_labels_are_read_without_the_apostrophes_before_formulas(tmp_path: Path) -> None:
+    """A cell of `@home;@work` is written as `'@home;@work`: no label begins with an apostrophe."""
+    names = ["@home", "@work"]
+    rng = np.random.default_rng(0)
+    answers = rng.integers(2, size=(120, 2))
+    for name, noise in (("a", 0.1), ("b", 0.4)):
+        given = np.where(rng.random(answers.shape) < noise, 1 - answers, answers)
+        cells = [[";".join(np.array(names)[row == 1]) or "[]" for row in one] for one in (answers, given)]
+        write_run(
+            tmp_path / name,
+            test=as_json(label_set_scores(answers, given, names, resampling=Resampling(100))),
+            header=("text", "answer", "prediction"),
+            rows=[(f"t{i}", *pair) for i, pair in enumerate(zip(*cells, strict=True))],
+            answer={"kind": "multiple", "separator": ";"},
+        )
+    found = compare_runs([tmp_path / "a", tmp_path / "b"], resampling=Resampling(100))
+    assert "by the one reference" not in found["runs"][1]["against_best"]["says"]
+
+
 def test_rows_that_were_drawn_together_count_once(tmp_path: Path) -> None:
     """Seven answers to each of thirty prompts: a prompt that suits one run suits it seven times."""
     rng = np.random.default_rng(0)

@@ -27,7 +27,6 @@ from gptailor.data.blocks import TokenStore, open_store
 from gptailor.data.ledger import LedgerLine, read_ledger
 from gptailor.data.overlap import build_ngram_set, shares_a_run
 from gptailor.errors import DataError, InputError, ModelError, RecipeError, RunError
-from gptailor.models import generate
 from gptailor.models.predictor import load_predictor
 from gptailor.pipeline import language
 from gptailor.pipeline.answers import predict_inputs
@@ -821,9 +820,10 @@ def test_predict_goes_on_with_a_text(full: Run) -> None:
     assert once == again, "drawn from the seed"
     assert once
     assert run.write(text, max_new_tokens=12, seed=1) != once
-    (answer,) = predict_inputs(full.folder, [text])
-    assert answer["text"] == text
-    assert answer["continuation"]
+    for asked in (text, prose(1, 300)):  # the second is longer than the model reads
+        (answer,) = predict_inputs(full.folder, [asked])
+        assert answer["text"] == asked
+        assert answer["continuation"] == run.write(asked) == run.answer([asked])[0].text != ""
 
 
 def test_the_likeliest_continuation_is_transformers_own(full: Run) -> None:
@@ -840,23 +840,15 @@ def test_the_likeliest_continuation_is_transformers_own(full: Run) -> None:
     assert run.write(text, max_new_tokens=8, temperature=0) == tokenizer.decode(made)
 
 
-def test_a_continuation_depends_on_its_text_however_little_the_model_reads(
-    full: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The context is 64 tokens, and 128 new ones are asked for: at least the text's end is read."""
+def test_a_continuation_depends_on_its_text_however_little_the_model_reads(full: Run) -> None:
+    """The context is 64 tokens, and 128 new ones are usual: at least the text's end is read."""
     run = Run(full.folder)
-    heard: list[list[int]] = []
-    plain = generate.generate
-
-    def listening(model: Any, prompts: Any, *arguments: Any, **named: Any) -> Any:
-        heard.extend(list(prompt) for prompt in prompts)
-        return plain(model, prompts, *arguments, **named)
-
-    monkeypatch.setattr(generate, "generate", listening)
-    assert run.write("the cup final went to extra time")
-    assert run.write(prose(1, 300))
-    assert heard[0] == run.writer.encode("the cup final went to extra time")
-    assert heard[1] == run.writer.encode(prose(1, 300))[-32:]
+    short, long = "the cup final went to extra time", prose(1, 300)
+    assert list(run.answerer.feed_text(short)) == run.writer.encode(short)
+    begin, *read = run.answerer.feed_text(long)
+    assert begin == run.writer.begin
+    assert 16 <= len(read) < 64
+    assert read == run.writer.encode(long)[-len(read) :]
 
 
 def test_samples_show_how_held_out_texts_really_go_on(many: Run, place: Place) -> None:

@@ -202,6 +202,21 @@ def test_long_lists_are_cut_and_the_rest_counted(report: Any, details: Any) -> N
     assert "8,940 more mistakes are in predictions.csv" in words_of(page)
 
 
+def test_what_was_found_is_counted_and_not_what_is_shown(report: Any, details: Any) -> None:
+    details["duplicates"] = [{"kept": "a:1", "dropped": f"a:{n}", "text": "same"} for n in range(2, 14)]
+    details["found"] = {"duplicates": 500}
+    words = words_of(render_page(report, details))
+    assert "Duplicates 500" in words
+    assert "488 more are in data/ledger.jsonl" in words
+
+
+def test_a_page_of_the_curve_alone_asks_its_question() -> None:
+    page = render_page({"task": "classification", "curve": {"says": "With 2,000 more rows about 86 %."}}, {})
+    assert "How many more labels?" in words_of(page)
+    assert "With 2,000 more rows about 86 %." in words_of(page)
+    assert "no verdict" not in page.lower()
+
+
 def test_long_curves_keep_their_ends_and_level(report: Any, details: Any) -> None:
     details["curves"] = [{"step": s, "train_loss": 2.0} for s in range(1, 20_001)]
     page = render_page(report, details)

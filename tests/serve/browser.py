@@ -64,6 +64,7 @@ class Page:
         self.driver = driver
 
     def press(self, *keys: str) -> None:
+        until(lambda: self.driver.execute_script("return document.body.ariaBusy") != "true")
         self.driver.switch_to.active_element.send_keys(*keys)
 
     def type(self, text: str) -> None:

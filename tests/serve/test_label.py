@@ -239,6 +239,16 @@ def test_apostrophes_of_other_files_stay(tmp_path: Path) -> None:
     assert (fields["text"], fields["label"]) == ("'=1+1", "'@spam")
 
 
+def test_a_file_that_excel_saved_goes_on(tmp_path: Path) -> None:
+    rows, out = [LabelRow("a.csv", 1, "x"), LabelRow("a.csv", 2, "y")], tmp_path / "out.csv"
+    out.write_text("source,row,text,label\na.csv,1,x,spam\n", encoding="utf-8-sig")
+    assert LabelFile(rows, out, ["spam", "ham"]).answers == {0: "spam"}
+    out.write_text("source;row;text;label\na.csv;1;x;spam\n")
+    with pytest.raises(InputError, match="source;row;text;label") as caught:
+        LabelFile(rows, out, ["spam", "ham"])
+    assert "with commas" in str(caught.value.fix)
+
+
 def test_what_would_be_lost_by_writing_is_refused(tmp_path: Path) -> None:
     rows, out = [LabelRow("a.csv", 1, "x"), LabelRow("a.csv", 2, "y")], tmp_path / "out.csv"
     out.write_text("source,row,text,label,comment\na.csv,1,x,spam,surely?\n")

@@ -64,6 +64,29 @@ def test_a_button_labels_and_many_labels_are_found_by_typing(driver: Any, tmp_pa
         assert page.complaints() == []
 
 
+def test_a_second_press_does_not_answer_the_next_row(driver: Any, tmp_path: Path) -> None:
+    file, page = file_of(tmp_path, ["yes", "no"]), Page(driver)
+    with served_app(build_label_app(file)) as address:
+        driver.get(address)
+        page.sees("text", "one")
+        twice = "const press = () => document.dispatchEvent(new KeyboardEvent('keydown', {key: '1'}));"
+        driver.execute_script(f"{twice} press(); fetch('/state').then(() => setTimeout(press, 50));")
+        page.sees("text", "two")
+        page.press("2")
+        page.sees("text", "three")
+        assert file.answers == {0: "yes", 1: "no"}
+
+
+def test_an_answer_that_was_not_taken_does_not_look_taken(driver: Any, tmp_path: Path) -> None:
+    file, page = file_of(tmp_path, ["yes", "no"]), Page(driver)
+    with served_app(build_label_app(file)) as address:
+        driver.get(address)
+        page.sees("text", "one")
+    page.press("1")
+    page.sees("notice", "are saved")
+    assert driver.find_elements("css selector", "#labels .taken") == []
+
+
 def test_a_server_that_ended_is_told(driver: Any, tmp_path: Path) -> None:
     file, page = file_of(tmp_path, ["yes", "no"]), Page(driver)
     with served_app(build_label_app(file)) as address:

@@ -22,6 +22,9 @@ from gptailor.types import Part, Reason
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
 PLAIN_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:[.,][0-9]+)*\.?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?%?")
 LABEL_COLUMNS = ("source", "row", "text", "label")  # of the file that `gptailor label` writes
+# How files of `gptailor predict` begin: of labels, and of written answers.
+PREDICTED_COLUMNS = ("source", "row", "text", "label", "probability", "abstained", "truncated", "rejected")
+WRITTEN_COLUMNS = ("source", "row", "prompt", "answer", "ended", "tokens", "rejected")
 INVISIBLE = " \n\v\f\xa0\u200b\u2060\u3000\ufeff"  # what a spreadsheet may skip before it sees a formula
 
 

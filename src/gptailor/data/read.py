@@ -21,7 +21,7 @@ from gptailor.data.folders import hash_folder, read_folder
 from gptailor.data.formats import decode_whole, read_json
 from gptailor.data.hub import read_hub
 from gptailor.data.layout import ASSUMED, Layout, Row, find_layout, is_tabular, looks_like_csv
-from gptailor.data.ledger import LABEL_COLUMNS, undo_defusing
+from gptailor.data.ledger import LABEL_COLUMNS, PREDICTED_COLUMNS, WRITTEN_COLUMNS, undo_defusing
 from gptailor.data.lines import (
     Item,
     Tally,
@@ -304,8 +304,10 @@ def _open_delimited(source: Source, encoding: str, text: str, columns: str | Non
         notes.append(f"columns: {dropped} dropped (no name, always empty)")
     tally = Tally(list(outputs))
     make = _maker(outputs)
-    if text.startswith(LABEL_FILE):
-        notes.append("format: a file of `gptailor label`, read without its apostrophes before formulas")
+    ours = any(layout.names[: len(known)] == known for known in (PREDICTED_COLUMNS, WRITTEN_COLUMNS))
+    if ours or text.startswith(LABEL_FILE):
+        verb = "predict" if ours else "label"
+        notes.append(f"format: a file of `gptailor {verb}`, read without its apostrophes before formulas")
         make = _undone(make)
     items = read_delimited(source, encoding, layout, make, tally)
     return _Opened(tally.columns, lambda: notes + tally.notes(), _guarded(source, items))

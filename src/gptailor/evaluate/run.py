@@ -131,5 +131,10 @@ def overfitting_in_words(
     if alike and gap > 0.5:
         behind = f"The training loss is {gap:.2f} {unit} under the validation loss"
         return f"{behind}, which no longer falls. {kept}"
+    if rise > OVERFIT_MARGIN and falls < -OVERFIT_MARGIN:
+        return (
+            f"Training went astray after step {lowest['step']:,}: the validation loss rose by {rise:.2f} "
+            f"{unit} and the training loss by {-falls:.2f}; a lower learning rate may help. {kept}"
+        )
     stays = f"the validation loss stays within {rise:.2f} {unit} of its lowest"
     return f"No overfitting to speak of: {stays}. {kept}"

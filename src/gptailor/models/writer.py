@@ -1,4 +1,4 @@
-"""The writer: a language bundle in memory, from a text to how it goes on."""
+"""A language model in memory, to weigh texts with: its tokens as training saw them, and its output layer."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from gptailor.data.repair import repair
 from gptailor.data.tokenize import build_encoder
 from gptailor.errors import ModelError
 from gptailor.models.bundle import find_model_folder, read_bundle
-from gptailor.models.generate import FREELY, continue_text
 from gptailor.models.load import load_saved_language_model, load_tokenizer, output_layer
 from gptailor.models.names import Base, context_length, read_config_file, resolve_base
-from gptailor.models.sampling import Sampling
 
 
 class Writer:
@@ -35,17 +33,6 @@ class Writer:
         """Token ids of a text as training saw it: the begin token, and nothing after the text."""
         ids = self.encoder.backend.encode(repair(text, **self.clean), add_special_tokens=False).ids
         return [self.begin, *ids]
-
-    def write(self, text: str, sampling: Sampling = FREELY) -> str:
-        """How the text goes on; it ends by itself or after so many tokens."""
-        return continue_text(
-            self.model,
-            self.encode(text),
-            sampling,
-            decode=self.decode,
-            end=self.end,
-            pad=int(self.tokenizer.pad_token_id),
-        )
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""

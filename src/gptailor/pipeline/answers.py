@@ -12,18 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gptailor.data.ledger import defuse, write_csv_safely
+from gptailor.data.ledger import PREDICTED_COLUMNS, WRITTEN_COLUMNS, defuse, write_csv_safely
 from gptailor.errors import InputError, RunError
 from gptailor.launch import Precision
 from gptailor.models.decode import Generated
-from gptailor.models.generate import FREELY
 from gptailor.models.predictor import Answer
 from gptailor.models.sampling import Sampling
 from gptailor.pipeline.rank import rank_file, refuse_without_labels
 from gptailor.pipeline.run import Run, load
 from gptailor.types import RawExample, RejectedRow
 
-WRITTEN = ["source", "row", "prompt", "answer", "ended", "tokens", "rejected"]  # columns of written answers
 OPTION_NAMES = {"num_beams": "beams"}  # where the command line has another word for a field of Sampling
 
 
@@ -41,12 +39,11 @@ def predict_inputs(
     """
     opened = load(run, precision=precision)
     refuse_sampling(opened, sampling)
-    if opened.task == "language":
-        drawn = _sampling(FREELY, sampling)
-        return [{"text": text, "continuation": opened.writer.write(text, drawn)} for text in texts]
     if opened.task != "classification":
         chosen = _sampling(opened.answerer.usual, sampling)
-        found = zip(texts, opened.answer(texts, chosen), strict=True)
+        found = list(zip(texts, opened.answer(texts, chosen), strict=True))
+        if opened.task == "language":
+            return [{"text": text, "continuation": answer.text} for text, answer in found]
         return [{"text": text, **_written_fields(answer)} for text, answer in found]
     answers = opened.predict(texts)
     empty = [place for place, answer in enumerate(answers, 1) if answer is None]
@@ -90,7 +87,7 @@ def predict_to(
     names: Sequence[str] = opened.predictor.label_names if labelled else ()
     if rank:
         refuse_without_labels(opened)
-    header = WRITTEN if writes else header_for(names) + ["doubt"] * rank
+    header = [*WRITTEN_COLUMNS] if writes else header_for(names) + ["doubt"] * rank
     counts = {"rows": 0, "answered": 0, "rejected": 0}
 
     def described() -> Iterator[tuple[dict[str, Any], bool]]:
@@ -116,7 +113,7 @@ def predict_to(
 
     def cells(row: dict[str, Any]) -> list[object]:
         if writes:
-            return [row[name] for name in WRITTEN]
+            return [row[name] for name in WRITTEN_COLUMNS]
         doubt = [] if "doubt" not in row else ["" if row["doubt"] is None else repr(row["doubt"])]
         return csv_cells(row, names) + doubt
 
@@ -186,17 +183,7 @@ def _sampling(usual: Sampling, wanted: Mapping[str, Any] | None) -> Sampling:
 
 def header_for(names: Sequence[str]) -> list[str]:
     """The columns of the CSV."""
-    return [
-        "source",
-        "row",
-        "text",
-        "label",
-        "probability",
-        "abstained",
-        "truncated",
-        "rejected",
-        *(f"p({n})" for n in names),
-    ]
+    return [*PREDICTED_COLUMNS, *(f"p({n})" for n in names)]
 
 
 def csv_cells(row: dict[str, Any], names: Sequence[str]) -> list[object]:

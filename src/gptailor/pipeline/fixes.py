@@ -153,7 +153,7 @@ def refuse_faults(fixes: Fixes) -> None:
 def refuse_to_lose_corrections(path: Path) -> None:
     """Raises DataError if a file that is about to be written anew holds a person's corrections."""
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             lines = csv.DictReader(file)
             filled = sum(bool((line.get("correction") or "").strip()) for line in lines)
             filled += not {*COLUMNS} <= {*(lines.fieldnames or ())}

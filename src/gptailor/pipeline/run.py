@@ -21,7 +21,6 @@ from gptailor.launch import Precision
 from gptailor.models.answerer import Answerer, load_answerer
 from gptailor.models.bundle import find_model_folder, read_bundle
 from gptailor.models.decode import Generated
-from gptailor.models.generate import FREELY
 from gptailor.models.predictor import CHUNK, Answer, Predictor, load_predictor
 from gptailor.models.sampling import Sampling
 from gptailor.models.writer import Writer, open_writer
@@ -115,7 +114,8 @@ class Run:
             InputError: a value is out of its range.
             ModelError: the run is a classifier.
         """
-        return self.writer.write(text, replace(FREELY, **settings))
+        [written] = self.answer([text], replace(self.answerer.usual, **settings))
+        return written.text
 
     @property
     def shown_scores(self) -> tuple[str, ...]:

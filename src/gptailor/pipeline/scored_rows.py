@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from gptailor.data.ledger import undo_defusing
 from gptailor.evaluate import label_sets, metrics
 from gptailor.evaluate.metrics import Counts
 from gptailor.evaluate.paired import FromSums
@@ -76,7 +77,8 @@ def read_scored_rows(run: Path, road: Road) -> ScoredRows | None:
         return None
     csv.field_size_limit(2**31 - 1)  # not the usual 131,072 characters; a C long holds no more on Windows
     with path.open(encoding="utf-8", newline="") as file:
-        lines = list(csv.DictReader(file))
+        cells = list(csv.DictReader(file))
+    lines = [{name: undo_defusing(cell or "") for name, cell in line.items()} for line in cells]
     form = read_bundle(find_model_folder(run)).answer
     seen: Counter[Hashable] = Counter()
     keys: list[Hashable] = []

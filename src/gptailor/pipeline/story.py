@@ -151,14 +151,21 @@ def worst_mistakes(
 def data_story(prepared: Prepared, tokens: TokenizedParts) -> dict[str, Any]:
     """What was found in the data, with examples."""
     cleaned = prepared.cleaned
+    duplicates, conflicts = duplicates_found(prepared), conflicts_found(prepared)
     return {
         "lengths": length_histogram(tokens),
         "label_counts": {
             part: dict(Counter(name for e in prepared.parts[part] for name in names_of(prepared, e)))
             for part in PARTS
         },
-        "duplicates": duplicates_found(prepared)[:SHOWN],
-        "conflicts": conflicts_found(prepared)[:SHOWN],
+        "found": {
+            "duplicates": len(duplicates),
+            "conflicts": len(conflicts),
+            "near_duplicates": len(prepared.near_groups),
+            "leaks": len(prepared.leaks),
+        },
+        "duplicates": duplicates[:SHOWN],
+        "conflicts": conflicts[:SHOWN],
         "near_duplicates": [
             {"rows": [_place(e) for e in group], "texts": [e.text for e in group[:3]]}
             for group in prepared.near_groups[:SHOWN]

@@ -48,12 +48,11 @@ def suspects_in_data(prepared: Prepared) -> list[Suspect]:
             fields = row.fields
             found.append(Suspect(row.source, row.row, fields["text"], fields.get("label", ""), "", detail))
     for group in prepared.near_groups:
-        labels = {example.label for example in group}
-        if len(labels) > 1:
-            reason = "nearly the same text carries another label: " + ", ".join(
-                f"{other.source} row {other.row}" for other in group[:4]
-            )
-            found.extend(_suspect(example, prepared, reason=reason) for example in group)
+        for example in group:
+            others = [f"{one.source} row {one.row}" for one in group if one.label != example.label]
+            if others:
+                reason = f"nearly the same text carries another label: {', '.join(others[:4])}"
+                found.append(_suspect(example, prepared, reason=reason))
     alike = dict(prepared.cleaned.label_suspicions)
     for examples in prepared.parts.values():
         for example in examples:

@@ -101,6 +101,8 @@ def _verdict(report: Values) -> dict[str, Any]:
         said += f"{interval_text(gap)}; drawn so that right of zero is better"
         drawing = plots.difference(gained.value, gained.low, gained.high, tone="tone", label=said)
     headline, says = HEADLINES[tone], str(verdict.get("says") or "")
+    if not verdict and report.get("curve"):  # a page of the curve alone
+        headline, says = "How many more labels?", str(mapping(report["curve"]).get("says") or "")
     if tone == "unclear" and gained and (gained.low or 0) > 0 and not verdict.get("too_few"):
         headline = HARDLY
     if says.startswith(f"{headline}: "):  # said once is enough

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from gptailor.report import plots
@@ -154,7 +155,8 @@ def _findings(details: Values, task: Task) -> Iterator[dict[str, Any]]:
     ):
         found = [_finding(key, mapping(one)) for one in rows_of(details.get(key))]
         if found:
-            yield _finding_panel(title, found, note)
+            total = finite(mapping(details.get("found")).get(key))
+            yield _finding_panel(title, found, note, total=len(found) if total is None else int(total))
     names = {"mojibake": "broken characters"}
     repairs = [
         {
@@ -169,8 +171,13 @@ def _findings(details: Values, task: Task) -> Iterator[dict[str, Any]]:
         yield _finding_panel("Repaired text", repairs, "Examples, each before and after.")
 
 
-def _finding_panel(title: str, found: Sequence[dict[str, Any]], note: str) -> dict[str, Any]:
-    return {"title": title, "total": len(found), "pieces": pieces(found, shown=3, most=40), "note": note}
+def _finding_panel(
+    title: str, found: Sequence[dict[str, Any]], note: str, *, total: int | None = None
+) -> dict[str, Any]:
+    """`found` are examples of `total`; None where nobody counted."""
+    shown = pieces(found, shown=3, most=40)
+    left_off = 0 if total is None else total - len(found) + shown.left_off
+    return {"title": title, "total": total, "pieces": replace(shown, left_off=left_off), "note": note}
 
 
 def _finding(kind: str, one: Values) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 "use strict";
 const $ = (id) => document.getElementById(id);
 const MANY = 20;
+const UNREAD = 200; // milliseconds in which nobody reads a row: a second press is the first one's echo
 let state = null, busy = false;
 
 function element(name, className, text) {
@@ -15,10 +16,15 @@ function notice(text) {
   $("notice").hidden = !text;
 }
 
+function setBusy(now) {
+  busy = now;
+  document.body.ariaBusy = String(now);
+}
+
 // One action at a time: a second key pressed too early would answer a row nobody has read.
 async function act(path, body) {
   if (busy) return;
-  busy = true;
+  setBusy(true);
   try {
     const response = await fetch(path, {
       method: "POST",
@@ -28,10 +34,12 @@ async function act(path, body) {
     const content = await response.json();
     notice(content.error ? content.error.message : "");
     if (content.state || !content.error) show(content.state || content);
+    else showLabels();
   } catch {
     notice("The server doesn't answer. All answers before this one are saved; start gptailor label again to go on.");
+    showLabels();
   } finally {
-    busy = false;
+    setTimeout(setBusy, UNREAD, false);
   }
 }
 

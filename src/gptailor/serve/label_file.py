@@ -190,7 +190,7 @@ class LabelFile:
             return
         csv.field_size_limit(2**31 - 1)  # a C long holds no more on Windows
         try:
-            with self.out.open(encoding="utf-8", newline="") as file:
+            with self.out.open(encoding="utf-8-sig", newline="") as file:  # Excel writes a BOM
                 reader = csv.DictReader(file)
                 lines = list(reader)
         except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -201,7 +201,9 @@ class LabelFile:
             raise InputError(
                 f"isn't a file of labels (its columns are {', '.join(reader.fieldnames)}).",
                 where=str(self.out),
-                fix="Write to another file with --out.",
+                fix="Save it with commas between the columns."
+                if ";" in reader.fieldnames[0]
+                else "Write to another file with --out.",
             )
         more = [name for name in reader.fieldnames or () if name not in LABEL_COLUMNS]
         if more:
