@@ -29,7 +29,12 @@ import gptailor
 import tiny
 from gptailor.errors import Interrupted, ModelError, NonFiniteError, RunError
 from gptailor.models.dropout import draws_from_the_process
-from gptailor.models.forward import compute_features, keeps_documents_apart, refuse_looking_ahead
+from gptailor.models.forward import (
+    compute_features,
+    keeps_documents_apart,
+    keeps_keys_and_values,
+    refuse_looking_ahead,
+)
 from gptailor.models.load import (
     load_classifier,
     load_config,
@@ -37,9 +42,12 @@ from gptailor.models.load import (
     load_tokenizer,
     load_trainable_language_model,
 )
-from gptailor.models.names import resolve_base
+from gptailor.models.names import read_tokenizer_file, resolve_base
 from gptailor.models.predictor import narrow
+from gptailor.pipeline.causal import adapt_causal
+from gptailor.pipeline.fit import fit_recipe
 from gptailor.pipeline.place import Listener
+from gptailor.recipe import FullApproach, build_recipe
 
 LABELS = ["business", "health", "sports"]
 each_family = pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -289,6 +297,41 @@ def test_some_families_let_documents_of_one_row_see_each_other(config: Any) -> N
     """Then answers lie one to a row, and documents can't be learned."""
     torch.manual_seed(0)
     assert not keeps_documents_apart(AutoModelForCausalLM.from_config(config))
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_what_can_write_keeps_keys_and_values(family: str) -> None:
+    assert keeps_keys_and_values(AutoModelForCausalLM.from_config(tiny.build_config(family, 400)))
+
+
+def test_a_base_without_keys_and_values_is_refused_before_it_is_trained(
+    tmp_path: Path, news_csv: Path
+) -> None:
+    """It would end in a traceback when its first answer is written, after all training."""
+    config = OpenAIGPTConfig(vocab_size=400, n_positions=64, n_embd=16, n_layer=2, n_head=2)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    tiny.build_tokenizer("gpt2").save_pretrained(tmp_path)
+    recipe = build_recipe({"data": {"train": str(news_csv)}, "base": str(tmp_path), "task": "completion"})
+    base = resolve_base(str(tmp_path))
+    with pytest.raises(ModelError, match="keeps no keys and values"):
+        adapt_causal(recipe, base, load_tokenizer(base), FullApproach(), device="cpu")
+    values: dict[str, Any] = {"data": {"train": str(news_csv)}, "base": str(tmp_path)}
+    values |= {"approach": {"kind": "frozen", "strengths": [1]}, "evaluate": {"resamples": 100}}
+    report = fit_recipe(build_recipe({**values, "out": str(tmp_path / "run")})).report
+    assert "can't be asked by prompts" in report["baselines"]["zero_shot"]["skipped"]
+
+
+def test_a_tokenizer_of_two_files_is_read(tiny_bases: dict[str, Path], tmp_path: Path) -> None:
+    """GPT-Neo's larger ones have vocab.json and merges.txt: what `fit` takes, `check` takes."""
+    folder = Path(shutil.copytree(tiny_bases["gpt2"], tmp_path / "base"))
+    expected = read_tokenizer_file(resolve_base(str(folder)))[0].encode("the cup final").ids
+    backend = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "vocab.json").write_text(json.dumps(backend["vocab"]))
+    (folder / "merges.txt").write_text("\n".join(" ".join(pair) for pair in backend["merges"]))
+    (folder / "tokenizer.json").unlink()
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": "GPT2Tokenizer"}))
+    assert read_tokenizer_file(resolve_base(str(folder)))[0].encode("the cup final").ids == expected
 
 
 def test_dropout_that_is_no_layer_is_known() -> None:

@@ -158,6 +158,20 @@ def test_a_decoder_that_drops_the_first_space_keeps_the_others() -> None:
     assert shown == stream.text == "The cupé cup ab"
 
 
+def test_an_answer_keeps_its_first_space_where_it_follows_a_prompt() -> None:
+    words = ["▁The", "▁cup", "s", "<|end|>"]
+    backend = Tokenizer(models.BPE(vocab={word: place for place, word in enumerate(words)}, merges=[]))
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    for before, told in (((0,), " cups"), ((0, 1), " cups"), ((), "cups")):
+        stream = TextStream(backend.decode, before=before)
+        for token in (1, 2):
+            stream.push(token)
+        stream.end()
+        assert (stream.text, stream.num_tokens, stream.begins) == (told, 2, [0, len(told) - 1])
+
+
 def test_a_stop_string_may_wait_for_the_first_words() -> None:
     for waits, text in ((False, ""), (True, "\n\nfoo")):
         tokenizer = Pieces()

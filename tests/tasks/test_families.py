@@ -5,17 +5,31 @@ from __future__ import annotations
 from collections import Counter
 from contextlib import suppress
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import families
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import decoders
+from transformers import AutoModelForCausalLM
 from transformers.utils import chat_template_utils
 
-from gptailor.data.segments import SegmentEncoder, build_segment_encoder, encode_segments
+import tiny
+from gptailor.data.segments import (
+    PieceEncoder,
+    SegmentEncoder,
+    build_segment_encoder,
+    encode_segments,
+    text_behind,
+)
+from gptailor.data.tokenize import build_encoder
+from gptailor.pipeline.texts.shop import open_base_text
+from gptailor.recipe import build_recipe
 from gptailor.tasks.conversation import Turn
 from gptailor.tasks.rendering import (
+    BEGIN,
     CHATML,
     PLAIN,
     TemplateRefusal,
@@ -280,6 +294,47 @@ def test_ours_is_chatml_where_the_vocabulary_has_it_and_plain_text_elsewhere(
         "system:\nYou are brief.<|endoftext|>user:\nGood day.<|endoftext|>"
         "assistant:\nGood day to you.<|endoftext|>"
     )
+
+
+@pytest.mark.parametrize("name", ["llama2", "llama3"])
+def test_ours_begins_as_the_tokenizer_begins_every_text(name: str, tmp_path: Path) -> None:
+    """Such a base has never read a text without its begin token."""
+    tokenizer = families.FAMILIES[name]()
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path)
+    AutoModelForCausalLM.from_config(tiny.build_config("llama", len(tokenizer))).save_pretrained(tmp_path)
+    text = open_base_text(build_recipe({"data": {"train": "a.csv"}, "base": str(tmp_path)}), tmp_path)
+    assert text.begins
+    template = choose_template(None, control=text.encoder.control, tokens=text.tokens, now=NOW, begins=True)
+    assert template.source == BEGIN + PLAIN
+    ids, _ = encode(text.encoder, render(ONE, template)[0])
+    assert ids[0] == tokenizer.bos_token_id
+    assert ids.count(tokenizer.bos_token_id) == 1
+    assert tokenizer("a").input_ids[0] == tokenizer.bos_token_id
+
+
+@pytest.mark.parametrize("name", ["llama2", "llama2_legacy"])
+def test_the_first_blank_of_an_answer_is_a_byte_of_it(name: str) -> None:
+    tokenizer = families.FAMILIES[name]().backend_tokenizer
+    blanks = [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]  # as SentencePiece's
+    tokenizer.decoder = decoders.Sequence(blanks)
+    encoder = build_segment_encoder(tokenizer)
+    segments = [Segment("the plan:", learn=False), Segment(" Good day", learn=True, cut=True)]
+    ids, learn = encode(encoder, segments)
+    assert (
+        text_behind(encoder, [one for one, learned in zip(ids, learn, strict=True) if learned]) == " Good day"
+    )
+
+
+def test_a_piece_within_a_text_begins_with_no_blank_of_its_own(built: dict[str, Family]) -> None:
+    for name, (tokenizer, _, _) in built.items():
+        backend = build_encoder(tokenizer.backend_tokenizer, pad_id=0).backend
+        pieces = PieceEncoder(backend)
+        first, second = pieces.encode(["Good day", " We go home"], [True, False])
+        whole = backend.encode("Good day We go home", add_special_tokens=False).ids
+        if name != "llama2_legacy":  # it puts a blank behind every token that it was told to add, too
+            assert [*first, *second] == whole, name
+        assert pieces.encode(["Good day"], [True]) == [first]
 
 
 def test_a_turn_cannot_be_forged_in_plain_text(built: dict[str, Family]) -> None:

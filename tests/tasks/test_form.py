@@ -58,6 +58,16 @@ def restored(form: TextForm, longest: int = 100) -> TextForm:
     return restore_form(state, max_tokens=longest, encode=encode, end="</s>", control=CONTROL, mend=str.upper)
 
 
+@pytest.mark.parametrize(
+    "prompt",
+    [["apple", "pear"], [1, 2, 3], {"name": "Bo"}, {"role": "user", "content": "hi"}, "Human: no", 7],
+)
+def test_a_prompt_that_taught_a_preference_can_be_asked(prompt: Any) -> None:
+    one = row(prompt=prompt, chosen="yes", rejected="no")
+    form = restored(preference_form(one))
+    assert text_of(form.ask(one)) == text_of(read(preference_form(one), one).prompt)
+
+
 def text_of(segments: Any) -> str:
     assert not isinstance(segments, RejectedRow), segments
     return "".join(segment.text for segment in segments)

@@ -92,6 +92,38 @@ def counter_of(encoder: SegmentEncoder) -> Callable[[Sequence[str]], list[list[i
     return lambda texts: encode(tuple(texts))
 
 
+def text_behind(encoder: SegmentEncoder, ids: Sequence[int]) -> str:
+    """The text of token ids that have others before them: some decoders drop a text's first blank."""
+    before = encoder.closed.encode("a", add_special_tokens=False).ids
+    both = encoder.closed.decode([*before, *ids], skip_special_tokens=True)
+    return both[len(encoder.closed.decode(before)) :]
+
+
+class PieceEncoder:
+    """Encodes long texts piece by piece: a piece within a text isn't taken for the beginning of one.
+
+    Some tokenizers put a blank before every text they are given, and nobody wrote it in the middle.
+    """
+
+    def __init__(self, backend: Tokenizer) -> None:
+        self._backend, self._anchored = backend, _closed(backend.to_str())
+        self._anchored.add_tokens([AddedToken(ANCHOR, special=False, normalized=False)])
+        self._tells_apart = self._ids(self._anchored, [ANCHOR + "a"])[0][1:] != self._ids(backend, ["a"])[0]
+
+    def encode(self, texts: Sequence[str], begins: Sequence[bool]) -> list[list[int]]:
+        """Token ids of each piece; `begins` says which of them are the beginning of a text."""
+        found = self._ids(self._backend, texts)
+        inside = [place for place, first in enumerate(begins) if self._tells_apart and not first]
+        behind = self._ids(self._anchored, [ANCHOR + texts[place] for place in inside])
+        for place, ids in zip(inside, behind, strict=True):
+            found[place] = ids[1:]
+        return found
+
+    @staticmethod
+    def _ids(backend: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+        return [one.ids for one in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
 def encode_segments(
     encoder: SegmentEncoder, sequences: Sequence[Sequence[Segment]], *, prefix: Sequence[int] = ()
 ) -> Iterator[Encoded]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from gptailor.data.feeder import Feeder
 from gptailor.data.repair import repair
-from gptailor.data.segments import build_segment_encoder, counter_of
+from gptailor.data.segments import build_segment_encoder, counter_of, text_behind
 from gptailor.errors import InputError, ModelError, PromptTooLong, did_you_mean
 from gptailor.models.bundle import LONGEST_TEXT, PARITY_TOLERANCE, find_model_folder, name_of, read_bundle
 from gptailor.models.decode import Decoder, Generated, Request
@@ -50,7 +50,7 @@ class Answerer:
         self.max_tokens = bundle.max_tokens
         self.no_repeat = int(state.get("no_repeat", 0))
         self.end_ids = frozenset(int(token) for token in state["end_ids"])
-        self._closed = encoder.closed
+        self._segments = encoder
         self._encode = counter_of(encoder)
         self.form: TextForm = restore_form(
             state,
@@ -222,13 +222,16 @@ class Answerer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Token ids as text, special tokens left out."""
-        text: str = self._closed.decode(list(ids), skip_special_tokens=True)
+        text: str = self._segments.closed.decode(list(ids), skip_special_tokens=True)
         return text
 
     def token_text(self, token_id: int) -> str:
         """A token as text, its leading blank kept; for a piece of a character, U+FFFD."""
-        before = self._encode(["a"])[0]  # some decoders drop the blank of a text's first token
-        return self.decode([*before, token_id])[len(self.decode(before)) :]
+        return self.text_behind([token_id])
+
+    def text_behind(self, ids: Sequence[int]) -> str:
+        """The text of token ids that have others before them."""
+        return text_behind(self._segments, ids)
 
     def verify_probes(self) -> None:
         """Asks the stored probes again.

@@ -26,6 +26,7 @@ from gptailor.models.slots import SlotCache
 from gptailor.models.text_stream import TextStream
 
 SMALLEST_CAPACITY = 256  # tokens
+TOKENS_BEFORE = 4  # of the prompt, that an answer's text is decoded behind
 ROOM = 256  # tokens of an answer that a pool is chosen for; max_new_tokens may be far more than is written
 MOST_BETWEEN = 8  # requests that have left a pool and find no free slot in the next
 
@@ -258,7 +259,10 @@ class _Job:
         self.handle, self.request, self.limit = handle, request, limit
         self.chooser = Chooser(request.sampling, request.prompt, top=request.top_log_probabilities)
         self.stream = TextStream(
-            decode, request.sampling.stop, stop_after_text=request.sampling.stop_after_text
+            decode,
+            request.sampling.stop,
+            stop_after_text=request.sampling.stop_after_text,
+            before=request.prompt[-TOKENS_BEFORE:],
         )
         self.tokens: list[ScoredToken] = []
         self.next_id = request.prompt[-1]  # what the model reads next

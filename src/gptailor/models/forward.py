@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from gptailor.data.batch import length_buckets
 from gptailor.errors import ModelError, NonFiniteError
@@ -106,6 +106,23 @@ def keeps_documents_apart(model: PreTrainedModel) -> bool:
         finally:
             model.train(was_training)
     return torch.allclose(row[:, 4:].float(), alone, rtol=1e-3, atol=1e-4, equal_nan=True)
+
+
+def keeps_keys_and_values(model: PreTrainedModel) -> bool:
+    """Whether it keeps keys and values of every layer of what it read: written answers go on from them."""
+    cache = DynamicCache()
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            ids = torch.arange(2, device=model.device)[None]
+            model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+    except Exception:  # families with another memory each raise their own
+        return False
+    finally:
+        model.train(was_training)
+    kept = [getattr(layer, "keys", None) is not None for layer in cache.layers]
+    return len(kept) == int(model.config.num_hidden_layers) and all(kept)
 
 
 def in_shapes(

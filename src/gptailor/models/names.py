@@ -161,16 +161,24 @@ def context_length(config: Any) -> int:
 
 
 def read_tokenizer_file(base: Base) -> tuple[Any, int]:
-    """The base's tokenizers.Tokenizer and its context length, straight from the files.
+    """The base's tokenizers.Tokenizer and its context length, straight from the files where that can be.
 
     Raises:
-        ModelError: the base has no tokenizer.json.
+        ModelError: the base has no tokenizer that can be read.
     """
     from tokenizers import Tokenizer
 
     try:
-        backend = Tokenizer.from_file(str(base.path / "tokenizer.json"))
+        if (base.path / "tokenizer.json").is_file():
+            backend = Tokenizer.from_file(str(base.path / "tokenizer.json"))
+        else:  # older ones have vocab.json and merges.txt, which take torch to be read
+            from gptailor.models.load import load_tokenizer
+
+            tokenizer: Any = load_tokenizer(base)
+            backend = tokenizer.backend_tokenizer
         config = json.loads((base.path / "config.json").read_text(encoding="utf-8"))
+    except ModelError:
+        raise
     except Exception as error:  # tokenizers raises plain Exception
         raise ModelError(
             f"its tokenizer.json or config.json can't be read: {first_line(error)}",

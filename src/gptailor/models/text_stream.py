@@ -19,6 +19,7 @@ class TextStream:
         decode: From token ids to text, special tokens left out.
         stop: Strings that end the answer.
         stop_after_text: They count once something that isn't blank was written.
+        before: Tokens that stand before the answer.
     """
 
     def __init__(
@@ -27,16 +28,17 @@ class TextStream:
         stop: Sequence[str] = (),
         *,
         stop_after_text: bool = False,
+        before: Sequence[int] = (),
     ) -> None:
         self.text = ""
         self.stopped = False  # a stop string came
         self._decode, self._stop, self._stop_after_text = decode, tuple(stop), stop_after_text
         self._longest = max(map(len, self._stop), default=0)
-        self._ids: list[int] = []
+        self._ids = list(before)
         self.begins: list[int] = []  # where in the text each token begins
         # Decoding starts one run of tokens before what is new: some decoders treat a text's first token
         # differently (a leading space is dropped). vLLM's detokenizer does the same.
-        self._before = self._settled = 0
+        self._before, self._settled = 0, len(self._ids)
         self._shown = self._released = 0
 
     def push(self, token_id: int) -> None:
@@ -55,7 +57,7 @@ class TextStream:
     @property
     def num_tokens(self) -> int:
         """Tokens of the answer: those that begin before the stop string; without one, all."""
-        return bisect_left(self.begins, len(self.text)) if self.stopped else len(self._ids)
+        return bisect_left(self.begins, len(self.text)) if self.stopped else len(self.begins)
 
     def take(self, *, ended: bool = False) -> tuple[str, int]:
         """What may be shown since the last time: text, and how many tokens it completes.

@@ -18,6 +18,7 @@ from gptailor.models.approach import (
     save_adapter,
 )
 from gptailor.models.bundle import replay_nats, save_model, token_nats
+from gptailor.models.forward import keeps_keys_and_values
 from gptailor.models.load import (
     build_scratch_language_model,
     load_config,
@@ -73,6 +74,12 @@ def adapt_causal(
         )
     else:
         model = load_trainable_language_model(base, tokenizer, **dropouts)
+    if not keeps_keys_and_values(model):
+        raise ModelError(
+            f"its family ({model.config.model_type}) can't write here: it keeps no keys and values.",
+            where=f"base {base.name!r}",
+            fix="Use another base, such as one of GPT-2's, GPT-Neo's, Llama's or Qwen's family.",
+        )
     return choose_weights(recipe, model, settings, device=device)
 
 

@@ -13,6 +13,7 @@ from gptailor.data.blocks import TokenStore, TokenWriter, open_store, targets_by
 from gptailor.data.documents import Piece
 from gptailor.data.ledger import LedgerLine
 from gptailor.data.repair import repair
+from gptailor.data.segments import PieceEncoder
 from gptailor.data.tokenize import Encoder
 from gptailor.errors import DataError
 from gptailor.pipeline.documents import PreparedDocuments
@@ -128,12 +129,13 @@ def _write_file(
     key: tuple[int, int],
 ) -> None:
     """`key` makes numbers of documents that differ between files: (how many files, which one)."""
+    pieces = PieceEncoder(encoder.backend)
     for chunk, texts in kept_chunks(file, settings):
-        encodings = encoder.backend.encode_batch_fast(texts, add_special_tokens=False)
-        for (part, document, _, (begins, ends)), text, encoding in zip(chunk, texts, encodings, strict=True):
+        encoded = pieces.encode(texts, [begins for _, _, _, (begins, _) in chunk])
+        for (part, document, _, (begins, ends)), text, ids in zip(chunk, texts, encoded, strict=True):
             writer = writers[part]
             size = len(text.encode(errors="replace"))
-            writer.add(encoding.ids, document=document * key[0] + key[1], num_bytes=size, begins=begins)
+            writer.add(ids, document=document * key[0] + key[1], num_bytes=size, begins=begins)
             if ends:
                 writer.end(whole=True)
 

@@ -14,6 +14,7 @@ from gptailor.evaluate.baselines import BaselineResult, strongest
 from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.prompted import build_prompter, choose_shots, prompted_scores, why_not
 from gptailor.evaluate.resampling import Resampling
+from gptailor.models.forward import keeps_keys_and_values
 from gptailor.models.load import head_name, load_language_model
 from gptailor.models.names import context_length
 from gptailor.models.readout import decide, probabilities_of
@@ -153,7 +154,9 @@ def prompted_rungs(
             model = load_language_model(shop.base)
         except ModelError as error:
             reason = f"the base {error.what}"
-    if model is None:
+    if model is not None and not keeps_keys_and_values(model):
+        reason = f"a base of this family ({model.config.model_type}) can't be asked by prompts here"
+    if model is None or reason is not None:
         return {}, {"zero_shot": str(reason), "few_shot": str(reason)}
     context = context_length(model.config)
     prompter = build_prompter(model, shop.encoder, shop.label_names, context=context)

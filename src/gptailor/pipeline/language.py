@@ -215,9 +215,9 @@ def train_language(shop: LanguageShop, samples: list[Sample], place: TrainingPla
     adapted = adapt_causal(
         shop.recipe, shop.base, shop.tokenizer, approach, device=shop.environment["device"]
     )
+    objective = language_objective(shop, adapted)
     if not isinstance(approach, ScratchApproach):
         samples = [replace(s, before=continue_sample(shop, adapted.plain, s.prompt_ids)) for s in samples]
-    objective = language_objective(shop, adapted)
     plan = settle_plan(shop.recipe.train, shop.environment, adapted, objective, approach.kind, place)
     place.say(cost_in_words(approach.kind, shop.environment))
     trained = train(adapted, objective, plan=plan, settings=shop.recipe.train, place=place)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from gptailor.data.segments import PieceEncoder
 from gptailor.data.tokenize import Encoder, build_encoder
 from gptailor.models.names import read_tokenizer_file, resolve_base
 from gptailor.pipeline.documents import PreparedDocuments, prepare_documents
@@ -84,19 +85,18 @@ def _count(
     size: dict[Any, int] = dict.fromkeys(PARTS, 0)
     rendered: list[RenderedExample] = []
     whole: Counter[int] = Counter()
+    pieces_of_texts = PieceEncoder(encoder.backend)
     for number, file in enumerate(prepared.files):
         for chunk, texts in kept_chunks(file, recipe.data):
-            encodings = encoder.backend.encode_batch_fast(texts, add_special_tokens=False)
-            for (part, document, piece, (begins, _)), text, encoding in zip(
-                chunk, texts, encodings, strict=True
-            ):
+            encoded = pieces_of_texts.encode(texts, [begins for _, _, _, (begins, _) in chunk])
+            for (part, document, piece, (begins, _)), text, ids in zip(chunk, texts, encoded, strict=True):
                 key = document * len(prepared.files) + number
-                tokens[part, key] = tokens.get((part, key), 0) + len(encoding.ids)
-                whole[key] += len(encoding.ids)
+                tokens[part, key] = tokens.get((part, key), 0) + len(ids)
+                whole[key] += len(ids)
                 size[part] += len(text.encode(errors="replace"))
                 if begins and part == "train" and len(rendered) < SHOWN:
-                    ids = encoding.ids[:SHOWN_TOKENS]
-                    pieces = token_pieces(encoder, ids, [True] * len(ids))
+                    shown = ids[:SHOWN_TOKENS]
+                    pieces = token_pieces(encoder, shown, [True] * len(shown))
                     rendered.append(RenderedExample(f"{piece.source}:{piece.row}", "", pieces))
     return tokens, size, list(whole.values()), rendered
 

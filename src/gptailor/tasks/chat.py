@@ -15,6 +15,7 @@ from gptailor.tasks.conversation import (
     Faults,
     Turn,
     asked_turns,
+    dialogue_of,
     read_conversation,
     told,
 )
@@ -132,8 +133,9 @@ def to_conversation(
         if is_empty(cell):
             return RejectedRow(row.source, row.row, "no_text", f"{roles.turns} is empty")
         value = parse_nested(cell)
-        if isinstance(value, str | list) and not needs_answer:
-            value = asked_turns(value)  # a question may also stand there as bare text
+        whole = isinstance(value, dict) and not {"messages", "conversations"}.isdisjoint(value)
+        if not (needs_answer or whole):
+            value = asked_turns(dialogue_of(cell))  # a question may also stand there as bare text
     system = row.fields.get(roles.system, "") if roles.system else ""
     if roles.pair is not None and mend is not None:
         system, mend = mend(system), None  # the turns are mended already

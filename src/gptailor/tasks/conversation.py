@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptailor.errors import did_you_mean, number_of
-from gptailor.tasks.cells import Mend, is_empty, kind_of
+from gptailor.tasks.cells import Mend, is_empty, kind_of, parse_nested
 from gptailor.types import Reason
 
 ROLES = ("system", "developer", "user", "assistant")
@@ -121,6 +121,20 @@ def read_conversation(
         () if any(turn.role == "user" for turn in read) else ("no user turn: the assistant answers nothing",)
     )
     return Conversation(tuple(read), remarks)
+
+
+def dialogue_of(cell: str) -> Any:
+    """A cell as an array of turns, where it holds turns in any spelling; else as it is."""
+    value = parse_nested(cell)
+    if value == []:
+        return ""
+    if isinstance(value, str) and (turns := spoken_turns(value)):
+        return turns
+    if isinstance(value, dict) and ("role" in value or "from" in value):
+        return [value]
+    if isinstance(value, dict):
+        return next((value[key] for key in ("messages", "conversations") if key in value), cell)
+    return value if isinstance(value, list) and value and isinstance(value[0], dict) else cell
 
 
 def asked_turns(value: Any) -> list[Any]:

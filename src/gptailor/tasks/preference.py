@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptailor.errors import DataError, did_you_mean
-from gptailor.tasks.cells import Mend, is_empty, kind_of, parse_nested
+from gptailor.tasks.cells import Mend, is_empty, kind_of
 from gptailor.tasks.chat import opening
 from gptailor.tasks.columns import AmbiguousRoleError
 from gptailor.tasks.conversation import (
@@ -15,8 +15,8 @@ from gptailor.tasks.conversation import (
     Faults,
     Turn,
     asked_turns,
+    dialogue_of,
     read_conversation,
-    spoken_turns,
     told,
 )
 from gptailor.tasks.rendering import TemplateRefusal, render_answer
@@ -185,8 +185,8 @@ def _learned(answer: tuple[Segment, ...]) -> tuple[Segment, ...]:
 
 def _read(row: RawExample, roles: PreferenceRoles, mend: Mend | None) -> tuple[tuple[Turn, ...], str, str]:
     """The turns of the prompt and both answers."""
-    chosen, rejected = (_dialogue(row, column) for column in (roles.chosen, roles.rejected))
-    before = _dialogue(row, roles.prompt) if roles.prompt else ""
+    chosen, rejected = (dialogue_of(row.fields.get(column, "")) for column in (roles.chosen, roles.rejected))
+    before = dialogue_of(row.fields.get(roles.prompt, "")) if roles.prompt else ""
     system = row.fields.get(roles.system, "") if roles.system else ""
     if not is_empty(before):
         given = _conversation(before, "prompt", system, mend, needs_answer=False).turns
@@ -209,21 +209,6 @@ def _read(row: RawExample, roles: PreferenceRoles, mend: Mend | None) -> tuple[t
     if len(left) == 1:
         raise _Unusable("the dialogues hold one answer and nothing that it answers", "no_text")
     return left[:-1], left[-1].text, right[-1].text
-
-
-def _dialogue(row: RawExample, column: str) -> Any:
-    """A cell as an array of turns, where it holds turns in any spelling; else as it is."""
-    cell = row.fields.get(column, "")
-    value = parse_nested(cell)
-    if value == []:
-        return ""
-    if isinstance(value, str) and (turns := spoken_turns(value)):
-        return turns
-    if isinstance(value, dict) and ("role" in value or "from" in value):
-        return [value]
-    if isinstance(value, dict):
-        return next((value[key] for key in ("messages", "conversations") if key in value), cell)
-    return value if isinstance(value, list) and value and isinstance(value[0], dict) else cell
 
 
 def _conversation(

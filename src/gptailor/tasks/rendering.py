@@ -47,11 +47,17 @@ PLAIN = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant:\\n' }}{% endif %}"
 )
+BEGIN = "{{ bos_token }}"  # before either, for a base that read its begin token before every text
 INSTEAD = "Take the base's chat_template away so that Gptailor's own is used, or mend it."
 
 
 def choose_template(
-    source: str | None, *, control: Collection[str], tokens: Mapping[str, str], now: datetime
+    source: str | None,
+    *,
+    control: Collection[str],
+    tokens: Mapping[str, str],
+    now: datetime,
+    begins: bool = False,
 ) -> ChatTemplate:
     """The base's own template; ours where it has none: ChatML, or plain text with the base's end token.
 
@@ -60,6 +66,7 @@ def choose_template(
         control: The strings of the vocabulary's control tokens.
         tokens: The tokenizer's named tokens, such as `{"eos_token": "</s>"}`.
         now: What the template takes for today.
+        begins: Whether the tokenizer itself writes its begin token before a text.
 
     Raises:
         ModelError: the base has neither a template nor an end token, or its template can't be used.
@@ -70,13 +77,13 @@ def choose_template(
         find_end(template)
         return template
     if {"<|im_start|>", "<|im_end|>"} <= set(control):
-        return ChatTemplate(CHATML, ordered, dict(tokens), "ours", now)
+        return ChatTemplate(BEGIN * begins + CHATML, ordered, dict(tokens), "ours", now)
     if tokens.get("eos_token", "") not in ordered:
         raise ModelError(
             "the base has no chat template and no end token, so no answer could ever end.",
             fix="Choose a base whose tokenizer has an eos_token.",
         )
-    return ChatTemplate(PLAIN, ordered, dict(tokens), "ours", now)
+    return ChatTemplate(BEGIN * begins + PLAIN, ordered, dict(tokens), "ours", now)
 
 
 def find_end(template: ChatTemplate) -> str:

@@ -229,7 +229,7 @@ def _nats(answerer: Answerer, rows: list[TextRow]) -> tuple[PieceNats, list[Text
         )
     nats, tokens = sequence_nats(adapt_full(answerer.model), sequences)
     used, owner = np.unique(owners, return_inverse=True)
-    sizes = [len(answerer.decode(one.token_ids[one.learn].tolist()).encode()) for one in sequences]
+    sizes = [len(answerer.text_behind(one.token_ids[one.learn].tolist()).encode()) for one in sequences]
     pieces = PieceNats(
         np.bincount(owner, nats).astype(np.float64),
         np.bincount(owner, tokens).astype(np.int64),

@@ -236,7 +236,7 @@ def row_nats(
     sequences = [one for row in rows for one in row.right]
     owner = np.repeat(np.arange(len(rows)), [len(row.right) for row in rows])
     nats, tokens = sequence_nats(adapted, sequences, precision=precision)
-    sizes = [len(shop.decode(one.token_ids[one.learn]).encode()) for one in sequences]
+    sizes = [shop.answer_bytes(one.token_ids[one.learn].tolist()) for one in sequences]
     return PieceNats(
         nats=np.bincount(owner, nats, minlength=len(rows)).astype(np.float64),
         tokens=np.bincount(owner, tokens, minlength=len(rows)).astype(np.int64),

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gptailor.data.feeder import Feeder
 from gptailor.data.read import ReadResult
-from gptailor.data.segments import SegmentEncoder, build_segment_encoder, counter_of
+from gptailor.data.segments import SegmentEncoder, build_segment_encoder, counter_of, text_behind
 from gptailor.data.tokenize import build_encoder
 from gptailor.errors import ModelError
 from gptailor.launch import remember, resolve_environment
@@ -43,6 +43,7 @@ class BaseText:
     tokenizer: PreTrainedTokenizerBase
     encoder: SegmentEncoder
     prefix: tuple[int, ...]
+    begins: bool  # whether the tokenizer itself writes its begin token before a text
     end: str  # the string of the token that ends an answer outside of chats
     context: int
 
@@ -88,6 +89,10 @@ class TextShop:
         text: str = self.text.encoder.closed.decode(list(ids), skip_special_tokens=True)
         return text
 
+    def answer_bytes(self, ids: Any) -> int:
+        """The bytes of an answer's token ids."""
+        return len(text_behind(self.text.encoder, list(ids)).encode())
+
 
 def open_base_text(recipe: Recipe, folder: Path) -> BaseText:
     """The base and its tokenizer.
@@ -111,6 +116,7 @@ def open_base_text(recipe: Recipe, folder: Path) -> BaseText:
         tokenizer,
         build_segment_encoder(tokenizer.backend_tokenizer),
         around.prefix or (int(begin),),
+        tokenizer.bos_token_id is not None and around.prefix == (int(tokenizer.bos_token_id),),
         str(tokenizer.eos_token),
         context_length(load_config(base)),
     )
@@ -196,4 +202,5 @@ def _template(text: BaseText, today: datetime) -> ChatTemplate:
         control=text.encoder.control,
         tokens=text.tokens,
         now=today,
+        begins=text.begins,
     )
