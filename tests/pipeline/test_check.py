@@ -290,8 +290,10 @@ def test_a_base_without_a_tokenizer_is_refused(base: str, tmp_path: Path) -> Non
     bare.mkdir()
     for name in ("config.json", "model.safetensors"):
         (bare / name).write_bytes((Path(base) / name).read_bytes())
-    with pytest.raises(GptailorError, match=r"tokenizer\.json"):
+    with pytest.raises(GptailorError, match=r"no tokenizer\.json"):
         check_recipe(recipe_for(str(bare), str(news)), estimate=False)
+    with pytest.raises(GptailorError, match=r"no tokenizer\.json"):
+        gptailor.fit(recipe_for(str(bare), str(news), out=str(tmp_path / "run")))
 
 
 def test_too_few_rows_are_refused(base: str, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -341,11 +340,15 @@ def test_a_search_by_time_killed_in_its_last_fit_fits_the_same_winner(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its time begins anew with every start: it would try on, and its folder holds the first winner's fit."""
+
+    def killed(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
     space = {"train.learning_rate": [0.01, 0.02, 0.03]}
     recipe = recipe_in(place, "hour", time="1h", trials=None, space=space, seeds=1)
     with monkeypatch.context() as first:
         first.setattr(Search, "seconds_left", lambda _, trials: 2 - len(trials))
-        first.setattr(tune, "fit_winner", lambda *_: signal.raise_signal(signal.SIGINT))
+        first.setattr(tune, "fit_winner", killed)
         with pytest.raises(KeyboardInterrupt):
             tune_recipe(recipe)
     monkeypatch.delattr(Study, "begin")

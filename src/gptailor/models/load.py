@@ -63,6 +63,12 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
             where=f"base {base.name!r}",
             fix="Convert it once with transformers' fast tokenizers and save it beside the weights.",
         )
+    if not tokenizer.backend_tokenizer.encode("a", add_special_tokens=False).ids:  # made of nothing
+        raise ModelError(
+            "it has no tokenizer: there is no tokenizer.json, and no vocabulary in other files.",
+            where=f"base {base.name!r}",
+            fix="Save the tokenizer of the model that it comes from beside its weights.",
+        )
     tokenizer.padding_side = "right"
     tokenizer.truncation_side = "right"
     tokenizer.split_special_tokens = True
