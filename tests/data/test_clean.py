@@ -242,10 +242,24 @@ def test_one_typo_merges_where_it_is_rare(typo: str) -> None:
         ("sports1", "sports"),
         ("sports", "sprtos"),
         ("typical", "atypical"),
+        ("Hepatitis B", "Hepatitis C"),
+        ("Stage II", "Stage III"),
+        ("grade A", "grade F"),
+        ("Group A+", "Group A-"),
+        ("language C", "language C#"),
+        ("高中一年级", "高中二年级"),
     ],
 )
 def test_short_numbered_or_other_labels_never_merge(common: str, rare: str) -> None:
     assert merge_labels({common: 10_000, rare: 1})[0] == {}
+
+
+@pytest.mark.parametrize(
+    ("common", "rare"),
+    [("card arrival", "card arival"), ("card_arrival", "card_arrivla"), ("email query", "e-mail query")],
+)
+def test_a_typo_in_one_word_of_several_merges(common: str, rare: str) -> None:
+    assert merge_labels({common: 10_000, rare: 1})[0] == {rare: common}
 
 
 def test_typo_of_two_labels_is_a_guess_and_only_reported() -> None:

@@ -169,3 +169,14 @@ def test_ag_news_rows_that_stand_in_the_public_test_are_found() -> None:
     for i in found:
         one, other = train[i], test[matches[i]]
         assert is_exact(one, other) or similarity(one, other) >= 0.8
+
+
+@pytest.mark.parametrize("first", ["\u4e00", "\u3042", "\u0e01", "\u1780"])
+def test_scripts_without_blanks_are_compared_by_their_letters(first: str) -> None:
+    """A clause of Chinese, Japanese, Thai or Khmer isn't a word: one letter of 150 makes no other text."""
+    letters = [chr(ord(first) + place % 40) for place in range(150)]
+    clauses = ["".join(letters[at : at + 15]) for at in range(0, 150, 15)]
+    changed = [*clauses[:4], chr(ord(first) + 41) + clauses[4][1:], *clauses[5:]]
+    other = ["".join(chr(ord(first) + (7 * place) % 41) for place in range(at, at + 15)) for at in range(10)]
+    ids = near_duplicate_groups(["\uff0c".join(text) for text in (clauses, changed, other)])
+    assert ids[0] == ids[1] != ids[2]

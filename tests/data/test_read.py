@@ -281,6 +281,14 @@ def test_a_file_that_predict_wrote_is_read_as_the_texts_were(
 # Encodings
 
 
+def test_one_bad_byte_of_a_long_line_is_no_other_encoding(write: Write) -> None:
+    """JSON on one line: all of it is one line that isn't UTF-8, and its runs are as short as cp1252's."""
+    rows = [{"text": f"Le café était très bon {i}", "label": "bon"} for i in range(60)]
+    data = json.dumps(rows, ensure_ascii=False).encode().replace(b"bon 30", b"b\xe9n 30")
+    with pytest.raises(DataError, match="is not UTF-8"):
+        read_rows(write("a.json", data))
+
+
 @pytest.mark.parametrize(
     "codec", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252"]
 )

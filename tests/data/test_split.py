@@ -208,6 +208,7 @@ def test_dates_as_spreadsheets_write_them_are_dates() -> None:
         (["5", "7", "n/a"], "n/a"),
         (["Q1 2024", "Q4 2023"], "Q1 2024"),
         (["2024-Q1", "2023-Q4", "2024"], "2024"),
+        (["2024-03-31 06:00 PM", "2024-03-31 11:00 AM"], "2024-03-31 06:00 PM"),
     ],
 )
 def test_what_text_would_put_in_a_wrong_order_is_refused(times: list[str], odd: str) -> None:

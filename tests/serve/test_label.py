@@ -243,6 +243,8 @@ def test_a_file_that_excel_saved_goes_on(tmp_path: Path) -> None:
     rows, out = [LabelRow("a.csv", 1, "x"), LabelRow("a.csv", 2, "y")], tmp_path / "out.csv"
     out.write_text("source,row,text,label\na.csv,1,x,spam\n", encoding="utf-8-sig")
     assert LabelFile(rows, out, ["spam", "ham"]).answers == {0: "spam"}
+    out.write_text("source,row,text,label\r\na.csv,1,'@you there,spam\r\n", encoding="utf-8-sig", newline="")
+    assert read_rows(str(out)).rows[0].fields["text"] == "@you there"
     out.write_text("source;row;text;label\na.csv;1;x;spam\n")
     with pytest.raises(InputError, match="source;row;text;label") as caught:
         LabelFile(rows, out, ["spam", "ham"])

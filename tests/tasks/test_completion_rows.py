@@ -299,3 +299,16 @@ def test_a_long_document_keeps_its_beginning_and_its_prompt() -> None:
 def test_a_template_without_a_context_is_left_alone() -> None:
     one = row(prompt=CONTEXT, completion="x")
     assert shorten(one, roles_of(one), max_tokens=10, reserve=4, encode=words) is None
+
+
+def test_a_question_without_blanks_finds_its_sentence() -> None:
+    """In Chinese a clause is no word: each letter is one."""
+    context = "".join(f"水果店在街角{n}。" for n in range(40))
+    answer = "长城位于中国北部\uff0c全长两万多公里。"
+    window = choose_window(
+        context + answer,
+        "长城全长多少公里\uff1f",
+        60,
+        lambda texts: [list(range(len(text))) for text in texts],
+    )
+    assert answer in window.text

@@ -137,3 +137,22 @@ def test_names_as_texts_are_all_or_none(names: list[str]) -> None:
     assert len(texts) in (0, len(names))
     assert all(text == " ".join(text.split()) and any(map(str.isalpha, text)) for text in texts)
     assert len({text.casefold() for text in texts}) == len(texts)
+
+
+@pytest.mark.parametrize(
+    ("cell", "labels"),
+    [
+        ("['anger' 'joy']", ("anger", "joy")),
+        ("['anger'\n 'joy' \"don't\"]", ("anger", "joy", "don't")),
+        ("[ 3 14]", ("3", "14")),
+        ("[-1.5 2.]", ("-1.5", "2.")),
+        ("['joy']", ("joy",)),
+    ],
+)
+def test_arrays_as_numpy_prints_them(cell: str, labels: tuple[str, ...]) -> None:
+    """pandas writes a column of arrays so; Python would read two neighboring texts as one."""
+    assert labels_in(cell, SEVERAL) == labels
+
+
+def test_bare_words_in_brackets_are_no_array_of_numpy() -> None:
+    assert labels_in("[spam eggs]", SEVERAL) == ("[spam eggs]",)

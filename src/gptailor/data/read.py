@@ -51,7 +51,8 @@ __all__ = ["ReadResult", "Roles", "doubts", "infer_roles", "iterate_rows", "read
 
 DELIMITED_SUFFIXES = {".csv", ".tsv", ".tab", ".psv"}
 TEXT_SUFFIXES = {".txt", ".text", ".md"}
-LABEL_FILE = ",".join(f'"{name}"' for name in LABEL_COLUMNS) + "\n"  # how it begins, as nobody else writes
+# How a file of labels begins: as nobody else writes it, and as Excel saves it.
+LABEL_FILES = (",".join(f'"{name}"' for name in LABEL_COLUMNS) + "\n", ",".join(LABEL_COLUMNS) + "\r\n")
 FEW_ROWS = 10  # below this many, bad rows never condemn a file
 
 
@@ -305,7 +306,7 @@ def _open_delimited(source: Source, encoding: str, text: str, columns: str | Non
     tally = Tally(list(outputs))
     make = _maker(outputs)
     ours = any(layout.names[: len(known)] == known for known in (PREDICTED_COLUMNS, WRITTEN_COLUMNS))
-    if ours or text.startswith(LABEL_FILE):
+    if ours or text.startswith(LABEL_FILES):
         verb = "predict" if ours else "label"
         notes.append(f"format: a file of `gptailor {verb}`, read without its apostrophes before formulas")
         make = _undone(make)

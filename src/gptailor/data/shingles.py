@@ -22,6 +22,8 @@ MOST_CODES = 1 << 18  # words whose codes are remembered
 
 HashArray = npt.NDArray[np.uint64]
 
+# Thai and Lao, Burmese, Khmer, kana and Han: a clause of them isn't a word.
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 ASCII_WORD = re.compile("[a-z0-9]+")
 
 
@@ -54,7 +56,7 @@ def read_words(texts: Sequence[str]) -> TextWords:
 
 
 def words_of(text: str) -> list[str]:
-    """Runs of letters, digits and their marks."""
+    """Runs of letters, digits and their marks; of scripts without blanks each character."""
     folded = text.casefold()
     return ASCII_WORD.findall(folded) if folded.isascii() else _word().findall(folded)
 
@@ -115,7 +117,7 @@ def _word() -> re.Pattern[str]:
     marks = [code for code in range(0x300, 0x1F000) if unicodedata.category(chr(code))[0] == "M"]
     runs = np.split(np.array(marks), np.flatnonzero(np.diff(marks) > 1) + 1)
     ranges = "".join(f"{chr(run[0])}-{chr(run[-1])}" for run in runs)
-    return re.compile(f"(?:[^\\W_]|[{ranges}])+")
+    return re.compile(f"[{UNSPACED}][{ranges}]*|(?:[^\\W_{UNSPACED}]|[{ranges}])+")
 
 
 def _digest(text: str, size: int) -> bytes:

@@ -251,7 +251,16 @@ def _looks_like_cp1252(lines: list[bytes]) -> bool:
     short = sum(len(run) <= 2 for run in runs)
     text = b"".join(runs).decode("cp1252", errors="replace")
     plausible = sum(letter not in "\ufffdÿ" for letter in text)
-    return short >= 0.7 * len(runs) and plausible >= 0.9 * len(text)
+    alone = sum(not _is_utf8(run) for run in runs)  # a long line of UTF-8 with one bad byte has few
+    return short >= 0.7 * len(runs) and plausible >= 0.9 * len(text) and 2 * alone > len(runs)
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def length_in_bytes(text: str, encoding: str) -> int:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 
 from gptailor.types import AnswerKind
 
 TYPO_LENGTH = 5  # shorter labels differ by one letter too easily: cat, car
+WORD = re.compile(r"[^\W_]+")
 TYPO_SHARE = 0.01  # of the other label's rows
 LONGEST_LABEL = 100  # a longer "label" is a text in the wrong column; its typos are not worth the time
 
@@ -87,14 +89,14 @@ def _merge_typos(totals: Mapping[str, int]) -> tuple[dict[str, str], list[tuple[
 
 
 def _look_alikes(labels: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs of labels without digits, one edit apart or equal in all their letters.
+    """Pairs of labels without numbers, one edit apart or equal in all their letters.
 
     Labels one edit apart share a string that one or no deletion makes of both, so a table of these
     finds them without comparing all pairs.
     """
     table: dict[str, list[str]] = defaultdict(list)
     for label in labels:
-        if any(letter.isdigit() for letter in label) or not 2 < len(label) <= LONGEST_LABEL:
+        if any(letter.isnumeric() for letter in label) or not 2 < len(label) <= LONGEST_LABEL:
             continue
         shorter = {label[:i] + label[i + 1 :] for i in range(len(label))}
         letters = "".join(filter(str.isalnum, label))
@@ -115,8 +117,15 @@ def _has_same_letters(one: str, other: str) -> bool:
 
 
 def _is_typo(one: str, other: str) -> bool:
+    """Whether one is likely the other misspelled; `Type I` and `Type II`, or `C` and `C#`, are not."""
     short, long = sorted((one, other), key=len)
-    return len(short) >= TYPO_LENGTH and long != f"a{short}" and _is_one_edit(short, long)
+    if len(short) < TYPO_LENGTH or long == f"a{short}" or not _is_one_edit(short, long):
+        return False
+    words = [WORD.findall(label) for label in (one, other)]
+    if len(words[0]) != len(words[1]):  # a blank or a hyphen more
+        return True
+    differing = [min(map(len, pair)) for pair in zip(*words, strict=True) if pair[0] != pair[1]]
+    return bool(differing) and min(differing) >= TYPO_LENGTH
 
 
 def _is_one_edit(one: str, other: str) -> bool:

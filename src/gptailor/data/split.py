@@ -27,9 +27,10 @@ NOWHERE = 255  # the place of a group that has none yet
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # SplitMix64's step
 
 LOOSE = re.compile(r"(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})(?:[ T](\d{1,2}):(\d{2})(?::(\d{2}))?)?")
-# 31/3/2024 and "Mar 31": their order as text is not their order in time.
+# 31/3/2024, "Mar 31" and 06:00 PM: their order as text is not their order in time.
 NOT_SORTABLE = re.compile(
-    r"\d{1,2}[./-]\d{1,2}[./-]\d{2,4}\b|.*\b(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\b",
+    r"\d{1,2}[./-]\d{1,2}[./-]\d{2,4}\b|.*\b(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\b"
+    r"|.*\d\s*[ap]\.?m\b",
     re.I | re.S,
 )
 
@@ -130,7 +131,7 @@ def time_keys(times: Sequence[str], name_of: Callable[[int], str] | None = None)
     wrong = next((i for i, time in enumerate(given) if NOT_SORTABLE.match(time)), None)
     if wrong is not None:
         raise DataError(
-            f"the time {given[wrong]!r} can't be ordered: it doesn't begin with the year.",
+            f"the time {given[wrong]!r} can't be ordered: it doesn't begin with the year, or has AM or PM.",
             where=name_of(wrong) if name_of is not None else f"row {wrong + 1}",
             fix="Write times as 2024-03-31, 2024-03-31T18:00:00 or numbers.",
         )

@@ -22,6 +22,9 @@ LOOKED_AT = 2000  # cells that are looked at to tell what a column holds
 LONGEST_LABEL = 60  # characters; a longer part is a stretch of prose
 FEWEST_JOINED = 0.02  # share of the cells that hold more than one part, for a separator to be one
 REPEATED = 0.9  # share of the parts in these cells that must stand in other cells, too
+NUMPY_ITEM = r"""'[^']*'|"[^"]*"|-?\d+(?:\.\d*)?(?:e[+-]?\d+)?"""
+# Without commas, as pandas writes a column of arrays; read as Python two texts would be one.
+NUMPY = re.compile(rf"\[\s*(?:{NUMPY_ITEM})(?:\s+(?:{NUMPY_ITEM}))+\s*\]")
 HUMP = re.compile(r"(?<=[a-z]{2})(?=[A-Z])")  # in cardArrival, not in iPhone
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 
@@ -114,12 +117,14 @@ def refuse_separator_without_sets(kind: AnswerKind | None, separator: str | None
 
 
 def _array(cell: str) -> list[str] | None:
-    """The texts of a cell that is an array, as JSON or as Python prints it; None for any other cell.
+    """The texts of a cell that is an array, as JSON, Python or NumPy prints it; None for any other cell.
 
     Numbers stay as JSON spells them, and so do true and false; null is no label.
     """
     if cell.lstrip()[:1] != "[":
         return None
+    if NUMPY.fullmatch(cell.strip()):
+        return [item[1:-1] if item[0] in "'\"" else item for item in re.findall(NUMPY_ITEM, cell)]
     value: Any = None
     try:
         value = json.loads(cell, parse_int=str, parse_float=str, parse_constant=str)

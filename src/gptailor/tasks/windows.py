@@ -12,7 +12,9 @@ Encode = Callable[[Sequence[str]], Sequence[Sequence[int]]]  # texts to token id
 
 PRECISION = 1 << 60
 ALIKE = PRECISION // 10**12  # scores that are no further apart are equal
-WORD = re.compile(r"\w+")
+# Scripts that put no blanks between words (Thai and Lao, Burmese, Khmer, kana, Han): each letter is one.
+UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+WORD = re.compile(f"[{UNSPACED}]|[^\\W{UNSPACED}]+")
 # A sentence and the white space after it. Where no mark ends it, a line does.
 UNIT = re.compile(r"(?:[^.!?\n。！？]|[.!?](?=\w))+(?:[.!?。！？]+[\"')\]]*|\n|\Z)\s*|\s+|[.!?。！？]+\s*")
 
