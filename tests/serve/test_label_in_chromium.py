@@ -77,17 +77,7 @@ def test_a_second_press_does_not_answer_the_next_row(driver: Any, tmp_path: Path
         assert file.answers == {0: "yes", 1: "no"}
 
 
-def test_an_answer_that_was_not_taken_does_not_look_taken(driver: Any, tmp_path: Path) -> None:
-    file, page = file_of(tmp_path, ["yes", "no"]), Page(driver)
-    with served_app(build_label_app(file)) as address:
-        driver.get(address)
-        page.sees("text", "one")
-    page.press("1")
-    page.sees("notice", "are saved")
-    assert driver.find_elements("css selector", "#labels .taken") == []
-
-
-def test_a_server_that_ended_is_told(driver: Any, tmp_path: Path) -> None:
+def test_a_server_that_ended_is_told_and_its_answer_does_not_look_taken(driver: Any, tmp_path: Path) -> None:
     file, page = file_of(tmp_path, ["yes", "no"]), Page(driver)
     with served_app(build_label_app(file)) as address:
         driver.get(address)
@@ -95,3 +85,4 @@ def test_a_server_that_ended_is_told(driver: Any, tmp_path: Path) -> None:
     page.press("1")
     page.sees("notice", "are saved")
     assert page.text("text").startswith("one")
+    assert driver.find_elements("css selector", "#labels .taken") == []

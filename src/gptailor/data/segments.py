@@ -47,6 +47,7 @@ class SegmentEncoder:
     closed: Tokenizer
     anchored: Tokenizer
     control: Mapping[str, ControlToken]
+    letter: tuple[int, ...]  # the token ids of a letter, for what is decoded behind something
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,7 @@ def build_segment_encoder(backend: Tokenizer) -> SegmentEncoder:
             control[token["content"]] = ControlToken(token["id"], token["lstrip"], token["rstrip"])
     closed, anchored = (_closed(json.dumps(state)) for _ in range(2))
     anchored.add_tokens([AddedToken(ANCHOR, special=False, normalized=False)])
-    return SegmentEncoder(closed, anchored, control)
+    return SegmentEncoder(closed, anchored, control, tuple(_ids(closed, ["a"])[0]))
 
 
 def counter_of(encoder: SegmentEncoder) -> Callable[[Sequence[str]], list[list[int]]]:
@@ -86,17 +87,20 @@ def counter_of(encoder: SegmentEncoder) -> Callable[[Sequence[str]], list[list[i
 
     @lru_cache(maxsize=64)
     def encode(texts: tuple[str, ...]) -> list[list[int]]:
-        found = encoder.closed.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [encoding.ids for encoding in found]
+        return _ids(encoder.closed, texts)
 
     return lambda texts: encode(tuple(texts))
 
 
+def _ids(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """The token ids of each text, with nothing around it."""
+    return [one.ids for one in tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+
 def text_behind(encoder: SegmentEncoder, ids: Sequence[int]) -> str:
     """The text of token ids that have others before them: some decoders drop a text's first blank."""
-    before = encoder.closed.encode("a", add_special_tokens=False).ids
-    both = encoder.closed.decode([*before, *ids], skip_special_tokens=True)
-    return both[len(encoder.closed.decode(before)) :]
+    both = encoder.closed.decode([*encoder.letter, *ids], skip_special_tokens=True)
+    return both[len(encoder.closed.decode(list(encoder.letter))) :]
 
 
 class PieceEncoder:
@@ -108,20 +112,16 @@ class PieceEncoder:
     def __init__(self, backend: Tokenizer) -> None:
         self._backend, self._anchored = backend, _closed(backend.to_str())
         self._anchored.add_tokens([AddedToken(ANCHOR, special=False, normalized=False)])
-        self._tells_apart = self._ids(self._anchored, [ANCHOR + "a"])[0][1:] != self._ids(backend, ["a"])[0]
+        self._tells_apart = _ids(self._anchored, [ANCHOR + "a"])[0][1:] != _ids(backend, ["a"])[0]
 
     def encode(self, texts: Sequence[str], begins: Sequence[bool]) -> list[list[int]]:
         """Token ids of each piece; `begins` says which of them are the beginning of a text."""
-        found = self._ids(self._backend, texts)
+        found = _ids(self._backend, texts)
         inside = [place for place, first in enumerate(begins) if self._tells_apart and not first]
-        behind = self._ids(self._anchored, [ANCHOR + texts[place] for place in inside])
+        behind = _ids(self._anchored, [ANCHOR + texts[place] for place in inside])
         for place, ids in zip(inside, behind, strict=True):
             found[place] = ids[1:]
         return found
-
-    @staticmethod
-    def _ids(backend: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
-        return [one.ids for one in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
 
 def encode_segments(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gptailor.data.repair import repair
 from gptailor.data.tokenize import build_encoder
 from gptailor.errors import ModelError
 from gptailor.models.bundle import find_model_folder, read_bundle
@@ -28,16 +27,6 @@ class Writer:
         self.end = int(self.tokenizer.bos_token_id if end is None else end)
         begin = self.tokenizer.bos_token_id
         self.begin = int(self.end if begin is None else begin)
-
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a text as training saw it: the begin token, and nothing after the text."""
-        ids = self.encoder.backend.encode(repair(text, **self.clean), add_special_tokens=False).ids
-        return [self.begin, *ids]
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids, special tokens left out."""
-        text: str = self.encoder.backend.decode(list(ids), skip_special_tokens=True)
-        return text
 
 
 def open_writer(run: Path) -> Writer:
