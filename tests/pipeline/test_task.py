@@ -189,13 +189,16 @@ UNREAD: dict[str, Any] = {
     "data.text": "body",
     "data.too_long": "drop",
     "data.max_new_tokens": 7,
+    "data.teach_names": False,
     "data.clean.merge_labels": False,
+    "data.clean.drop_conflicts": False,
     "data.clean.minimum_class_size": 3,
     "approach.vocabulary": 1000,
     "preference.loss": "ipo",
     "preference.beta": 0.3,
     "preference.margin": 0.5,
     "train.refit": False,
+    "train.head_learning_rate": 0.01,
     "train.class_weights": "balanced",
     "train.label_smoothing": 0.1,
     "evaluate.slices": ["language"],
@@ -203,6 +206,19 @@ UNREAD: dict[str, Any] = {
     "evaluate.generated_rows": 30,
     "evaluate.prompted_rows": 30,
 }
+
+
+def test_what_could_be_several_answers_is_not_taken_for_labels(tmp_path: Path) -> None:
+    """The question is asked as of a completion; labels beside the columns in question still decide."""
+    two = [{"en": texts.words(n), "de": texts.words(n + 500)} for n in range(40)]
+    both = [
+        {"context": texts.words(n), "question": "Who?", "answer": LABELS[n % 2], "answer_text": LABELS[n % 2]}
+        for n in range(40)
+    ]
+    labels = [{**row, "sentiment": LABELS[n % 2]} for n, row in enumerate(two)]
+    assert settled(write(tmp_path / "two.csv", two)) == "completion"
+    assert settled(write(tmp_path / "both.csv", both)) == "completion"
+    assert settled(write(tmp_path / "labels.csv", labels)) == "classification"
 
 
 def test_every_setting_of_some_tasks_is_tried_below() -> None:

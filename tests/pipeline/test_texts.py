@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -26,7 +28,7 @@ import tiny
 import tiny_texts as texts
 from crashed import Crash, alike, metrics_of
 from gptailor.data.ledger import LedgerLine, read_ledger
-from gptailor.errors import DataError, GptailorError, ModelError, RecipeError, RunError
+from gptailor.errors import DataError, GptailorError, InputError, ModelError, RecipeError, RunError
 from gptailor.evaluate.language import PieceNats, num_units, text_scores
 from gptailor.evaluate.preference import share_difference
 from gptailor.evaluate.resampling import Resampling
@@ -34,8 +36,10 @@ from gptailor.evaluate.text_metrics import TextAnswers, text_answer_scores
 from gptailor.models.answerer import load_answerer
 from gptailor.models.generate import generate
 from gptailor.models.sampling import Sampling
+from gptailor.pipeline import causal
 from gptailor.pipeline.answers import predict_inputs, predict_to
 from gptailor.pipeline.causal import adapt_causal
+from gptailor.pipeline.check import check_recipe
 from gptailor.pipeline.compare import compare_runs
 from gptailor.pipeline.fit import fit_recipe
 from gptailor.pipeline.place import Listener
@@ -311,6 +315,10 @@ def test_questions_about_one_context_stay_together_though_windows_differ(questio
     notes = " ".join(details_of(questions)["notes"])
     assert "72 contexts were cut to the part the question is most likely about" in notes
     assert "don't hold the answer" in notes
+    assert questions.report["data"]["tokens"]["cut"] == sum(line.cut for line in lines) > 72
+    lengths = details_of(questions)["lengths"]
+    assert (lengths["cut_rows"], lengths["cut_tokens"]) == (72, questions.report["data"]["tokens"]["cut"])
+    assert lengths["longest"] > 56
 
 
 def test_faulty_conversations_are_left_out_with_all_their_faults(chat: Run) -> None:
@@ -1200,3 +1208,60 @@ def test_the_card_begins_as_training_did_and_says_how_many_answers_were_written(
     prefix = load_answerer(completion.folder).bundle.form["prefix"]
     assert f"begin = {prefix}  #" in card
     assert f"Answers were written to {completion.report['test']['answers']} of them." in card
+
+
+def test_a_window_is_told_before_anything_is_trained(place: Place, squad_file: Path) -> None:
+    found = check_recipe(place.recipe("told", data={"train": squad_file, "max_tokens": 56}), estimate=False)
+    assert found.summary["lengths"]["cut_rows"] == len(found.summary["cut"]) == 72
+    assert any("72 contexts were cut" in note for note in found.summary["notes"])
+
+
+def test_questions_without_an_answer_are_no_fault_of_the_file(place: Place) -> None:
+    """As in SQuAD 2.0, where they are half of all; a file that answers nothing is refused."""
+    found = texts.squad(24)
+    answers = [one for text in found["data"] for part in text["paragraphs"] for one in part["qas"]]
+    for number, one in enumerate(answers):
+        one["answers"] = one["answers"] if number % 5 < 2 else []
+    path = place.folder / "squad2.json"
+    path.write_text(json.dumps(found), encoding="utf-8")
+    summary = check_recipe(place.recipe("squad2", data={"train": path}), estimate=False).summary
+    assert summary["dropped"]["nothing_to_learn"] > summary["read"] / 2
+    for one in answers:
+        one["answers"] = []
+    path.write_text(json.dumps(found), encoding="utf-8")
+    with pytest.raises(DataError, match="rows can't be used"):
+        check_recipe(place.recipe("squad2", data={"train": path}), estimate=False)
+
+
+def test_lines_of_standard_input_are_asked_as_texts_are(
+    completion: Run, chat: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ["the cup is red", "who won"]
+    for run in (completion, chat):
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO("\n".join(asked).encode())))
+        found = predict_to(run.folder, "-", out=None, text=None, columns=None, to_stdout=False)
+        told = predict_inputs(run.folder, asked)
+        assert [line["answer"] for line in found["answers"]] == [line["answer"] for line in told]
+
+
+def test_a_file_of_answers_is_refused_where_it_is_not_read(preference: Run, preference_file: Path) -> None:
+    with pytest.raises(InputError, match="completion and chat"):
+        preference.evaluate(str(preference_file), target="answers.txt")
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_adapters_whose_merging_changes_the_model_are_refused(
+    place: Place, chat_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The saved model would be proven to be what was merged, and not what was trained."""
+    merge = causal.merge_lora
+
+    def disturbed(adapted: Any) -> Any:
+        model = merge(adapted)
+        with torch.no_grad():
+            model.get_input_embeddings().weight.mul_(1.5)
+        return model
+
+    monkeypatch.setattr(causal, "merge_lora", disturbed)
+    with pytest.raises(ModelError, match="adapter merged differ"):
+        place.fit(place.recipe("disturbed", data={"train": chat_file}, approach={"kind": "lora", "rank": 2}))

@@ -124,7 +124,8 @@ def test_conversations_that_begin_alike_are_one_group() -> None:
         ({"messages": ""}, "no_text", "messages is empty"),
         ({"messages": "null"}, "no_text", "messages is empty"),
         ({"messages": "hello"}, "unreadable", "the conversation is text, not an array of turns"),
-        ({"messages": "[{'role': 'user'}]"}, "unreadable", "the conversation is text, not an array"),
+        ({"messages": "[{'role': 'user'"}, "unreadable", "the conversation is text, not an array"),
+        ({"messages": "[{'role': 'user'}]"}, "unreadable", "turn 1 has no content"),  # as Python prints it
         ({"messages": [USER]}, "nothing_to_learn", "there is no assistant turn"),
         ({"messages": [USER, ANSWER], "tools": [{"a": 1}]}, "unreadable", "it comes with tools"),
         ({"messages": [USER, ANSWER], "images": ["a.png"]}, "unreadable", "it comes with images"),

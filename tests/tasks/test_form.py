@@ -126,6 +126,7 @@ def test_a_window_is_read_asked_and_told_but_groups_by_the_whole() -> None:
     found = read(form, SQUAD)
     assert found.asked.startswith("THE BANK IS IN TOWN.")
     assert found.windowed is True
+    assert found.left_out == len(["the", "cup", "is", "red."])
     assert found.group.startswith("THE CUP IS RED."), "rows of one context stay together, whatever window"
     other = dataclasses.replace(SQUAD, fields={**SQUAD.fields, "answers": '["red"]'})
     assert read(form, other).windowed is False
@@ -429,3 +430,21 @@ def test_at_most_half_is_kept_free_for_the_answer(length: int, longest: int, kep
 def test_one_turn_is_told_as_its_text_and_several_with_their_speakers() -> None:
     assert spoken([Turn("user", "a")]) == "a"
     assert spoken([Turn("system", "a"), Turn("user", "b")]) == "system: a\nuser: b"
+
+
+def test_a_file_that_holds_the_answers_is_asked_as_it_was_scored() -> None:
+    turns = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "yes?"},
+        {"role": "user", "content": "2 and 2?"},
+        {"role": "assistant", "content": "4"},
+    ]
+    for given in ({"messages": turns}, {"data": {"messages": turns}}):
+        one = row(**given)
+        form = chat_form(one)
+        assert form.ask(one) == read(form, one).prompt
+    open_ = row(messages=turns[:3])
+    assert (
+        chat_form(row(messages=turns)).ask(open_)
+        == read(chat_form(row(messages=turns)), row(messages=turns)).prompt
+    )

@@ -15,7 +15,6 @@ from gptailor.tasks.preference import (
     Preference,
     PreferenceRoles,
     infer_preference,
-    plain_example,
     to_example,
     to_preference,
 )
@@ -104,17 +103,6 @@ def test_a_row_becomes_segments() -> None:
         source="p.jsonl",
         row=4,
         group="be brief\nhi",
-    )
-
-
-def test_without_a_template_it_is_bare_text() -> None:
-    end = Segment("</s>", True, markers=True)
-    assert plain_example(EXPECTED, end="</s>") == Example(
-        segments=(Segment("hi\n", False), Segment("good day", True), end),
-        rejected=(Segment("go away", True), end),
-        source="p.jsonl",
-        row=4,
-        group="hi",
     )
 
 

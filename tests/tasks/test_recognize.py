@@ -273,3 +273,36 @@ def test_separators_of_the_rows_are_kept(ending: str, begin: str, template: Temp
         for n in range(3, 9)
     ]
     assert infer("prompt", "completion", rows=rows).template == template
+
+
+@pytest.mark.parametrize(
+    ("columns", "given", "inputs", "answer"),
+    [
+        (("context", "question", "answer", "answer_text"), {}, {"context", "question"}, None),
+        (("context", "passage", "question", "answer"), {}, {"question"}, "answer"),
+        (("context", "question", "query", "answer"), {"preset": "question_answering"}, {"context"}, "answer"),
+        (("instruction", "input", "output", "response"), {}, {"instruction", "input"}, None),
+        (("article", "document", "summary"), {}, set(), "summary"),
+    ],
+)
+def test_whoever_follows_the_advice_keeps_the_other_columns(
+    columns: tuple[str, ...], given: dict[str, str], inputs: set[str], answer: str | None
+) -> None:
+    with pytest.raises(AmbiguousRoleError) as caught:
+        infer(*columns, **given)
+    for candidate in caught.value.candidates:
+        found = infer(*columns, **given, **{caught.value.role: candidate})
+        chosen = {candidate} if caught.value.role == "prompt" else set()
+        assert {*found.inputs} == inputs | chosen, candidate
+        assert found.answer == (answer or candidate,)
+
+
+def test_one_of_two_languages_is_translated_from_or_into() -> None:
+    assert infer("en", "de", prompt="de").answer == ("en",)
+    assert infer("en", "de", completion="de").inputs == ("en",)
+    assert infer("en", "de", prompt="en").preset == "translation"
+
+
+def test_a_column_named_for_no_role_is_taken_at_its_word() -> None:
+    found = infer("context", "ask", "answer", prompt="ask")
+    assert (found.preset, found.inputs, found.answer) == ("completion", ("ask",), ("answer",))

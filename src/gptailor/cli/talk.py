@@ -57,6 +57,7 @@ def point(console: Any, line: str) -> None:
 def asking(attempt: Callable[[dict[str, str]], Result], console: Any) -> Result:
     """Attempts; where several columns fit and there is a terminal, asks which, and attempts again."""
     from gptailor.data.roles import AmbiguousColumnError
+    from gptailor.recipe import DataSettings
     from gptailor.tasks.columns import AmbiguousRoleError
 
     chosen: dict[str, str] = {}
@@ -64,7 +65,8 @@ def asking(attempt: Callable[[dict[str, str]], Result], console: Any) -> Result:
         try:
             return attempt(chosen)
         except (AmbiguousColumnError, AmbiguousRoleError) as error:
-            answer = _ask(error, console) if sys.stdin.isatty() else None
+            asked = error.role in DataSettings.model_fields and error.role not in chosen
+            answer = _ask(error, console) if asked and sys.stdin.isatty() else None
             if answer is None:
                 raise
             chosen[error.role] = answer

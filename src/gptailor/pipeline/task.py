@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Set
 from functools import reduce
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from gptailor.data.source import is_stream
 from gptailor.errors import GptailorError, RecipeError
 from gptailor.recipe import FrozenApproach, Recipe
 from gptailor.tasks.chat import infer_chat
-from gptailor.tasks.completion import CompletionRoles, infer_completion
+from gptailor.tasks.columns import AmbiguousRoleError
+from gptailor.tasks.completion import infer_completion
 from gptailor.tasks.preference import infer_preference
 from gptailor.types import RawExample, Task
 
@@ -27,9 +29,12 @@ READ_BY: dict[str, tuple[Task, ...]] = {
     "data.label_separator": ("classification",),
     "data.label_names": ("classification",),
     "data.test_label_names": ("classification",),
+    "data.teach_names": ("classification",),
     "data.clean.merge_labels": ("classification",),
+    "data.clean.drop_conflicts": ("classification", "preference"),
     "data.clean.minimum_class_size": ("classification",),
     "train.refit": ("classification",),
+    "train.head_learning_rate": ("classification",),
     "train.class_weights": ("classification",),
     "train.label_smoothing": ("classification",),
     "evaluate.slices": ("classification", *WRITTEN),
@@ -128,7 +133,7 @@ def task_of_columns(recipe: Recipe) -> Task:
     """The task whose layout the first rows have."""
     location = recipe.data.train
     columns, rows = first_rows(location, recipe.data.columns)
-    if recipe.data.columns is None and Path(location.removesuffix(".gz")).suffix.lower() in PROSE:
+    if recipe.data.columns is None and is_prose(location):
         return "language"
     if _fits(lambda: infer_preference(columns)):
         return "preference"
@@ -138,15 +143,25 @@ def task_of_columns(recipe: Recipe) -> Task:
         return "classification"
     try:
         roles = infer_completion(columns, rows)
+    except AmbiguousRoleError as error:  # told, or asked, once the task is completion
+        others = [column for column in columns if column not in error.candidates]
+        return "classification" if _has_label(others, rows, LABEL_NAMES) else "completion"
     except GptailorError:
         return "classification"
-    if _has_label(columns, rows, roles):
+    # A category beside an instruction and its response says of what kind they are; the response is learned.
+    sure = {*SURE_LABELS, *map(str.lower, roles.answer)} if roles.preset in REPLIES else LABEL_NAMES
+    if _has_label(columns, rows, LABEL_NAMES & sure):
         return "classification"
     try:
         label = infer_roles(columns, rows, text=None, label=None).label
     except GptailorError:
         label = None
     return "classification" if label in roles.answer else "completion"  # answers that are classes
+
+
+def is_prose(location: str) -> bool:
+    """Whether a file is one of plain text, by its name."""
+    return Path(location.removesuffix(".gz")).suffix.lower() in PROSE
 
 
 def first_rows(location: str, columns: str | None) -> tuple[list[str], list[RawExample]]:
@@ -161,13 +176,8 @@ def first_rows(location: str, columns: str | None) -> tuple[list[str], list[RawE
     return list(dict.fromkeys(name for row in rows for name in row.fields)), rows
 
 
-def _has_label(columns: list[str], rows: list[RawExample], roles: CompletionRoles) -> bool:
-    """Whether a column is named for a label and its values come again, as labels do.
-
-    A category beside an instruction and its response says of what kind they are; the response is learned.
-    """
-    is_reply = roles.preset in REPLIES
-    names = LABEL_NAMES & {*SURE_LABELS, *map(str.lower, roles.answer)} if is_reply else LABEL_NAMES
+def _has_label(columns: list[str], rows: list[RawExample], names: Set[str]) -> bool:
+    """Whether a column has one of the names and its values come again, as labels do."""
     values = [
         [value for row in rows if (value := row.fields.get(column, "").strip())]
         for column in columns

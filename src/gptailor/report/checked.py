@@ -162,7 +162,7 @@ def _print_lengths(console: Console, summary: Mapping[str, Any], task: Task) -> 
         which = [str(place) for place in rows_of(summary.get("cut"))]
         told = f" ({', '.join(which[:3])}{', …' if len(which) > 3 else ''})" if which else ""
         verbs = ("text is", "loses") if longer == "1" else ("texts are", "lose")
-        cut = f"{longer} {verbs[0]} longer and {verbs[1]} {lost} tokens at the end{told}"
+        cut = f"{longer} {verbs[0]} longer and {verbs[1]} {lost} tokens{told}"
     limit = longest_sequence(summary)
     console.print(Text("\nlengths in tokens", style="bold"))
     console.print(f"  0 {bars} {count_text(lengths.get('longest'))}")

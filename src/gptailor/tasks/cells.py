@@ -2,23 +2,50 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
 Mend = Callable[[str], str]  # repairs one text; must not see JSON, whose quotes it could break
 
 EMPTY = frozenset(["", "null", "[]", "{}"])
+NUMPY_ITEM = r"""'[^']*'|"[^"]*"|-?\d+(?:\.\d*)?(?:e[+-]?\d+)?"""
+# Without commas, as pandas writes a column of arrays; read as Python two texts would be one.
+NUMPY = re.compile(rf"\[\s*(?:{NUMPY_ITEM})(?:\s+(?:{NUMPY_ITEM}))+\s*\]")
+INNER_ARRAY = re.compile(r"\barray\((\[.*?\])(?:,\s*dtype=\w+)?\)", re.DOTALL)  # in an object
+LONGEST_PRINTED = 100_000  # characters; longer ones only as JSON
 
 
 def parse_nested(cell: str) -> Any:
-    """A cell that holds a JSON array or object as such; any other cell as the text it is."""
+    """A cell that holds an array or object as such, as JSON, Python or NumPy writes it; else its text."""
     if cell.lstrip()[:1] not in {"[", "{"}:
         return cell
     try:
         return json.loads(cell)
     except (ValueError, RecursionError):
-        return cell
+        found = as_printed(cell)
+        return cell if found is None else found
+
+
+def as_printed(cell: str) -> list[Any] | dict[Any, Any] | None:
+    """The array or object that Python or NumPy printed into a cell; None where it is none.
+
+    Tables that went through pandas hold these.
+    """
+    cell = cell.strip()
+    if len(cell) > LONGEST_PRINTED:
+        return None
+    if NUMPY.fullmatch(cell):
+        return [item[1:-1] if item[0] in "'\"" else item for item in re.findall(NUMPY_ITEM, cell)]
+    try:
+        with warnings.catch_warnings(action="ignore", category=SyntaxWarning):  # of a text's backslashes
+            value = ast.literal_eval(INNER_ARRAY.sub(r"\1", cell))
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return None
+    return value if isinstance(value, list | dict) else None
 
 
 def kind_of(value: Any) -> str:

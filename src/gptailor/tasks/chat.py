@@ -93,9 +93,9 @@ def infer_chat(
         if len(found) > 1:
             raise AmbiguousRoleError(
                 f"{len(found)} columns hold conversations: {', '.join(found)}.",
-                role="turns",
+                role="text",
                 candidates=found,
-                fix="Keep one of them.",
+                fix=f"Choose with {' or '.join(f'--text {column}' for column in found)}.",
             )
         if found:
             says = (f"chat: every row's turns are in {found[0]}",)

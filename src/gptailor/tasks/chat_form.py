@@ -78,7 +78,10 @@ class ChatForm:
         conversation = to_conversation(row, self.roles, mend=self.mend, needs_answer=False)
         if isinstance(conversation, RejectedRow):
             return conversation
-        return _rendered(conversation.turns, self.template, row)
+        turns = conversation.turns
+        while turns and turns[-1].role == "assistant":  # the answer, in a file that holds it
+            turns = turns[:-1]
+        return _rendered(turns, self.template, row)
 
     def ask_text(self, text: str) -> tuple[Segment, ...]:
         """The text as the user's turn; where training made that turn of one column, as it made it."""

@@ -5,8 +5,7 @@ Translation, summarization, question answering and the like are values of it: se
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from gptailor.tasks.cells import Mend, answers_in, parse_nested
@@ -14,7 +13,7 @@ from gptailor.tasks.columns import AmbiguousRoleError
 from gptailor.tasks.pattern import Template, fill, parse_pattern
 from gptailor.tasks.presets import PRESETS, Preset
 from gptailor.tasks.recognize import CompletionRoles, infer_completion
-from gptailor.tasks.windows import Encode, Window, choose_window, holds_answer
+from gptailor.tasks.windows import Encode, Window, choose_window
 from gptailor.types import Example, RawExample, RejectedRow, Segment
 
 __all__ = [
@@ -28,8 +27,6 @@ __all__ = [
     "Window",
     "choose_window",
     "example_of",
-    "gather_references",
-    "holds_answer",
     "infer_completion",
     "inputs_of",
     "parse_pattern",
@@ -52,10 +49,11 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Shortened:
-    """A row whose long context was cut to a window, and that window."""
+    """A row whose long context was cut to a window, that window, and the tokens outside it."""
 
     row: RawExample
     window: Window
+    left_out: int
 
 
 def to_pair(
@@ -125,17 +123,6 @@ def example_of(pair: Pair, *, end: str = "") -> Example:
     )
 
 
-def gather_references(pairs: Sequence[Pair]) -> list[tuple[str, ...]]:
-    """For each pair, every answer that any pair with an equal prompt gives, outer white space taken off.
-
-    Of several rows with one prompt, such as the e2e set's, each is scored against all of them.
-    """
-    known: dict[str, dict[str, None]] = defaultdict(dict)
-    for pair in pairs:
-        known[pair.prompt].update(dict.fromkeys(text.strip() for text in pair.completions))
-    return [tuple(known[pair.prompt]) for pair in pairs]
-
-
 def shorten(
     row: RawExample,
     roles: CompletionRoles,
@@ -173,7 +160,10 @@ def shorten(
     window = choose_window(context, question, budget, encode)
     if len(window.text) == len(context):
         return None
-    return Shortened(replace(row, fields={**row.fields, roles.context: window.text}), window)
+    left_out = len(encode([context])[0]) - len(encode([window.text])[0])
+    return Shortened(
+        replace(row, fields={**row.fields, roles.context: window.text}), window, max(1, left_out)
+    )
 
 
 def _input(cell: str, column: str, roles: CompletionRoles, mend: Mend | None) -> str:

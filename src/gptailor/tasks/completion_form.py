@@ -9,7 +9,7 @@ from typing import Any
 
 from gptailor.errors import InputError
 from gptailor.tasks.cells import Mend
-from gptailor.tasks.completion import Pair, example_of, inputs_of, shorten, to_pair
+from gptailor.tasks.completion import Pair, Shortened, example_of, inputs_of, shorten, to_pair
 from gptailor.tasks.form import TextRow, reserve
 from gptailor.tasks.pattern import Piece, Template
 from gptailor.tasks.presets import PRESETS
@@ -49,13 +49,13 @@ class CompletionForm:
         return self.roles.says
 
     def read(self, row: RawExample) -> TextRow | RejectedRow:
-        shown, holds = self._shortened(row)
+        cut = self._cut(row)
+        shown = row if cut is None else cut.row
         pair = to_pair(shown, self.roles, mend=self.mend)
         if isinstance(pair, RejectedRow):
             return pair
         references = tuple(dict.fromkeys(text.strip() for text in pair.completions))
-        windowed = None if holds is None else any(reference in holds for reference in references)
-        if holds is not None and self.roles.keep_together:
+        if cut is not None and self.roles.keep_together:
             # A window is another text than its context; rows of one context still stay together.
             whole = to_pair(row, self.roles, mend=self.mend)
             pair = pair if isinstance(whole, RejectedRow) else replace(pair, group=whole.group)
@@ -67,13 +67,14 @@ class CompletionForm:
             references=references,
             source=row.source,
             row=row.row,
-            windowed=windowed,
+            windowed=None if cut is None else any(one in cut.window.text for one in references),
+            left_out=0 if cut is None else cut.left_out,
             varies=tuple(inputs_of(shown, self.roles, mend=self.mend).values()),
         )
 
     def ask(self, row: RawExample) -> tuple[Segment, ...] | RejectedRow:
-        shown, _ = self._shortened(row)
-        pair = to_pair(shown, self.roles, mend=self.mend, needs_answer=False)
+        cut = self._cut(row)
+        pair = to_pair(row if cut is None else cut.row, self.roles, mend=self.mend, needs_answer=False)
         return pair if isinstance(pair, RejectedRow) else _prompt_of(pair)
 
     def ask_text(self, text: str) -> tuple[Segment, ...]:
@@ -136,9 +137,9 @@ class CompletionForm:
         texts = {column: value.strip() for column, value in values.items()}
         return texts.get(self.roles.context) or " ".join(filter(None, texts.values()))
 
-    def _shortened(self, row: RawExample) -> tuple[RawExample, str | None]:
-        """The row with a window in place of a context that is too long, and that window."""
-        found = shorten(
+    def _cut(self, row: RawExample) -> Shortened | None:
+        """The row with a window in place of a context that is too long; None where nothing is."""
+        return shorten(
             row,
             self.roles,
             max_tokens=self.max_tokens,
@@ -146,7 +147,6 @@ class CompletionForm:
             encode=self.encode,
             mend=self.mend,
         )
-        return (row, None) if found is None else (found.row, found.window.text)
 
 
 def restore_completion_roles(state: Mapping[str, Any]) -> CompletionRoles:

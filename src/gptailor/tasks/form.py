@@ -25,6 +25,7 @@ class TextRow:
     source: str
     row: int
     windowed: bool | None = None  # the context was cut: does the window hold an answer? None: not cut
+    left_out: int = 0  # tokens of the context that lie outside its window
     varies: tuple[str, ...] = ()  # what is asked, by columns, without a template's words and the system's
     system: str = ""  # what a chat's system says
     together: str = ""  # the person's group, which stays in one part as the form's own does

@@ -6,7 +6,6 @@ the file. So equal sets are equal texts, and an empty array, which is an answer,
 
 from __future__ import annotations
 
-import ast
 import json
 import math
 import re
@@ -15,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from gptailor.errors import DataError
+from gptailor.tasks.cells import as_printed
 from gptailor.types import AnswerForm, AnswerKind, Label
 
 SEPARATORS = ("|", ";", ",")  # tried in this order
@@ -22,9 +22,6 @@ LOOKED_AT = 2000  # cells that are looked at to tell what a column holds
 LONGEST_LABEL = 60  # characters; a longer part is a stretch of prose
 FEWEST_JOINED = 0.02  # share of the cells that hold more than one part, for a separator to be one
 REPEATED = 0.9  # share of the parts in these cells that must stand in other cells, too
-NUMPY_ITEM = r"""'[^']*'|"[^"]*"|-?\d+(?:\.\d*)?(?:e[+-]?\d+)?"""
-# Without commas, as pandas writes a column of arrays; read as Python two texts would be one.
-NUMPY = re.compile(rf"\[\s*(?:{NUMPY_ITEM})(?:\s+(?:{NUMPY_ITEM}))+\s*\]")
 HUMP = re.compile(r"(?<=[a-z]{2})(?=[A-Z])")  # in cardArrival, not in iPhone
 WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 
@@ -123,19 +120,12 @@ def _array(cell: str) -> list[str] | None:
     """
     if cell.lstrip()[:1] != "[":
         return None
-    if NUMPY.fullmatch(cell.strip()):
-        return [item[1:-1] if item[0] in "'\"" else item for item in re.findall(NUMPY_ITEM, cell)]
     value: Any = None
     try:
         value = json.loads(cell, parse_int=str, parse_float=str, parse_constant=str)
         spelled = {True: "true", False: "false"}
     except (ValueError, RecursionError):
-        if len(cell) >= 10_000:
-            return None
-        try:
-            value = ast.literal_eval(cell.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            return None
+        value = as_printed(cell)
         spelled = {True: "True", False: "False"}
     items = [item for item in value if item is not None] if isinstance(value, list) else [value]
     if not isinstance(value, list) or not all(isinstance(item, str | int | float) for item in items):

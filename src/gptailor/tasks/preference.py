@@ -161,19 +161,6 @@ def to_example(
     )
 
 
-def plain_example(preference: Preference, *, end: str) -> Example:
-    """A preference as bare text, without a chat template: one prompt, a line break, the answer, the end."""
-    stop = Segment(end, learn=True, markers=True)
-    prompt = "\n\n".join(turn.text for turn in preference.turns)
-    return Example(
-        segments=(Segment(prompt + "\n", learn=False), Segment(preference.chosen, learn=True), stop),
-        rejected=(Segment(preference.rejected, learn=True), stop),
-        source=preference.source,
-        row=preference.row,
-        group=prompt,
-    )
-
-
 def _learned(answer: tuple[Segment, ...]) -> tuple[Segment, ...]:
     """An answer up to its end token; what a template writes behind it is nobody's choice."""
     last = max(place for place, segment in enumerate(answer) if segment.learn)

@@ -150,16 +150,27 @@ def _roles(
 # --- which preset, which columns -------------------------------------------------------------------
 
 
-def _recognize(columns: Sequence[str], rows: Sequence[RawExample]) -> tuple[str, dict[str, str]]:
-    """The preset whose roles the columns are named for, and the column of each role."""
+def _recognize(
+    columns: Sequence[str],
+    rows: Sequence[RawExample],
+    *,
+    prompt: str | None = None,
+    completion: str | None = None,
+) -> tuple[str, dict[str, str]]:
+    """The preset whose roles the columns are named for, and the column of each role.
+
+    A column that the person named for one side has a role of that side which it is named for.
+    """
     filled = [c for c in columns if any(row.fields.get(c, "").strip() for row in rows)] or list(columns)
     found: dict[str, dict[str, list[str]]] = {}
     for name, preset in PRESETS.items():
         fitting = {role: named(filled, names) for role, names in preset.names.items()}
+        for given, answers in ((prompt, False), (completion, True)):
+            fitting = fitting if given is None else _with_given(fitting, preset, given, answers=answers)
         if name != "generation" and all(fitting[role] for role in _required(preset)):
             found[name] = {role: fits for role, fits in fitting.items() if fits}
     if not found:
-        return _languages(filled, rows)
+        return _languages(filled, rows, given=prompt or completion)
     most = max(map(len, found.values()))
     best = {name: roles for name, roles in found.items() if len(roles) == most}
     alike = [name for name in ("summarization", "translation") if name in best]
@@ -186,6 +197,16 @@ def _recognize(columns: Sequence[str], rows: Sequence[RawExample]) -> tuple[str,
     return name, roles
 
 
+def _with_given(
+    fitting: Mapping[str, list[str]], preset: Preset, given: str, *, answers: bool
+) -> dict[str, list[str]]:
+    """What fits each role once the given column has one of its side; nothing where it is named for none."""
+    own = next((r for r, fits in fitting.items() if given in fits and (r == preset.answer) == answers), None)
+    if own is None:
+        return {role: [] for role in fitting}
+    return {r: [given] if r == own else [c for c in fits if c != given] for r, fits in fitting.items()}
+
+
 def _required(preset: Preset) -> list[str]:
     return [role for role in preset.names if role != preset.template.optional]
 
@@ -200,10 +221,17 @@ def _shrinks(roles: Mapping[str, Sequence[str]], rows: Sequence[RawExample]) -> 
     return target < source / 2
 
 
-def _languages(columns: Sequence[str], rows: Sequence[RawExample]) -> tuple[str, dict[str, str]]:
-    """Two columns named for languages are a translation, but no one can tell into which of them."""
+def _languages(
+    columns: Sequence[str], rows: Sequence[RawExample], *, given: str | None
+) -> tuple[str, dict[str, str]]:
+    """Two columns named for languages are a translation, but no one can tell into which of them.
+
+    Unless the person named one of the two.
+    """
     tongues = [column for column in columns if column.strip().lower() in LANGUAGES]
-    if len(tongues) > 1:
+    if len(tongues) == 2 and given in tongues:
+        return "translation", {}
+    if given is None and len(tongues) > 1:
         one, other = tongues[:2]
         raise AmbiguousRoleError(
             f"{len(tongues)} columns are named for languages:\n{listing(tongues, rows)}",
@@ -230,7 +258,8 @@ def _assign(
     inputs = [role for role in preset.names if role != preset.answer]
     roles: dict[str, str] = {}
     if inputs and prompt in columns:
-        roles[inputs[0]] = str(prompt)
+        known = [role for role in inputs if named([str(prompt)], preset.names[role])]
+        roles[(known or inputs)[0]] = str(prompt)
     answer = completion or (prompt if not inputs else None)
     if answer in columns:
         roles[preset.answer] = str(answer)
@@ -252,9 +281,16 @@ def _assign(
 def _preset_of(
     prompt: str | None, completion: str | None, columns: Sequence[str], rows: Sequence[RawExample]
 ) -> str:
-    """The preset that two columns named by the person are the usual names of; plain completion else."""
-    if prompt is None or completion is None or not {prompt, completion} <= set(columns):
-        return "completion"
+    """The preset that the columns named by the person are the usual names of; plain completion else."""
+    if not {side for side in (prompt, completion) if side is not None} <= set(columns):
+        return "completion"  # a template
+    if prompt is None or completion is None:
+        try:
+            return _recognize(columns, rows, prompt=prompt, completion=completion)[0]
+        except AmbiguousRoleError:
+            raise
+        except DataError:
+            return "completion"
     one, other = (column.strip().lower() for column in (prompt, completion))
     if one in LANGUAGES and other in LANGUAGES:
         return "translation"

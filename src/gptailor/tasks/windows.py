@@ -69,11 +69,6 @@ def choose_window(context: str, question: str, budget: int, encode: Encode) -> W
     return _trimmed(context, starts[found[0]], [ends[place] for place in range(*found)], budget, encode)
 
 
-def holds_answer(window: Window, answers: Sequence[str]) -> bool:
-    """Whether one of the answers stands in the window."""
-    return any(answer.strip() in window.text for answer in answers if answer.strip())
-
-
 class _Overlap:
     """How much a window has in common with a question, kept while the window moves.
 

@@ -15,6 +15,7 @@ from gptailor.pipeline.prepare import PARTS, refuse_frozen
 from gptailor.pipeline.rendered import CheckReport, RenderedExample
 from gptailor.pipeline.texts.objective import answer_objective, preference_objective
 from gptailor.pipeline.texts.shop import TextShop, open_text_shop
+from gptailor.pipeline.texts.story import notes_on_windows
 from gptailor.pipeline.texts.tokens import TokenizedRow, length_histogram
 from gptailor.recipe import Recipe
 from gptailor.types import RejectedRow
@@ -53,7 +54,7 @@ def check_texts(
             "without_room": sum(row.prompt_ids is None for part in PARTS for row in rows[part]),
             "faults": [f"{row.source}:{row.row}: {row.detail}" for row in _faulty(rejected)],
             "cut": [f"{row.row.source}:{row.row.row}" for part in PARTS for row in rows[part] if row.cut],
-            "notes": [*shop.form.says, *shop.prepared.notes],
+            "notes": [*shop.form.says, *shop.prepared.notes, *notes_on_windows(shop)],
         }
         rendered = tuple(_rendered(shop, row) for row in rows["train"][:SHOWN])
         found = CheckReport(summary, rendered, None)

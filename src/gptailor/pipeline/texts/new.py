@@ -12,6 +12,7 @@ import numpy as np
 from gptailor.data.feeder import Feeder
 from gptailor.data.read import iterate_rows
 from gptailor.data.roles import infer_roles
+from gptailor.data.source import is_stream
 from gptailor.errors import DataError, InputError
 from gptailor.evaluate.language import PieceNats, text_scores
 from gptailor.evaluate.metrics import as_json
@@ -243,7 +244,8 @@ def _nats(answerer: Answerer, rows: list[TextRow]) -> tuple[PieceNats, list[Text
 def _asker(answerer: Answerer, rows: Sequence[RawExample], text: str | None, *, where: str) -> Ask:
     """How rows like these become token ids: by the run's template, or by a column as a text by itself."""
     columns = list(dict.fromkeys(name for row in rows for name in row.fields))
-    if text is None and not isinstance(answerer.form, PlainForm):
+    by_line = is_stream(where) and columns == ["text"]  # they are asked as --input texts are
+    if text is None and not by_line and not isinstance(answerer.form, PlainForm):
         refuse_missing_columns(answerer.form, columns, where=where)
         return answerer.feed_row
     column = text or ("text" if "text" in columns else None)

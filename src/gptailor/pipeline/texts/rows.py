@@ -98,7 +98,7 @@ def prepare_texts(
     if settings.test is None:
         refuse_unknown_slices(slices, train_file.columns, file=settings.train)
     rows, rejected = mean(train_file.rows, form, settings, slices=slices)
-    refuse_mostly_bad(train_file, rejected, where=settings.train)
+    refuse_mostly_bad(train_file, rejected, form, where=settings.train)
     remarks = told_remarks(rows)
     rows, repeated = drop_repeats(rows, settings.clean)
     files = [train_file]
@@ -217,9 +217,16 @@ def told_remarks(rows: Sequence[TextRow]) -> list[str]:
     ]
 
 
-def refuse_mostly_bad(file: ReadResult, rejected: Sequence[RejectedRow], *, where: str) -> None:
-    """Raises DataError where hardly a row means anything: taken for another layout, or faulty throughout."""
-    if 2 * len(rejected) <= len(file.rows):
+def refuse_mostly_bad(
+    file: ReadResult, rejected: Sequence[RejectedRow], form: TextForm, *, where: str
+) -> None:
+    """Raises DataError where hardly a row means anything: taken for another layout, or faulty throughout.
+
+    Questions that have no answer, as in SQuAD 2.0, are no fault of the file while others have one.
+    """
+    asks = isinstance(form, CompletionForm) and form.roles.preset == "question_answering"
+    faulty = [row for row in rejected if not asks or row.reason != "nothing_to_learn"]
+    if 2 * len(faulty) <= len(file.rows) and len(rejected) < len(file.rows):
         return
     told = [f"  row {row.row}: {clip(row.detail, TOLD_CHARACTERS)}" for row in rejected[:TOLD_ROWS]]
     raise DataError(

@@ -196,6 +196,8 @@ def tell_texts(
     parity: Mapping[str, float],
 ) -> None:
     """Writes everything; report.json last, because a folder with it is finished."""
+    repaired = shop.prepared.repaired
+    told = [f"{repaired:,} texts were repaired"] if repaired else []
     details: dict[str, Any] = {
         "created": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "version": __version__,
@@ -216,7 +218,7 @@ def tell_texts(
         "samples": tested.samples[:SAMPLES],
         "hardest": hardest(shop, nats),
         "lengths": length_histogram(shop.tokens),
-        "notes": [*shop.form.says, *_told(shop), *tested.notes, *shop.prepared.notes],
+        "notes": [*shop.form.says, *told, *notes_on_windows(shop), *tested.notes, *shop.prepared.notes],
         "recipe": dump_recipe(resolved(shop, result)),
         "openings": openings_of(folder),
     }
@@ -248,22 +250,18 @@ def hardest(shop: TextShop, nats: PieceNats) -> list[dict[str, Any]]:
     ]
 
 
-def _told(shop: TextShop) -> list[str]:
-    """What happened to the rows that nobody should have to find out alone."""
-    found = []
-    if shop.prepared.repaired:
-        found.append(f"{shop.prepared.repaired:,} texts were repaired")
+def notes_on_windows(shop: TextShop) -> list[str]:
+    """What became of contexts that are too long, in words."""
     windows = [row.row.windowed for rows in shop.tokens.rows.values() for row in rows]
     cut = [holds for holds in windows if holds is not None]
     if cut and isinstance(shop.form, CompletionForm) and shop.form.roles.preset == "question_answering":
         without = 1 - sum(cut) / len(cut)
-        found.append(
+        return [
             f"{len(cut):,} contexts were cut to the part the question is most likely about; "
             f"{without:.0%} of these parts don't hold the answer"
-        )
-    elif cut:  # a summary doesn't stand in its text
-        found.append(f"{len(cut):,} long texts were cut to what the model can read")
-    return found
+        ]
+    # A summary doesn't stand in its text.
+    return [f"{len(cut):,} long texts were cut to what the model can read"] if cut else []
 
 
 def _data_counts(folder: Path, shop: TextShop) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class TokenizedRow:
 
     @property
     def cut(self) -> int:
-        return sum(sequence.cut for sequence in self.sequences) + self.lost
+        return sum(sequence.cut for sequence in self.sequences) + self.lost + self.row.left_out
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +91,7 @@ def tokenize_texts(prepared: PreparedTexts, feeder: Feeder, settings: DataSettin
         rows[part] = []
         for row, own, prompt in zip(given, flat, prompts, strict=True):
             encoded = [next(learned) for _ in own]
-            lengths += [len(one.token_ids) + cut for one, cut in encoded]
+            lengths += [len(one.token_ids) + cut + row.left_out for one, cut in encoded]
             sequences = tuple(_tokenized(row, one, cut) for one, cut in encoded if one.learn[1:].any())
             lost = sum(len(one.token_ids) + cut for one, cut in encoded if cut and not one.learn[1:].any())
             found = TokenizedRow(row, sequences, prompt, lost)
@@ -175,8 +175,7 @@ def _why_not(
     if not sequences or (row.sequences[0].rejected and len(sequences) < 2):
         detail = "no token of its answer fits" if segments else "it has no answer"
         return RejectedRow(row.source, row.row, "nothing_to_learn", detail)
-    is_cut = found.cut or row.windowed is not None
-    if part == "train" and settings.too_long == "drop" and is_cut:
+    if part == "train" and settings.too_long == "drop" and found.cut:
         detail = "longer than data.max_tokens, and the recipe says drop"
         return RejectedRow(row.source, row.row, "too_long", detail)
     return None
