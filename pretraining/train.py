@@ -439,7 +439,8 @@ def main() -> None:
             if stop():
                 break
         coming.result()
-    save_state(arguments.state, step + 1, network, optimizers)
+    if done:
+        save_state(arguments.state, step + 1, network, optimizers)
     names = [p.name.split(".")[0] for p in sorted(work.glob("*.held_out.bin"))]
     print("bits per byte", {n: round(bits_per_byte(network, work, n), 3) for n in names}, flush=True)
     if arguments.out:

@@ -21,7 +21,9 @@ import gptailor
 import tiny
 import tiny_texts as texts
 from gptailor import cli
+from gptailor.cli.options import recipe_from
 from gptailor.pipeline.doctor import OPTIONAL
+from gptailor.pipeline.task import settle_task
 
 COMMON = ["--task", "--text", "--label", "--columns", "--label-names", "--test", "--test-columns"]
 COMMON += ["--test-label-names", "--validation", "--base", "--approach", "--seed", "--set", "--json"]
@@ -758,7 +760,7 @@ def test_predict_orders_rows_by_what_labelling_them_teaches(invoke: Invoke) -> N
         (["predict", "run", "--input", "x", "--out", "a.csv"], 2, "--out can't be used here"),
         (["predict", "run", "news.csv", "--input", "x"], 2, "not both"),
         (["predict", "run", "--input", "x", "--temperature", "1"], 1, "draws nothing"),
-        (["evaluate", "run", "news.csv", "--target", "news.csv"], 1, "for runs that write"),
+        (["evaluate", "run", "news.csv", "--target", "news.csv"], 1, "for completion and chat"),
     ],
 )
 def test_no_option_is_passed_over(
@@ -829,3 +831,31 @@ def test_our_fault_is_told_even_where_no_log_can_be_written(
         cli.main()
     assert left.value.code == 3
     assert "ValueError: odd" in capsys.readouterr().err
+
+
+def test_a_question_whose_answer_changes_nothing_is_asked_once(place: Path, invoke: Invoke) -> None:
+    rows = [{"one": texts.chats(1)[0]["messages"], "other": row["messages"]} for row in texts.chats(40)]
+    texts.write_jsonl(place / "two-chats.jsonl", rows)
+    arguments = ["check", "two-chats.jsonl", "--task", "chat", "--base", "base", "--no-estimate", "--json"]
+    refused = invoke(*arguments)
+    assert refused.code == 1
+    assert "--text one or --text other" in refused.words
+    assert invoke(*arguments, typed="other\n").code == 0
+    assert invoke(*arguments, "--text", "other").code == 0
+
+
+def test_a_recipe_leaves_open_what_it_does_not_say(place: Path) -> None:
+    """Preferences have no dropout unless somebody asks for it, from the command line as from Python."""
+    shipped = Path(__file__).parents[1] / "recipes" / "preferences.yaml"
+    assert settle_task(recipe_from(str(shipped), {})).train.dropout == 0
+    assert settle_task(recipe_from(str(shipped), {"settings": ["train.dropout=0.2"]})).train.dropout == 0.2
+
+
+def test_another_base_has_commits_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("data: {train: news.csv}\nbase: gpt2\nrevision: 607a30d\n")
+    assert recipe_from(str(path), {}).revision == "607a30d"
+    assert recipe_from(str(path), {"base": "gpt2"}).revision == "607a30d"
+    assert recipe_from(str(path), {"base": "distilgpt2"}).revision is None
+    asked = recipe_from(str(path), {"base": "distilgpt2", "settings": ["revision=abc"]})
+    assert asked.revision == "abc"

@@ -20,6 +20,7 @@ from gptailor.errors import (
     did_you_mean,
     number_of,
     raise_together,
+    without_passwords,
 )
 
 ERRORS = [
@@ -120,6 +121,40 @@ def test_command_line_leaves_with_the_errors_code_and_without_a_traceback(
     assert "Traceback" not in err
     assert leave_with(Interrupted("stopped at step 3; the state is saved."), monkeypatch) == 130
     assert leave_with(KeyboardInterrupt(), monkeypatch) == 130
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("postgresql://me:secret@host/name", "postgresql://me@host/name"),
+        ("postgresql://me:s@cret@host/name and on", "postgresql://me@host/name and on"),
+        ("sqlite:///a.sqlite3", "sqlite:///a.sqlite3"),
+        ("http://localhost:8000 asks me@host", "http://localhost:8000 asks me@host"),
+    ],
+)
+def test_no_password_is_shown(text: str, shown: str) -> None:
+    assert without_passwords(text) == shown
+
+
+def test_what_is_sent_to_us_holds_no_secret(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("GPTAILOR_API_KEY", "planted-1")
+    given = [
+        "serve",
+        "--api-key",
+        "planted-2",
+        "--api-key=planted-3",
+        "--storage",
+        "mysql://me:planted-4@host/n",
+    ]
+    monkeypatch.setattr("sys.argv", ["gptailor", *given])
+    assert leave_with(ValueError("planted-1 mysql://me:planted-4@host/n"), monkeypatch) == 3
+    (log,) = tmp_path.glob("gptailor-*.log")
+    for shown in (log.read_text(encoding="utf-8"), capsys.readouterr().err):
+        assert "planted" not in shown
+        assert "mysql://me@host/n" in shown
 
 
 def test_what_is_our_fault_leaves_with_3_and_something_to_send(

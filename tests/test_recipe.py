@@ -352,6 +352,11 @@ def test_recipe_that_was_written_is_read_as_it_was(recipe: Recipe) -> None:
         assert differences(recipe, build_recipe(load(text))) == []
 
 
+def test_a_written_recipe_holds_no_password() -> None:
+    recipe = build_recipe(values(tune={"storage": "postgresql://me:planted@host/trials"}))
+    assert load_yaml(dump_recipe(recipe))["tune"]["storage"] == "postgresql://me@host/trials"
+
+
 def test_recipe_survives_a_file(tmp_path: Path) -> None:
     recipe = build_recipe(
         values(approach={"kind": "lora", "targets": ["q_proj"]}, train={"learning_rate": 1e-5})

@@ -18,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from gptailor.errors import DataError, InputError, Interrupted, RecipeError
 from gptailor.pipeline.fit import fit_recipe
-from gptailor.pipeline.folder import folder_to_repeat
+from gptailor.pipeline.folder import next_to, run_of
 from gptailor.pipeline.place import Listener
 from gptailor.pipeline.run import Run
 from gptailor.recipe import Recipe, build_recipe, load_recipe
@@ -53,8 +53,8 @@ def fit(
         recipe = source
     elif is_file:
         recipe = load_recipe(Path(source))
-        beside = folder_to_repeat(Path(source))
-        recipe = recipe if beside is None else recipe.model_copy(update={"out": str(beside)})
+        run = run_of(Path(source))
+        recipe = recipe if run is None else recipe.model_copy(update={"out": str(next_to(run, recipe))})
     else:
         values = dict(settings or {})
         recipe = build_recipe({**values, "data": {**values.get("data", {}), "train": str(source)}})

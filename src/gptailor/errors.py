@@ -6,6 +6,7 @@ and leaves with its `exit_code`. Anything else that escapes is our fault and lea
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -108,3 +109,8 @@ def did_you_mean(word: str, candidates: Iterable[str]) -> str:
 def number_of(count: int, noun: str, plural: str | None = None) -> str:
     """`1 row`, `2,310 rows`."""
     return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
+def without_passwords(text: str) -> str:
+    """A text whose addresses may be shown: `postgresql://me:secret@host` without the secret."""
+    return re.sub(r"(://[^\s:/@]*):\S*@", r"\1@", text)

@@ -27,7 +27,7 @@ from pydantic import (
     model_validator,
 )
 
-from gptailor.errors import RecipeError, did_you_mean
+from gptailor.errors import RecipeError, did_you_mean, without_passwords
 from gptailor.plain_yaml import dump_yaml, load_yaml
 from gptailor.types import Task
 
@@ -393,8 +393,10 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The recipe as YAML, every setting written out."""
-    return dump_yaml(recipe.model_dump(mode="json"))
+    """The recipe as YAML, every setting written out; a run folder may be shared, so it holds no password."""
+    values = recipe.model_dump(mode="json")
+    values["tune"]["storage"] = recipe.tune.storage and without_passwords(recipe.tune.storage)
+    return dump_yaml(values)
 
 
 def describe_settings() -> Iterator[tuple[str, str, str]]:
@@ -474,6 +476,11 @@ def differences(one: Recipe, other: Recipe) -> list[str]:
         for key in dict.fromkeys([*left, *right])
         if left.get(key) != right.get(key)
     ]
+
+
+def identity_of(recipe: Recipe) -> str:
+    """What a run's numbers depend on, as text. Defaults are left out: new settings change nothing."""
+    return json.dumps(recipe.model_dump(mode="json", exclude=BESIDE, exclude_defaults=True), sort_keys=True)
 
 
 def duration(text: str) -> tuple[float, Literal["epochs", "steps"]]:

@@ -134,3 +134,24 @@ def test_groups_in_words() -> None:
     assert Resampling(groups=GROUPS).told(300) == "30 groups of test rows"
     assert Resampling(groups=GROUPS).caveat(300) == ""
     assert "of 5 groups only" in Resampling(groups=GROUPS).of(slice(50)).caveat(50)
+
+
+def test_twenty_sets_that_are_all_right_are_not_right_for_sure() -> None:
+    answers = np.tile([[1, 0], [1, 1]], (10, 1))
+    scores = label_set_scores(answers, answers, ["a", "b"])
+    for name in ("micro_f1", "macro_f1", "subset_accuracy"):
+        assert scores[name].value == scores[name].high == 1
+        assert scores[name].low == scores["subset_accuracy"].low < 0.9
+    assert all(0.6 < scores["per_class"][label]["recall"].low < 0.9 for label in "ab")
+
+
+def test_a_class_of_two_groups_is_as_unsure_as_two_rows() -> None:
+    answers = np.repeat(np.arange(12) % 6, 10)
+    predictions = answers.copy()
+    predictions[answers == 5] = 4
+    grouped = classification_scores(
+        answers, predictions, list("abcdef"), resampling=Resampling(groups=np.repeat(np.arange(12), 10))
+    )
+    apart = classification_scores(answers, predictions, list("abcdef"))
+    assert grouped["recall"]["a"].low == pytest.approx(share_interval(2, 2)[0])
+    assert apart["recall"]["a"].low == pytest.approx(share_interval(20, 20)[0])

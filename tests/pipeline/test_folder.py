@@ -333,14 +333,17 @@ def test_an_interrupted_repetition_is_gone_on_with(
     """The same command goes on: it doesn't begin RUN-3 while RUN-2 waits."""
     run = tmp_path / "run"
     fit_recipe(recipe_for(place, run))
-    assert next_to(run) == tmp_path / "run-2"
-    crash(load_recipe(run / "recipe.yaml").model_copy(update={"out": str(tmp_path / "run-2")}))
-    assert next_to(run) == tmp_path / "run-2"
+    asked = load_recipe(run / "recipe.yaml")
+    assert next_to(run, asked) == tmp_path / "run-2"
+    crash(asked.model_copy(update={"out": str(tmp_path / "run-2")}))
+    assert next_to(run, asked) == tmp_path / "run-2"
+    assert next_to(run, asked, search=True) == tmp_path / "run-3"
     assert run_cli(monkeypatch, "fit", str(run / "recipe.yaml")) == 0
     assert (tmp_path / "run-2" / "report.json").exists()
-    assert next_to(run) == tmp_path / "run-3"
-    crash(recipe_for(place, tmp_path / "run-3", seed=7))  # unfinished, and another run
-    assert next_to(run) == tmp_path / "run-4"
+    assert next_to(run, asked) == tmp_path / "run-3"
+    crash(asked.model_copy(update={"out": str(tmp_path / "run-3"), "seed": 7}))
+    assert next_to(run, asked) == tmp_path / "run-4", "unfinished, and another run"
+    assert next_to(run, asked.model_copy(update={"seed": 7})) == tmp_path / "run-3"
 
 
 def test_a_text_in_the_place_of_a_file_is_told_in_words(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -958,3 +959,81 @@ def test_options_that_draw_mean_the_same_for_a_text_and_a_file(full: Run) -> Non
     assert "--top-p" in str(caught.value)
     (found,) = predict_inputs(full.folder, ["once"], sampling={"num_beams": 2, "max_new_tokens": 3})
     assert found["continuation"]
+
+
+def test_a_document_larger_than_all_others_together_is_divided(place: Place) -> None:
+    """It would be held out whole, or nothing would be."""
+    path = write_rows(
+        place.folder / "giant.jsonl", [*(prose(seed, 25) for seed in range(900, 930)), prose(930, 9000)]
+    )
+    for seed in range(3):
+        prepared = prepare_documents(place.recipe("giant", data={"train": str(path)}, seed=seed))
+        file = prepared.files[0]
+        size = np.array(file.documents.piece_bytes)
+        shares = [size[file.parts == number].sum() / size.sum() for number in range(3)]
+        assert file.divided
+        assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.06)
+
+
+@pytest.mark.parametrize("groups", [False, True])
+def test_what_is_larger_than_a_part_trains(place: Place, groups: bool) -> None:
+    lengths = [120] * 60 + [1800]
+    path = place.folder / f"large-{groups}.jsonl"
+    path.write_text(
+        "".join(
+            json.dumps({"text": prose(1000 + n, words), "writer": f"w{n}"}) + "\n"
+            for n, words in enumerate(lengths)
+        )
+    )
+    split = {"split": {"group": "writer"}} if groups else {}
+    for seed in range(4):
+        prepared = prepare_documents(place.recipe("large", data={"train": str(path), **split}, seed=seed))
+        parts = rows_by_part(prepared)
+        assert 60 in parts["train"]
+        assert len(parts["validation"]) > 3
+        assert len(parts["test"]) > 3
+        assert not prepared.files[0].divided
+
+
+def test_shares_that_leave_nothing_to_train_on_are_refused(place: Place) -> None:
+    for train in (place.book, place.stories):
+        data = {"train": str(train), "split": {"validation": 0.5, "test": 0.5}}
+        with pytest.raises(RecipeError, match="no text to train on"):
+            prepare_documents(place.recipe("shares", data=data))
+
+
+def test_documents_of_a_group_count_once(place: Place) -> None:
+    """Intervals, and what `compare` reads, are over what was drawn together."""
+    writers = [{"writer": f"w{n % 12}"} for n in range(48)]
+    path = marked(place, "writers-48.jsonl", writers)
+    data = {"train": str(path), "split": {"group": "writer", "validation": 0.2, "test": 0.3}}
+    run = place.fit(place.recipe("writers-48", data=data, length="1 steps", baselines="quick"))
+    with (run.folder / "test_bits.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    of = {(row["group"], writers[int(row["row"]) - 1]["writer"]) for row in rows}
+    assert len(of) == len({group for group, _ in of}) == len({writer for _, writer in of}) >= 3
+    assert run.report["test"]["documents"] == 4 * len(of)
+    assert "only: the interval is of these" in run.report["verdict"]["says"]
+
+
+def test_evaluate_reads_the_column_and_the_lines_that_were_learned(place: Place) -> None:
+    rows = [{"text": prose(n, 30), "notes": prose(n + 50, 30)} for n in range(1100, 1125)]
+    train, test = place.folder / "notes.jsonl", place.folder / "notes-test.jsonl"
+    for path, held in ((train, rows), (test, rows[:5])):
+        path.write_text(
+            "".join(json.dumps({k: f"{v} {path.stem}" for k, v in row.items()}) + "\n" for row in held)
+        )
+    data = {"train": str(train), "test": str(test), "text": "notes"}
+    run = place.fit(place.recipe("notes", data=data, length="1 steps"))
+    value = run.evaluate(str(test))["scores"]["bits_per_byte"]["value"]
+    assert value == run.report["test"]["bits_per_byte"]["value"]
+
+    lines, held_out = place.folder / "lines.txt", place.folder / "lines-test.txt"
+    lines.write_text("\n".join(prose(n, 30) for n in range(1200, 1225)))
+    held_out.write_text("\n".join(prose(n, 30) for n in range(1300, 1306)))
+    data = {"train": str(lines), "test": str(held_out), "columns": "text", "test_columns": "text"}
+    by_line = place.fit(place.recipe("lines", data=data, length="1 steps"))
+    found = by_line.evaluate(str(held_out))
+    assert found["rows"] == by_line.report["test"]["documents"] == 18
+    value = found["scores"]["bits_per_byte"]["value"]
+    assert value == by_line.report["test"]["bits_per_byte"]["value"]

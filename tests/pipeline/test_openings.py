@@ -72,4 +72,22 @@ def test_a_line_torn_by_a_power_cut_does_not_stop_the_run(tmp_path: Path) -> Non
 
 def test_a_pipe_is_not_opened_a_second_time(run: Run, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")  # nobody writes: whoever opened it would wait for ever
-    assert own_file(run.folder, str(tmp_path / "pipe")) is None
+    assert own_file(run.folder, str(tmp_path / "pipe"), tree=False) is None
+
+
+def test_a_folder_is_known_again_as_a_file_is(tmp_path: Path) -> None:
+    """A test set of one subfolder for each label."""
+    news = tiny.write_news(tmp_path / "news.csv", rows=140)
+    for number, line in enumerate(news.read_text().splitlines()[101:]):
+        text, _, label = line.rpartition(",")
+        (tmp_path / "test" / label).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "test" / label / f"{number}.txt").write_text(text)
+    settings = {
+        "data": {"train": str(news), "test": str(tmp_path / "test")},
+        "base": str(tiny.build_base(tmp_path / "base")),
+        "approach": {"kind": "frozen", "strengths": [1]},
+        "evaluate": {"baselines": "none", "resamples": 100},
+        "out": str(tmp_path / "run"),
+    }
+    run = gptailor.fit(build_recipe(settings))
+    assert "Look 2" in run.evaluate(str(tmp_path / "test"))["note"]

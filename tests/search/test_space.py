@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -226,3 +227,18 @@ def test_settings_in_words() -> None:
         "train.length": None,
     }
     assert in_words(values) == "lora, rank 4, learning rate 0.001, the usual length"
+
+
+@pytest.mark.parametrize("path", ["train.label_smoothing", "train.class_weights"])
+def test_what_is_for_one_label_a_row_is_refused_for_sets_before_anything_is_trained(
+    path: str, rehearsal: Rehearsal
+) -> None:
+    values = [0.0, 0.1] if path.endswith("smoothing") else ["none", "balanced"]
+    space_of(rehearsal, {path: values})
+    with pytest.raises(RecipeError, match="one label a row"):
+        space_of(replace(rehearsal, one_label=False), {path: values})
+
+
+def test_the_tokenizer_that_all_trials_share_is_not_searched(rehearsal: Rehearsal) -> None:
+    with pytest.raises(RecipeError, match="all trials share it"):
+        space_of(rehearsal, {"approach[scratch].vocabulary": [500, 1000]}, approach="scratch")

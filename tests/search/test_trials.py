@@ -23,7 +23,7 @@ from gptailor.errors import NonFiniteError, RunError
 from gptailor.recipe import Recipe, TuneSettings
 from gptailor.search.finalists import choose_finalists, own_trial
 from gptailor.search.space import build_space, place_of
-from gptailor.search.study import Running, Study, without_password
+from gptailor.search.study import Running, Study
 from gptailor.search.trials import (
     Search,
     closing_seconds,
@@ -423,8 +423,3 @@ def test_a_sign_of_life_comes_without_a_validation(tmp_path: Path, monkeypatch: 
 def test_a_database_that_cannot_be_opened_is_told_in_words(address: str) -> None:
     with pytest.raises(RunError):
         Study(address, name="test", pruner="none", seed=0)
-
-
-def test_no_password_is_shown() -> None:
-    assert without_password("postgresql://me:secret@host/name") == "postgresql://me@host/name"
-    assert without_password("sqlite:///a.sqlite3") == "sqlite:///a.sqlite3"

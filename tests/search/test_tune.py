@@ -16,16 +16,16 @@ import tiny
 from fake_search import rehearsal_of
 from gptailor.errors import FolderBusyError, GptailorError, RecipeError, RunError
 from gptailor.evaluate.run import macro_f1
-from gptailor.launch import in_use
+from gptailor.launch import catch_signals, in_use
 from gptailor.models.predictor import load_predictor
 from gptailor.pipeline.fit import fit_recipe, fit_sealed
-from gptailor.pipeline.folder import claim_folder, refuse_fitted
+from gptailor.pipeline.folder import claim_folder, next_to, refuse_fitted
 from gptailor.pipeline.place import Listener
 from gptailor.pipeline.rehearsal import error_of_fits, rehearse_classification
 from gptailor.pipeline.rehearse import Repeat, Settled
 from gptailor.pipeline.run import Run
 from gptailor.pipeline.task import settle_task
-from gptailor.recipe import Recipe, TuneSettings, build_recipe
+from gptailor.recipe import Recipe, TuneSettings, build_recipe, load_recipe
 from gptailor.search import tune
 from gptailor.search.space import build_space
 from gptailor.search.study import Study
@@ -320,7 +320,8 @@ def test_what_it_leaves(tuned: Tuned) -> None:
         assert words in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert json.loads((folder / "tune.json").read_text(encoding="utf-8")) == tuned.result
-    assert not any("checkpoints" in path.parts for path in (folder / "tune").glob("*"))
+    kept = {path.relative_to(folder / "tune").parts[0] for path in (folder / "tune").rglob("checkpoints")}
+    assert kept <= {"own"}
 
 
 def test_once_more_does_nothing_and_other_settings_are_refused(place: Path, tuned: Tuned) -> None:
@@ -606,3 +607,29 @@ def test_every_task_asks_its_default_the_test_rows(task: str, place: Path, tmp_p
     metric = "loss" if task == "language" else "preference_accuracy"
     gap = report["test"][metric]["value"] - report["default"][metric]["value"]
     assert report["default"]["difference"]["value"] == pytest.approx(gap, abs=2e-6)
+
+
+def test_an_interrupted_search_beside_a_run_is_gone_on_with(place: Path, tuned: Tuned) -> None:
+    """`gptailor tune RUN/recipe.yaml`, typed again after a kill, and typed in two terminals."""
+    run = tuned.run.folder
+    asked = load_recipe(run / "recipe.yaml").model_copy(
+        update={"tune": TuneSettings(trials=2, space={"train.learning_rate": [0.01]}), "out": None}
+    )
+    beside = next_to(run, asked, search=True)
+    assert beside.name == "run-2"
+    recipe = asked.model_copy(update={"out": str(beside)})
+    with catch_signals():
+        open_search(recipe, beside / "tune", Listener())
+    more = asked.model_copy(update={"tune": asked.tune.model_copy(update={"trials": 5})})
+    assert next_to(run, more, search=True) == beside
+    assert next_to(run, asked) == run.with_name("run-3"), "a fit has no part in it"
+    other = asked.model_copy(update={"seed": 9})
+    assert next_to(run, other, search=True) == run.with_name("run-3")
+
+
+def test_a_tracker_that_comes_later_loses_no_trial(place: Path) -> None:
+    """What numbers don't depend on names no other search."""
+    recipe = settle_task(recipe_in(place, "renamed"))
+    tracked = recipe.model_copy(update={"trackers": ["tensorboard"], "out": "elsewhere"})
+    assert tune.study_name(tracked) == tune.study_name(recipe)
+    assert tune.study_name(recipe.model_copy(update={"seed": 3})) != tune.study_name(recipe)

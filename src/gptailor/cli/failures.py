@@ -6,8 +6,9 @@ import errno
 import os
 import re
 import sys
+from itertools import pairwise
 
-from gptailor.errors import GptailorError, Interrupted
+from gptailor.errors import GptailorError, Interrupted, without_passwords
 
 DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
 
@@ -77,7 +78,7 @@ def _fall(error: Exception) -> None:
     import tempfile
     import traceback
 
-    told = " ".join(sys.argv) + "\n" + "".join(traceback.format_exception(error))
+    told = _without_secrets(" ".join(sys.argv) + "\n" + "".join(traceback.format_exception(error)))
     what = "this"
     try:
         with tempfile.NamedTemporaryFile(
@@ -88,8 +89,17 @@ def _fall(error: Exception) -> None:
     except OSError:  # no room for a log
         print(told, file=sys.stderr)
     print(
-        f"internal error: {type(error).__name__}: {error}\nThis is our fault. Please send us {what} "
-        "and, if you can, the first rows of your file.",
+        _without_secrets(f"internal error: {type(error).__name__}: {error}\n")
+        + f"This is our fault. Please send us {what} and, if you can, the first rows of your file.",
         file=sys.stderr,
     )
     raise SystemExit(3)
+
+
+def _without_secrets(text: str) -> str:
+    """What a person may send us: no password of an address, and not the server's key."""
+    keys = {value for option, value in pairwise(sys.argv) if option == "--api-key"}
+    keys |= {argument.partition("=")[2] for argument in sys.argv if argument.startswith("--api-key=")}
+    for key in keys | {os.environ.get("GPTAILOR_API_KEY", "")}:
+        text = text.replace(key, "***") if key else text
+    return without_passwords(text)

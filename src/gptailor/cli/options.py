@@ -115,24 +115,31 @@ class BudgetOptions:
 
 def recipe_from(data: str, options: Mapping[str, Any]) -> Any:
     """The recipe of a file and options."""
-    from gptailor.pipeline.folder import folder_to_repeat
+    from gptailor.pipeline.folder import next_to, run_of
     from gptailor.recipe import load_recipe, with_changes
 
     data, given = _with_sides(data, options, _values(options))
+    run: Path | None = None
     if data.endswith((".yaml", ".yml")):
         path = Path(data)
-        values = load_recipe(path).model_dump(mode="json")
-        beside = folder_to_repeat(path)
-        if beside is not None:
-            given.setdefault("out", str(beside))
-        if given.get("approach") == values["approach"]["kind"]:
-            del given["approach"]  # the recipe says more of it
+        values = load_recipe(path).model_dump(mode="json", exclude_unset=True)
+        if given.get("approach") == values.get("approach", {}).get("kind"):
+            given.pop("approach", None)  # the recipe says more of it
+        if given.get("base") not in (None, values.get("base")):
+            values.pop("revision", None)  # of the other base
+        if (run := run_of(path)) is not None:
+            values.pop("out", None)
         for key, value in given.items():
-            values[key] = {**values[key], **value} if key in ("data", "train", "tune", "evaluate") else value
+            parts = key in ("data", "train", "tune", "evaluate")
+            values[key] = {**values.get(key, {}), **value} if parts else value
     else:
         values = given
         values["data"] = {"train": data, **values.get("data", {})}
-    return recipe_of(with_changes(values, options.get("settings") or []))
+    recipe = recipe_of(with_changes(values, options.get("settings") or []))
+    if run is not None and recipe.out is None:
+        beside = next_to(run, recipe, search="trials" in options)
+        recipe = recipe.model_copy(update={"out": str(beside)})
+    return recipe
 
 
 def _with_sides(data: str, options: Mapping[str, Any], values: dict[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -108,7 +108,16 @@ def label_set_scores(
         scores[name] = interval(float(points[place]), np.concatenate(means)[:, place])
     rows = resampling.num_units(len(answers))
     scores["subset_accuracy"] = unless_all_alike(scores["subset_accuracy"], rows)
+    if scores["subset_accuracy"].value == 1:  # then no resample differs, whatever the score
+        low = scores["subset_accuracy"].low
+        scores |= {name: Score(1.0, low, 1.0) for name in SUMMARIES if scores[name].value == 1}
     classes = {name: class_scores(one(point), one(drawn)) for name, one in PER_CLASS.items()}
+    units = resampling.units(len(answers))
+    for name, member in (("precision", predictions), ("recall", answers), ("f1", answers)):
+        classes[name] = [
+            unless_all_alike(score, len(np.unique(units[held > 0])))
+            for score, held in zip(classes[name], member.T, strict=True)
+        ]
     scores["per_class"] = {
         label: {
             **{name: classes[name][place] for name in PER_CLASS},

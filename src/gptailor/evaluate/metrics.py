@@ -90,9 +90,11 @@ def classification_scores(
     classes = {
         name: class_scores(statistic(point), statistic(resampled)) for name, statistic in PER_CLASS.items()
     }
-    for name, counted in (("precision", point.predicted), ("recall", point.answered), ("f1", point.answered)):
+    units = resampling.units(len(answers))
+    for name, given in (("precision", predictions), ("recall", answers), ("f1", answers)):
+        rows = np.bincount(np.unique(np.stack([given, units]), axis=1)[0], minlength=num_labels)
         classes[name] = [
-            unless_all_alike(score, int(rows)) for score, rows in zip(classes[name], counted[0], strict=True)
+            unless_all_alike(score, int(count)) for score, count in zip(classes[name], rows, strict=True)
         ]
     scores["precision"] = dict(zip(label_names, classes["precision"], strict=True))
     scores["recall"] = dict(zip(label_names, classes["recall"], strict=True))

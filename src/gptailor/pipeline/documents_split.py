@@ -17,7 +17,7 @@ from gptailor.data.overlap import RUN
 from gptailor.data.split import join_groups, time_keys, value_groups
 from gptailor.data.store import StoredRows
 from gptailor.data.views import each
-from gptailor.errors import number_of
+from gptailor.errors import RecipeError, number_of
 from gptailor.pipeline.documents_survey import Documents, pieces_of
 from gptailor.pipeline.prepare import PARTS
 from gptailor.recipe import DataSettings, Recipe
@@ -42,6 +42,7 @@ class Divided:
     parts: IntArray  # (P,) index into PARTS, or DROPPED
     reasons: dict[int, tuple[Any, str]]  # document: reason and detail
     divided: bool  # whether single documents are spread over parts
+    together: IntArray  # (D,) ids: alike for documents that were drawn together, and so count once
     near_groups: int = 0  # groups of near-duplicates, each in one part
     notes: tuple[str, ...] = ()
 
@@ -60,19 +61,25 @@ def divide(documents: Documents, recipe: Recipe, *, beside: Sequence[Documents],
     sizes = _document_bytes(documents)
     kept = np.unique(owner[parts == 0])
     shares = _shares(recipe, int(size[parts == 0].sum()), given)
-    whole = bool(documents.groups or documents.times) or len(kept) >= MANY_DOCUMENTS
+    stay = len(kept) >= MANY_DOCUMENTS and _may_stay_whole(sizes[kept].tolist(), shares)
+    whole = bool(documents.groups or documents.times) or stay
     if not whole and _divide_each(parts, owner, size, shares):
-        return Divided(documents, parts, reasons, divided=True, notes=_leaks(documents))
+        alone = np.arange(len(sizes))
+        return Divided(documents, parts, reasons, divided=True, together=alone, notes=_leaks(documents))
     near = _near_documents(documents, kept, recipe)
     count = len(np.unique(near))
     alike = count < len(kept) and count <= sum(map(bool, shares.values()))  # one for each part, and no more
     if alike:
         near = np.arange(len(kept))
+    together = np.arange(len(sizes)) + len(kept)
+    together[kept] = _ids(documents, kept, near)
     order = _in_turn(documents, kept, near, sizes, shares, seed=recipe.seed)
     _divide_whole(parts, owner, sizes, order, shares)
     several = int((np.bincount(near) > 1).sum())
     notes = (*_leaks(documents), *(ALL_ALIKE,) * alike)
-    return Divided(documents, parts, reasons, divided=False, near_groups=several, notes=notes)
+    return Divided(
+        documents, parts, reasons, divided=False, together=together, near_groups=several, notes=notes
+    )
 
 
 def _near_documents(documents: Documents, kept: IntArray, recipe: Recipe) -> IntArray:
@@ -161,14 +168,37 @@ def _usable(
 
 
 def _shares(recipe: Recipe, total: int, given: set[Part]) -> dict[Part, float]:
-    """The share of the bytes that each held-out part takes."""
+    """The share of the bytes that each held-out part takes.
+
+    Raises:
+        RecipeError: together they take all.
+    """
     split = recipe.data.split
     wanted = {"validation": split.validation, "test": split.test}
     usual = min(0.1, HELD_OUT_BYTES / max(1, total))
-    return {
+    shares: dict[Part, float] = {
         part: 0.0 if part in given else usual if wanted[part] is None else float(wanted[part] or 0.0)
         for part in ("validation", "test")
     }
+    if sum(shares.values()) >= 1:
+        raise RecipeError(
+            "the shares for validation and test leave no text to train on.",
+            where="data.split",
+            fix="Lower data.split.validation or data.split.test.",
+        )
+    return shares
+
+
+def _room(total: int, shares: dict[Part, float]) -> float:
+    """The bytes of the smallest part that is held out: what is larger trains, where others are left."""
+    return min((share for share in shares.values() if share), default=1.0) * total
+
+
+def _may_stay_whole(sizes: Sequence[int], shares: dict[Part, float]) -> bool:
+    """Whether what is no larger than a part is enough for all that is held out, with as much again left."""
+    total = sum(sizes)
+    room = _room(total, shares)
+    return sum(size for size in sizes if size <= room) >= 2 * sum(shares.values()) * total
 
 
 def _divide_each(whole: IntArray, owner: IntArray, size: IntArray, shares: dict[Part, float]) -> bool:
@@ -207,25 +237,29 @@ def _in_turn(
         return []
     together = _together(documents, kept, near)
     if len(together) == len(kept) and not documents.groups and not documents.times:
-        alone: list[int] = rng.permutation(kept).tolist()
-        return alone
+        room = _room(int(sizes[kept].sum()), shares)
+        return sorted(rng.permutation(kept).tolist(), key=lambda one: bool(sizes[one] > room))
     if documents.times:
         keys = time_keys([documents.times[one] for one in kept], lambda at: _named(documents, kept[at]))
         when = dict(zip(kept.tolist(), keys, strict=True))
         return sorted(together, key=lambda ones: max((when[one], one) for one in ones.tolist()), reverse=True)
-    # A group larger than a part trains, where others are left.
-    room = min((share for share in shares.values() if share), default=1.0) * sizes[kept].sum()
+    room = _room(int(sizes[kept].sum()), shares)
     drawn = [together[place] for place in rng.permutation(len(together))]
     return sorted(drawn, key=lambda ones: bool(sizes[ones].sum() > room))
 
 
 def _together(documents: Documents, kept: IntArray, near: IntArray) -> list[IntArray]:
     """Documents by group and by likeness; one that has neither is alone."""
-    ids = near
-    if documents.groups:
-        ids = join_groups(near, value_groups([documents.groups[document] for document in kept]))
+    ids = _ids(documents, kept, near)
     order = np.argsort(ids, kind="stable")
     return np.split(kept[order], np.flatnonzero(np.diff(ids[order])) + 1)
+
+
+def _ids(documents: Documents, kept: IntArray, near: IntArray) -> IntArray:
+    """(K,) ids of the kept documents: alike for those of one group, and for near-duplicates."""
+    if not documents.groups:
+        return near
+    return join_groups(near, value_groups([documents.groups[document] for document in kept]))
 
 
 def _named(documents: Documents, document: int) -> str:
@@ -240,8 +274,13 @@ def _divide_whole(
     order: Sequence[Any],
     shares: dict[Part, float],
 ) -> None:
-    """Whole documents, and those of a group together, until the share of the bytes is reached."""
-    total = sizes[np.unique(owner[parts == 0])].sum()
+    """Whole documents, and those of a group together, until the share of the bytes is reached: of all bytes,
+    or where most are in ones that are larger than a part, of the others'.
+    """
+    held = [int(sizes[ones].sum()) for ones in order]
+    total = sum(held)
+    if not _may_stay_whole(held, shares):
+        total = sum(size for size in held if size <= _room(total, shares))
     place = np.zeros(len(sizes), np.int64)
     taken = 0
     for number, part in ((2, "test"), (1, "validation")):
@@ -249,7 +288,7 @@ def _divide_whole(
         reached = 0
         while share and taken < len(order) - 1 and (reached == 0 or reached < share * total):
             place[order[taken]] = number
-            reached += int(sizes[order[taken]].sum())
+            reached += held[taken]
             taken += 1
     inside = parts == 0
     parts[inside] = place[owner[inside]]
@@ -261,7 +300,15 @@ def all_in(
     """Every document with text in one part, but for what stands in the files beside it."""
     usable, reasons = _usable(documents, beside, settings, drop_duplicates=False)
     parts = np.where(usable == DROPPED, DROPPED, PARTS.index(part))
-    return Divided(documents, parts, reasons, divided=False, notes=_leaks(documents))
+    every = np.arange(len(documents.row_of))
+    return Divided(
+        documents,
+        parts,
+        reasons,
+        divided=False,
+        together=_ids(documents, every, every),
+        notes=_leaks(documents),
+    )
 
 
 def _leaks(documents: Documents) -> tuple[str, ...]:

@@ -28,6 +28,7 @@ REQUEST = "request.yaml"  # the recipe as asked; recipe.yaml holds it as resolve
 REPORT = "report.json"  # written last: a folder with it is finished
 DESKTOP = (".DS_Store", "Thumbs.db", "desktop.ini")  # what file managers leave anywhere
 SEARCH = "tune"  # what a search for settings keeps beside the run it ends with
+FOUND = "tune.json"  # written last of all by a search
 FILES = ("train", "target", "validation", "validation_target", "test", "test_target", "fix")  # of a recipe
 LEFTOVER = re.compile(r"\..+\.\d+(\.temporary)?")  # .name.PID, beside what would have been name
 
@@ -86,21 +87,38 @@ def default_folder(recipe: Recipe) -> Path:
     return Path("runs") / (Path(name).stem or "run")
 
 
-def next_to(run: Path) -> Path:
-    """RUN-2 for RUN, or the next number that is free or holds an unfinished repetition of RUN."""
-    number = 2
-    while (candidate := run.with_name(f"{run.name}-{number}")).exists():
-        unfinished = (candidate / REQUEST).exists() and not (candidate / REPORT).exists()
-        if unfinished and not differences(read_request(candidate), load_recipe(run / "recipe.yaml")):
-            break
+def next_to(run: Path, asked: Recipe, *, search: bool = False) -> Path:
+    """RUN-2 for RUN, or the next number that is free or where the same fit or search was begun."""
+    begun, number = _search_begun if search else _fit_begun, 2
+    while (candidate := run.with_name(f"{run.name}-{number}")).exists() and not begun(candidate, asked):
         number += 1
     return candidate
 
 
-def folder_to_repeat(recipe_file: Path) -> Path | None:
-    """Where `fit RUN/recipe.yaml` writes: beside RUN. None for a recipe that isn't a run's own."""
+def _fit_begun(folder: Path, asked: Recipe) -> bool:
+    if not (folder / REQUEST).exists() or (folder / REPORT).exists() or (folder / SEARCH).exists():
+        return False
+    return not differences(_as_fitted(read_request(folder)), _as_fitted(asked))
+
+
+def _search_begun(folder: Path, asked: Recipe) -> bool:
+    if not (folder / SEARCH).exists() or (folder / FOUND).exists():
+        return False
+    if not (folder / SEARCH / REQUEST).exists():  # another process reads the data
+        return True
+    return not differences(read_request(folder / SEARCH), as_searched(asked))
+
+
+def as_searched(recipe: Recipe) -> Recipe:
+    """What makes a search the same one; its budget may grow, and its place change."""
+    tune = recipe.tune.model_copy(update={"trials": 1, "time": None, "storage": None})
+    return recipe.model_copy(update={"tune": tune, "out": None})
+
+
+def run_of(recipe_file: Path) -> Path | None:
+    """The run whose own recipe this is: `fit RUN/recipe.yaml` writes beside it. None for any other recipe."""
     run = recipe_file.resolve().parent  # it may be named from inside the run
-    return next_to(run) if recipe_file.name == "recipe.yaml" and (run / REQUEST).exists() else None
+    return run if recipe_file.name == "recipe.yaml" and (run / REQUEST).exists() else None
 
 
 def open_for_fit(folder: Path, recipe: Recipe) -> bool:
@@ -236,14 +254,21 @@ def file_hashes(recipe: Recipe) -> dict[str, str] | None:
     places = {role: Path(place) for role in FILES if (place := getattr(data, role)) is not None}
     hashes = {}
     for role, path in places.items():
-        if path.is_dir():
-            hashes[role] = hash_folder(path, tree=recipe.task == "language")
-        elif path.is_file():
-            with path.open("rb") as file:
-                hashes[role] = hashlib.file_digest(file, "sha256").hexdigest()
-        else:
+        found = hash_of(path, tree=recipe.task == "language")
+        if found is None:
             return None
+        hashes[role] = found
     return hashes
+
+
+def hash_of(path: Path, *, tree: bool) -> str | None:
+    """The hash of a file or folder, `tree`: with all below; None for a pipe, or what is not there."""
+    if path.is_dir():
+        return hash_folder(path, tree=tree)
+    if not path.is_file():  # a pipe that was read is empty now, and waited for for ever
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def refuse_other_data(

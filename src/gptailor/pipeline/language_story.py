@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from gptailor import __version__
 from gptailor.data.blocks import num_blocks, targets_by_piece
+from gptailor.errors import number_of
 from gptailor.evaluate.language import (
     PieceNats,
     at_constant_cost,
@@ -26,7 +28,7 @@ from gptailor.evaluate.language import (
     unigram_nats,
 )
 from gptailor.evaluate.metrics import as_json
-from gptailor.evaluate.resampling import Resampling
+from gptailor.evaluate.resampling import FEWEST_GROUPS, Resampling
 from gptailor.models.approach import adapt_full
 from gptailor.models.bundle import find_model_folder, read_bundle, write_bundle
 from gptailor.models.load import (
@@ -90,9 +92,11 @@ def finish_language(
     tested = _nats(model, shop, "test")
     tested_rungs, _ = baselines(shop, result, part="test")
     resampling = Resampling(shop.recipe.evaluate.resamples, shop.recipe.seed)
-    scores = _scored(tested, resampling)
+    drawn = drawn_together(tested, prepared)
+    tested_rungs = {name: drawn_together(nats, prepared) for name, nats in tested_rungs.items()}
+    scores = _scored(tested, prepared, resampling)
     against: dict[str, Any] = (
-        {} if rival is None else {"default": against_rival(shop, rival, tested, resampling)}
+        {} if rival is None else {"default": against_rival(shop, rival, drawn, resampling)}
     )
     note_opening(folder, scores=as_json({"bits_per_byte": scores["bits_per_byte"]}))
     report: dict[str, Any] = {
@@ -103,18 +107,18 @@ def finish_language(
         "seed": shop.recipe.seed,
         "data": _data_counts(folder, shop),
         "test": as_json(scores),
-        "validation": as_json(_scored(result.validation, resampling)),
+        "validation": as_json(_scored(result.validation, prepared, resampling)),
         "baselines": {
             **{name: _rung_scores(name, nats, resampling) for name, nats in tested_rungs.items()},
             **{name: {"skipped": reason} for name, reason in notes.items()},
         },
-        "verdict": judge_language(tested, rungs, tested_rungs, resampling),
+        "verdict": judge_language(drawn, rungs, tested_rungs, resampling),
         **against,
         "training": text_training_numbers(result.trained, result.validation, shop.environment, began=began),
         "environment": dict(shop.environment),
     }
     places = [place_of(key, prepared) for key in tested.documents.tolist()]
-    write_bits(folder / BITS, places, tested)
+    write_bits(folder / BITS, places, drawn)
     tell_language(folder, shop, result, report, tested=tested, parity=parity, prepared=prepared)
 
 
@@ -123,13 +127,21 @@ def against_rival(shop: LanguageShop, rival: Path, ours: PieceNats, resampling: 
     bundle = read_bundle(find_model_folder(rival))
     model = load_saved_language_model(bundle.path)
     model.to(shop.environment["device"])
-    theirs = _nats(model, shop, "test")
+    theirs = replace(_nats(model, shop, "test"), documents=ours.documents)
     scores = as_json(text_scores(theirs, resampling=resampling))
     return {
         "approach": bundle.approach,
         **scores,
         "difference": as_json(loss_difference(ours, theirs, resampling=resampling)),
     }
+
+
+def drawn_together(pieces: PieceNats, prepared: PreparedDocuments) -> PieceNats:
+    """The pieces with a number for what their document was drawn with, in place of the document's own."""
+    count = len(prepared.files)
+    keys, places = np.unique(pieces.documents, return_inverse=True)
+    found = [int(prepared.files[key % count].together[key // count]) * count + key % count for key in keys]
+    return replace(pieces, documents=np.array(found, np.int64)[places])
 
 
 def place_of(key: int, prepared: PreparedDocuments) -> tuple[str, int]:
@@ -217,8 +229,17 @@ def judge_language(
         "best_baseline": best,
         "difference": as_json(gap),
         "worth_it": saves_enough(gap, tested[best]),
-        "says": says,
+        "says": says + _of_how_few(ours),
     }
+
+
+def _of_how_few(pieces: PieceNats) -> str:
+    """What to know of an interval over the pieces of few documents, or of few groups of them; else empty."""
+    count = len(np.unique(pieces.documents))
+    if count >= FEWEST_GROUPS or 2 * count > len(pieces.documents):
+        return ""
+    documents = number_of(count, "document or group of them", "documents or groups of them")
+    return f" The held-out text is of {documents} only: the interval is of these, not of others."
 
 
 def tell_language(
@@ -303,12 +324,12 @@ def _nats(model: PreTrainedModel, shop: LanguageShop, part: Any) -> PieceNats:
     return piece_nats(adapted.plain, adapted.head, store, length=shop.block, blocks=blocks)
 
 
-def _scored(pieces: PieceNats, resampling: Resampling) -> dict[str, int | Score]:
+def _scored(pieces: PieceNats, prepared: PreparedDocuments, resampling: Resampling) -> dict[str, int | Score]:
     return {
         "documents": len(np.unique(pieces.documents)),
         "tokens": int(pieces.tokens.sum()),
         "bytes": int(pieces.bytes.sum()),
-        **text_scores(pieces, resampling=resampling),
+        **text_scores(drawn_together(pieces, prepared), resampling=resampling),
     }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, Literal
 
 from gptailor.errors import GptailorError
 from gptailor.launch import one_writer, write_atomically
-from gptailor.pipeline.folder import SEARCH
+from gptailor.pipeline.folder import SEARCH, hash_of
 from gptailor.report.card import render_card
 from gptailor.report.page import render_page
 
@@ -46,18 +45,19 @@ def openings_of(folder: Path) -> list[dict[str, Any]]:
     return _read(folder / LOG)
 
 
-def own_file(folder: Path, location: str) -> Own | None:
-    """Which of a run's own files this is, wherever it lies now; None for any other."""
-    if not Path(location).is_file():  # a pipe that was read is empty now, and waited for for ever
-        return None
+def own_file(folder: Path, location: str, *, tree: bool) -> Own | None:
+    """Which of a run's own files or folders this is, wherever it lies now; None for any other.
+
+    `tree`: the run read the subfolders of a folder, too.
+    """
     try:
-        files = json.loads((folder / "data" / "summary.json").read_text(encoding="utf-8")).get("files") or {}
-        with Path(location).open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        summary = json.loads((folder / "data" / "summary.json").read_text(encoding="utf-8"))
+        files = summary.get("files") or {}
+        digest = hash_of(Path(location), tree=tree)
     except (OSError, ValueError, AttributeError):
         return None  # only the model was copied here, or there is no such file
     parts: tuple[Own, ...] = ("test", "validation", "train")
-    return next((part for part in parts if files.get(part) == digest), None)
+    return next((part for part in parts if digest and files.get(part) == digest), None)
 
 
 def note_another(folder: Path, *, command: str, scores: Mapping[str, Any]) -> str:

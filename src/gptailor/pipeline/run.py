@@ -30,8 +30,9 @@ from gptailor.pipeline.language_new import evaluate_language
 from gptailor.pipeline.openings import SAID, note_another, own_file
 from gptailor.pipeline.prepare import joined
 from gptailor.pipeline.slices import score_slices, slice_columns
+from gptailor.pipeline.task import first_rows, is_prose
 from gptailor.pipeline.texts.new import answer_file, evaluate_preferences, evaluate_texts
-from gptailor.recipe import CleanSettings, load_recipe
+from gptailor.recipe import CleanSettings, DataSettings, load_recipe
 from gptailor.tasks.classification import (
     refuse_unknown_labels,
     refuse_unknown_slices,
@@ -198,10 +199,9 @@ class Run:
             DataError: the file has labels the run doesn't know, no usable row, or lacks a column of `slices`.
         """
         self._refuse_options(text=text, label=label, names=label_names, target=target, slices=slices)
+        own = own_file(self.folder, location, tree=self.task == "language")
         if self.task == "language":
-            found = evaluate_language(
-                self.writer, location, text=text, columns=columns, separator=self._separator()
-            )
+            found = self._evaluate_language(location, text=text, columns=columns, own=own)
         elif self.task == "preference":
             found = evaluate_preferences(self.answerer, location, columns=columns)
         elif self.task != "classification":
@@ -211,7 +211,6 @@ class Run:
             found = self._evaluate_labels(
                 location, text=text, label=label, columns=columns, names=names, slices=slices
             )
-        own = own_file(self.folder, location)
         if own == "test":
             first = self.shown_scores if self.task == "classification" else list(found["scores"])[:1]
             shown = {name: found["scores"][name] for name in first}
@@ -230,8 +229,8 @@ class Run:
         """Raises InputError for what a run of this task would pass over."""
         if slices and self.task in ("preference", "language"):
             raise InputError("slices are of labels and of written answers.", fix="Leave --slice out.")
-        if target and self.task in ("classification", "language"):
-            raise InputError("a file of answers is for runs that write.", fix="Leave --target out.")
+        if target and self.task in ("classification", "language", "preference"):
+            raise InputError("a file of answers is for completion and chat.", fix="Leave --target out.")
         if (label or names) and self.task == "language":
             raise InputError("a language run has no labels.", fix="Leave --label and --label-names out.")
         if (text or label or names) and self.task not in ("classification", "language"):
@@ -239,6 +238,19 @@ class Run:
                 "columns of text and label are for classifiers; this run's template names those it reads.",
                 fix="Leave --text, --label and --label-names out.",
             )
+
+    def _evaluate_language(
+        self, location: str, *, text: str | None, columns: str | None, own: str | None
+    ) -> dict[str, Any]:
+        """A language model's scores on a text read as training's was: by separator, column and line."""
+        path = self.folder / "recipe.yaml"
+        data = load_recipe(path).data if path.exists() else DataSettings(train=location)
+        if columns is None and (own or (is_prose(location) and is_prose(data.train))):
+            columns = data.test_columns if own == "test" else data.columns
+        if text is None and data.text is not None:
+            there, _ = first_rows(location, columns)
+            text = data.text if set(data.text.split("+")) <= {*there} else None
+        return evaluate_language(self.writer, location, text=text, columns=columns, separator=data.separator)
 
     def _evaluate_labels(
         self,
@@ -342,11 +354,6 @@ class Run:
         if text is None and trained and _has(columns, trained.text):
             return trained.text
         return infer_roles(columns, rows, text=text, label=None, need_label=False).text
-
-    def _separator(self) -> str | None:
-        """What divided training's texts into documents; None where only the model was copied here."""
-        path = self.folder / "recipe.yaml"
-        return load_recipe(path).data.separator if path.exists() else None
 
     def _trained_roles(self) -> Roles | None:
         """The columns of training; None where only the model was copied here."""

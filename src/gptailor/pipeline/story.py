@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -187,20 +188,14 @@ def data_story(prepared: Prepared, tokens: TokenizedParts) -> dict[str, Any]:
 
 
 def duplicates_found(prepared: Prepared) -> list[dict[str, str]]:
-    """Rows that repeat an earlier one, beside the one that was kept."""
-    repeated = _rows_dropped_as("duplicate", prepared)
-    wanted = {text for text, _ in repeated}
-    kept = {
-        example.text: example
-        for part in reversed(PARTS)
-        for example in prepared.parts[part]
-        if example.text in wanted
-    }
-    return [
-        {"kept": _place(kept[text]), "dropped": _place(row), "text": text}
-        for text, row in repeated
-        if text in kept
-    ]
+    """Rows that repeat an earlier one, beside that one, whatever became of it."""
+    says = {(row.source, row.row): row.detail for row in prepared.rejected if row.reason == "duplicate"}
+    found = []
+    for text, row in _rows_dropped_as("duplicate", prepared):
+        first = re.search(r" as row (\d+)(?: of (.*))?$", says[row.source, row.row], re.DOTALL)
+        kept = f"{first[2] or row.source}:{first[1]}" if first else ""
+        found.append({"kept": kept, "dropped": _place(row), "text": text})
+    return found
 
 
 def conflicts_found(prepared: Prepared) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from gptailor.cache import content_key
 from gptailor.errors import NonFiniteError
 from gptailor.launch import write_atomically
 from gptailor.pipeline.rehearse import Gap, Rehearsal, Repeat, Settled
-from gptailor.recipe import Recipe, TuneSettings, dump_recipe
+from gptailor.recipe import Recipe, TuneSettings, identity_of
 from gptailor.search.study import Tried
 
 SURE = 1.0  # standard errors that the winner is ahead of the recipe's own
@@ -156,7 +156,7 @@ class Repeats:
         trial, recipe = finalist.trial, finalist.recipe
         # By what is fitted: another database numbers other settings.
         settings = recipe.model_copy(update={"tune": TuneSettings(), "out": None})
-        key = content_key(dump_recipe(settings), json.dumps(trial.settled, sort_keys=True))[:8]
+        key = content_key(identity_of(settings), json.dumps(trial.settled, sort_keys=True))[:8]
         path = self.folder / f"trial-{trial.number}-{number + 1}-{key}.json"
         if path.exists():
             return _read(path)

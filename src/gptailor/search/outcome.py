@@ -11,6 +11,7 @@ from typing import Any
 from gptailor.data.ledger import write_csv_safely
 from gptailor.errors import RunError, number_of
 from gptailor.launch import write_atomically
+from gptailor.pipeline.folder import FOUND
 from gptailor.pipeline.rehearse import Gap
 from gptailor.report.facts import inside, metric_of
 from gptailor.report.tune_page import render_tune
@@ -19,7 +20,7 @@ from gptailor.search.space import in_words
 from gptailor.search.study import Tried
 from gptailor.search.trials import Search
 
-RESULT, PAGE, TABLE = "tune.json", "tune.html", "trials.csv"  # beside the run
+RESULT, PAGE, TABLE = FOUND, "tune.html", "trials.csv"  # beside the run
 
 
 def result_of(

@@ -166,6 +166,8 @@ def _dimension(name: str, entry: Any, recipe: Recipe, rehearsal: Rehearsal) -> D
     readers = READ_BY.get(path)
     if readers is not None and recipe.task not in (None, *readers):
         raise RecipeError(f"{path} is for {', '.join(readers)}; the task is {recipe.task}")
+    if path in ("train.label_smoothing", "train.class_weights") and not rehearsal.one_label:
+        raise RecipeError("is for one label a row")
     if path == "approach":
         _refuse_other_approaches(entry, rehearsal)
         return Dimension(name, path, choices=tuple(entry))
@@ -210,7 +212,7 @@ def _read_name(name: str) -> tuple[str | None, str]:
         raise RecipeError(f"there is no such setting.{did_you_mean(path, known)}")
     if path == "train.refit":
         raise RecipeError("can't be searched: it decides which rows may choose, which all trials share")
-    if not path.startswith(SEARCHED):
+    if not path.startswith(SEARCHED) or path == "approach.vocabulary":
         raise RecipeError("can't be searched: all trials share it (approach, train. and preference. can)")
     if path.startswith("approach.") and only is None:
         kinds = [key for key, settings in APPROACHES.items() if path[9:] in settings.model_fields]

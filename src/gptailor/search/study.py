@@ -14,7 +14,7 @@ from typing import Any
 
 import psutil
 
-from gptailor.errors import GptailorError, MissingExtraError, RunError
+from gptailor.errors import GptailorError, MissingExtraError, RunError, without_passwords
 from gptailor.search.space import Dimension, Value
 
 try:
@@ -173,7 +173,7 @@ class Study:
         except Exception as error:  # SQLAlchemy and its drivers raise what they like
             raise RunError(
                 f"the database of the trials can't be opened: {_first_line(error)}",
-                where=without_password(url),
+                where=without_passwords(url),
                 fix="Check the address given as --storage (for instance sqlite:///trials.sqlite3).",
             ) from None
 
@@ -227,13 +227,6 @@ class Study:
 def has_own(trials: Sequence[Tried]) -> bool:
     """Whether the recipe's own settings are among the trials, tried to the end or not given up yet."""
     return any(one.own and one.state in ("complete", "running", "waiting") for one in trials)
-
-
-def without_password(url: str) -> str:
-    """A database's address as it may be shown."""
-    scheme, slashes, rest = url.partition("://")
-    login, at, host = rest.rpartition("@")
-    return f"{scheme}{slashes}{login.partition(':')[0]}{at}{host}" if at else url
 
 
 def _open_storage(url: str) -> Any:

@@ -17,7 +17,7 @@ from gptailor.cache import content_key
 from gptailor.errors import FolderBusyError, RunError, number_of
 from gptailor.launch import catch_signals, in_use, one_writer, write_atomically
 from gptailor.pipeline.fit import fit_recipe, fit_sealed
-from gptailor.pipeline.folder import SEARCH, claim_folder, hash_files, refuse_fitted
+from gptailor.pipeline.folder import REQUEST, SEARCH, as_searched, claim_folder, hash_files, refuse_fitted
 from gptailor.pipeline.place import Listener
 from gptailor.pipeline.rehearsal import rehearse_classification
 from gptailor.pipeline.rehearse import Rehearsal
@@ -25,17 +25,17 @@ from gptailor.pipeline.run import Run
 from gptailor.pipeline.task import settle_task
 from gptailor.pipeline.text_rehearsal import rehearse_language, rehearse_texts
 from gptailor.pipeline.trackers import refuse_missing_trackers
-from gptailor.recipe import Recipe, TuneSettings, differences, dump_recipe, load_recipe
+from gptailor.recipe import Recipe, TuneSettings, differences, dump_recipe, identity_of, load_recipe
 from gptailor.search.finalists import Final, Finalist, choose_finalists, compare_finalists, own_trial
 from gptailor.search.outcome import RESULT, read_result, result_of, write_result
 from gptailor.search.space import Dimension, build_space
 from gptailor.search.study import Study, Tried
 from gptailor.search.trials import Search, run_trials, trials_asked
 
-REQUEST, HASH, SECONDS = "request.yaml", "data.sha256", "seconds.txt"
+HASH, SECONDS = "data.sha256", "seconds.txt"
 SPACE = "space.json"
 DECIDED = "decided.json"  # the trials among which the winner was chosen; then no other begins
-VERSION = "2"  # of what a trial leaves for its repeats
+VERSION = "3"  # of what a trial leaves for its repeats
 WAITING_SECONDS = 0.5
 
 REHEARSALS: dict[str, Callable[[Recipe, Path, Listener], Rehearsal]] = {
@@ -199,7 +199,7 @@ def fit_winner(recipe: Recipe, final: Final, folder: Path, listener: Listener) -
 
 def study_name(recipe: Recipe) -> str:
     """The name of a search in a shared database: the same for the same recipe and data."""
-    key = content_key(VERSION, dump_recipe(_request_of(recipe)), hash_files(recipe) or "")
+    key = content_key(VERSION, identity_of(as_searched(recipe)), hash_files(recipe) or "")
     return f"gptailor-{Path(recipe.data.train).stem}-{key[:16]}"
 
 
@@ -220,7 +220,7 @@ def refuse_more_trials(folder: Path, recipe: Recipe) -> None:
 
 def refuse_other_request(work: Path, recipe: Recipe) -> None:
     """Raises RunError where the folder holds a search for something else."""
-    differing = differences(load_recipe(work / REQUEST), _request_of(recipe))
+    differing = differences(load_recipe(work / REQUEST), as_searched(recipe))
     if (work / HASH).read_text(encoding="utf-8") != (hash_files(recipe) or ""):
         differing.append("the data files changed")
     if differing:
@@ -245,18 +245,12 @@ def keep_request(work: Path, recipe: Recipe, space: Sequence[Dimension]) -> None
     """Writes down what is searched for, once nothing stands against it; the request last."""
     write_atomically(work / SPACE, _space_text(space))
     write_atomically(work / HASH, hash_files(recipe) or "")
-    write_atomically(work / REQUEST, dump_recipe(_request_of(recipe)))
+    write_atomically(work / REQUEST, dump_recipe(as_searched(recipe)))
 
 
 def _space_text(space: Sequence[Dimension]) -> str:
     dimensions = [dataclasses.asdict(dimension) for dimension in space]
     return json.dumps({"version": VERSION, "dimensions": dimensions})
-
-
-def _request_of(recipe: Recipe) -> Recipe:
-    """What makes a search the same one; its budget may grow, and its place change."""
-    tune = recipe.tune.model_copy(update={"trials": 1, "time": None, "storage": None})
-    return recipe.model_copy(update={"tune": tune, "out": None})
 
 
 @contextlib.contextmanager
