@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import peft
 import pytest
 import torch
 from tokenizers import Tokenizer
@@ -483,3 +484,31 @@ def test_a_difference_is_refused_and_so_is_no_number(difference: float) -> None:
     assert replay.refuse_difference(0.0005, where=Path("run")) == 0.0005
     with pytest.raises(ModelError, match="answers differently"):
         replay.refuse_difference(difference, where=Path("run"))
+
+
+def test_a_begin_token_that_a_template_writes_is_not_added_again(
+    tiny_bases: dict[str, Path], tmp_path: Path
+) -> None:
+    """A chat whose template begins with the base's begin token; the base's tokenizer adds none itself."""
+    run = make_text_run(tmp_path / "run", tiny_bases["qwen2"])
+    path = run / "model" / "gptailor.json"
+    bundle = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**bundle, "form": {"prefix": []}}), encoding="utf-8")
+    export_run(run, to="hf", out=tmp_path / "out")
+    ids = AutoTokenizer.from_pretrained(tmp_path / "out")("the bank")["input_ids"]
+    assert ids[0] != bundle["probes"][0]["token_ids"][0]
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_an_adapter_opens_as_its_last_line_says(tiny_bases: dict[str, Path], tmp_path: Path) -> None:
+    """Also where the tokenizer has a pad token that the base had not: a batch has pads."""
+    run = make_text_run(tmp_path / "run", tiny_bases["gpt2"], lora=True)
+    result = export_run(run, to="adapter", out=tmp_path / "out")
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_bases["gpt2"])
+    tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert len(tokenizer) > model.config.vocab_size
+    names: dict[str, Any] = {"peft": peft, "model": model}
+    exec(result["load"].replace("peft.PeftModel", "opened = peft.PeftModel"), names)
+    batch = tokenizer(["the bank raised its rate", "flu"], padding=True, return_tensors="pt")
+    assert tokenizer.pad_token_id in batch["input_ids"]
+    assert torch.isfinite(names["opened"](**batch).logits).all()

@@ -194,3 +194,24 @@ def test_less_error_is_better(low: float, high: float, word: str) -> None:
     said = fix_effect._says(effect, SimpleNamespace(kind=kind))  # type: ignore[arg-type]
     assert "from 1.200 to 1.100" in said
     assert f"rows, {word}" in said
+
+
+def test_a_label_that_only_the_training_file_has_corrects_the_validation_file(tmp_path: Path) -> None:
+    rows = [RawExample({"text": "a court rules", "label": "sports"}, "data/v.csv", 2)]
+    fixes = read_fixes(corrected(tmp_path, (2, "a court rules", "health"), source="data/v.csv"))
+    apply_fixes(ROWS, fixes, SINGLE, keep_before=True)
+    kept, _ = apply_fixes(rows, fixes, SINGLE)
+    refuse_faults(fixes)
+    assert kept[0].fields["label"] == "health"
+
+
+def test_a_label_is_known_as_the_list_of_suspects_shows_it(tmp_path: Path) -> None:
+    """The file spells it `R&amp;D`; the list, like every page, `R&D`."""
+    rows = [
+        RawExample({"text": "a lab opens", "label": "R&amp;D"}, "data/news.csv", 2),
+        RawExample({"text": "a bank closes", "label": "money"}, "data/news.csv", 3),
+    ]
+    fixes = read_fixes(corrected(tmp_path, (3, "a bank closes", "R&D")))
+    kept, _ = apply_fixes(rows, fixes, SINGLE)
+    refuse_faults(fixes)
+    assert kept[1].fields["label"] == "R&amp;D"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -191,3 +192,14 @@ def test_the_verb_prints_and_writes(place: Path, tmp_path: Path) -> None:
     found = json.loads(result.stdout.splitlines()[-1])
     assert [one["more"] for one in found["forecasts"]] == [100]
     assert "How many more labels?" in (tmp_path / "curve.html").read_text(encoding="utf-8")
+
+
+def test_a_curve_does_not_stop_where_all_answers_are_the_commonest_label(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Under strong regularization labels that are uneven give one score again and again."""
+    scores = iter([0.9, 0.9, 0.9, 0.9, 0.92, 0.98, 0.98, 0.97, 0.96, 0.99])
+    monkeypatch.setattr(curves, "_scores", lambda *_: np.array([[next(scores)]]))
+    splits: Any = SimpleNamespace(parts=[(np.arange(8), np.arange(2))])
+    strength, best = curves.best_strength(Any, splits, Any, range(1, 11))  # type: ignore[arg-type]
+    assert (strength, float(best.mean())) == (6, 0.98)

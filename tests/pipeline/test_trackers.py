@@ -154,6 +154,39 @@ def test_what_a_tracker_held_when_the_run_was_killed_is_sent_again(memory: Memor
         assert [step for _, step in memory.lines] == sent
 
 
+@pytest.mark.parametrize("killed", [True, False])
+def test_no_line_is_lost_or_sent_twice_wherever_a_run_stops(
+    killed: bool, memory: Memory, tmp_path: Path
+) -> None:
+    """Stopped at step 7 by a signal, which sends what was held, or killed there; resumed from step 5."""
+    memory.holds = True
+    recipe = recipe_of(tmp_path, tmp_path, tmp_path, "wandb")
+    log = tmp_path / "metrics.jsonl"
+
+    def run(*steps: int) -> None:
+        with tracked(recipe, tmp_path, print) as track:
+            for step in steps:
+                lines = [{**STEP, "step": step}]
+                lines += [{**STEP, "kind": "validation", "step": step}] if step == 4 else []
+                for line in lines:
+                    with log.open("a") as file:
+                        file.write(json.dumps(line) + "\n")
+                    track(line)
+            if 8 not in steps:
+                raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        if killed:
+            patch.setattr(trackers.Trackers, "close", lambda *_: None)
+            patch.setattr(trackers, "CLOSED", "nowhere")
+        with pytest.raises(KeyboardInterrupt):
+            run(1, 2, 3, 4, 5, 6, 7)
+    assert [step for _, step in memory.lines] == [1, 2, 3, 4, 4, *([] if killed else [5, 6, 7])]
+    (tmp_path / "report.json").write_text("{}")
+    run(6, 7, 8)
+    assert [step for _, step in memory.lines] == [1, 2, 3, 4, 4, 5, 6, 7, 8]
+
+
 def test_a_tracker_that_came_later_gets_what_it_missed(memory: Memory, tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text(json.dumps({**STEP, "step": 1}) + "\n")
     (tmp_path / "report.json").write_text("{}")

@@ -14,10 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from texts import Served, alone, serving
+from transformers import AutoTokenizer
 
 from gptailor.cli import verbs
 from gptailor.errors import ModelError, PromptTooLong
 from gptailor.models.answerer import Answerer, load_answerer
+from gptailor.pipeline.export import export_run
 from gptailor.serve.app import build_app
 from gptailor.serve.openai import CHAT, COMPLETION, NEUTRAL, read_completion
 from gptailor.tasks.sandbox import run_template
@@ -438,3 +440,38 @@ def test_the_key_is_asked_for(runs: dict[str, Path]) -> None:
             wrong.completions.create(model="run-plain", prompt=PROMPT)
         with guarded.client(api_key="open sesame") as right:
             assert right.completions.create(model="run-plain", prompt=PROMPT, max_tokens=1).choices
+
+
+def test_an_exported_chat_is_asked_the_same_tokens_by_transformers(
+    runs: dict[str, Path], answerers: dict[str, Answerer], tmp_path: Path
+) -> None:
+    """Transformers writes the template out and tokenizes that text, its markers with it."""
+    result = export_run(runs["chat"], to="hf", out=tmp_path / "out")
+    assert "control token" in result["warning"]
+    tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path / "out")
+    asked = tokenizer.apply_chat_template(TURNS, add_generation_prompt=True)["input_ids"]
+    assert asked == list(answerers["chat"].feed_messages(TURNS))
+    plain = export_run(runs["plain"], to="hf", out=tmp_path / "plain")
+    assert "warning" not in plain
+
+
+def test_the_longest_prompt_is_told_and_taken(client: openai.OpenAI, answerers: dict[str, Answerer]) -> None:
+    plain = answerers["plain"]
+    told = client.models.retrieve("run-plain").model_dump()
+    most = told["max_prompt_tokens"]
+    assert most < told["context"]
+    word = " the"
+    words = next(n for n in range(1, 600) if len(plain.feed_text(word * n, whole=True)) == most)
+    client.completions.create(model="run-plain", prompt=word * words, max_tokens=1)
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.completions.create(model="run-plain", prompt=word * (words + 1), max_tokens=1)
+    assert caught.value.code == "context_length_exceeded"
+    assert f"{most:,} tokens" in str(caught.value)
+
+
+def test_control_tokens_have_names_among_the_likeliest(answerers: dict[str, Answerer]) -> None:
+    chat = answerers["chat"]
+    names = [chat.token_text(token) for token in range(len(chat.tokenizer))]
+    assert "" not in names
+    assert {chat.tokenizer.eos_token, chat.tokenizer.pad_token} <= {*names}
+    assert chat.decode([chat.tokenizer.eos_token_id]) == ""

@@ -60,6 +60,7 @@ class Answerer:
             control=list(encoder.control),
             mend=mend,
         )
+        self._control = {token.id: string for string, token in encoder.control.items()}
         self.is_chat = isinstance(self.form, ChatForm)
         self.feeder = Feeder(
             encoder,
@@ -68,6 +69,11 @@ class Answerer:
             reserve(self.form.max_new_tokens, bundle.max_tokens, chat=self.is_chat),
             chat=self.is_chat,
         )
+
+    @property
+    def max_prompt_tokens(self) -> int:
+        """Longest prompt that is answered as it is; those of a template's may be cut, in files."""
+        return self.feeder.max_tokens - self.feeder.reserve
 
     @property
     def max_characters(self) -> int:
@@ -227,7 +233,7 @@ class Answerer:
 
     def token_text(self, token_id: int) -> str:
         """A token as text, its leading blank kept; for a piece of a character, U+FFFD."""
-        return self.text_behind([token_id])
+        return self._control.get(token_id) or self.text_behind([token_id])
 
     def text_behind(self, ids: Sequence[int]) -> str:
         """The text of token ids that have others before them."""

@@ -116,11 +116,19 @@ def reload_parity(
     with torch.inference_mode():
         reloaded = model(input_ids=ids, attention_mask=mask).logits.double().numpy()
     difference = float(np.abs(reloaded - logits).max())
+    return within_tolerance(difference, "the saved model's logits", where=folder)
+
+
+def within_tolerance(difference: float, what: str, *, where: Path | None = None) -> float:
+    """The largest difference from the trained model, of logits or of nats, if it is within the tolerance.
+
+    Raises:
+        ModelError: it isn't, or is no number.
+    """
     if not difference <= PARITY_TOLERANCE:
         raise ModelError(
-            f"the saved model's logits differ by {difference:.2g} from the trained model's "
-            f"(tolerance {PARITY_TOLERANCE:g}).",
-            where=str(folder),
+            f"{what} differ by {difference:.2g} from the trained model's (tolerance {PARITY_TOLERANCE:g}).",
+            where=None if where is None else str(where),
             fix="Please report this with RUN/environment.json; the checkpoints are whole.",
         )
     return difference
@@ -151,14 +159,7 @@ def replay_nats(folder: Path, probes: Sequence[Mapping[str, Any]]) -> float:
         for costs, probe in zip(found, probes, strict=True)
         for now, then in zip(costs, probe["nats"], strict=True)
     )
-    if not difference <= PARITY_TOLERANCE:
-        raise ModelError(
-            f"the saved model's log-probabilities differ by {difference:.2g} from the trained model's "
-            f"(tolerance {PARITY_TOLERANCE:g}).",
-            where=str(folder),
-            fix="Please report this with RUN/environment.json; the checkpoints are whole.",
-        )
-    return difference
+    return within_tolerance(difference, "the saved model's log-probabilities", where=folder)
 
 
 def _limit_length(folder: Path, config: Any) -> None:

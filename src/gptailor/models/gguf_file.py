@@ -61,7 +61,7 @@ def write_gguf(bundle: Bundle, path: Path, *, name: str, precision: Precision) -
     words = read_vocabulary(
         tokenizer,
         size=int(model.config.vocab_size),
-        begin=begin_token(tokenizer, bundle.probes),
+        begin=begin_token(tokenizer, bundle),
         where=str(bundle.path),
     )
     tensors = dict(_tensors(model, precision, where=str(bundle.path)))

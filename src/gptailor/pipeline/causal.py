@@ -17,7 +17,7 @@ from gptailor.models.approach import (
     merge_lora,
     save_adapter,
 )
-from gptailor.models.bundle import replay_nats, save_model, token_nats
+from gptailor.models.bundle import replay_nats, save_model, token_nats, within_tolerance
 from gptailor.models.forward import keeps_keys_and_values
 from gptailor.models.load import (
     build_scratch_language_model,
@@ -122,7 +122,10 @@ def save_causal(
         save_adapter(folder / "adapter", adapter_state(adapted), base)
         model = merge_lora(adapted)
         merged = token_nats(model, ids)
-        parity["merge"] = max(abs(one - other) for one, other in zip(merged, trained, strict=True))
+        difference = max(abs(one - other) for one, other in zip(merged, trained, strict=True))
+        parity["merge"] = within_tolerance(
+            difference, "the log-probabilities with the adapter merged", where=folder
+        )
     model.eval()
     save_model(folder / "model", model=model, tokenizer=tokenizer)
     probes = [{"text": decode(ids), "token_ids": ids, "nats": token_nats(model, ids)}]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
+from gptailor.data.split import join_groups
 from gptailor.errors import GptailorError, RunError, number_of
 from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.paired import corrected_for_all_pairs, difference_of, resampled_scores
@@ -27,6 +30,7 @@ from gptailor.report.facts import (
 )
 
 CLEAR = 0.05  # a corrected p-value under this is a clear difference
+RESAMPLES_PER_PAIR = 200  # no p-value is under 2 in all resamples, and each is corrected for all pairs
 SAME_VALUE = 1e-4  # how far a score from the rows may be off the report's, in parts of it
 ON_THE_TEST_SET = (
     "These are test scores. Choosing the best of several by them makes its own score a little too good; "
@@ -164,8 +168,12 @@ def _tests(entries: Sequence[Entry], metric: str, *, resampling: Resampling) -> 
         order = sorted(first.keys, key=repr)  # not by which run is the best, so that intervals stay
         lines = [own.in_order_of(order) for own in same.values()]
         sums, score = road.sums(lines, [own.form for own in same.values()], metric)
-        groups = replace(resampling, groups=groups_in(lines[0]))
-        drawn = resampled_scores(dict(zip(same, sums, strict=True)), score, resampling=groups)
+        enough = replace(
+            resampling,
+            resamples=max(resampling.resamples, RESAMPLES_PER_PAIR * math.comb(len(same), 2)),
+            groups=reduce(join_groups, map(groups_in, lines)),  # what any of the runs drew together
+        )
+        drawn = resampled_scores(dict(zip(same, sums, strict=True)), score, resampling=enough)
         corrected = corrected_for_all_pairs(drawn)
         for name in (name for name in drawn if name != best.name):
             gap, p = difference_of(drawn[name], drawn[best.name])

@@ -158,12 +158,13 @@ def best_strength(
     """The strength with the best score after fits on all rows, and the scores (S, 1) of the splits."""
     largest = min(len(inside) for inside, _ in splits.parts)
     whole = [[inside[:largest]] for inside, _ in splits.parts]
-    best, best_scores, worse = 0.0, np.full((len(whole), 1), -1.0), 0
+    best, best_scores, worse, gained = 0.0, np.full((len(whole), 1), -1.0), 0, False
     for strength in sorted(strengths or FrozenApproach().strengths):
         scores = _scores(shop, splits, features, whole, strength)
         if scores.mean() > best_scores.mean():
+            gained = best > 0
             best, best_scores, worse = strength, scores, 0
-        else:
+        elif gained:  # before, the labels may be so uneven that all answers are the commonest one
             worse += 1
         if worse == PATIENCE:  # weaker and weaker regularization: fits that take long and won't win
             break

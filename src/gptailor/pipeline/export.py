@@ -15,11 +15,12 @@ from transformers import PreTrainedModel
 from gptailor.errors import ModelError, RunError, did_you_mean
 from gptailor.launch import write_atomically
 from gptailor.models.approach import put_adapter
-from gptailor.models.around import add_only, begin_token
+from gptailor.models.around import add_only, begin_token, read_markers
 from gptailor.models.bundle import BUNDLE_FILE, find_model_folder, read_bundle
 from gptailor.models.gguf_file import Precision, write_gguf
 from gptailor.models.load import (
     load_classifier,
+    load_config,
     load_saved_classifier,
     load_saved_language_model,
     load_tokenizer,
@@ -83,10 +84,13 @@ def export_run(run: Path, *, to: str, out: Path | None, precision: str | None = 
         partial.mkdir(parents=True)
         told = FORMATS[to](_Job(run, bundle, partial, chosen))
         if bundle.task != "classification" and (partial / "tokenizer.json").exists():
-            begin = begin_token(load_tokenizer(Base(str(run), partial, "", "folder")), bundle.probes)
-            told |= {"warning": warning} if (warning := add_only(partial, begin)) else {}
+            begin = begin_token(load_tokenizer(Base(str(run), partial, "", "folder")), bundle)
+            warnings = [add_only(partial, begin)]
+            if bundle.task in ("chat", "preference"):
+                warnings.append(read_markers(partial))
+            told |= {"warning": "; ".join(filter(None, warnings))} if any(warnings) else {}
         result = {"to": to, "folder": str(folder), "probes": len(bundle.probes), **told}
-        result["load"] = how_to_load(to, bundle, folder)
+        result["load"] = how_to_load(to, bundle, folder, vocabulary=told.get("vocabulary"))
         write_atomically(partial / "export.json", json.dumps(result, indent=1, ensure_ascii=False))
         if folder.exists():
             folder.rmdir()
@@ -96,15 +100,19 @@ def export_run(run: Path, *, to: str, out: Path | None, precision: str | None = 
     return result
 
 
-def how_to_load(to: str, bundle: Bundle, folder: Path) -> str:
-    """One line of Python, or a command, that opens what was written."""
+def how_to_load(to: str, bundle: Bundle, folder: Path, *, vocabulary: int | None = None) -> str:
+    """One line of Python, or a command, that opens what was written.
+
+    `vocabulary`: how many tokens a base must have room for, where it has not.
+    """
     classifies = bundle.task == "classification"
     if to == "onnx":
         return f'onnxruntime.InferenceSession("{folder / "model.onnx"}")'
     if to == "gguf":
         return f"llama-cli -m {folder / 'model.gguf'}"
     if to == "adapter":
-        return f'peft.PeftModel.from_pretrained(model, "{folder}")  # where model is {bundle.base}'
+        grown = "" if vocabulary is None else f"model.resize_token_embeddings({vocabulary}); "
+        return f'{grown}peft.PeftModel.from_pretrained(model, "{folder}")  # where model is {bundle.base}'
     purpose = "text-classification" if classifies else "text-generation"
     return f'transformers.pipeline("{purpose}", "{folder}")'
 
@@ -165,10 +173,12 @@ def _write_adapter(job: _Job) -> dict[str, Any]:
         plain = load_classifier(base, tokenizer, label_names=names, seed=0, kind=kind)
     else:
         plain = load_trainable_language_model(base, tokenizer)
+    grown = len(tokenizer) > load_config(base).vocab_size  # by a pad token that the base had not
     return {
         "parity": _compare(put_adapter(plain, job.folder), job),
         "base": bundle.base,
         "base_revision": bundle.base_revision,
+        **({"vocabulary": len(tokenizer)} if grown else {}),
     }
 
 

@@ -110,7 +110,7 @@ def apply_fixes(
         return list(rows), []
     if keep_before:
         fixes.before.extend(rows)
-    known = _known_labels(rows, form)
+    known = _known_labels([*fixes.before, *rows], form)  # training's, too: a file may lack some
     by_place = _by_place(rows, fixes)
     kept, rejected = [], []
     for row in rows:
@@ -192,14 +192,15 @@ def _by_place(rows: Sequence[RawExample], fixes: Fixes) -> dict[Place, Correctio
 
 
 def _known_labels(rows: Iterable[RawExample], form: AnswerForm) -> dict[str, str]:
-    """Every label of the rows by its spelling without case and blanks."""
+    """Every label of the rows by its spelling without case and blanks, as it stands and repaired."""
     if form.kind == "score":
         return {}
     cells = dict.fromkeys(row.fields.get("label", "") for row in rows)
     labels = dict.fromkeys(label for cell in cells for label in labels_of(cell, form) if label.strip())
     known: dict[str, str] = {}
-    for label in labels:
-        known.setdefault(_squeezed(label), label)
+    for spell in (str, repair):
+        for label in labels:
+            known.setdefault(_squeezed(spell(label)), label)
     return known
 
 

@@ -26,6 +26,7 @@ from gptailor.report.facts import clip, mapping, scores
 
 PROJECT = "gptailor"
 IDS = "trackers.json"  # in the run folder: which run of a tracker this is, so that it is gone on with
+CLOSED = "closed at step"  # beside the names: all that was logged went out by then
 PARAMETER_CHARACTERS = 500  # MLflow refuses longer ones on older servers
 MLFLOW_LINES = 50  # sent together: a server far away is asked rarely
 
@@ -54,7 +55,7 @@ class Tracker:
     id: str
     log: Callable[[Mapping[str, float], int], None]
     close: Callable[[Mapping[str, float]], None]
-    holds: bool = False  # numbers back until the next validation, so that a kill loses them
+    holds: bool = False  # numbers back as it likes: it gets them at validations, and sends them then
 
 
 @dataclass(slots=True)
@@ -64,12 +65,21 @@ class Trackers:
     say: Callable[[str], None]
     open: dict[str, Tracker] = field(default_factory=dict)
     sent: dict[str, dict[str, int]] = field(default_factory=dict)  # to whom, of each kind the last step
+    waiting: dict[str, list[Line]] = field(default_factory=dict)  # for whoever holds numbers back
 
     def log(self, line: Line) -> None:
-        """Sends one line; those that a resumed run repeats went out before and stay away."""
+        """Takes one line; those that a resumed run repeats were taken before and stay away."""
         for name in list(self.open):
-            if int(line["step"]) > self.sent.get(name, {}).get(str(line["kind"]), 0):
-                self.send(name, line)
+            if int(line["step"]) <= self.sent.get(name, {}).get(str(line["kind"]), 0):
+                continue
+            self.waiting.setdefault(name, []).append(line)
+            if not self.open[name].holds or line["kind"] == "validation":
+                self.flush(name)
+
+    def flush(self, name: str) -> None:
+        """Sends one tracker what waits for it."""
+        for line in self.waiting.pop(name, []):
+            self.send(name, line)
 
     def send(self, name: str, line: Line) -> None:
         """Sends one line to one tracker."""
@@ -84,6 +94,7 @@ class Trackers:
     def close(self, report: Line | None) -> None:
         """Sends the scores of a finished run and closes."""
         for name in list(self.open):
+            self.flush(name)
             self._try(name, lambda tracker: tracker.close(final_scores(report or {})))
         self.open.clear()
 
@@ -114,10 +125,9 @@ def refuse_missing_trackers(names: Sequence[str]) -> None:
             raise MissingExtraError(name, name)
 
 
-def last_steps(lines: Sequence[Line], *, to_validation: bool) -> dict[str, int]:
-    """The last step of each kind in the log, or in the log up to its last validation."""
-    whole = max((at for at, line in enumerate(lines, start=1) if line["kind"] == "validation"), default=0)
-    return {str(line["kind"]): int(line["step"]) for line in lines[: whole if to_validation else None]}
+def last_steps(lines: Sequence[Line]) -> dict[str, int]:
+    """The last step of each kind in the log."""
+    return {str(line["kind"]): int(line["step"]) for line in lines}
 
 
 @contextmanager
@@ -127,6 +137,9 @@ def tracked(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Iterato
         yield lambda _: None
         return
     before, ids = _read_lines(folder / "metrics.jsonl"), _read_ids(folder / IDS)
+    last = last_steps(before)
+    # What comes after it waited where the run was killed.
+    whole = max(last.get("validation", 0), int(ids.get(CLOSED, 0)))
     trackers = Trackers(say)
     for name in dict.fromkeys(recipe.trackers):
         try:
@@ -136,15 +149,19 @@ def tracked(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Iterato
             continue
         trackers.open[name] = opened
         if name not in ids:  # it came later than the run: it gets what it missed
-            for line in before:
-                trackers.send(name, line)
-        trackers.sent[name] = last_steps(before, to_validation=opened.holds and name in ids)
+            trackers.waiting[name] = list(before)
+            trackers.flush(name)
+        elif opened.holds:
+            trackers.waiting[name] = [line for line in before if int(line["step"]) > whole]
+        trackers.sent[name] = last
     ids |= {name: tracker.id for name, tracker in trackers.open.items()}
     write_atomically(folder / IDS, json.dumps(ids, indent=1))
     try:
         yield trackers.log
     except BaseException:
         trackers.close(None)
+        ended = max(last_steps(_read_lines(folder / "metrics.jsonl")).values(), default=0)
+        write_atomically(folder / IDS, json.dumps({**ids, CLOSED: str(ended)}, indent=1))
         raise
     trackers.close(json.loads((folder / "report.json").read_text(encoding="utf-8")))
 

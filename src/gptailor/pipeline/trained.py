@@ -11,6 +11,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from gptailor.models.approach import Adapted, adapt_full, adapter_state, merge_lora
+from gptailor.models.bundle import within_tolerance
 from gptailor.models.load import build_scratch, load_classifier
 from gptailor.pipeline.causal import choose_weights
 from gptailor.pipeline.classify import by_text, classification_objective, classify_rows
@@ -193,14 +194,19 @@ def steps_after_folds(
 def finish(
     adapted: Adapted, settings: Trainable, rows: Sequence[TokenizedExample], *, pad_id: int
 ) -> tuple[PreTrainedModel, dict[str, float], Any]:
-    """The plain model in eval mode; for LoRA the merged one, its parity number and the adapter."""
+    """The plain model in eval mode; for LoRA the merged one, its parity number and the adapter.
+
+    Raises:
+        ModelError: merging changed what the model says.
+    """
     if not isinstance(settings, LoraApproach):
         return adapted.plain.eval(), {}, None
     logits = classify_rows(adapted, rows, pad_id=pad_id, merged=False)
     adapter = adapter_state(adapted)
     model = merge_lora(adapted)
     merged = classify_rows(adapt_full(model), rows, pad_id=pad_id)
-    return model.eval(), {"merge": float(np.abs(merged - logits).max())}, adapter
+    difference = float(np.abs(merged - logits).max())
+    return model.eval(), {"merge": within_tolerance(difference, "the logits with LoRA merged")}, adapter
 
 
 def objective_of(

@@ -32,6 +32,7 @@ def _listed(service: Service) -> dict[str, dict[str, Any]]:
             "columns": list(answerer.columns),
             "template": answerer.template,
             "context": answerer.context,
+            "max_prompt_tokens": answerer.max_prompt_tokens,
             "max_characters": answerer.max_characters,
             "max_tokens": answerer.max_new_tokens,
         }

@@ -14,9 +14,8 @@ if TYPE_CHECKING:
 class Ticket:
     """An admitted request. The worker puts events in from its thread; one coroutine takes them out."""
 
-    def __init__(self, *, deadline: float, request_id: str, missing: int) -> None:
+    def __init__(self, *, deadline: float, request_id: str) -> None:
         self.deadline, self.request_id = deadline, request_id
-        self.missing = missing  # answers that aren't finished
         self.begun = self.over = False
         self._loop = asyncio.get_running_loop()
         self._events: list[tuple[int, Event]] = []

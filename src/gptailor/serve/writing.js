@@ -32,7 +32,7 @@ function showWriter(model) {
   $("temperature").value = model.task === "completion" ? 0 : 0.8;
   $("length").value = model.max_tokens;
   $("length").max = model.context;
-  $("length-help").textContent = `This model reads and writes ${model.context.toLocaleString("en")} tokens, all together.`;
+  $("length-help").textContent = `This model reads prompts of up to ${model.max_prompt_tokens.toLocaleString("en")} tokens; with their answer they have up to ${model.context.toLocaleString("en")}.`;
   $("columns").replaceChildren(...(several ? model.columns.map(columnField) : []));
   if (chat) showTurns(model);
   else showWritten("", "");

@@ -55,6 +55,8 @@ class ServableAnswerer(Protocol):
     @property
     def context(self) -> int: ...
     @property
+    def max_prompt_tokens(self) -> int: ...
+    @property
     def max_characters(self) -> int: ...
     @property
     def max_new_tokens(self) -> int: ...
@@ -174,9 +176,7 @@ class TextWorker:
             late = self._seconds_to_begin() > deadline_seconds
             if self.items + len(requests) > self.max_items or late or deadline_seconds <= 0:
                 raise Overloaded(self.retry_after_seconds())
-            ticket = Ticket(
-                deadline=time.monotonic() + deadline_seconds, request_id=request_id, missing=len(requests)
-            )
+            ticket = Ticket(deadline=time.monotonic() + deadline_seconds, request_id=request_id)
             self._arrived.extend(_Answer(ticket, place, asked) for place, asked in enumerate(requests))
             self._tickets.add(ticket)
             self.waiting += len(requests)
@@ -274,7 +274,6 @@ class TextWorker:
             answer = self._handles[event.handle]
             if event.result is not None:
                 del self._handles[event.handle]
-                answer.ticket.missing -= 1
                 self._measure()
             if answer.skip:
                 answer.skip -= 1
