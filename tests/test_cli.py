@@ -859,3 +859,57 @@ def test_another_base_has_commits_of_its_own(tmp_path: Path) -> None:
     assert recipe_from(str(path), {"base": "distilgpt2"}).revision is None
     asked = recipe_from(str(path), {"base": "distilgpt2", "settings": ["revision=abc"]})
     assert asked.revision == "abc"
+
+
+@pytest.mark.parametrize("by", ["option", "environment", ""])
+def test_serve_is_given_its_key_address_and_port(
+    by: str, place: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr("gptailor.serve.run.serve", lambda *_, **named: given.append(named))
+    monkeypatch.delenv("GPTAILOR_API_KEY", raising=False)
+    if by == "environment":
+        monkeypatch.setenv("GPTAILOR_API_KEY", "s3cret")
+    key = ["--api-key", "s3cret"] if by == "option" else []
+    assert invoke("serve", "run", "--host", "0.0.0.0", "--port", "9", *key).code == 0
+    [named] = given
+    assert (named["host"], named["port"], named["api_key"]) == ("0.0.0.0", 9, "s3cret" if by else None)
+
+
+OFFLINE = """
+import os, sys
+import gptailor.cli
+
+seen = []
+def watch(event, arguments):
+    host = str(arguments[1][0]) if event == "socket.connect" and isinstance(arguments[1], tuple) else ""
+    if event == "socket.connect" and host not in ("127.0.0.1", "::1", ""):
+        seen.append((event, host))
+    elif event == "socket.getaddrinfo" and arguments[0] not in ("127.0.0.1", "::1", "localhost", None):
+        seen.append((event, arguments[0]))
+    elif event == "pickle.find_class":
+        seen.append((event, arguments))
+sys.addaudithook(watch)
+for words in sys.argv[1].split(";"):
+    sys.argv = ["gptailor", *words.split()]
+    try:
+        gptailor.cli.main()
+    except SystemExit as left:
+        assert not left.code, (words, left.code)
+assert not seen, seen
+"""
+
+
+def test_nothing_is_asked_of_a_network_and_nothing_is_unpickled(place: Path) -> None:
+    """Without the variable that keeps this suite offline, from the file to the answer and the export."""
+    fit = " ".join(["fit", "news.csv", *quick("alone")])
+    words = f"check news.csv --base base;{fit};predict alone --input cup;evaluate alone news.csv;export alone"
+    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    done = subprocess.run(
+        [sys.executable, "-c", OFFLINE, words],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        env={**environment, "GPTAILOR_CACHE": str(place / "alone-cache")},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

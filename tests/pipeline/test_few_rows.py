@@ -20,7 +20,8 @@ from gptailor.errors import DataError
 from gptailor.evaluate.run import macro_f1
 from gptailor.launch import StopRequest
 from gptailor.models.approach import fit_frozen_head
-from gptailor.pipeline import kinds, settle, trained
+from gptailor.models.load import load_classifier
+from gptailor.pipeline import frozen, kinds, settle, trained
 from gptailor.pipeline.fit import VALIDATION_TAUGHT, open_workshop, validation_taught
 from gptailor.pipeline.frozen import features_of, features_of_names, run_frozen
 from gptailor.pipeline.ladder import cheap_rungs
@@ -563,3 +564,47 @@ def test_whether_validation_taught_is_known(
     shop = build_shop(place, tmp_path, **changes)
     candidate = Candidate(approach, None, np.zeros((1, 3)), [0], 0.0, 0.0, refit_steps=refit)  # type: ignore[arg-type]
     assert validation_taught(shop, candidate) is taught
+
+
+def test_what_takes_too_long_is_left_out_and_said(place: Path, tmp_path: Path) -> None:
+    shop = build_shop(place, tmp_path)
+    said: list[str] = []
+    running = place_of(tmp_path / "run", shop)
+    running = replace(running, say=said.append)
+    assert run_trained(shop, FullApproach(), running, longest_seconds=0.0) is None
+    assert any("full: left out, it would take about" in line for line in said)
+    assert any("--approach full runs it anyway" in line for line in said)
+
+
+def test_features_of_other_weights_precision_or_tokens_are_others(
+    shop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One run's features must never serve another's."""
+    keys: list[str] = []
+
+    def noted(_: str, key: str, compute: Any) -> Any:
+        keys.append(key)
+        return compute()
+
+    monkeypatch.setattr(frozen, "cached_array", noted)
+    rows = rows_of(shop)[:3]
+    model = load_classifier(shop.base, shop.tokenizer, label_names=shop.label_names, seed=0)
+
+    def asked(shop: Workshop, rows: Any) -> str:
+        frozen.features_of(shop, model, rows)
+        return keys[-1]
+
+    first = asked(shop, rows)
+    assert asked(shop, rows) == first
+    other_base = replace(shop, base=replace(shop.base, revision="other"))
+    train = shop.recipe.train.model_copy(update={"precision": "bf16"})
+    other_precision = replace(shop, recipe=shop.recipe.model_copy(update={"train": train}))
+    changed = rows[0].token_ids.copy()
+    changed[0] += 1
+    other_rows = [replace(rows[0], token_ids=changed), *rows[1:]]
+    others = [asked(other_base, rows), asked(other_precision, rows), asked(shop, other_rows)]
+    monkeypatch.setattr(frozen, "FEATURES_VERSION", "other")
+    others.append(asked(shop, rows))
+    monkeypatch.setattr(frozen.torch, "__version__", "0")
+    others.append(asked(shop, rows))
+    assert len({first, *others}) == 6

@@ -29,7 +29,7 @@ from gptailor.data.ledger import LedgerLine, read_ledger
 from gptailor.data.overlap import build_ngram_set, shares_a_run
 from gptailor.errors import DataError, InputError, ModelError, RecipeError, RunError
 from gptailor.models.predictor import load_predictor
-from gptailor.pipeline import language
+from gptailor.pipeline import causal, language
 from gptailor.pipeline.answers import predict_inputs
 from gptailor.pipeline.check import check_recipe
 from gptailor.pipeline.compare import compare_runs
@@ -370,8 +370,16 @@ def test_auto_is_full_for_a_small_base(place: Place) -> None:
     assert "kind: full" in (run.folder / "recipe.yaml").read_text()
 
 
-def test_recomputed_activations_give_the_same_weights(place: Place, full: Run) -> None:
+def test_recomputed_activations_give_the_same_weights(
+    place: Place, full: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recomputed: list[Any] = []
+    recompute = causal.recompute_activations
+    monkeypatch.setattr(
+        causal, "recompute_activations", lambda model: (recompute(model), recomputed.append(model))
+    )
     run = place.fit(place.recipe("recomputed", learning_rate=3e-3, gradient_checkpointing=True))
+    assert recomputed
     expected = load_file(full.folder / "model" / "model.safetensors")
     for name, weight in load_file(run.folder / "model" / "model.safetensors").items():
         torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-4)

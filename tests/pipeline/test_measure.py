@@ -112,3 +112,31 @@ def test_weights_that_do_not_move_leave_room_for_rows(
             adapted = adapt_lora(model, rank=1, alpha=2, dropout=0.0, targets=(), seed=0)
         found[approach] = plan.plan_for(TrainSettings(), adapted, objective, approach)
     assert found["full"] < found["lora"]
+
+
+def test_the_micro_batch_is_halved_until_it_fits_and_the_batch_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What memory can't hold changes how a step is computed, never what it learns from."""
+    fits, tried = 3, []
+
+    def step(_adapted: Any, _objective: Any, plan: Plan) -> tuple[float, int]:
+        tried.append(plan.micro_batch_size)
+        if plan.micro_batch_size > fits:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory")
+        return 1.0, 100
+
+    monkeypatch.setattr(measure, "measure_step", step)
+    adapted: Any = SimpleNamespace(trained=SimpleNamespace(zero_grad=lambda **_: None))
+    objective: Any = SimpleNamespace(lengths=np.full(40, 8))
+    found, _ = measure.measure_plan(adapted, objective, PLAN)
+    assert tried == [16, 8, 4, 2]
+    assert found == dataclasses.replace(PLAN, micro_batch_size=2)
+    fits = 0
+    with pytest.raises(ModelError, match="not even one row"):
+        measure.measure_plan(adapted, objective, PLAN)
+
+    def broken(*_: Any) -> Any:
+        raise RuntimeError("a bug of ours")
+
+    monkeypatch.setattr(measure, "measure_step", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        measure.measure_plan(adapted, objective, PLAN)

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,9 +30,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptailor.errors import GptailorError, InputError
-from gptailor.serve import run
+from gptailor.serve import requests, run, service
 from gptailor.serve.app import build_app
-from gptailor.serve.run import Connection, listen
+from gptailor.serve.run import Connection, listen, server_config
 from gptailor.types import AnswerForm, FloatArray
 
 Result = TypeVar("Result")
@@ -573,9 +573,7 @@ def test_drain_turns_readiness_off_answers_what_was_accepted_and_refuses_the_res
 def served(app: FastAPI) -> Iterator[str]:
     """The app under uvicorn in a thread, on a free loopback port."""
     listener = listen("127.0.0.1", 0)
-    server = uvicorn.Server(
-        uvicorn.Config(app, http=Connection, ws="none", log_config=None, access_log=False)
-    )
+    server = uvicorn.Server(server_config(app))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
@@ -694,16 +692,18 @@ class Slow:
         time.sleep(float(sys.argv[1]))
         return np.array([[int(item.text) / 1000, 1 - int(item.text) / 1000] for item in batch])
 
-serve([Slow()], port=0, announce=lambda line: print(line, flush=True), drain_seconds=float(sys.argv[2]))
+key = sys.argv[3] if len(sys.argv) > 3 else None
+say = lambda line: print(line, flush=True)
+serve([Slow()], port=0, announce=say, drain_seconds=float(sys.argv[2]), api_key=key)
 """
 
 
 @contextmanager
 def server_process(
-    seconds_per_run: float, *, drain_seconds: float = 10
+    seconds_per_run: float, *, drain_seconds: float = 10, api_key: str | None = None
 ) -> Iterator[tuple[subprocess.Popen[str], int]]:
     process = subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(seconds_per_run), str(drain_seconds)],
+        [sys.executable, "-c", SERVER, str(seconds_per_run), str(drain_seconds), *filter(None, [api_key])],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -800,3 +800,84 @@ def test_an_address_that_is_not_ours_is_said_plainly() -> None:
         listen("127.0.0.1", 99_999)
     with pytest.raises(GptailorError, match="listen on"):
         listen("no such host", 0)
+
+
+def test_a_server_as_it_is_started_is_guarded_by_its_key_and_against_other_hosts_names() -> None:
+    """A page of another host whose name was turned to this machine must not ask it."""
+    body = {"input": "7"}
+    with server_process(0.0, api_key="s3cret") as (_, port):
+        url = f"http://127.0.0.1:{port}/classify"
+        assert httpx.post(url, json=body).status_code == 401
+        assert httpx.post(url, json=body, headers={"authorization": "Bearer s3cret"}).status_code == 200
+    with server_process(0.0) as (_, port):
+        url = f"http://127.0.0.1:{port}/classify"
+        assert httpx.post(url, json=body).status_code == 200
+        assert httpx.post(url, json=body, headers={"host": "evil.example"}).status_code == 421
+
+
+@pytest.mark.parametrize(
+    ("host", "key", "warned"), [("0.0.0.0", None, True), ("0.0.0.0", "k", False), ("127.0.0.1", None, False)]
+)
+def test_an_open_address_without_a_key_is_warned_of(
+    host: str, key: str | None, warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run.DrainingServer, "run", lambda server, **_: server.announce_start())
+    said: list[str] = []
+    run.serve([FakePredictor()], host=host, port=0, api_key=key, announce=said.append)
+    assert any("Whoever reaches this address" in line for line in said) == warned
+
+
+def test_a_body_that_comes_too_slowly_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "BODY_SECONDS", 0.1)
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b'{"input": '
+        await asyncio.sleep(5)
+        yield b'"late"}'
+
+    async def main(client: httpx.AsyncClient) -> httpx.Response:
+        return await client.post("/classify", content=slow(), headers={"content-type": "application/json"})
+
+    found = talk(main)
+    assert (found.status_code, found.json()["error"]["code"]) == (408, "too_slow")
+
+
+def test_a_full_server_refuses_before_it_reads_a_body(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[bytes] = []
+
+    async def body() -> AsyncIterator[bytes]:
+        read.append(b"")
+        yield b'{"input": "unread"}'
+
+    async def main(client: httpx.AsyncClient) -> httpx.Response:
+        client.app.state.service.most_accepted = 0  # type: ignore[attr-defined]
+        return await client.post("/classify", content=body(), headers={"content-type": "application/json"})
+
+    found = talk(main)
+    assert found.status_code == 429
+    assert int(found.headers["retry-after"]) >= 1
+    assert read == []
+
+
+def test_bodies_in_memory_are_bounded_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "BODIES_HELD", 1)
+    headers = {"content-type": "application/json"}
+
+    async def main(client: httpx.AsyncClient) -> tuple[int, int, int]:
+        go_on = asyncio.Event()
+
+        async def half() -> AsyncIterator[bytes]:
+            yield b'{"input": "' + b"x" * 600
+            await go_on.wait()
+            yield b'"}'
+
+        held: Any = client.app.state.service  # type: ignore[attr-defined]
+        first = asyncio.create_task(client.post("/classify", content=half(), headers=headers))
+        await until(lambda: held.body_bytes > 600)
+        second = await client.post("/classify", content=b'{"input": "' + b"y" * 600 + b'"}', headers=headers)
+        go_on.set()
+        one = await first
+        third = await client.post("/classify", json={"input": "small"})
+        return one.status_code, second.status_code, third.status_code
+
+    assert talk(main, max_body_bytes=1000) == (422, 429, 200)  # the first is longer than the model takes

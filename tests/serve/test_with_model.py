@@ -32,7 +32,7 @@ from gptailor.pipeline.keep import PROBES
 from gptailor.pipeline.run import Run
 from gptailor.recipe import build_recipe
 from gptailor.serve.app import build_app
-from gptailor.serve.run import Connection, listen
+from gptailor.serve.run import listen, server_config
 from gptailor.types import TokenizedExample
 
 Sequences = list[tuple[int, ...]]
@@ -138,7 +138,7 @@ def client(fitted: dict[str, Any]) -> Iterator[httpx.Client]:
     """A server with both models, each loaded anew from its folder as `gptailor serve` loads it."""
     app = build_app([load_predictor(run.folder) for run, *_ in fitted.values()])
     listener = listen("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(app, http=Connection, ws="none", log_config=None))
+    server = uvicorn.Server(server_config(app))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     while not server.started:

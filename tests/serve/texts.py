@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import openai
-import uvicorn
 
 import gptailor
 import tiny
 from gptailor.models.answerer import Answerer, load_answerer
 from gptailor.serve.app import build_app
-from gptailor.serve.run import Connection, DrainingServer, listen
+from gptailor.serve.run import DrainingServer, listen, server_config
 
 COMMON = {
     "train": {"length": "3 steps"},
@@ -113,7 +112,7 @@ class Served:
 def serving(answerers: Sequence[Any], predictors: Sequence[Any] = (), **options: Any) -> Iterator[Served]:
     listener = listen("127.0.0.1", 0)
     app = build_app(predictors, answerers=answerers, **options)
-    config = uvicorn.Config(app, http=Connection, ws="none", log_config=None, timeout_graceful_shutdown=2)
+    config = server_config(app)
     service = app.state.service
     server = DrainingServer(config, service=service, drain_seconds=10.0, started=lambda: None)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

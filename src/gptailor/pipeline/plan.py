@@ -37,6 +37,7 @@ class Plan:
     precision: Precision
     workers: int = 1  # micro-batches at a time
     compiled: bool = False
+    in_time: bool = False  # fewer steps than asked for, by train.minutes
 
 
 def plan_for(settings: TrainSettings, adapted: Adapted, objective: Objective, approach: str) -> Plan:
@@ -123,7 +124,7 @@ def shortened(plan: Plan, steps: int) -> Plan:
         return plan
     every = min(plan.validate_every, -(-steps // FEWEST_VALIDATIONS))
     return dataclasses.replace(
-        plan, steps=steps, validate_every=every, save_every=min(plan.save_every, every)
+        plan, steps=steps, validate_every=every, save_every=min(plan.save_every, every), in_time=True
     )
 
 

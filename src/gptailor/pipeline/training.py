@@ -209,7 +209,7 @@ def judge(
         score=max(score, progress.score),
         best_loss=min(loss, progress.best_loss),
         stale=stale,
-        stopped="length" if step == plan.steps else stopped,
+        stopped=("time" if plan.in_time else "length") if step == plan.steps else stopped,
     )
 
 
