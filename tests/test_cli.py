@@ -705,19 +705,6 @@ def test_a_person_at_standard_input_is_told_what_is_awaited(invoke: Invoke) -> N
 # In a process of its own.
 
 
-@pytest.mark.parametrize("command", ["--help", "check news.csv --base base --no-estimate --json"])
-def test_help_and_check_start_without_torch(command: str) -> None:
-    code = (
-        "import sys, gptailor.cli\n"
-        f"sys.argv = ['gptailor', *{command.split()}]\n"
-        "try:\n    gptailor.cli.main()\n"
-        "except SystemExit as left:\n    assert not left.code, left.code\n"
-        "print('torch' in sys.modules, 'transformers' in sys.modules, file=sys.stderr)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr.splitlines()[-1] == "False False"
-
-
 @pytest.mark.parametrize("unbuffered", ["", "1"])  # found out at the end, or while a command prints
 def test_whoever_closes_the_pipe_early_is_no_error(unbuffered: str) -> None:
     process = subprocess.Popen(

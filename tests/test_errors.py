@@ -174,12 +174,7 @@ def test_what_is_our_fault_leaves_with_3_and_something_to_send(
     ("arguments", "code", "words"),
     [
         (["check", "nowhere.csv", "--no-estimate"], 1, "nowhere.csv"),
-        (["fit", "nowhere.yaml"], 1, "nowhere.yaml"),
-        (["fit", "news.csv", "--set", "train.lenght=2"], 1, "Did you mean 'length'?"),
-        (["fit", "news.csv", "--set", "nonsense"], 1, "--set"),
-        (["fit"], 2, "data"),
         (["fly"], 2, "fly"),
-        (["fit", "news.csv", "--approah", "lora"], 2, "--approah"),
         (["--help"], 0, ""),
     ],
 )

@@ -252,6 +252,8 @@ def test_a_second_writer_is_refused_with_the_process_until_the_first_ends(tmp_pa
     holder.communicate()
     with one_writer(folder):
         assert (folder / ".lock").read_text() == str(os.getpid())
+        with pytest.raises(RunError, match=f"process {os.getpid()}"), one_writer(folder):
+            pytest.fail("two writers in one process")
     with one_writer(folder):
         pass
 

@@ -35,7 +35,8 @@ def asked(**changes: Any) -> Namespace:
         ({("sst2", 1): {"points": 0.5}}, "the bars hold"),
         ({("sst2", 1): {"points": 9.0}, ("emotion", 0): {"points": -3.3}}, "the bars do not hold"),
         ({("sst2", 1): {"points": 9.0}, ("emotion", 0): {"points": -3.0}}, "the bars hold"),
-        ({("sst2", 1): {"points": 0.5, "minutes": 15.0}}, "the bars do not hold"),
+        ({("ag_news", 1): {"points": 0.5, "minutes": 15.0}}, "the bars do not hold"),
+        ({("sst2", 1): {"points": 0.5, "minutes": 15.0}}, "the bars hold"),  # the time is asked of AG News
     ],
 )
 def test_the_bars_are_those_that_were_set(changed: dict[Any, Any], verdict: str) -> None:

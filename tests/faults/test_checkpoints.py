@@ -8,8 +8,6 @@ import os
 import random
 import resource
 import shutil
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,8 +21,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from gptailor.errors import CheckpointError, NonFiniteError, RunError
-from gptailor.launch import one_writer
+from gptailor.errors import CheckpointError, NonFiniteError
 from gptailor.train import checkpoint
 from gptailor.train.checkpoint import (
     commit_folder,
@@ -607,28 +604,3 @@ def test_what_cannot_be_removed_is_removed_later(
     assert newest_verified(folder)[0].step == 6  # type: ignore[union-attr]
     prune(folder, keep={6})
     assert [path.name for path in folder.iterdir()] == ["step-000006"]
-
-
-def test_a_second_writer_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
-    code = (
-        "import sys, time; from pathlib import Path; from gptailor.launch import one_writer\n"
-        "with one_writer(Path(sys.argv[1])): print('mine', flush=True); time.sleep(60)"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
-    ) as holder:
-        try:
-            assert holder.stdout is not None
-            assert holder.stdout.readline() == "mine\n"
-            with (
-                pytest.raises(RunError, match=f"process {holder.pid} is writing") as caught,
-                one_writer(tmp_path),
-            ):
-                pytest.fail("two writers")
-            assert caught.value.where == str(tmp_path)
-        finally:
-            holder.kill()  # SIGKILL: it can't release anything itself
-    with one_writer(tmp_path), pytest.raises(RunError, match=f"process {os.getpid()}"), one_writer(tmp_path):
-        pytest.fail("two writers in one process")
-    with one_writer(tmp_path):
-        pass
