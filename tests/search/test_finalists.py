@@ -17,6 +17,7 @@ from gptailor.pipeline.text_rehearsal import gap_of_seeds
 from gptailor.recipe import Recipe
 from gptailor.report.words import HELD_OUT, WHAT_CHOSE
 from gptailor.search.finalists import (
+    AHEAD,
     Final,
     Finalist,
     Repeats,
@@ -116,20 +117,20 @@ def test_after_each_repeat_the_better_half_goes_on(tmp_path: Path) -> None:
     assert len(asked) == 3 + 4 + 2 + 1
 
 
-def test_hope_is_the_chance_to_be_surely_ahead_in_the_end() -> None:
+def test_hope_is_the_chance_to_be_far_enough_ahead_in_the_end() -> None:
     """Against a simulation of leads that grow by a trend and stray by a standard error of one in the end."""
     dice = np.random.default_rng(0)
     for share, ahead in ((1 / 3, -0.2), (1 / 3, 0.8), (2 / 3, 0.1), (2 / 3, 1.5)):
         sum_so_far = ahead * np.sqrt(share)  # of increments with a variance of one in all
         rest = sum_so_far * (1 - share) / share + np.sqrt(1 - share) * dice.standard_normal(200_000)
-        expected = np.mean(sum_so_far + rest > 1)
+        expected = np.mean(sum_so_far + rest > AHEAD)
         assert hope(Gap(ahead, 0, 0, 1.0), share=share) == pytest.approx(expected, abs=0.005)
     assert hope(Gap(0.01, 0, 0, 0.0), share=0.5) == 1
     assert hope(Gap(0.0, 0, 0, 0.0), share=0.5) == 0
 
 
 def test_after_the_last_repeat_nobody_is_left_out(tmp_path: Path) -> None:
-    """Who leads by luck isn't surely ahead; who comes behind it may be."""
+    """Who leads by luck isn't far enough ahead for its error; who comes behind it may be."""
     worth = {0.1: [0.7, 0.7], 0.2: [0.95, 0.62], 0.3: [0.74, 0.74], 0.4: [0.71, 0.7], 0.5: [0.71, 0.7]}
     final = compare(tmp_path, worth, repeats=2)
     leads = {one.trial.number: (one.lead, one.is_ahead) for one in final.finalists}

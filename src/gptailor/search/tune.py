@@ -178,7 +178,7 @@ def settle(search: Search, trials: list[Tried], work: Path) -> Final:
         say=search.say,
     )
     if final.winner is None:
-        search.say("no trial was surely ahead of the recipe's own settings: they stay")
+        search.say("no trial was far enough ahead of the recipe's own settings: they stay")
     else:
         search.say(f"trial {final.winner.trial.number} wins")
     return final
