@@ -667,11 +667,11 @@ def test_a_connection_that_brings_no_whole_head_is_closed(monkeypatch: pytest.Mo
 
 
 def test_the_heads_clock_does_not_run_while_an_answer_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(run, "HEAD_SECONDS", 1.0)
     predictor = FakePredictor()
     with served(build_app([predictor])) as url, httpx.Client(base_url=url) as client:
         predictor.gate.clear()
-        threading.Timer(0.6, predictor.gate.set).start()
+        threading.Timer(1.5, predictor.gate.set).start()
         for _ in range(2):  # over one connection
             assert client.post("/classify", json={"input": "slow"}).status_code == 200
 

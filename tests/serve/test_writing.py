@@ -233,8 +233,9 @@ def test_the_first_answers_speed_is_measured_from_when_it_began() -> None:
         before = worker._seconds_per_answer
         assert before < 5  # and not since the machine was started
         await asyncio.sleep(1.0)  # idle time is nobody's
+        began = time.monotonic()
         await written(worker, "ab")
-        assert worker._seconds_per_answer < before + 0.05
+        assert worker._seconds_per_answer <= before + time.monotonic() - began
 
     talk(main)
 

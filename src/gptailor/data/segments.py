@@ -165,7 +165,7 @@ def _closed(state: str) -> Tokenizer:
 def _items(encoder: SegmentEncoder, pattern: re.Pattern[str], segments: Sequence[Segment]) -> list[_Item]:
     """Segments as control tokens and the runs of text between them."""
     items: list[_Item] = []
-    pieces: list[tuple[str, bool]] = []
+    pieces: list[tuple[list[str], bool]] = []  # joined once: a text may come in very many parts
     strip = False  # the token before takes the white space that follows it
 
     def add(text: str, learn: bool, cut: bool) -> None:
@@ -174,13 +174,13 @@ def _items(encoder: SegmentEncoder, pattern: re.Pattern[str], segments: Sequence
         if text:
             strip = False
             if pieces and pieces[-1][1] == learn and not cut:
-                pieces[-1] = (pieces[-1][0] + text, learn)
+                pieces[-1][0].append(text)
             else:
-                pieces.append((text, learn))
+                pieces.append(([text], learn))
 
     def close() -> None:
         if pieces:
-            items.append(_Run(tuple(pieces), first=not items))
+            items.append(_Run(tuple(("".join(parts), learn) for parts, learn in pieces), first=not items))
             pieces.clear()
 
     for segment in segments:
@@ -198,12 +198,14 @@ def _items(encoder: SegmentEncoder, pattern: re.Pattern[str], segments: Sequence
     return items
 
 
-def _strip_end(pieces: list[tuple[str, bool]]) -> None:
+def _strip_end(pieces: list[tuple[list[str], bool]]) -> None:
     while pieces:
-        text, learn = pieces.pop()
-        if text := text.rstrip():
-            pieces.append((text, learn))
-            return
+        parts, _ = pieces[-1]
+        while parts:
+            if text := parts.pop().rstrip():
+                parts.append(text)
+                return
+        pieces.pop()
 
 
 def _beginnings(run: _Run) -> list[str]:
