@@ -63,7 +63,7 @@ class FakeWriter:
     """A model of one kind."""
 
     version, context, max_new_tokens, no_repeat, template = "1", 512, 64, 0, None
-    max_characters = 100_000
+    max_characters, max_prompt_tokens = 100_000, 448
 
     def __init__(self, name: str, *, task: str = "chat", columns: Sequence[str] = ()) -> None:
         self.name, self.task, self.columns = name, task, columns
