@@ -121,7 +121,7 @@ def main() -> None:
     for dataset_name, points in told["means"].items():
         print(f"{dataset_name}: {points:+.2f} points")
     won = f"{sum(line['won'] for line in found)} of {len(found)} won"
-    slowest = f"slowest of {TIMED} {told['slowest']} minutes"
+    slowest = f"slowest of {TIMED} {told['slowest'] or '(not searched)'} minutes"
     print(f"mean {told['mean']:+.2f} points, {won}, {slowest}: {told['verdict']}")
 
 

@@ -129,6 +129,8 @@ def test_command_line_leaves_with_the_errors_code_and_without_a_traceback(
         ("postgresql://me:secret@host/name", "postgresql://me@host/name"),
         ("postgresql://me:s@cret@host/name and on", "postgresql://me@host/name and on"),
         ("sqlite:///a.sqlite3", "sqlite:///a.sqlite3"),
+        ("postgresql://db:5432/n?user=me@corp", "postgresql://db:5432/n?user=me@corp"),
+        ("mysql://db/n?user=me&password=secret&a=b", "mysql://db/n?user=me&password=***&a=b"),
         ("http://localhost:8000 asks me@host", "http://localhost:8000 asks me@host"),
     ],
 )

@@ -480,7 +480,9 @@ def differences(one: Recipe, other: Recipe) -> list[str]:
 
 def identity_of(recipe: Recipe) -> str:
     """What a run's numbers depend on, as text. Defaults are left out: new settings change nothing."""
-    return json.dumps(recipe.model_dump(mode="json", exclude=BESIDE, exclude_defaults=True), sort_keys=True)
+    values = recipe.model_dump(mode="json", exclude=BESIDE, exclude_defaults=True)
+    values["approach"] = {**values.get("approach", {}), "kind": recipe.approach.kind}
+    return json.dumps(values, sort_keys=True)
 
 
 def duration(text: str) -> tuple[float, Literal["epochs", "steps"]]:

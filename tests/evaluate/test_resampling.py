@@ -155,3 +155,12 @@ def test_a_class_of_two_groups_is_as_unsure_as_two_rows() -> None:
     apart = classification_scores(answers, predictions, list("abcdef"))
     assert grouped["recall"]["a"].low == pytest.approx(share_interval(2, 2)[0])
     assert apart["recall"]["a"].low == pytest.approx(share_interval(20, 20)[0])
+
+
+def test_many_tables_are_drawn_alike_and_once() -> None:
+    rng = np.random.default_rng(0)
+    tables = [rng.normal(size=(300, 2)), rng.normal(size=(300, 5))]
+    resampling = Resampling(50, 1, GROUPS)
+    pieces = list(resampling.drawn(tables))
+    for place, table in enumerate(tables):
+        assert np.concatenate([piece[place] for piece in pieces]) == pytest.approx(resampling.sums(table))

@@ -203,3 +203,5 @@ def test_a_curve_does_not_stop_where_all_answers_are_the_commonest_label(
     splits: Any = SimpleNamespace(parts=[(np.arange(8), np.arange(2))])
     strength, best = curves.best_strength(Any, splits, Any, range(1, 11))  # type: ignore[arg-type]
     assert (strength, float(best.mean())) == (6, 0.98)
+    scores = iter([0.9, 0.8, 0.8, 0.7])
+    assert curves.best_strength(Any, splits, Any, range(1, 11))[0] == 1, "three worse ones are enough"  # type: ignore[arg-type]

@@ -28,6 +28,7 @@ from gptailor.data.blocks import TokenStore, open_store
 from gptailor.data.ledger import LedgerLine, read_ledger
 from gptailor.data.overlap import build_ngram_set, shares_a_run
 from gptailor.errors import DataError, InputError, ModelError, RecipeError, RunError
+from gptailor.evaluate.resampling import Resampling
 from gptailor.models.predictor import load_predictor
 from gptailor.pipeline import causal, language
 from gptailor.pipeline.answers import predict_inputs
@@ -35,6 +36,7 @@ from gptailor.pipeline.check import check_recipe
 from gptailor.pipeline.compare import compare_runs
 from gptailor.pipeline.documents import PreparedDocuments, prepare_documents
 from gptailor.pipeline.fit import fit_recipe
+from gptailor.pipeline.language_new import evaluate_language
 from gptailor.pipeline.place import Listener
 from gptailor.pipeline.run import Run
 from gptailor.recipe import Recipe, build_recipe
@@ -1003,6 +1005,16 @@ def test_what_is_larger_than_a_part_trains(place: Place, groups: bool) -> None:
         assert not prepared.files[0].divided
 
 
+def test_many_small_documents_stay_whole_however_much_is_held_out(place: Place) -> None:
+    data = {"train": str(place.stories), "split": {"validation": 0.2, "test": 0.35}}
+    file = prepare_documents(place.recipe("much", data=data)).files[0]
+    assert not file.divided
+    size = np.array(file.documents.piece_bytes)
+    assert [size[file.parts == n].sum() / size.sum() for n in range(3)] == pytest.approx(
+        [0.45, 0.2, 0.35], abs=0.05
+    )
+
+
 def test_shares_that_leave_nothing_to_train_on_are_refused(place: Place) -> None:
     for train in (place.book, place.stories):
         data = {"train": str(train), "split": {"validation": 0.5, "test": 0.5}}
@@ -1022,6 +1034,13 @@ def test_documents_of_a_group_count_once(place: Place) -> None:
     assert len(of) == len({group for group, _ in of}) == len({writer for _, writer in of}) >= 3
     assert run.report["test"]["documents"] == 4 * len(of)
     assert "only: the interval is of these" in run.report["verdict"]["says"]
+    test = marked(place, "writers-test.jsonl", [{"writer": f"w{12 + n % 11}"} for n in range(22)])
+    data = {"train": str(path), "test": str(test), "split": {"group": "writer"}}
+    given = place.fit(place.recipe("writers-given", data=data, length="1 steps"))
+    resampling = Resampling(100, given.report["seed"])
+    again = evaluate_language(given.writer, str(test), group="writer", resampling=resampling)
+    for end in ("value", "low", "high"):
+        assert again["scores"]["bits_per_byte"][end] == given.report["test"]["bits_per_byte"][end]
 
 
 def test_evaluate_reads_the_column_and_the_lines_that_were_learned(place: Place) -> None:

@@ -219,6 +219,8 @@ def test_what_could_be_several_answers_is_not_taken_for_labels(tmp_path: Path) -
     assert settled(write(tmp_path / "two.csv", two)) == "completion"
     assert settled(write(tmp_path / "both.csv", both)) == "completion"
     assert settled(write(tmp_path / "labels.csv", labels)) == "classification"
+    stances = [{"id": str(n), "en": texts.words(n), "stance": LABELS[n % 2]} for n in range(40)]
+    assert settled(write(tmp_path / "stances.csv", stances)) == "classification", "id is Indonesian, too"
 
 
 def test_every_setting_of_some_tasks_is_tried_below() -> None:

@@ -42,7 +42,7 @@ class Memory:
         self.opened_with.append(run.id)
         return Tracker("it", self.log, self.close, self.holds)
 
-    def log(self, numbers: Mapping[str, float], step: int) -> None:
+    def log(self, numbers: Mapping[str, float], step: int, _: float) -> None:
         self.lines.append((dict(numbers), step))
         if len(self.lines) == self.fails:
             raise ConnectionError("the server is gone")
@@ -234,15 +234,17 @@ def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     tracker = OPENERS["tensorboard"](TrackedRun(tmp_path, recipe_of(tmp_path, tmp_path, tmp_path), ""))
-    tracker.log({"train/loss": 1.5}, 1)
-    tracker.log({"train/loss": 0.5}, 2)
-    tracker.log({"validation/loss": 0.7}, 2)
+    tracker.log({"train/loss": 1.5}, 1, 100.0)
+    tracker.log({"train/loss": 0.5}, 2, 200.0)
+    tracker.log({"validation/loss": 0.7}, 2, 300.0)
     found = EventAccumulator(str(tmp_path / "tracking" / "tensorboard"))
     found.Reload()
     assert len(found.Scalars("train/loss")) == 2, "a kill after a validation loses nothing before it"
     tracker.close({"test/accuracy": 0.75})
     found.Reload()
-    assert [(event.step, event.value) for event in found.Scalars("train/loss")] == [(1, 1.5), (2, 0.5)]
+    losses = found.Scalars("train/loss")
+    assert [(event.step, event.value) for event in losses] == [(1, 1.5), (2, 0.5)]
+    assert [event.wall_time for event in losses] == [100.0, 200.0], "when they were, not when they were sent"
     assert [(event.step, event.value) for event in found.Scalars("test/accuracy")] == [(2, 0.75)]
     assert "recipe/text_summary" in found.Tags()["tensors"]
 
@@ -273,7 +275,7 @@ def test_wandb_stays_offline_unless_told(monkeypatch: pytest.MonkeyPatch, tmp_pa
     fake(monkeypatch, "wandb", init=lambda **named: asked.update(named) or opened, Settings=dict)
     tracker = OPENERS["wandb"](TrackedRun(tmp_path, recipe_of(tmp_path, tmp_path, tmp_path), ""))
     assert (asked["mode"], asked["resume"], asked["config"]["seed"]) == ("offline", None, 0)
-    tracker.log({"train/loss": 1.0}, 3)
+    tracker.log({"train/loss": 1.0}, 3, 100.0)
     tracker.close({"test/accuracy": 0.5})
     assert calls == [("log", (({"train/loss": 1.0},), {"step": 3}))]
     assert (summary, ended) == ({"test/accuracy": 0.5}, [0])
@@ -290,7 +292,7 @@ def test_trackio_goes_on_with_its_run(monkeypatch: pytest.MonkeyPatch, tmp_path:
     OPENERS["trackio"](TrackedRun(tmp_path, recipe_of(tmp_path, tmp_path, tmp_path), first.id))
     assert asked[0]["name"] == asked[1]["name"] == first.id
     assert first.id.startswith(tmp_path.name)
-    first.log({"train/loss": 1.0}, 2)
+    first.log({"train/loss": 1.0}, 2, 100.0)
     first.close({"test/accuracy": 0.5})
     assert [name for name, _ in calls] == ["log", "log", "finish"]
     assert calls[1][1] == (({"test/accuracy": 0.5},), {"step": 2})
@@ -307,10 +309,13 @@ def test_mlflow_gets_numbers_in_few_calls_and_says_nothing_home(
     assert trackers.os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
     calls.clear()
     for step in range(1, 10):
-        tracker.log({"train/loss": 1.0}, step)
+        tracker.log({"train/loss": 1.0}, step, 100.0 + step)
     assert not calls
-    tracker.log({"validation/loss": 1.0}, 9)
+    tracker.log({"validation/loss": 1.0}, 9, 110.0)
     sent = [values for name, values in calls if name == "log_batch"]
     assert len(sent) == 1
+    (_, named) = sent[0]
+    times = [metric[2] for metric in named["metrics"]]
+    assert times == [1000 * at for at in range(101, 111)], "milliseconds of when they were"
     tracker.close({"test/accuracy": 0.5})
     assert calls[-1] == ("set_terminated", (("r1", "FINISHED"), {}))

@@ -632,4 +632,8 @@ def test_a_tracker_that_comes_later_loses_no_trial(place: Path) -> None:
     recipe = settle_task(recipe_in(place, "renamed"))
     tracked = recipe.model_copy(update={"trackers": ["tensorboard"], "out": "elsewhere"})
     assert tune.study_name(tracked) == tune.study_name(recipe)
-    assert tune.study_name(recipe.model_copy(update={"seed": 3})) != tune.study_name(recipe)
+    kinds = ("auto", "frozen", "full", "lora", "scratch")
+    others = [recipe.model_copy(update={"seed": 3})]
+    values = {"data": {"train": recipe.data.train}}
+    others += [build_recipe({**values, "approach": kind}) for kind in kinds]
+    assert len({tune.study_name(one) for one in (recipe, *others)}) == 2 + len(kinds)

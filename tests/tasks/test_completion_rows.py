@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gptailor.tasks.cells import parse_nested
 from gptailor.tasks.completion import (
     Pair,
     Shortened,
@@ -322,6 +323,12 @@ def test_a_question_without_blanks_finds_its_sentence() -> None:
 def test_answers_are_read_however_a_table_was_printed(cell: str) -> None:
     one = row(context="Saint 0 was here.", question="Who?", answers=cell)
     assert pair_of(one).completions == (" Saint 0", " St. 0")
+
+
+def test_an_array_that_somebody_writes_about_is_left_alone() -> None:
+    said = "What does np.array([1, 2]) print?"
+    assert parse_nested(str([{"role": "user", "content": said}])) == [{"role": "user", "content": said}]
+    assert parse_nested("{" + "array([" * 12_000) == "{" + "array([" * 12_000
 
 
 @pytest.mark.parametrize("cell", ["['torn',", "{'a': \\d}", "[Verse 1] la la", "['x'] and more", "{1, 2}"])

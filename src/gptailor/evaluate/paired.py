@@ -32,9 +32,10 @@ def resampled_scores(
 ) -> dict[str, FloatArray]:
     """(1 + R,) scores of each system from its (N, K) rows: as they are, then of each resample.
 
-    One system at a time, each with the same resamples: with many classes the sums of all would be large.
+    Some resamples at a time: with many classes the sums of all would be large.
     """
-    return {name: score(resampling.sums(own)) for name, own in rows.items()}
+    scores = [[score(sums) for sums in piece] for piece in resampling.drawn(list(rows.values()))]
+    return {name: np.concatenate(parts) for name, parts in zip(rows, zip(*scores, strict=True), strict=True)}
 
 
 def difference_of(ours: FloatArray, theirs: FloatArray) -> tuple[Score, float]:

@@ -81,6 +81,16 @@ class Resampling:
         drawn = [times @ by_unit for times in self._times(len(by_unit))]
         return np.concatenate([by_unit.sum(axis=0, keepdims=True), *drawn])
 
+    def drawn(self, tables: Sequence[FloatArray]) -> Iterator[list[FloatArray]]:
+        """Of several (N, K) tables of the same rows the sums as they are, (1, K), then in pieces those of
+        each resample, (R', K); all by the same draws, which are made once.
+        """
+        units = self.units(len(tables[0])) if tables else np.arange(0)
+        by_unit = [self._table(units, rows) for rows in tables]
+        yield [table.sum(axis=0, keepdims=True) for table in by_unit]
+        for times in self._times(int(units.max(initial=-1)) + 1):
+            yield [times @ table for table in by_unit]
+
     def counts(self, cells: IntArray) -> Iterator[FloatArray]:
         """How often each cell comes in each resample, in pieces of shape (R', K).
 

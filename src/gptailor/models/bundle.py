@@ -119,13 +119,17 @@ def reload_parity(
     return within_tolerance(difference, "the saved model's logits", where=folder)
 
 
-def within_tolerance(difference: float, what: str, *, where: Path | None = None) -> float:
+def within_tolerance(
+    difference: float, what: str, *, where: Path | None = None, largest: float = 1.0
+) -> float:
     """The largest difference from the trained model, of logits or of nats, if it is within the tolerance.
+
+    That grows with the `largest` of them from 1 on.
 
     Raises:
         ModelError: it isn't, or is no number.
     """
-    if not difference <= PARITY_TOLERANCE:
+    if not difference <= PARITY_TOLERANCE * max(1.0, largest):
         raise ModelError(
             f"{what} differ by {difference:.2g} from the trained model's (tolerance {PARITY_TOLERANCE:g}).",
             where=None if where is None else str(where),

@@ -164,7 +164,8 @@ def best_strength(
         if scores.mean() > best_scores.mean():
             gained = best > 0
             best, best_scores, worse = strength, scores, 0
-        elif gained:  # before, the labels may be so uneven that all answers are the commonest one
+        # Before a gain, equal ones may all be of the commonest label, as strong regularization answers.
+        elif gained or scores.mean() < best_scores.mean():
             worse += 1
         if worse == PATIENCE:  # weaker and weaker regularization: fits that take long and won't win
             break

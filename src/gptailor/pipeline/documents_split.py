@@ -195,10 +195,12 @@ def _room(total: int, shares: dict[Part, float]) -> float:
 
 
 def _may_stay_whole(sizes: Sequence[int], shares: dict[Part, float]) -> bool:
-    """Whether what is no larger than a part is enough for all that is held out, with as much again left."""
-    total = sum(sizes)
+    """Whether what is no larger than a part is enough for all that is held out, with as much again left, or
+    half of the rest where more than that is held out.
+    """
+    total, held = sum(sizes), sum(shares.values())
     room = _room(total, shares)
-    return sum(size for size in sizes if size <= room) >= 2 * sum(shares.values()) * total
+    return sum(size for size in sizes if size <= room) >= min(2 * held, (1 + held) / 2) * total
 
 
 def _divide_each(whole: IntArray, owner: IntArray, size: IntArray, shares: dict[Part, float]) -> bool:

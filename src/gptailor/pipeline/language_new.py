@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from gptailor.models.writer import Writer
 from gptailor.pipeline.documents_split import all_in
 from gptailor.pipeline.documents_survey import survey
 from gptailor.pipeline.documents_tokens import write_store
-from gptailor.recipe import CleanSettings, DataSettings
+from gptailor.recipe import CleanSettings, DataSettings, SplitSettings
 
 
 def evaluate_language(
@@ -25,6 +26,7 @@ def evaluate_language(
     text: str | None = None,
     columns: str | None = None,
     separator: str | None = None,
+    group: str | None = None,
     resampling: Resampling = ROWS,
 ) -> dict[str, Any]:
     """Bits per byte and perplexity of a new text, in blocks as long as training's, with intervals.
@@ -33,7 +35,14 @@ def evaluate_language(
         DataError: there is no text.
     """
     clean = CleanSettings(**{key: on for key, on in writer.clean.items() if key != "squeeze_space"})
-    settings = DataSettings(train=location, text=text, columns=columns, separator=separator, clean=clean)
+    settings = DataSettings(
+        train=location,
+        text=text,
+        columns=columns,
+        separator=separator,
+        clean=clean,
+        split=SplitSettings(group=group),
+    )
     documents = survey(location, settings, columns=columns)
     file = all_in(documents, "test", settings)
     if (file.parts < 0).all():
@@ -50,7 +59,8 @@ def evaluate_language(
         length = writer.block
         blocks = range(num_blocks(store, length))
         pieces = piece_nats(writer.model, writer.head, store, length=length, blocks=blocks)
-        scores = text_scores(pieces, resampling=resampling)
+        drawn = replace(pieces, documents=file.together[pieces.documents])
+        scores = text_scores(drawn, resampling=resampling)
         total = {"tokens": int(pieces.tokens.sum()), "bytes": int(pieces.bytes.sum())}
         del store  # on some platforms a mapped file can't be removed
     read = len(documents.row_of) + len(documents.rejected)

@@ -247,10 +247,17 @@ class Run:
         data = load_recipe(path).data if path.exists() else DataSettings(train=location)
         if columns is None and (own or (is_prose(location) and is_prose(data.train))):
             columns = data.test_columns if own == "test" else data.columns
-        if text is None and data.text is not None:
-            there, _ = first_rows(location, columns)
-            text = data.text if set(data.text.split("+")) <= {*there} else None
-        return evaluate_language(self.writer, location, text=text, columns=columns, separator=data.separator)
+        there = {*first_rows(location, columns)[0]} if data.text or data.split.group else set()
+        if text is None and data.text is not None and there.issuperset(data.text.split("+")):
+            text = data.text
+        return evaluate_language(
+            self.writer,
+            location,
+            text=text,
+            columns=columns,
+            separator=data.separator,
+            group=data.split.group if data.split.group in there else None,
+        )
 
     def _evaluate_labels(
         self,

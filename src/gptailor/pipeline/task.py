@@ -145,18 +145,15 @@ def task_of_columns(recipe: Recipe) -> Task:
         roles = infer_completion(columns, rows)
     except AmbiguousRoleError as error:  # told, or asked, once the task is completion
         others = [column for column in columns if column not in error.candidates]
-        return "classification" if _has_label(others, rows, LABEL_NAMES) else "completion"
+        labelled = _has_label(others, rows, LABEL_NAMES) or _label_of(columns, rows) in others
+        return "classification" if labelled else "completion"
     except GptailorError:
         return "classification"
     # A category beside an instruction and its response says of what kind they are; the response is learned.
     sure = {*SURE_LABELS, *map(str.lower, roles.answer)} if roles.preset in REPLIES else LABEL_NAMES
     if _has_label(columns, rows, LABEL_NAMES & sure):
         return "classification"
-    try:
-        label = infer_roles(columns, rows, text=None, label=None).label
-    except GptailorError:
-        label = None
-    return "classification" if label in roles.answer else "completion"  # answers that are classes
+    return "classification" if _label_of(columns, rows) in roles.answer else "completion"  # they are classes
 
 
 def is_prose(location: str) -> bool:
@@ -174,6 +171,14 @@ def first_rows(location: str, columns: str | None) -> tuple[list[str], list[RawE
     except GptailorError:  # told in full when the rows are read for good
         return [], []
     return list(dict.fromkeys(name for row in rows for name in row.fields)), rows
+
+
+def _label_of(columns: list[str], rows: list[RawExample]) -> str | None:
+    """The column that classification would take for the label; None where none is plain."""
+    try:
+        return infer_roles(columns, rows, text=None, label=None).label
+    except GptailorError:
+        return None
 
 
 def _has_label(columns: list[str], rows: list[RawExample], names: Set[str]) -> bool:

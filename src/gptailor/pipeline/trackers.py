@@ -53,7 +53,7 @@ class Tracker:
     """An open run of a tracker: numbers by name at a step, and the last ones."""
 
     id: str
-    log: Callable[[Mapping[str, float], int], None]
+    log: Callable[[Mapping[str, float], int, float], None]  # at a step, at a time
     close: Callable[[Mapping[str, float]], None]
     holds: bool = False  # numbers back as it likes: it gets them at validations, and sends them then
 
@@ -65,31 +65,31 @@ class Trackers:
     say: Callable[[str], None]
     open: dict[str, Tracker] = field(default_factory=dict)
     sent: dict[str, dict[str, int]] = field(default_factory=dict)  # to whom, of each kind the last step
-    waiting: dict[str, list[Line]] = field(default_factory=dict)  # for whoever holds numbers back
+    waiting: dict[str, list[tuple[float, Line]]] = field(default_factory=dict)  # for who holds numbers back
 
     def log(self, line: Line) -> None:
         """Takes one line; those that a resumed run repeats were taken before and stay away."""
         for name in list(self.open):
             if int(line["step"]) <= self.sent.get(name, {}).get(str(line["kind"]), 0):
                 continue
-            self.waiting.setdefault(name, []).append(line)
+            self.waiting.setdefault(name, []).append((time.time(), line))
             if not self.open[name].holds or line["kind"] == "validation":
                 self.flush(name)
 
     def flush(self, name: str) -> None:
         """Sends one tracker what waits for it."""
-        for line in self.waiting.pop(name, []):
-            self.send(name, line)
+        for at, line in self.waiting.pop(name, []):
+            self.send(name, line, at)
 
-    def send(self, name: str, line: Line) -> None:
-        """Sends one line to one tracker."""
+    def send(self, name: str, line: Line, at: float) -> None:
+        """Sends one line, logged at a time, to one tracker."""
         group = "train" if line["kind"] == "step" else line["kind"]
         numbers = {
             f"{group}/{key}": float(value)
             for key, value in line.items()
             if key not in ("kind", "step") and isinstance(value, int | float)
         }
-        self._try(name, lambda tracker: tracker.log(numbers, int(line["step"])))
+        self._try(name, lambda tracker: tracker.log(numbers, int(line["step"]), at))
 
     def close(self, report: Line | None) -> None:
         """Sends the scores of a finished run and closes."""
@@ -140,7 +140,7 @@ def tracked(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Iterato
     last = last_steps(before)
     # What comes after it waited where the run was killed.
     whole = max(last.get("validation", 0), int(ids.get(CLOSED, 0)))
-    trackers = Trackers(say)
+    trackers, now = Trackers(say), time.time()
     for name in dict.fromkeys(recipe.trackers):
         try:
             opened = OPENERS[name](TrackedRun(folder, recipe, ids.get(name, "")))
@@ -149,10 +149,10 @@ def tracked(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Iterato
             continue
         trackers.open[name] = opened
         if name not in ids:  # it came later than the run: it gets what it missed
-            trackers.waiting[name] = list(before)
+            trackers.waiting[name] = [(now, line) for line in before]
             trackers.flush(name)
         elif opened.holds:
-            trackers.waiting[name] = [line for line in before if int(line["step"]) > whole]
+            trackers.waiting[name] = [(now, line) for line in before if int(line["step"]) > whole]
         trackers.sent[name] = last
     ids |= {name: tracker.id for name, tracker in trackers.open.items()}
     write_atomically(folder / IDS, json.dumps(ids, indent=1))
@@ -161,7 +161,8 @@ def tracked(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Iterato
     except BaseException:
         trackers.close(None)
         ended = max(last_steps(_read_lines(folder / "metrics.jsonl")).values(), default=0)
-        write_atomically(folder / IDS, json.dumps({**ids, CLOSED: str(ended)}, indent=1))
+        with suppress(OSError):  # it would hide what went wrong
+            write_atomically(folder / IDS, json.dumps({**ids, CLOSED: str(ended)}, indent=1))
         raise
     trackers.close(json.loads((folder / "report.json").read_text(encoding="utf-8")))
 
@@ -186,16 +187,16 @@ def open_tensorboard(run: TrackedRun) -> Tracker:
         indented = "".join(f"    {line}\n" for line in dump_recipe(run.recipe).splitlines())
         writer.add_text("recipe", indented)  # it reads Markdown, where this is text as it stands
 
-    def log(numbers: Mapping[str, float], step: int) -> None:
+    def log(numbers: Mapping[str, float], step: int, at: float) -> None:
         nonlocal last
         last = step
         for name, value in numbers.items():
-            writer.add_scalar(name, value, step)
+            writer.add_scalar(name, value, step, walltime=at)
         if any(name.startswith("validation/") for name in numbers):
             writer.flush()  # what stands before a checkpoint outlives a kill
 
     def close(numbers: Mapping[str, float]) -> None:
-        log(numbers, last)
+        log(numbers, last, time.time())
         writer.close()
 
     return Tracker("open", log, close, holds=True)
@@ -225,18 +226,18 @@ def open_mlflow(run: TrackedRun) -> Tracker:
 
     def send() -> None:
         if held:
-            client.log_batch(run_id, metrics=held)
+            client.log_batch(run_id, metrics=held.copy())  # it may send them later
             held.clear()
 
-    def log(numbers: Mapping[str, float], step: int) -> None:
+    def log(numbers: Mapping[str, float], step: int, at: float) -> None:
         nonlocal last
-        last, now = step, int(time.time() * 1000)
-        held.extend(Metric(name, value, now, step) for name, value in numbers.items())
+        last = step
+        held.extend(Metric(name, value, int(1000 * at), step) for name, value in numbers.items())
         if len(held) >= 6 * MLFLOW_LINES or any(name.startswith("validation/") for name in numbers):
             send()
 
     def close(numbers: Mapping[str, float]) -> None:
-        log(numbers, last)
+        log(numbers, last, time.time())
         send()
         client.set_terminated(run_id, "FINISHED" if numbers else "KILLED")
 
@@ -265,7 +266,7 @@ def open_wandb(run: TrackedRun) -> Tracker:
         opened.summary.update(dict(numbers))
         opened.finish(exit_code=0 if numbers else 1)
 
-    return Tracker(opened.id, lambda numbers, step: opened.log(dict(numbers), step=step), close)
+    return Tracker(opened.id, lambda numbers, step, _: opened.log(dict(numbers), step=step), close)
 
 
 def open_trackio(run: TrackedRun) -> Tracker:
@@ -285,14 +286,14 @@ def open_trackio(run: TrackedRun) -> Tracker:
         )
     last = 0
 
-    def log(numbers: Mapping[str, float], step: int) -> None:
+    def log(numbers: Mapping[str, float], step: int, _: float) -> None:
         nonlocal last
         last = step
         opened.log(dict(numbers), step=step)
 
     def close(numbers: Mapping[str, float]) -> None:
         if numbers:
-            log(numbers, last)
+            log(numbers, last, time.time())
         with redirect_stdout(sys.stderr):
             opened.finish()
 

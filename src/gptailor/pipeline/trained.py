@@ -205,8 +205,9 @@ def finish(
     adapter = adapter_state(adapted)
     model = merge_lora(adapted)
     merged = classify_rows(adapt_full(model), rows, pad_id=pad_id)
-    difference = float(np.abs(merged - logits).max())
-    return model.eval(), {"merge": within_tolerance(difference, "the logits with LoRA merged")}, adapter
+    difference, largest = float(np.abs(merged - logits).max()), float(np.abs(logits).max())
+    parity = within_tolerance(difference, "the logits with LoRA merged", largest=largest)
+    return model.eval(), {"merge": parity}, adapter
 
 
 def objective_of(

@@ -35,7 +35,7 @@ from gptailor.search.trials import Search, run_trials, trials_asked
 HASH, SECONDS = "data.sha256", "seconds.txt"
 SPACE = "space.json"
 DECIDED = "decided.json"  # the trials among which the winner was chosen; then no other begins
-VERSION = "3"  # of what a trial leaves for its repeats
+VERSION = "4"  # of what a trial leaves for its repeats
 WAITING_SECONDS = 0.5
 
 REHEARSALS: dict[str, Callable[[Recipe, Path, Listener], Rehearsal]] = {

@@ -15,7 +15,6 @@ EMPTY = frozenset(["", "null", "[]", "{}"])
 NUMPY_ITEM = r"""'[^']*'|"[^"]*"|-?\d+(?:\.\d*)?(?:e[+-]?\d+)?"""
 # Without commas, as pandas writes a column of arrays; read as Python two texts would be one.
 NUMPY = re.compile(rf"\[\s*(?:{NUMPY_ITEM})(?:\s+(?:{NUMPY_ITEM}))+\s*\]")
-INNER_ARRAY = re.compile(r"\barray\((\[.*?\])(?:,\s*dtype=\w+)?\)", re.DOTALL)  # in an object
 LONGEST_PRINTED = 100_000  # characters; longer ones only as JSON
 
 
@@ -42,10 +41,19 @@ def as_printed(cell: str) -> list[Any] | dict[Any, Any] | None:
         return [item[1:-1] if item[0] in "'\"" else item for item in re.findall(NUMPY_ITEM, cell)]
     try:
         with warnings.catch_warnings(action="ignore", category=SyntaxWarning):  # of a text's backslashes
-            value = ast.literal_eval(INNER_ARRAY.sub(r"\1", cell))
+            value = ast.literal_eval(_WithoutArrays().visit(ast.parse(cell, mode="eval")))
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return None
     return value if isinstance(value, list | dict) else None
+
+
+class _WithoutArrays(ast.NodeTransformer):
+    """`array([...], dtype=object)`, as NumPy prints an array in an object, is its list."""
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        is_array = isinstance(node.func, ast.Name) and node.func.id == "array" and len(node.args) == 1
+        return node.args[0] if is_array else node
 
 
 def kind_of(value: Any) -> str:

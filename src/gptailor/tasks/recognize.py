@@ -287,7 +287,9 @@ def _preset_of(
     if prompt is None or completion is None:
         try:
             return _recognize(columns, rows, prompt=prompt, completion=completion)[0]
-        except AmbiguousRoleError:
+        except AmbiguousRoleError as error:
+            if error.role == ("completion" if prompt is None else "prompt"):
+                return "completion"  # of that side one is named: the others aren't asked for
             raise
         except DataError:
             return "completion"

@@ -33,7 +33,8 @@ from gptailor.pipeline.texts.rows import read_texts, refuse_missing_columns, wit
 from gptailor.pipeline.texts.tokens import TokenizedRow, sequences_of
 from gptailor.tasks.chat_form import ChatForm
 from gptailor.tasks.classification import refuse_unknown_slices
-from gptailor.tasks.form import PlainForm, TextRow
+from gptailor.tasks.completion_form import CompletionForm
+from gptailor.tasks.form import PlainForm, TextForm, TextRow
 from gptailor.tasks.restore import restore_preference_form
 from gptailor.types import IntArray, RawExample, RejectedRow, TokenizedExample
 
@@ -241,10 +242,20 @@ def _nats(answerer: Answerer, rows: list[TextRow]) -> tuple[PieceNats, list[Text
     return pieces, chosen, before
 
 
+def _takes_one_text(form: TextForm) -> bool:
+    """Whether a line is asked as an --input text is, and isn't a column that the form reads."""
+    if isinstance(form, ChatForm):
+        return form.roles.turns != "text"
+    if isinstance(form, CompletionForm):
+        needed = [column for column in form.roles.inputs if column != form.roles.template.optional]
+        return len(needed) < 2 and "text" not in form.roles.inputs
+    return True
+
+
 def _asker(answerer: Answerer, rows: Sequence[RawExample], text: str | None, *, where: str) -> Ask:
     """How rows like these become token ids: by the run's template, or by a column as a text by itself."""
     columns = list(dict.fromkeys(name for row in rows for name in row.fields))
-    by_line = is_stream(where) and columns == ["text"]  # they are asked as --input texts are
+    by_line = is_stream(where) and columns == ["text"] and _takes_one_text(answerer.form)
     if text is None and not by_line and not isinstance(answerer.form, PlainForm):
         refuse_missing_columns(answerer.form, columns, where=where)
         return answerer.feed_row
