@@ -13,7 +13,7 @@ from typing import Any
 
 from gptailor.data.clean import clean_rows
 from gptailor.launch import write_atomically
-from gptailor.pipeline.prepare import remove_leaks
+from gptailor.pipeline.leaks import remove_leaks
 from gptailor.recipe import CleanSettings
 from gptailor.types import RawExample
 

@@ -8,11 +8,13 @@ import json
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 import gptailor
 from gptailor.launch import describe_machine, write_atomically
@@ -55,6 +57,7 @@ def machine() -> dict[str, Any]:
         "processor": told["processor"],
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "load_before": round(os.getloadavg()[0], 1),
+        "gflops": matrix_rates(),
         "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "device": told["device"],
         "threads": told["threads"],
@@ -62,6 +65,20 @@ def machine() -> dict[str, Any]:
         "python": told["python"],
         "versions": told["versions"],
     }
+
+
+def matrix_rates() -> dict[str, int]:
+    """Best rates of products of 1024 x 1024 matrices: a shared machine isn't as fast every day."""
+    rates = {}
+    for kind in (torch.float32, torch.bfloat16):
+        one, other = torch.randn(2, 1024, 1024).to(kind)
+        seconds = []
+        for _ in range(20):
+            began = time.perf_counter()
+            one @ other
+            seconds.append(time.perf_counter() - began)
+        rates[str(kind).removeprefix("torch.")] = round(2 * 1024**3 / min(seconds) / 1e9)
+    return rates
 
 
 def judged(ratio: float, must: float, aim: float, *, doubt: str = "") -> str:

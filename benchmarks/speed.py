@@ -143,7 +143,7 @@ def run_others(data: Path, peer_python: Path) -> list[str]:
     given = ["--data", str(data)]
     commands = {
         "speed_serving.py": [*given, "--peer-python", str(peer_python)],
-        "speed_reading.py": [*given, "--peer", str(peer_python), "--memory"],
+        "speed_reading.py": [*given, "--peer-python", str(peer_python), "--memory"],
     }
     ended = {
         name: subprocess.run([sys.executable, str(HERE / name), *arguments], check=False).returncode

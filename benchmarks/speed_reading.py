@@ -7,7 +7,7 @@ GPT-2's vocabulary. Ours also infers the columns, splits, and writes the ledger;
 run in turn, each time in a process of its own with an empty cache; before times are compared, the rows that
 were kept and their token ids must be equal. `--memory` measures, in runs of their own, our peak memory and
 the peer's at all rows and at a tenth. Writes benchmarks/results/DATE-speed-reading.json. The rows are made of
-the real texts in FOLDER (see speed_reading_rows.py); `--peer PYTHON` names the interpreter of an environment
+the real texts in FOLDER (see speed_reading_rows.py); `--peer-python PATH` names the Python of an environment
 that has the peer.
 """
 
@@ -70,9 +70,10 @@ def read_ours(path: str, tokenizer_file: str, folder: Path) -> None:
 
     from gptailor.data.ledger import summarize, write_ledger
     from gptailor.data.tokenize import build_encoder
-    from gptailor.pipeline.prepare import PARTS, prepare
+    from gptailor.pipeline.prepare import prepare
     from gptailor.pipeline.tokens import ledger_lines, tokenize_parts
     from gptailor.recipe import Recipe
+    from gptailor.types import PARTS
 
     began, cpu_began = time.perf_counter(), cpu_seconds()
     recipe = Recipe.model_validate({"task": "classification", "data": {"train": path}})
@@ -278,7 +279,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--setting", nargs="+", choices=["usual", "best"], default=["usual", "best"])
     parser.add_argument("--memory", action="store_true")
-    parser.add_argument("--peer", default=sys.executable)
+    parser.add_argument("--peer-python", default=sys.executable)
     parser.add_argument("--side", nargs=4, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.side:
@@ -293,7 +294,7 @@ def main() -> None:
         rows, tokenizer_file = folder / "rows.csv", folder / "tokenizer.json"
         write_tokenizer(tokenizer_file, chosen.data)
         write_rows(rows, chosen.data, count=chosen.rows)
-        options: dict[str, Any] = {"rows": chosen.rows, "peer": chosen.peer}
+        options: dict[str, Any] = {"rows": chosen.rows, "peer": chosen.peer_python}
         readings, told = compare(chosen.setting, rows, tokenizer_file, pairs=chosen.pairs, **options)
         grown = flatness(chosen.data, folder, tokenizer_file, **options) if chosen.memory else []
     doubts = [f"{chosen.rows:,} rows"] * (chosen.rows < BAR_ROWS) + ["few pairs"] * (chosen.pairs < BAR_PAIRS)

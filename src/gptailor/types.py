@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Task = Literal["classification", "completion", "language", "chat", "preference"]
 Part = Literal["train", "validation", "test"]
+PARTS: tuple[Part, ...] = ("train", "validation", "test")
 # What a classification row is answered with: one label, a set of labels, or a number.
 AnswerKind = Literal["single", "multiple", "score"]
 # Such an answer as the trainer sees it: the label's number; 0 or 1 for every label, (C,); the number itself.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gptailor.data import store
 from gptailor.data.parallel import read_parallel
 from gptailor.errors import DataError
 
@@ -43,6 +44,30 @@ def test_unequal_lengths_are_refused_with_both_counts(tmp_path: Path) -> None:
     longer = write(tmp_path / "b.de", "a\nb\n")
     with pytest.raises(DataError, match=r"has 4 lines and .* has 2"):
         read_parallel(source, longer)
+
+
+def test_a_stray_carriage_return_ends_no_line(tmp_path: Path) -> None:
+    """Each file would have a line more, and the lines between the two would belong to others."""
+    lines = [f"source {number}" for number in range(8)]
+    one = write(tmp_path / "one.txt", "\n".join([*lines[:2], "so\rurce 2", *lines[3:]]) + "\n")
+    two = write(
+        tmp_path / "two.txt",
+        "\r\n".join(f"target {number}" for number in range(8)).replace("t 6", "t\r6") + "\r\n",
+    )
+    pairs = [(row.fields["source"], row.fields["target"]) for row in read_parallel(one, two).rows]
+    assert pairs[2] == ("so\rurce 2", "target 2")
+    assert pairs[3:6] == [(f"source {number}", f"target {number}") for number in (3, 4, 5)]
+    assert pairs[6:] == [("source 6", "target\r6"), ("source 7", "target 7")]
+
+
+def test_many_lines_are_kept_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "MANY_ROWS", 10)
+    one, two = (
+        write(tmp_path / name, "".join(f"{name} {number}\n" for number in range(25))) for name in ("a", "b")
+    )
+    rows = read_parallel(one, two).rows
+    assert isinstance(rows, store.StoredRows)
+    assert (rows[24].fields, rows[24].row) == ({"source": "a 24", "target": "b 24"}, 25)
 
 
 def test_a_bad_line_costs_its_row_only(tmp_path: Path) -> None:

@@ -226,17 +226,21 @@ def test_hub_needs_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_hub_rows_have_names_for_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     class Data(list[dict[str, Any]]):
-        features = {"text": object(), "label": types.SimpleNamespace(names=["bad", "good"])}  # noqa: RUF012
+        features = {  # noqa: RUF012
+            "text": object(),
+            "label": types.SimpleNamespace(names=["bad", "good"]),
+            "tags": types.SimpleNamespace(feature=types.SimpleNamespace(names=["joy", "love", "fear"])),
+        }
 
     asked: list[tuple[Any, ...]] = []
 
     def load(name: str, configuration: str | None, *, split: str, streaming: bool) -> Data:
         asked.append((name, configuration, split, streaming))
-        return Data([{"text": "NA", "label": 1}, {"text": None, "label": -1}])
+        return Data([{"text": "NA", "label": 1, "tags": [2, 0]}, {"text": None, "label": -1, "tags": []}])
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load))
     result = read_rows("hub:someone/something:validation")
-    assert table(result) == [("NA", "good"), ("", "")]
+    assert table(result) == [("NA", "good", '["fear","joy"]'), ("", "", "[]")]
     assert len(list(iterate_rows("hub:someone/something"))) == 2
     read_rows("hub:someone/something/small:test")
     assert asked == [
@@ -316,6 +320,37 @@ def test_other_alphabets_are_not_read_as_western(write: Write) -> None:
     lines = "".join(f"{i} Привет как дела,хорошо\n" for i in range(20))
     with pytest.raises(DataError, match="is not UTF-8"):
         read_rows(write("a.csv", ("text,label\n" + lines).encode("cp1251")))
+
+
+def test_a_central_european_file_is_not_read_as_western(write: Write) -> None:
+    """Polish from a spreadsheet: as Western letters it teaches nothing that the model is ever asked."""
+    lines = "".join(f"{i} Książka była żółta,dobra\n" for i in range(20))
+    with pytest.raises(DataError, match="is not UTF-8"):
+        read_rows(write("a.csv", ("text,label\n" + lines).encode("cp1250")))
+
+
+def test_a_guessed_encoding_is_said_aloud_with_a_word_to_judge_it_by(write: Write) -> None:
+    lines = "".join(f"{i} ılık güzel,a\n" for i in range(20))
+    result = read_rows(write("a.csv", ("text,label\n" + lines).encode("cp1254")))
+    (said,) = doubts("a.csv", result.notes)
+    assert "'ýlýk'" in said
+    assert "save the file as UTF-8" in said
+
+
+def test_a_stream_that_cannot_be_read_has_its_own_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(b"")))
+    with pytest.raises(DataError) as caught:
+        read_rows("-")
+    assert caught.value.where == "-"
+
+
+def test_a_missing_number_of_pandas_is_no_label(write: Write) -> None:
+    rows = ['{"text": "a", "label": NaN, "list": [1.50, NaN]}', '{"text": "b", "label": "NaN"}']
+    result = read_rows(write("a.jsonl", "\n".join(rows)))
+    assert [row.fields["label"] for row in result.rows] == ["", "NaN"]
+    assert result.rows[0].fields["list"] == "[1.50,null]"
 
 
 def test_a_document_with_a_bad_byte_names_it(write: Write) -> None:

@@ -209,6 +209,8 @@ def test_dates_as_spreadsheets_write_them_are_dates() -> None:
         (["Q1 2024", "Q4 2023"], "Q1 2024"),
         (["2024-Q1", "2023-Q4", "2024"], "2024"),
         (["2024-03-31 06:00 PM", "2024-03-31 11:00 AM"], "2024-03-31 06:00 PM"),
+        (["12.2023", "01.2024"], "12.2023"),
+        (["2024.9", "2024.10"], "2024.9"),
     ],
 )
 def test_what_text_would_put_in_a_wrong_order_is_refused(times: list[str], odd: str) -> None:
@@ -216,6 +218,7 @@ def test_what_text_would_put_in_a_wrong_order_is_refused(times: list[str], odd: 
         time_keys(times)
     assert repr(odd) in str(caught.value)
     assert time_keys(["2024-Q1", "", "2023-Q4"]) == ["2024-Q1", "", "2023-Q4"]
+    assert time_keys(["2024.09", "2024.10", "12.5", "1.25"]) == [2024.09, 2024.10, 12.5, 1.25]
 
 
 def test_shares_that_leave_nothing_to_train_on_are_refused() -> None:

@@ -98,14 +98,6 @@ def test_a_given_strength_is_used() -> None:
     assert "C=3 (given)" in fit_tfidf(texts, labels, strength=3.0).note
 
 
-def test_search_stops_when_time_is_over() -> None:
-    texts, labels = rows(60, seed=0)
-    result = tfidf(texts, labels, [], texts, max_seconds=0.0)
-    assert "time for 1 of the folds only" in result.note
-    assert result.validation.shape == (0,)
-    assert (result.test == labels).mean() > 0.9
-
-
 @pytest.mark.parametrize(
     ("texts", "labels"),
     [

@@ -153,5 +153,7 @@ def test_what_is_no_set_is_refused() -> None:
 
 def test_whole_sets_that_are_all_right_are_not_right_for_sure() -> None:
     answers = np.random.default_rng(0).integers(2, size=(20, 3))
-    found = label_set_scores(answers, answers, NAMES, resampling=Resampling(20))["subset_accuracy"]
+    scores = label_set_scores(answers, answers, NAMES, resampling=Resampling(20))
+    found, wrong = scores["subset_accuracy"], scores["hamming_loss"]
     assert (found.low, found.value, found.high) == (pytest.approx(share_interval(20, 20)[0]), 1.0, 1.0)
+    assert (wrong.low, wrong.value, wrong.high) == (0.0, 0.0, 1 - found.low)

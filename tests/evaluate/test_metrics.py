@@ -126,6 +126,12 @@ def test_resample_averages_over_its_own_classes() -> None:
     assert scores["per_class"]["7"]["f1"].low == pytest.approx(0.3424, abs=1e-4)  # of 2
 
 
+def test_of_a_label_that_was_never_answered_the_precision_is_unknown() -> None:
+    answers, predictions = np.tile([0, 1, 2], 10), np.tile([0, 1, 1], 10)
+    found = classification_scores(answers, predictions, ["a", "b", "c"], resampling=Resampling(50))
+    assert found["per_class"]["c"]["precision"] == Score(0.0, 0.0, 1.0)
+
+
 def test_all_right_is_not_for_sure() -> None:
     """No resample of 20 right answers holds a wrong one; a true 97 % gives 20 of 20 every other time."""
     answers = np.tile([0, 1], 10)

@@ -100,6 +100,9 @@ def test_fifths_are_even_and_equal_numbers_stay_together() -> None:
     bins = quantile_bins(np.random.default_rng(0).permutation(100).astype(np.float64))
     assert np.bincount(bins).tolist() == [20] * 5
     assert len(set(quantile_bins(np.ones(10)).tolist())) == 1
+    mostly_none = np.array([0.0] * 85 + [1.0, 2.0, 3.0] * 5)
+    assert np.bincount(quantile_bins(mostly_none)).tolist() == [85, 15], "folds need two to spread"
+    assert quantile_bins(np.zeros(0)).tolist() == []
 
 
 def test_details_cover_the_range_and_stay_small() -> None:

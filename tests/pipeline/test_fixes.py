@@ -54,6 +54,11 @@ def test_labels_change_rows_drop_and_the_rest_stays(tmp_path: Path) -> None:
     assert fixes.detail("data/news.csv", 2) == ""
 
 
+def test_without_corrections_the_rows_stay_where_they_are(tmp_path: Path) -> None:
+    """Many lie in a file, and a list of them would bring all back into memory."""
+    assert apply_fixes(ROWS, Fixes(), SINGLE, keep_before=True)[0] is ROWS
+
+
 def test_the_same_file_from_another_folder_is_known(tmp_path: Path) -> None:
     fixes = read_fixes(corrected(tmp_path, (3, "the bank in town", "health"), source="/elsewhere/news.csv"))
     kept, _ = apply_fixes(ROWS, fixes, SINGLE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,6 +48,10 @@ def crash(recipe: Recipe, at: int = 4) -> None:
 
     with pytest.raises(Crash):
         fit_recipe(recipe, listener=Listener(show=show))
+
+
+def crashing(*_: Any) -> None:
+    raise Crash
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -100,6 +105,22 @@ def test_a_folder_begun_anew_keeps_no_log_of_other_settings(place: Path, tmp_pat
     assert all((out / name).exists() for name in left)
     assert not open_for_fit(out, recipe_for(place, out, seed=3))
     assert not any((out / name).exists() for name in left)
+
+
+def test_data_that_were_mended_before_anything_was_made_are_taken(place: Path, tmp_path: Path) -> None:
+    """What many messages ask for: add rows, and start again."""
+    data = tiny.write_news(tmp_path / "news.csv", rows=300)
+    recipe = recipe_for(place, tmp_path / "run", data=data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gptailor.pipeline.fit.run_candidates", crashing)
+        with pytest.raises(Crash):
+            fit_recipe(recipe)
+    before = json.loads((tmp_path / "run" / "data" / "summary.json").read_text())
+    data.write_bytes(data.read_bytes() + b"one row more about the flu,health\n")
+    said: list[str] = []
+    run = fit_recipe(recipe, listener=Listener(say=said.append))
+    assert run.report["data"]["read"] == before["read"] + 1
+    assert any("begun with other data" in line for line in said)
 
 
 @pytest.mark.parametrize("state", ["begun", "finished"])

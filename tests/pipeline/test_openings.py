@@ -11,8 +11,10 @@ import pytest
 
 import gptailor
 import tiny
+from gptailor.errors import DataError
 from gptailor.launch import one_writer
 from gptailor.pipeline.openings import note_opening, openings_of, own_file
+from gptailor.pipeline.place import Listener
 from gptailor.pipeline.run import Run
 from gptailor.recipe import build_recipe
 
@@ -55,6 +57,58 @@ def test_new_rows_are_no_opening_and_training_rows_are_told(run: Run) -> None:
     assert "note" not in run.evaluate(str(run.folder.parent / "new.csv"))
     assert "trained with" in run.evaluate(str(run.folder.parent / "train.csv"))["note"]
     assert (run.folder / "openings.jsonl").read_text() == before
+
+
+def test_training_rows_are_known_again_in_a_file_that_has_grown(run: Run, tmp_path: Path) -> None:
+    """A row more, another order, other blanks: another file by its hash, and the model knows it by heart."""
+    header, *taught = (run.folder.parent / "train.csv").read_text().splitlines()
+    new = (run.folder.parent / "new.csv").read_text().splitlines()[1:]
+    grown = tmp_path / "grown.csv"
+    grown.write_text("\r\n".join([header, *new, *taught[::-1]]))
+    found = run.evaluate(str(grown))
+    assert f"{len(taught)} of {len(taught) + len(new)} rows taught this run" in found["note"]
+
+
+def test_a_base_that_learned_held_out_rows_is_told(run: Run, tmp_path: Path) -> None:
+    """Another seed deals the rows out anew: most of the new test rows taught the run that is the base."""
+    base = {"base": str(run.folder), "approach": {"kind": "frozen", "strengths": [1]}}
+    evaluate = {"baselines": "none", "resamples": 100}
+    folder = run.folder.parent
+    settings = {"data": {"train": str(folder / "train.csv")}, "seed": 1, **base, "evaluate": evaluate}
+    said: list[str] = []
+    next_run = gptailor.fit(
+        build_recipe({**settings, "out": str(tmp_path / "run")}), listener=Listener(say=said.append)
+    )
+    data = next_run.report["data"]
+    assert data["taught_before"] == {"validation": data["validation"], "test": data["test"]}
+    assert any(f"{data['test']} of {data['test']} test rows taught the base" in line for line in said)
+    told = f"of which {data['test']} taught the base"
+    assert told in (next_run.folder / "report.html").read_text(encoding="utf-8")
+    assert told in (next_run.folder / "README.md").read_text(encoding="utf-8")
+    # What taught the base taught whatever goes on from it, too.
+    third = {**settings, "base": str(next_run.folder), "data": {"train": str(folder / "new.csv")}}
+    last = gptailor.fit(build_recipe({**third, "out": str(tmp_path / "last")}))
+    assert "taught_before" not in last.report["data"]
+    assert "rows taught this run" in last.evaluate(str(folder / "train.csv"))["note"]
+
+
+def test_a_label_that_training_dropped_is_not_called_another_spelling(run: Run, tmp_path: Path) -> None:
+    header, *lines = (run.folder.parent / "train.csv").read_text().splitlines()
+    rows = [*lines, "a painting of the sea at night,art", "two songs for a choir,art"]
+    (tmp_path / "train.csv").write_text("\n".join([header, *rows]))
+    settings = {
+        "data": {"train": str(tmp_path / "train.csv"), "test": str(run.folder.parent / "test.csv")},
+        "base": str(run.folder.parent / "base"),
+        "approach": {"kind": "frozen", "strengths": [1]},
+        "evaluate": {"baselines": "none", "resamples": 100},
+        "out": str(tmp_path / "run"),
+    }
+    few = gptailor.fit(build_recipe(settings))
+    (tmp_path / "new.csv").write_text("\n".join([header, lines[0], "a new play on an old stage,Art"]))
+    with pytest.raises(DataError) as caught:
+        few.evaluate(str(tmp_path / "new.csv"))
+    assert "'art': in 1 row; training's 2 rows of it went: label too rare to learn" in str(caught.value)
+    assert "--label-names" not in str(caught.value.fix)
 
 
 def test_a_look_that_cannot_be_written_down_is_told(run: Run) -> None:

@@ -19,11 +19,12 @@ from gptailor.data import store
 from gptailor.data.ledger import LedgerLine, summarize
 from gptailor.data.tokenize import Encoder, build_encoder
 from gptailor.errors import DataError, GptailorError
-from gptailor.pipeline.prepare import PARTS, Prepared, joined, prepare
+from gptailor.pipeline.columns import joined
+from gptailor.pipeline.prepare import Prepared, prepare
 from gptailor.pipeline.tokens import choose_max_tokens, ledger_lines, tokenize_parts
 from gptailor.recipe import build_recipe
 from gptailor.tasks.classification import collect_labels
-from gptailor.types import RawExample
+from gptailor.types import PARTS, RawExample
 
 TOPICS = {"sports": "cup final race goal", "business": "bank rate shares quarter", "health": "flu vaccine"}
 
@@ -210,6 +211,49 @@ def test_labels_that_training_does_not_know_are_refused_with_both_sets(tmp_path:
     assert f"{flag} 1=" in str(caught.value.fix)
 
 
+def test_a_label_that_cleaning_took_is_not_called_another_spelling(tmp_path: Path) -> None:
+    """Whoever is told to say which label it is would train and test with wrong labels."""
+    few = [(f"please give {n} back {n * n} coins", "refund") for n in range(4)]
+    train = write_csv(tmp_path / "train.csv", ["text", "label"], [*easy_rows(60), *few])
+    held = [*easy_rows(6, start=200), ("give me my money back", "refund"), ("what is this", "martian")]
+    test = write_csv(tmp_path / "test.csv", ["text", "label"], held)
+    with pytest.raises(DataError) as caught:
+        prepare_with(train, test=test)
+    told = str(caught.value)
+    assert "'refund': in 1 row; training's 4 rows of it went: label too rare to learn (4)" in told
+    assert "'martian': in 1 row\n" in told + "\n"
+    assert "martian=business" in str(caught.value.fix)
+    assert "refund=" not in str(caught.value.fix)
+
+
+def test_texts_taken_for_labels_are_told_in_short(tmp_path: Path) -> None:
+    train = write_csv(tmp_path / "train.csv", ["text", "label"], easy_rows(60))
+    swapped = [(label, "word " * 40) for _, label in easy_rows(6, start=200)]
+    test = write_csv(tmp_path / "test.csv", ["text", "label"], swapped)
+    with pytest.raises(DataError) as caught:
+        prepare_with(train, test=test)
+    assert max(map(len, str(caught.value).splitlines())) < 200
+
+
+def test_another_column_is_never_taken_for_a_label_that_was_named(tmp_path: Path) -> None:
+    """Any number, or any 0 and 1, would do, and the sealed test would be scored by it."""
+    train = write_csv(
+        tmp_path / "train.csv", ["text", "stars"], [(t, i % 2) for i, (t, _) in enumerate(easy_rows(60))]
+    )
+    held = [(text, number % 2) for number, (text, _) in enumerate(easy_rows(9, start=200))]
+    test = write_csv(tmp_path / "test.csv", ["text", "year"], held)
+    with pytest.raises(DataError, match="no column 'stars'") as caught:
+        prepare_with(train, label="stars", test=test)
+    assert "--test-columns" in str(caught.value.fix)
+    bare = write_csv(tmp_path / "bare.csv", [], [("0", "words and more words"), ("1", "other words")] * 3)
+    named = prepare_with(train, label="stars", test=bare, test_columns="label,text")
+    assert len(named.parts["test"]) == 6
+    said: list[str] = []
+    mine = write_csv(tmp_path / "mine.csv", ["text", "target"], held)
+    prepare(build_recipe({"data": {"train": train, "test": mine}}), said.append)
+    assert any("label is 'target'" in line for line in said)
+
+
 def test_label_names_map_a_test_file_of_another_make(tmp_path: Path) -> None:
     """Headerless, the label first, two text columns, labels as numbers from 1: as AG News comes."""
     names = {str(place): name for place, name in enumerate(TOPICS, 1)}
@@ -277,6 +321,18 @@ def test_a_group_is_never_cut_even_by_near_duplicates_that_tie_it_to_others(
     assert all(len(parts) == 1 for parts in part_of.values())
     assert len(prepared.near_groups) == 20
     assert all(prepared.parts.values())
+
+
+def test_groups_of_a_given_file_are_no_numbers_of_groups_of_the_others(tmp_path: Path) -> None:
+    """Where both are dealt out together, customer 3 of the one isn't the fourth customer of the other."""
+    rows = [(text, label, f"customer {n % 9}") for n, (text, label) in enumerate(easy_rows(90))]
+    train = write_csv(tmp_path / "train.csv", ["text", "label", "who"], rows)
+    others = [(text, label, str(n % 5)) for n, (text, label) in enumerate(easy_rows(30, start=300))]
+    given = write_csv(tmp_path / "dev.csv", ["text", "label", "who"], others)
+    parts = prepare_with(train, validation=given, split={"group": "who"}).parts
+    groups = [{example.group for example in parts[part]} for part in PARTS]
+    assert [len(found) for found in groups[1:2]] == [5]
+    assert not groups[0] & groups[1]
 
 
 def test_time_trains_on_the_past_and_tests_on_the_newest(tmp_path: Path) -> None:

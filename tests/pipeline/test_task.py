@@ -12,7 +12,16 @@ import yaml
 
 import tiny_texts as texts
 from gptailor.errors import RecipeError
-from gptailor.pipeline.task import READ_BY, first_rows, named_task, passed_over_by_frozen, settle_task
+from gptailor.pipeline.task import (
+    IDLE,
+    OF_A_TEST_FILE,
+    READ_BY,
+    first_rows,
+    idle_in_words,
+    named_task,
+    passed_over_by_frozen,
+    settle_task,
+)
 from gptailor.recipe import Recipe, build_recipe, dump_recipe
 
 LABELS = ["good", "bad"]
@@ -235,6 +244,8 @@ def test_a_setting_that_the_task_does_not_read_is_refused_and_one_it_reads_is_no
     values: dict[str, Any] = {"task": task, "data": {"train": "rows.csv"}}
     if path.startswith("approach."):
         values["approach"] = {"kind": "scratch"}
+    if path.startswith("data.test_"):
+        values["data"]["test"] = "test.csv"
     recipe = with_setting(values, path, UNREAD[path])
     if task in READ_BY[path]:
         assert settle_task(recipe).task == task
@@ -246,11 +257,48 @@ def test_a_setting_that_the_task_does_not_read_is_refused_and_one_it_reads_is_no
     assert READ_BY[path][0] in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "others"),
+    [
+        ("data.split.test", 0.3, {"data.test": "test.csv"}),
+        ("data.split.validation", 0.3, {"data.validation": "dev.csv"}),
+        ("data.test_label_names", {"0": "no"}, {"task_answer": "score", "data.test": "test.csv"}),
+        ("data.label_names", {"0": "no"}, {"task_answer": "score"}),
+        ("train.decay", 0.4, {"train.schedule": "linear"}),
+    ],
+)
+def test_a_setting_that_another_leaves_without_effect_is_told(
+    path: str, value: Any, others: dict[str, Any]
+) -> None:
+    values: dict[str, Any] = {"task": "classification", "data": {"train": "rows.csv"}}
+    for other, setting in others.items():
+        with_setting(values, other, setting)
+    recipe = settle_task(with_setting(values, path, value))
+    (told,) = idle_in_words(recipe)
+    assert told.startswith(f"{path} changes nothing: ")
+    assert idle_in_words(build_recipe({"data": {"train": "rows.csv"}})) == []
+
+
+def test_every_such_setting_is_tried_above() -> None:
+    tried = ["split.validation", "split.test", "test_label_names", "label_names"]
+    assert {path for path, _, _ in IDLE} == {*(f"data.{name}" for name in tried), "train.decay"}
+
+
+@pytest.mark.parametrize("path", OF_A_TEST_FILE)
+def test_what_is_of_a_test_file_needs_one(path: str) -> None:
+    value = "text,label" if path.endswith("columns") else {"0": "no"}
+    with pytest.raises(RecipeError, match="is for a test file") as caught:
+        settle_task(with_setting({"task": "classification", "data": {"train": "rows.csv"}}, path, value))
+    assert caught.value.where == path
+
+
 def test_what_a_frozen_head_passes_over_is_told() -> None:
     values: dict[str, Any] = {"data": {"train": "rows.csv"}, "train": {"length": "3 epochs", "refit": False}}
     frozen = build_recipe({**values, "approach": "frozen"})
     assert passed_over_by_frozen(frozen) == ["frozen features are not trained: train.length changes nothing"]
     assert passed_over_by_frozen(build_recipe({**values, "approach": "full"})) == []
+    narrow = {**values, "train": {"precision": "fp32"}}
+    assert passed_over_by_frozen(build_recipe({**narrow, "approach": "frozen"})) == [], "it makes features"
     assert passed_over_by_frozen(build_recipe({"data": values["data"], "approach": "frozen"})) == []
 
 

@@ -669,6 +669,9 @@ def test_new_preferences_are_scored_as_in_the_report(preference: Run, preference
     assert found["scores"]["preference_accuracy"]["value"] * found["rows"] >= right
     assert found["scores"]["preference_accuracy"]["value"] > 0.9
     assert found["rows"] + found["left_out"] == found["read"]
+    grown = preference_file.with_name("grown-preferences.jsonl")
+    grown.write_text(preference_file.read_text() + json.dumps(texts.preferences(1, first=900)[0]) + "\n")
+    assert "rows taught this run" in Run(preference.folder).evaluate(str(grown))["note"]
 
 
 def test_likelihoods_of_a_preference_run_are_those_of_the_chosen_answers(preference: Run) -> None:
@@ -1038,6 +1041,13 @@ def test_evaluate_counts_what_it_leaves_out_and_refuses_a_file_without_answers(
     with pytest.raises(DataError, match="has no row with a prompt and an answer") as caught:
         chat.evaluate(str(texts.write_jsonl(place.folder / "unanswered.jsonl", asked)))
     assert "the last turn is the user's" in caught.value.what or "no assistant turn" in caught.value.what
+
+
+def test_conversations_that_were_learned_are_known_again_among_others(chat: Run, place: Place) -> None:
+    rows = [*texts.chats(3), *texts.chats(2, first=900)]
+    found = chat.evaluate(str(texts.write_jsonl(place.folder / "grown-chats.jsonl", rows)))
+    known = sum(line.part != "test" for line in ledger_of(chat)[:3])
+    assert f"{known} of 5 rows taught this run" in found["note"]
 
 
 def test_predict_answers_each_row_of_a_file_as_it_answers_it_alone(

@@ -70,6 +70,7 @@ def make_report(labels: list[str]) -> dict[str, Any]:
             "tokens_per_second": 5210.5,
             "peak_memory_bytes": 1_503_238_553,
             "stopped": "early",
+            "overfitting": "Validation loss rose after step 408, so the weights of that step were kept.",
         },
         "environment": {
             "torch": "2.13.0",
@@ -205,7 +206,6 @@ def _run_details() -> dict[str, Any]:
             {"approach": "frozen", "validation_macro_f1": 0.866, "seconds": 11.2, "chosen": False},
             {"approach": "full", "validation_macro_f1": 0.893, "seconds": 181.0, "chosen": True},
         ],
-        "overfitting": "Validation loss rose after step 408, so the weights of that step were kept.",
         "baseline_notes": {"few_shot": "would take more than 20 % of the forecast time"},
         "openings": [
             {

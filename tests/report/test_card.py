@@ -98,9 +98,10 @@ def test_hostile_text_becomes_neither_markup_nor_yaml(report: Any, details: Any)
     report["data"]["dropped"][HOSTILE] = 1
     report["verdict"]["says"] = HOSTILE
     report["base"] = "x\nlicense: mit"
-    details |= {"title": HOSTILE, "label_names": [HOSTILE], "overfitting": HOSTILE, "command": HOSTILE}
+    details |= {"title": HOSTILE, "label_names": [HOSTILE], "command": HOSTILE}
+    report["training"]["overfitting"] = HOSTILE
     details["openings"] = [{"when": HOSTILE, "command": HOSTILE, "scores": {}}]
-    details["base_details"] = {"name": "x\n---\nlicense: mit", "license": HOSTILE, "attribution": HOSTILE}
+    details["base_details"] = {"name": "x\n---\nlicense: mit", "license": HOSTILE}
     card = render_card(report, details)
     assert "license" not in front_matter(card)
     text = body(card)

@@ -18,6 +18,7 @@ from gptailor.tasks.labels import (
     labels_of,
     names_as_texts,
     refuse_separator_without_sets,
+    with_free_separator,
 )
 from gptailor.types import AnswerForm, AnswerKind
 
@@ -50,6 +51,14 @@ def form_of(cells: list[str], kind: AnswerKind | None = None, separator: str | N
 )
 def test_only_what_is_plain_is_inferred(cells: list[str], expected: AnswerForm) -> None:
     assert form_of(cells) == expected
+
+
+def test_what_divides_written_labels_stands_in_none_of_them() -> None:
+    """A row behind those that were looked at brings a label with a semicolon."""
+    form = form_of(['["a"]', '["b"]'])
+    assert with_free_separator(form, ["a", "b"]) == form
+    assert with_free_separator(form, ["a", "b", "c;d"]) == AnswerForm("multiple", "|")
+    assert with_free_separator(AnswerForm(), ["c;d"]) == AnswerForm()
 
 
 def test_what_the_person_says_wins() -> None:

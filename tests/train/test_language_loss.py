@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import tiny
@@ -233,3 +234,26 @@ def test_sure_and_wrong_is_a_finite_loss() -> None:
     assert value.item() == 600
     assert weight.grad is not None
     np.testing.assert_allclose(weight.grad.numpy(), [[1, 0], [-1, 0]])
+
+
+class Casts(TorchDispatchMode):
+    """Counts how often a tensor of a shape is given another type."""
+
+    def __init__(self, shape: torch.Size) -> None:
+        super().__init__()
+        self.shape, self.count = shape, 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self.count += function is torch.ops.aten._to_copy.default and args[0].shape == self.shape
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_frozen_output_layer_is_cast_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loss, "IN_CACHE", 10 * 50)
+    states = torch.randn(100, 8, requires_grad=True)
+    weight = torch.randn(50, 8)  # as LoRA leaves it: autocast remembers the casts of what learns alone
+    with precision_context("bf16", "cpu"), Casts(weight.shape) as casts:
+        loss._HeadLoss.apply(states, weight, None, torch.zeros(100, dtype=torch.long))  # type: ignore[no-untyped-call]
+    assert casts.count == 1

@@ -18,6 +18,7 @@ from gptailor.errors import NonFiniteError
 from gptailor.models.approach import Adapted, adapt_full, adapt_lora
 from gptailor.models.load import load_classifier, load_tokenizer
 from gptailor.models.names import resolve_base
+from gptailor.train import loop
 from gptailor.train.loop import step_seed, training_steps
 from gptailor.train.loss import classification_logits, classification_loss
 from gptailor.train.optimize import build_optimizer
@@ -292,3 +293,17 @@ def test_model_trains_in_training_mode_and_leaves_no_gradients(tiny_bases: dict[
     for _ in training.steps(range(1, 3)):
         assert model.training
         assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("first", ["sparse", "dense"])
+@pytest.mark.parametrize("second", ["sparse", "dense"])
+def test_gradients_of_few_tokens_and_of_many_add_up_in_any_order(first: str, second: str) -> None:
+    """Of a micro-batch with few tokens the embedding's gradient is sparse, of one with many it is dense."""
+    one, other = torch.tensor([[0.0, 0.0], [1.0, 2.0]]), torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+    parts = [
+        part.to_sparse(1) if kind == "sparse" else part.clone()
+        for part, kind in ((one, first), (other, second))
+    ]
+    found = loop._add(*parts)
+    assert found is not None
+    assert torch.equal(found.to_dense(), one + other)

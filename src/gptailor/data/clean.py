@@ -35,7 +35,7 @@ class CleanResult:
     label_suspicions: list[tuple[str, str]] = field(default_factory=list)  # (rarer, commoner), not merged
     rare_labels: dict[str, int] = field(
         default_factory=dict
-    )  # label -> its rows; taken out of sets of labels
+    )  # label -> its rows, which go, or in sets lose it
     examples: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # kind -> (before, after)
 
 
@@ -88,7 +88,7 @@ def clean_rows(
         if rare:
             mended = _without_rare(mended, fates, rare, settings.minimum_class_size, label_role)
     elif label_role is not None and kind == "single" and not protected:
-        _drop_rare(mended, labels, fates, settings.minimum_class_size)
+        rare = _drop_rare(mended, labels, fates, settings.minimum_class_size)
     is_kept = np.ones(len(mended), dtype=bool)
     is_kept[list(fates)] = False
     return CleanResult(
@@ -182,9 +182,9 @@ def _label_spellings(
 ) -> tuple[dict[str, str], list[tuple[str, str]]]:
     """(spelling -> kept spelling; look-alikes), by the rows themselves or by what training knows."""
     if known is not None:
-        cells = (cell for row in known.rows if (cell := row.fields.get(label_role, "")))
-        names = {label: label for cell in cells for label in (*labels_of(cell, kind), *known.rare_labels)}
-        names |= known.label_merges
+        cells = dict.fromkeys(cell for row in known.rows if (cell := row.fields.get(label_role, "")))
+        names = {label: label for cell in cells for label in labels_of(cell, kind)}
+        names |= {label: label for label in known.rare_labels} | known.label_merges
         folded = {squeezed(label).casefold(): kept for label, kept in names.items()}
         found = {
             label: names.get(label, folded.get(label.casefold(), label) if settings.merge_labels else label)
@@ -261,13 +261,14 @@ def _not_alone(hashes: Sequence[int]) -> list[int]:
 
 def _drop_rare(
     rows: Sequence[RawExample], labels: Sequence[str], fates: dict[int, RejectedRow], minimum: int
-) -> None:
+) -> dict[str, int]:
     counts = Counter(label for i, label in enumerate(labels) if i not in fates)
-    rare = {label for label, count in counts.items() if count < minimum}
+    rare = {label: count for label, count in counts.items() if count < minimum}
     for i, label in enumerate(labels) if rare else ():
         if i not in fates and label in rare:
             has = f'label "{label}" has {number_of(counts[label], "row")}'
             fates[i] = _rejected(rows[i], "rare_label", f"{has}; {minimum} are needed")
+    return rare
 
 
 def _rare(

@@ -90,7 +90,7 @@ def iterate_pieces(
     if good:
         names = list(dict.fromkeys(name for row in good for name in row.fields))
         column = infer_roles(names, good, text=text, label=None, need_label=False).text
-    for item in _chain(held, rows):
+    for item in itertools.chain(held, rows):
         if isinstance(item, RejectedRow):
             yield item
             continue
@@ -189,10 +189,3 @@ def _plain_pieces(source: Source, encoding: str, separator: str | None) -> Itera
 def _flush(held: list[str], name: str, row: int, begins: bool, *, joined: bool = True) -> Iterator[Piece]:
     for place, text in enumerate(cut_pieces("".join(held)) if joined and held else held):
         yield Piece(text, name, row, begins=begins and place == 0)
-
-
-def _chain(
-    held: list[RawExample | RejectedRow], rest: Iterator[RawExample | RejectedRow]
-) -> Iterator[RawExample | RejectedRow]:
-    yield from held
-    yield from rest

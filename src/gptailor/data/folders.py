@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from gptailor.data.formats import decode_whole
@@ -76,7 +77,7 @@ def hash_folder(folder: Path, *, tree: bool = False) -> str:
     for path in files:
         name = path.relative_to(folder).as_posix()
         digest.update(f"{name}\0{path.stat().st_size}\0".encode(errors="surrogateescape"))
-        with path.open("rb") as file:
+        with suppress(PermissionError), path.open("rb") as file:  # its row is rejected
             while part := file.read(2**20):
                 digest.update(part)
     return digest.hexdigest()

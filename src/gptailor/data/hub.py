@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gptailor.data.lines import Item
@@ -41,7 +41,7 @@ def read_hub(location: str, *, streaming: bool) -> tuple[list[str], list[str], I
 
 def _rows(location: str, data: Any, features: dict[str, Any]) -> Iterator[Item]:
     names_of_labels = {
-        column: list(feature.names) for column, feature in features.items() if getattr(feature, "names", None)
+        column: list(names) for column, feature in features.items() if (names := _names_of(feature))
     }
     for row, record in enumerate(_records(location, data), start=1):
         try:
@@ -68,8 +68,16 @@ def _records(location: str, data: Any) -> Iterator[dict[str, Any]]:
         yield record
 
 
+def _names_of(feature: Any) -> Sequence[str] | None:
+    """The names of a class number, or of the numbers in a list."""
+    names: Sequence[str] | None = getattr(feature, "names", None)
+    return names or getattr(getattr(feature, "feature", None), "names", None)
+
+
 def _text(value: Any, names: list[str] | None) -> str:
     """A value as text; a class number becomes the class's name, and -1 (unknown) nothing."""
     if names is not None and isinstance(value, int):
         return names[value] if 0 <= value < len(names) else ""
+    if names is not None and isinstance(value, list):
+        value = [name for number in value if (name := _text(number, names))]
     return as_text(value)

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Literal
 
 from gptailor.data.layout import Layout, Row
-from gptailor.data.source import BAD_BYTES, MAX_VALUE_BYTES, Source, length_in_bytes
+from gptailor.data.source import BAD_BYTES, MAX_VALUE_BYTES, Source, length_in_bytes, sample_text
 from gptailor.data.values import BadValueError, parse_object
 from gptailor.errors import DataError, number_of
 from gptailor.types import RawExample, RejectedRow
@@ -37,13 +37,14 @@ class LineFeed:
     (from 1) that can't be used and why.
     """
 
-    def __init__(self, source: Source, encoding: str) -> None:
+    def __init__(self, source: Source, encoding: str, *, ends: str = "") -> None:
+        """`ends` is what lines end with; without it any of the three."""
         self.taken: list[str] = []
         self.faults: dict[int, str] = {}
         self._held = 0  # characters of the lines taken, where they are several
         self._returned: list[str] = []  # last one first
-        self._encoding = encoding.removesuffix("-sig")
-        self._text = io.TextIOWrapper(source.open(), encoding, errors=BAD_BYTES, newline="")
+        self._encoding, self._ends = encoding.removesuffix("-sig"), ends or "\r\n"
+        self._text = io.TextIOWrapper(source.open(), encoding, errors=BAD_BYTES, newline=ends)
         self._fresh = self._decode()
 
     def close(self) -> None:
@@ -77,9 +78,9 @@ class LineFeed:
         limit = MAX_VALUE_BYTES + 2**16
         readline = partial(self._text.readline, limit)
         for number, line in enumerate(iter(readline, ""), start=1):
-            if len(line) == limit and line[-1] not in "\r\n":
+            if len(line) == limit and line[-1] not in self._ends:
                 self.faults[number] = f"the line is longer than {MAX_VALUE_BYTES:,} characters"
-                while (more := readline()) and more[-1] not in "\r\n":
+                while (more := readline()) and more[-1] not in self._ends:
                     pass
                 yield "\n"
                 continue
@@ -270,8 +271,12 @@ def read_json_lines(source: Source, encoding: str, tally: Tally) -> Iterator[Ite
 
 
 def read_lines(source: Source, encoding: str, column: str) -> Iterator[Item]:
-    """Every line of a plain text is a row, empty ones too, so that rows and lines keep step."""
-    with closing(LineFeed(source, encoding)) as feed:
+    """Every line of a plain text is a row, empty ones too, so that rows and lines keep step.
+
+    A carriage return inside of a line ends none, or the lines of another file would belong to others.
+    """
+    ends = "\n" if "\n" in sample_text(source, encoding) else ""
+    with closing(LineFeed(source, encoding, ends=ends)) as feed:
         for number, line in enumerate(feed, start=1):
             feed.taken.clear()
             if fault := feed.faults.get(number):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import closing
 from itertools import zip_longest
 
 from gptailor.data.lines import Item, read_lines
 from gptailor.data.read import ReadResult
-from gptailor.data.source import Source, find_encoding, find_source, read_whole
+from gptailor.data.source import Source, find_encoding, find_source
+from gptailor.data.store import store_rows
 from gptailor.errors import DataError
 from gptailor.types import RawExample, RejectedRow
 
@@ -28,32 +31,48 @@ def read_parallel(source: str, target: str) -> ReadResult:
     """
     opened = [find_source(location) for location in (source, target)]
     encodings = [_encoding(one) for one in opened]
-    columns = [
-        list(read_lines(one, encoding, name))
-        for one, (encoding, _), name in zip(opened, encodings, COLUMNS, strict=True)
-    ]
-    counts = [len(column) for column in columns]
+    counts, slipped = [0, 0], [0]  # lines of each; the first one that is empty in one of the two only
+    rejected: list[RejectedRow] = []
+
+    def joined() -> Iterator[RawExample]:
+        lines = [
+            read_lines(one, encoding, name)
+            for one, (encoding, _), name in zip(opened, encodings, COLUMNS, strict=True)
+        ]
+        for number, (left, right) in enumerate(zip_longest(*lines), start=1):
+            counts[0] += left is not None
+            counts[1] += right is not None
+            if left is None or right is None:
+                continue
+            if not slipped[0] and _is_blank(left) != _is_blank(right):
+                slipped[0] = number
+            bad = next((item for item in (left, right) if isinstance(item, RejectedRow)), None)
+            if bad is not None:
+                rejected.append(RejectedRow(source, bad.row, bad.reason, f"{bad.source}: {bad.detail}"))
+            elif isinstance(left, RawExample) and isinstance(right, RawExample):
+                yield RawExample({**left.fields, **right.fields}, source, left.row)
+
+    rows = store_rows(joined())
     if counts[0] != counts[1]:
         raise DataError(
             f"{source} has {counts[0]:,} lines and {target} has {counts[1]:,}; "
             "line by line they must belong together.",
-            fix=_hint(columns),
+            fix=f"Look at line {slipped[0]:,}: it is empty in one of the two files only."
+            if slipped[0]
+            else "Mend the files so that line n of one is line n of the other.",
         )
-    rows: list[RawExample] = []
-    rejected: list[RejectedRow] = []
-    for left, right in zip(*columns, strict=True):
-        bad = next((item for item in (left, right) if isinstance(item, RejectedRow)), None)
-        if bad is not None:
-            rejected.append(RejectedRow(source, bad.row, bad.reason, f"{bad.source}: {bad.detail}"))
-        elif isinstance(left, RawExample) and isinstance(right, RawExample):
-            rows.append(RawExample({**left.fields, **right.fields}, source, left.row))
     digest = hashlib.sha256()
     for one in opened:
-        digest.update(hashlib.sha256(read_whole(one)).digest())
+        with closing(one.open()) as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())  # type: ignore[arg-type]
     notes = [f"{one.name}: {note}" for one, (_, note) in zip(opened, encodings, strict=True)]
     return ReadResult(
         rows, rejected, COLUMNS, (*notes, "format: two texts, line by line"), digest.hexdigest()
     )
+
+
+def _is_blank(item: Item) -> bool:
+    return isinstance(item, RawExample) and not "".join(item.fields.values()).strip()
 
 
 def _encoding(source: Source) -> tuple[str, str]:
@@ -62,12 +81,3 @@ def _encoding(source: Source) -> tuple[str, str]:
     if source.sample.startswith(b"PAR1"):
         raise DataError("is Parquet, not a plain text.", where=source.name, fix="Give it alone, as DATA.")
     return find_encoding(source)
-
-
-def _hint(columns: list[list[Item]]) -> str:
-    """Where they may have slipped: an empty line in one only, if there is one early on."""
-    for number, pair in enumerate(zip_longest(*columns), start=1):
-        blank = [isinstance(item, RawExample) and not "".join(item.fields.values()).strip() for item in pair]
-        if None not in pair and blank[0] != blank[1]:
-            return f"Look at line {number:,}: it is empty in one of the two files only."
-    return "Mend the files so that line n of one is line n of the other."

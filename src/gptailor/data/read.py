@@ -33,6 +33,7 @@ from gptailor.data.lines import (
 from gptailor.data.parquet import read_parquet
 from gptailor.data.roles import Roles, infer_roles
 from gptailor.data.source import (
+    GUESSED,
     Kind,
     Source,
     find_encoding,
@@ -54,6 +55,9 @@ TEXT_SUFFIXES = {".txt", ".text", ".md"}
 # How a file of labels begins: as nobody else writes it, and as Excel saves it.
 LABEL_FILES = (",".join(f'"{name}"' for name in LABEL_COLUMNS) + "\n", ",".join(LABEL_COLUMNS) + "\r\n")
 FEW_ROWS = 10  # below this many, bad rows never condemn a file
+
+
+OTHER_NAMES = "the training file has other names"
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,10 @@ def read_rows(location: str, *, columns: str | None = None) -> ReadResult:
                 copy.open("wb") as file,
             ):
                 shutil.copyfileobj(stream, file)
-            source = replace(find_source(str(copy)), name=location, suffix="")
+            try:
+                source = replace(find_source(str(copy)), name=location, suffix="")
+            except DataError as error:
+                raise DataError(error.what, where=location, fix=error.fix) from None
             return _collect(location, _open_source(source, columns), _hash_file(copy))
     if location.startswith("hub:"):
         names, notes, items = read_hub(location, streaming=False)
@@ -126,7 +133,7 @@ def iterate_rows(
 
 def doubts(location: str, notes: Iterable[str]) -> list[str]:
     """What was assumed of a file and could be wrong, out of its notes."""
-    return [f"{location}: {note}" for note in notes if note.endswith(ASSUMED)]
+    return [f"{location}: {note}" for note in notes if note.endswith((ASSUMED, GUESSED, OTHER_NAMES))]
 
 
 def _collect(location: str, opened: _Opened, sha256: str) -> ReadResult:

@@ -17,7 +17,7 @@ from typing import BinaryIO, Literal, cast
 from gptailor.data.streams import Prefixed, Unpacked
 from gptailor.errors import DataError, did_you_mean
 
-Kind = Literal["delimited", "jsonl", "json", "parquet", "document", "lines"]
+Kind = Literal["delimited", "jsonl", "json", "document", "lines"]
 
 SAMPLE_BYTES = 2**20  # what deciding about a file may look at
 MAX_DOCUMENT_BYTES = 2 * 10**9  # a JSON document or a text is read whole
@@ -47,6 +47,10 @@ BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 HIGH_BYTES = re.compile(rb"[\x80-\xff]+")
+HIGH_WORD = re.compile(rb"[A-Za-z]*[\x80-\xff][A-Za-z\x80-\xff]*")
+IN_A_WORD = re.compile(rb"(?<=[A-Za-z])[\x80-\xff]+(?=[A-Za-z])")
+NO_LETTERS = set(b"\xb3\xb9\xbe\xbf")  # of Windows-1252, but of 1250: inside of Polish and Slovak words
+GUESSED = "where that reads wrong, save the file as UTF-8"
 BAD_BYTES = "gptailor-bad-bytes"
 
 
@@ -203,7 +207,10 @@ def find_encoding(source: Source) -> tuple[str, str]:
         raise DataError("is binary, not text.", where=source.name, fix="Save it as CSV (UTF-8) or Parquet.")
     good, bad, lines, examples = _count_utf8(source)
     if bad > good and (bad >= 3 or bad * 4 >= lines) and _looks_like_cp1252(examples):
-        return "cp1252", f"encoding: Windows-1252 ({bad:,} lines are not UTF-8, {good:,} others would be)"
+        words = (word for line in examples for word in HIGH_WORD.findall(line))
+        word = max(words, key=lambda word: sum(byte > 127 for byte in word))[:30].decode("cp1252", "replace")
+        counts = f"{bad:,} lines are not UTF-8, {good:,} others would be"
+        return "cp1252", f"encoding: Windows-1252 ({counts}), such as {word!r}; {GUESSED}"
     if bad:
         return "utf-8", f"encoding: UTF-8, with {bad:,} lines that are not"
     return "utf-8", "encoding: UTF-8"
@@ -252,7 +259,14 @@ def _looks_like_cp1252(lines: list[bytes]) -> bool:
     text = b"".join(runs).decode("cp1252", errors="replace")
     plausible = sum(letter not in "\ufffdÿ" for letter in text)
     alone = sum(not _is_utf8(run) for run in runs)  # a long line of UTF-8 with one bad byte has few
-    return short >= 0.7 * len(runs) and plausible >= 0.9 * len(text) and 2 * alone > len(runs)
+    inside = [run for line in lines for run in IN_A_WORD.findall(line)]
+    signs = sum(not NO_LETTERS.isdisjoint(run) for run in inside)
+    return (
+        short >= 0.7 * len(runs)
+        and plausible >= 0.9 * len(text)
+        and 2 * alone > len(runs)
+        and signs <= 0.1 * len(inside)
+    )
 
 
 def _is_utf8(data: bytes) -> bool:

@@ -12,6 +12,7 @@ from gptailor.types import AnswerKind
 TYPO_LENGTH = 5  # shorter labels differ by one letter too easily: cat, car
 WORD = re.compile(r"[^\W_]+")
 TYPO_SHARE = 0.01  # of the other label's rows
+MOST_LABELS = 5000  # more different "labels" are texts, or numbers of rows, in the wrong column
 LONGEST_LABEL = 100  # a longer "label" is a text in the wrong column; its typos are not worth the time
 
 
@@ -64,6 +65,8 @@ def squeezed(label: str) -> str:
 
 def _merge_typos(totals: Mapping[str, int]) -> tuple[dict[str, str], list[tuple[str, str]]]:
     """(folded label -> the one it is a typo of; other look-alikes as (rarer, commoner))."""
+    if len(totals) > MOST_LABELS:
+        return {}, []
     near: dict[str, list[str]] = defaultdict(list)
     order = sorted(totals, key=lambda label: (-totals[label], label))
     rank = {label: place for place, label in enumerate(order)}

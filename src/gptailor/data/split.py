@@ -17,15 +17,16 @@ from gptailor.data.duplicates import merge_chains
 from gptailor.data.shingles import mixed
 from gptailor.errors import DataError, RecipeError
 from gptailor.recipe import SplitSettings
-from gptailor.types import IntArray, Part
+from gptailor.types import PARTS, IntArray, Part
 
 FEW_ROWS = 2000
 SHARE_OF_FEW, SHARE_OF_MANY = 0.15, 0.10
 MOST_ROWS = 5000  # of validation and of test, when nothing is given
-PARTS: tuple[Part, ...] = ("train", "validation", "test")
 NOWHERE = 255  # the place of a group that has none yet
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # SplitMix64's step
 
+MONTH_YEAR = re.compile(r"(0?[1-9]|1[0-2])\.(19|20)\d\d")
+YEAR_MONTH = re.compile(r"(19|20)\d\d\.(0?[1-9]|1[0-2])")
 LOOSE = re.compile(r"(\d{4})[-/.](\d{1,2})[-/.](\d{1,2})(?:[ T](\d{1,2}):(\d{2})(?::(\d{2}))?)?")
 # 31/3/2024, "Mar 31" and 06:00 PM: their order as text is not their order in time.
 NOT_SORTABLE = re.compile(
@@ -123,6 +124,7 @@ def time_keys(times: Sequence[str], name_of: Callable[[int], str] | None = None)
     """What to order rows by; see `split_rows`. Rows without a time come first."""
     given = [time.strip() for time in times]
     filled = [time for time in given if time]
+    _refuse_months_as_numbers(given, filled, name_of)
     for parse in (_as_number, _as_seconds, _as_loose_seconds):
         keys = [parse(time) for time in filled]
         if all(key is not None for key in keys):
@@ -339,6 +341,24 @@ def _split_by_time(
         places[group] = part
         filled += size
     return places
+
+
+def _refuse_months_as_numbers(
+    given: Sequence[str], filled: Sequence[str], name_of: Callable[[int], str] | None
+) -> None:
+    """Raises DataError for months as 12.2023, or as 2023.9 and 2023.10: numbers order them otherwise."""
+    backwards = all(MONTH_YEAR.fullmatch(time) for time in filled)
+    months = {time.partition(".")[2] for time in filled if YEAR_MONTH.fullmatch(time)}
+    lengths = {len(month) for month in months}
+    forwards = lengths == {1, 2} and all(YEAR_MONTH.fullmatch(time) for time in filled)
+    if not filled or not (backwards or forwards):
+        return
+    place = given.index(filled[0])
+    raise DataError(
+        f"the time {filled[0]!r} can't be ordered: as a number it isn't the month that it seems to be.",
+        where=name_of(place) if name_of is not None else f"row {place + 1}",
+        fix="Write months as 2024-03.",
+    )
 
 
 def _as_number(time: str) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import isnan
 from typing import Any
 
 from gptailor.data.source import MAX_VALUE_BYTES
@@ -30,8 +31,13 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def _constant(name: str) -> Literal | None:
+    """Python writes a missing number of pandas as NaN, which is no JSON; nobody's text is meant by it."""
+    return None if name == "NaN" else Literal(name)
+
+
 DECODER = json.JSONDecoder(
-    parse_int=Literal, parse_float=Literal, parse_constant=Literal, object_pairs_hook=_unique_keys
+    parse_int=Literal, parse_float=Literal, parse_constant=_constant, object_pairs_hook=_unique_keys
 )
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
@@ -72,7 +78,7 @@ def as_text(value: Any) -> str:
     """A value as text: strings as they are, null as nothing, numbers as spelled, nested values as JSON."""
     if isinstance(value, str):
         text = value if type(value) is str else str(value)
-    elif value is None:
+    elif value is None or (isinstance(value, float) and isnan(value)):  # so a table writes what is missing
         return ""
     elif isinstance(value, bool):
         return "true" if value else "false"

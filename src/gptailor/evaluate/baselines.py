@@ -102,7 +102,6 @@ def tfidf(
     names: Sequence[str] = (),
     folds: IntArray | None = None,
     seed: int = 0,
-    max_seconds: float | None = None,
     target: Target = CLASSES,
 ) -> BaselineResult:
     """Fits `fit_tfidf` on the training rows and gives what the target guesses of the other parts.
@@ -111,7 +110,7 @@ def tfidf(
     that the training rows chose: whoever took it instead would give it all rows.
     """
     started = time.perf_counter()
-    common: dict[str, Any] = {"names": names, "seed": seed, "max_seconds": max_seconds, "target": target}
+    common: dict[str, Any] = {"names": names, "seed": seed, "target": target}
     fitted = fit_tfidf(train_texts, train_labels, folds=folds, **common)
     validation = _predict(fitted.pipeline, validation_texts, target, train_labels)
     note = fitted.note
@@ -131,7 +130,6 @@ def fit_tfidf(
     folds: IntArray | None = None,
     strength: float | None = None,
     seed: int = 0,
-    max_seconds: float | None = None,
     target: Target = CLASSES,
 ) -> FittedTfidf:
     """TF-IDF of word 1-2-grams and character 2-5-grams, and the target's linear model.
@@ -150,13 +148,11 @@ def fit_tfidf(
         folds: (N,) numbers of the folds of the search; None deals every row out for itself.
         strength: Inverse regularization strength; None searches `STRENGTHS`.
         seed: Of the folds and of the solver.
-        max_seconds: After this time no further fold is judged; one always is, and the fit is finished.
         target: The kind of answer.
 
     Raises:
         DataError: There is no training row.
     """
-    started = time.perf_counter()
     _check_rows(len(texts))
     if len(texts) != len(labels):
         raise ValueError(f"{len(texts)} texts but {len(labels)} labels")
@@ -171,10 +167,7 @@ def fit_tfidf(
     taught = np.concatenate([labels, np.arange(len(names))]) if len(names) else labels
     note = "given"
     if strength is None:
-        deadline = None if max_seconds is None else started + max_seconds
-        strength, note = _best_strength(
-            counts, taught, target, judged=len(labels), folds=folds, seed=seed, deadline=deadline
-        )
+        strength, note = _best_strength(counts, taught, target, judged=len(labels), folds=folds, seed=seed)
     if len(names):
         note += "; the labels' names taught, too"
     weightings = [TfidfTransformer(sublinear_tf=True).fit(block) for block in counts]
@@ -250,7 +243,6 @@ def _best_strength(
     judged: int,
     folds: IntArray | None,
     seed: int,
-    deadline: float | None,
 ) -> tuple[float, str]:
     """The strength with the best k-fold score (ties: the smallest), and how it was found.
 
@@ -262,12 +254,9 @@ def _best_strength(
     beside = np.arange(judged, len(labels))
     rows, folds = np.append(rows, beside), np.append(folds, np.full(len(beside), -1))
     counts, labels = [block[rows] for block in counts], labels[rows]
-    num_folds = int(folds.max()) + 1
     answered: list[Any] = []
     guesses: dict[float, list[Any]] = {strength: [] for strength in STRENGTHS}
-    for fold in range(num_folds):
-        if answered and deadline is not None and time.perf_counter() > deadline:
-            break
+    for fold in range(int(folds.max()) + 1):
         inside, outside = np.flatnonzero(folds == fold), np.flatnonzero(folds != fold)
         if not len(inside):  # of a sample
             continue
@@ -282,10 +271,10 @@ def _best_strength(
     scores = {strength: target.score(answers, np.concatenate(guesses[strength])) for strength in STRENGTHS}
     best = max(scores, key=lambda strength: (scores[strength], -strength))
     note = (
-        f"the best of {', '.join(f'{strength:g}' for strength in STRENGTHS)} by {num_folds}-fold "
+        f"the best of {', '.join(f'{strength:g}' for strength in STRENGTHS)} by {len(answered)}-fold "
         f"{target.metric}, {abs(scores[best]):.3f}, on {number_of(len(folds) - len(beside), 'training row')}"
     )
-    return best, note if len(answered) == num_folds else f"{note}; time for {len(answered)} of the folds only"
+    return best, note
 
 
 def _fold_features(

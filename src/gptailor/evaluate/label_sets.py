@@ -111,6 +111,7 @@ def label_set_scores(
     if scores["subset_accuracy"].value == 1:  # then no resample differs, whatever the score
         low = scores["subset_accuracy"].low
         scores |= {name: Score(1.0, low, 1.0) for name in SUMMARIES if scores[name].value == 1}
+        scores["hamming_loss"] = Score(0.0, 0.0, 1 - low)  # of a wrong set at most all labels are wrong
     classes = {name: class_scores(one(point), one(drawn)) for name, one in PER_CLASS.items()}
     units = resampling.units(len(answers))
     for name, member in (("precision", predictions), ("recall", answers), ("f1", answers)):

@@ -166,7 +166,9 @@ def unless_all_alike(score: Score, rows: int) -> Score:
 
     Then no resample differs from another, and 20 right of 20 would be 100 % for sure.
     """
-    if rows == 0 or score.low != score.high or score.value not in (0.0, 1.0):
+    if rows == 0:  # nothing is known of it
+        return Score(score.value, 0.0, 1.0)
+    if score.low != score.high or score.value not in (0.0, 1.0):
         return score
     low, high = share_interval(round(score.value * rows), rows)
     return Score(score.value, low, high)

@@ -105,7 +105,10 @@ def number_verdict(
 def quantile_bins(numbers: FloatArray, *, bins: int = 5) -> IntArray:
     """(N,) which fifth of the rows a number is in, to spread rows evenly by."""
     edges = np.quantile(numbers, np.linspace(0, 1, bins + 1)[1:-1]) if len(numbers) else np.zeros(0)
-    return np.searchsorted(np.unique(edges), numbers, side="right").astype(np.int64)
+    places = np.searchsorted(np.unique(edges), numbers, side="right").astype(np.int64)
+    if len(np.unique(places)) < 2:  # most are the smallest: of the others, too, each part gets some
+        places = (numbers > np.min(numbers, initial=np.inf)).astype(np.int64)
+    return places
 
 
 def _correlation(left: FloatArray, right: FloatArray, *, resampling: Resampling) -> FloatArray:

@@ -29,6 +29,7 @@ from gptailor.models.names import Base, first_line, read_config_file
 from gptailor.types import AnswerKind
 
 PAD = "<|pad|>"
+SAFELY: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
 DROPOUT_KEYS = (
     *("resid_pdrop", "embd_pdrop", "resid_dropout", "embed_dropout", "hidden_dropout"),
     *("dropout", "residual_dropout", "embedding_dropout", "hidden_dropout_prob"),
@@ -82,8 +83,10 @@ def load_tokenizer(base: Base) -> PreTrainedTokenizerBase:
     return tokenizer  # type: ignore[no-any-return]
 
 
-def load_config(base: Base) -> Any:
+def load_config(base: Base, *, classifies: bool = False) -> Any:
     """The base's configuration; only architectures that the installed transformers knows.
+
+    If it `classifies`, only those of which transformers has a classifier.
 
     Raises:
         ModelError: the architecture is unknown or would need code from the artifact.
@@ -105,7 +108,7 @@ def load_config(base: Base) -> Any:
         what = f"{kind!r} is an encoder-decoder, not a GPT."
     elif kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES or kind not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         what = f"{kind!r} is not a causal language model."
-    elif kind not in auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
+    elif classifies and kind not in auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES:
         what = f"the installed transformers has no classifier for {kind!r}."
     if what is not None:
         raise ModelError(
@@ -151,9 +154,7 @@ def load_classifier(
             dtype=torch.float32,
             ignore_mismatched_sizes=True,  # of the old head; anything else is refused below
             output_loading_info=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
+            **SAFELY,
         )
     except GptailorError:
         raise
@@ -214,9 +215,7 @@ def load_trainable_language_model(
             config=config,
             dtype=torch.float32,
             output_loading_info=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
+            **SAFELY,
         )
     except Exception as error:
         raise _unloadable(error, base) from None
@@ -266,9 +265,7 @@ def load_language_model(base: Base) -> PreTrainedModel:
             base.path,
             dtype=torch.float32,
             output_loading_info=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
+            **SAFELY,
         )
     except ValueError:  # no such class for its kind
         raise wordless from None
@@ -299,9 +296,7 @@ def _load_saved(auto_class: Any, folder: Path, kind: str) -> PreTrainedModel:
         model = auto_class.from_pretrained(
             folder,
             dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
+            **SAFELY,
         )
     except Exception as error:
         raise ModelError(
@@ -324,11 +319,6 @@ def head_name(model: PreTrainedModel) -> str:
         where="base",
         fix="Use a base of the GPT family: GPT-2, GPT-Neo, Llama, Qwen, Mistral and their kin.",
     )
-
-
-def body(model: PreTrainedModel) -> torch.nn.Module:
-    """The part under the head: token ids to hidden states."""
-    return model.base_model
 
 
 def _unloadable(error: Exception, base: Base) -> ModelError:
@@ -373,6 +363,7 @@ def _classifier_config(
     attention_dropout: float,
     kind: AnswerKind,
 ) -> Any:
+    load_config(base, classifies=True)
     config = _language_config(base, tokenizer, dropout=dropout, attention_dropout=attention_dropout)
     config.num_labels = len(label_names)
     config.id2label = dict(enumerate(label_names))
@@ -428,11 +419,7 @@ def output_layer(model: PreTrainedModel) -> torch.nn.Module:
 
 def recompute_activations(model: Any) -> None:
     """Activations are computed again in the backward pass: less memory, slower."""
-    settings = {"use_reentrant": False}
-    if hasattr(model, "activation_checkpointing_enable"):  # the older name goes with transformers 6
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs=settings)
-    else:
-        model.gradient_checkpointing_enable(settings)
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
 
 
 def _refuse_random_weights(found: Mapping[str, Any], base: Base, *, head: str | None) -> None:

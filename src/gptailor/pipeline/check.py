@@ -11,12 +11,13 @@ from gptailor.data.tokenize import build_encoder
 from gptailor.models.names import read_tokenizer_file, resolve_base
 from gptailor.models.readout import label_text
 from gptailor.pipeline.language_check import check_documents
-from gptailor.pipeline.prepare import PARTS, Prepared, names_of, prepare
+from gptailor.pipeline.prepare import Prepared, names_of, prepare
 from gptailor.pipeline.rendered import CheckReport, RenderedExample, token_pieces
 from gptailor.pipeline.suspects import suspects_in_data
 from gptailor.pipeline.task import passed_over_by_frozen, settle_task
 from gptailor.pipeline.tokens import length_histogram, tokenize_parts
 from gptailor.recipe import Recipe
+from gptailor.types import PARTS
 
 
 def check_recipe(

@@ -19,9 +19,10 @@ from gptailor.errors import DataError, did_you_mean
 from gptailor.pipeline.documents_split import DROPPED, Divided, all_in, divide
 from gptailor.pipeline.documents_survey import Documents, pieces_of, refuse_stream, survey
 from gptailor.pipeline.folder import hash_files
-from gptailor.pipeline.prepare import PARTS, refuse_all_leaked, refuse_same_file
+from gptailor.pipeline.leaks import refuse_all_leaked, refuse_same_file
+from gptailor.pipeline.task import idle_in_words
 from gptailor.recipe import DataSettings, Recipe
-from gptailor.types import Part
+from gptailor.types import PARTS, Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ def prepare_documents(recipe: Recipe, say: Callable[[str], None] = lambda _: Non
     files += [all_in(documents, "test", settings) for documents in tests]
     _refuse_too_little(files, settings.train)
     notes = [note for file in files for note in (*file.documents.notes, *file.notes)]
+    notes += idle_in_words(recipe)
     for note in notes:
         say(note)
     return PreparedDocuments(

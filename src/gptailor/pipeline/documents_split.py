@@ -19,10 +19,9 @@ from gptailor.data.store import StoredRows
 from gptailor.data.views import each
 from gptailor.errors import RecipeError, number_of
 from gptailor.pipeline.documents_survey import Documents, pieces_of
-from gptailor.pipeline.prepare import PARTS
 from gptailor.recipe import DataSettings, Recipe
 from gptailor.report.facts import bytes_text
-from gptailor.types import IntArray, Part, RawExample
+from gptailor.types import PARTS, IntArray, Part, RawExample
 
 DROPPED = -1
 MANY_DOCUMENTS = 20  # with fewer, each is divided; with more, each stays whole in one part

@@ -19,9 +19,8 @@ from gptailor.errors import DataError
 from gptailor.pipeline.documents import PreparedDocuments
 from gptailor.pipeline.documents_split import DROPPED, Divided
 from gptailor.pipeline.documents_survey import pieces_of
-from gptailor.pipeline.prepare import PARTS
 from gptailor.recipe import CleanSettings, DataSettings
-from gptailor.types import Part
+from gptailor.types import PARTS, Part
 
 CHUNK = 256  # pieces per call into the tokenizer
 DEFAULT_BLOCK = 512  # tokens, where the base could read more

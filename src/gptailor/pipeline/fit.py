@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from gptailor.pipeline.sealed import open_test
 from gptailor.pipeline.story import describe, tell
 from gptailor.pipeline.suspects import write_suspects
 from gptailor.pipeline.task import passed_over_by_frozen, settle_task
+from gptailor.pipeline.taught import keep_taught, taught_before
 from gptailor.pipeline.texts.road import fit_texts, seal_texts
 from gptailor.pipeline.tokens import TokenizedParts, ledger_lines
 from gptailor.pipeline.trackers import refuse_missing_trackers, tracked
@@ -93,7 +94,7 @@ def fit_recipe(
     refuse_missing_trackers(recipe.trackers)
     folder = claim_folder(recipe, overwrite=overwrite)
     with one_writer(folder), catch_signals() as stop:
-        if open_for_fit(folder, recipe):
+        if open_for_fit(folder, recipe, listener.say):
             listener.say(f"{folder} is finished; nothing to do")
             return Run(folder)
         if asked is None and recipe.task != "classification":
@@ -107,10 +108,10 @@ def fit_recipe(
 def fit_sealed(recipe: Recipe, listener: Listener | None = None) -> Path:
     """Fits in the recipe's folder, which it returns, and leaves the test rows sealed; resumes."""
     assert recipe.task is not None  # settled
-    folder = claim_folder(recipe)
+    folder, listener = claim_folder(recipe), listener or Listener()
     with one_writer(folder), catch_signals() as stop:
-        open_for_fit(folder, recipe)
-        ROADS[recipe.task].seal(recipe, folder, listener or Listener(), stop)
+        open_for_fit(folder, recipe, listener.say)
+        ROADS[recipe.task].seal(recipe, folder, listener, stop)
     return folder
 
 
@@ -153,7 +154,8 @@ def fit_classification(
             listener.say(f"no learning curve: {error.what}")
     if validation_taught(shop, chosen):
         prepared.notes.append(VALIDATION_TAUGHT)
-    report["training"]["total_seconds"] = round(time.perf_counter() - began, 2)
+    seconds = time.perf_counter() - began  # of this start; training counts earlier ones, too
+    report["training"]["total_seconds"] = round(max(seconds, report["training"]["seconds"]), 2)
     details = {**details, **describe(shop, chosen, candidates, parity=sealed.parity)}
     tell(folder, report, details, prepared=prepared, tokens=shop.tokens, form=sealed.bundle.answer)
 
@@ -176,7 +178,15 @@ def open_data(recipe: Recipe, folder: Path, listener: Listener) -> tuple[Prepare
         prepared.notes.append(note)
     refuse_other_data(folder, prepared.data_hash)
     shop = open_workshop(recipe, prepared, folder, listener)
-    write_data(folder, recipe, prepared, shop.tokens)
+    examples = shop.tokens.examples
+    texts = {part: [example.text for example in examples[part]] for part in ("validation", "test")}
+    before, told = taught_before(shop.base, texts)
+    if told:
+        listener.say(told)
+        prepared.notes.append(told)
+    write_data(folder, recipe, prepared, shop.tokens, taught_before=before)
+    taught = (example.text for part in ("train", "validation") for example in examples[part])  # many stay put
+    keep_taught(folder, taught, shop.base)
     return prepared, shop
 
 
@@ -223,7 +233,14 @@ def open_workshop(recipe: Recipe, prepared: Prepared, folder: Path, listener: Li
     return dataclasses.replace(shop, environment=environment)
 
 
-def write_data(folder: Path, recipe: Recipe, prepared: Prepared, tokens: TokenizedParts) -> None:
+def write_data(
+    folder: Path,
+    recipe: Recipe,
+    prepared: Prepared,
+    tokens: TokenizedParts,
+    *,
+    taught_before: Mapping[str, int],
+) -> None:
     """The ledger: one line per input row, and its sums, which come out."""
     (folder / "data").mkdir(exist_ok=True)
     lines = ledger_lines(prepared, tokens)
@@ -234,6 +251,8 @@ def write_data(folder: Path, recipe: Recipe, prepared: Prepared, tokens: Tokeniz
     summary["roles"] = {"text": prepared.roles.text, "label": prepared.roles.label}
     summary["rare_labels"] = prepared.cleaned.rare_labels
     summary["label_merges"] = prepared.cleaned.label_merges
+    if taught_before:
+        summary["taught_before"] = taught_before
     if prepared.fixes.corrections:
         fixes = prepared.fixes
         summary["fixes"] = {

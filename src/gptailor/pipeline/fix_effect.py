@@ -17,7 +17,8 @@ from gptailor.models.readout import decide, probabilities_of
 from gptailor.pipeline.classify import by_text
 from gptailor.pipeline.fixes import Place
 from gptailor.pipeline.frozen import features_of, features_of_names, fit_best_head
-from gptailor.pipeline.prepare import Prepared, remove_leaks
+from gptailor.pipeline.leaks import remove_leaks
+from gptailor.pipeline.prepare import Prepared
 from gptailor.pipeline.workshop import NoFoldsError, Workshop, resampling_of
 from gptailor.recipe import FrozenApproach
 from gptailor.tasks.classification import to_example

@@ -94,7 +94,7 @@ def read_fixes(location: str | None) -> Fixes:
 
 def apply_fixes(
     rows: Sequence[RawExample], fixes: Fixes, form: AnswerForm, *, keep_before: bool = False
-) -> tuple[list[RawExample], list[RejectedRow]]:
+) -> tuple[Sequence[RawExample], list[RejectedRow]]:
     """Gives rows their corrected labels and takes dropped ones out; `fixes` notes what was done.
 
     A row whose correction can't be made (it has another text now, or the correction is no label of the file)
@@ -107,7 +107,7 @@ def apply_fixes(
         keep_before: These are the training rows: keep them as they were, to see later what fixing did.
     """
     if not fixes.corrections:
-        return list(rows), []
+        return rows, []
     if keep_before:
         fixes.before.extend(rows)
     known = _known_labels([*fixes.before, *rows], form)  # training's, too: a file may lack some

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ def run_of(recipe_file: Path) -> Path | None:
     return run if recipe_file.name == "recipe.yaml" and (run / REQUEST).exists() else None
 
 
-def open_for_fit(folder: Path, recipe: Recipe) -> bool:
+def open_for_fit(folder: Path, recipe: Recipe, say: Callable[[str], None] = lambda _: None) -> bool:
     """True if the folder holds this very run, finished. Writes the request into a fresh folder.
 
     A folder where nothing was made yet (a misspelled column or base ended the run) counts as fresh.
@@ -134,7 +134,10 @@ def open_for_fit(folder: Path, recipe: Recipe) -> bool:
         write_atomically(folder / REQUEST, dump_recipe(recipe))
         return False
     differing = differences(_as_fitted(read_request(folder)), _as_fitted(recipe))
-    if differing and not holds_work(folder):
+    anew = not holds_work(folder) and (bool(differing) or _began_with_other_data(folder, recipe))
+    if anew:
+        if not differing:
+            say(f"{folder} was begun with other data, and nothing was made yet: it begins anew")
         for name in ("environment.json", "data/summary.json", "metrics.jsonl", "trackers.json"):
             (folder / name).unlink(missing_ok=True)
         for name in ("data/reference", "tracking/tensorboard"):  # likelihoods and curves of another recipe
@@ -153,6 +156,13 @@ def open_for_fit(folder: Path, recipe: Recipe) -> bool:
     if data_hash is not None:
         refuse_other_data(folder, data_hash)
     return finished
+
+
+def _began_with_other_data(folder: Path, recipe: Recipe) -> bool:
+    """Whether the data files were mended since; where they can't be hashed alone, that shows up later."""
+    then = _data_hash_of(folder / "data" / "summary.json")
+    now = hash_files(recipe) if then else None
+    return now is not None and now != then
 
 
 def refuse_foreign(folder: Path) -> None:
@@ -281,16 +291,21 @@ def refuse_other_data(
     summary = folder / "data" / "summary.json"
     if not summary.exists():
         return
-    try:
-        then = json.loads(summary.read_text(encoding="utf-8")).get("data_hash")
-    except (OSError, ValueError, AttributeError):
-        then = None
+    then = _data_hash_of(summary)
     if then != data_hash:
         raise RunError(
             "the data files changed since this run was begun." if then else f"{summary} is damaged.",
             where=str(folder),
             fix=fix,
         )
+
+
+def _data_hash_of(summary: Path) -> str | None:
+    try:
+        found: str | None = json.loads(summary.read_text(encoding="utf-8")).get("data_hash")
+    except (OSError, ValueError, AttributeError):
+        found = None
+    return found
 
 
 def read_request(folder: Path) -> Recipe:

@@ -44,15 +44,15 @@ from gptailor.pipeline.folder import base_revision_of, file_hashes, refuse_other
 from gptailor.pipeline.language_story import finish_language, seal
 from gptailor.pipeline.objective import Objective, Validation
 from gptailor.pipeline.place import Listener, Trained, TrainingPlace
-from gptailor.pipeline.prepare import PARTS, refuse_frozen
 from gptailor.pipeline.settle import cost_in_words, settle_plan
+from gptailor.pipeline.task import refuse_frozen
 from gptailor.pipeline.training import train
 from gptailor.recipe import (
     Recipe,
     ScratchApproach,
 )
 from gptailor.train.loss import language_loss
-from gptailor.types import Batch, Part
+from gptailor.types import PARTS, Batch, Part
 
 VALIDATION_BLOCKS = 96  # looked at during training, spread over the part; the end looks at all
 PROMPTS, PROMPT_TOKENS, SAMPLE_TOKENS = 4, 24, 64

@@ -16,9 +16,10 @@ from gptailor.data.tokenize import Encoder, build_encoder
 from gptailor.models.names import read_tokenizer_file, resolve_base
 from gptailor.pipeline.documents import PreparedDocuments, prepare_documents
 from gptailor.pipeline.documents_tokens import choose_block, kept_chunks
-from gptailor.pipeline.prepare import PARTS, refuse_frozen
 from gptailor.pipeline.rendered import CheckReport, RenderedExample, token_pieces
+from gptailor.pipeline.task import refuse_frozen
 from gptailor.recipe import Recipe, ScratchApproach
+from gptailor.types import PARTS
 
 SHOWN, SHOWN_TOKENS = 3, 60
 OTHER_TOKENS = "Tokens are the base's; `scratch` trains a tokenizer of its own, which makes others."

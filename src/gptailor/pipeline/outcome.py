@@ -76,7 +76,8 @@ def text_training_numbers(
         "steps": trained.steps,
         "best_step": trained.best_step,
         "seconds": round(trained.seconds, 2),
-        "total_seconds": round(time.perf_counter() - began, 2),
+        # Of this start; training's count those before a kill, too.
+        "total_seconds": round(max(time.perf_counter() - began, trained.seconds), 2),
         "tokens_per_second": round(trained.tokens / trained.seconds) if trained.seconds else None,
         "peak_memory_bytes": peak_memory_bytes(),
         "stopped": trained.stopped,

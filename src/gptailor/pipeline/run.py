@@ -6,6 +6,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,15 @@ from gptailor.models.decode import Generated
 from gptailor.models.predictor import CHUNK, Answer, Predictor, load_predictor
 from gptailor.models.sampling import Sampling
 from gptailor.models.writer import Writer, open_writer
+from gptailor.pipeline.columns import joined
+from gptailor.pipeline.held_out import why_rare
 from gptailor.pipeline.kinds import kind_of
 from gptailor.pipeline.labels import read_labels, without_labels
 from gptailor.pipeline.language_new import evaluate_language
 from gptailor.pipeline.openings import SAID, note_another, own_file
-from gptailor.pipeline.prepare import joined
 from gptailor.pipeline.slices import score_slices, slice_columns
 from gptailor.pipeline.task import first_rows, is_prose
+from gptailor.pipeline.taught import already_taught
 from gptailor.pipeline.texts.new import answer_file, evaluate_preferences, evaluate_texts
 from gptailor.recipe import CleanSettings, DataSettings, load_recipe
 from gptailor.tasks.classification import (
@@ -200,12 +203,15 @@ class Run:
         """
         self._refuse_options(text=text, label=label, names=label_names, target=target, slices=slices)
         own = own_file(self.folder, location, tree=self.task == "language")
+        note_of = partial(already_taught, self.folder)
         if self.task == "language":
             found = self._evaluate_language(location, text=text, columns=columns, own=own)
         elif self.task == "preference":
-            found = evaluate_preferences(self.answerer, location, columns=columns)
+            found = evaluate_preferences(self.answerer, location, columns=columns, note_of=note_of)
         elif self.task != "classification":
-            found = evaluate_texts(self.answerer, location, target=target, columns=columns, slices=slices)
+            found = evaluate_texts(
+                self.answerer, location, target=target, columns=columns, slices=slices, note_of=note_of
+            )
         else:
             names = label_names or {}
             found = self._evaluate_labels(
@@ -214,7 +220,8 @@ class Run:
         if own == "test":
             first = self.shown_scores if self.task == "classification" else list(found["scores"])[:1]
             shown = {name: found["scores"][name] for name in first}
-            return {**found, "note": note_another(self.folder, command="evaluate", scores=shown)}
+            noted = note_another(self.folder, command="evaluate", scores=shown)
+            return {**found, "note": " ".join([noted, *([found["note"]] if "note" in found else [])])}
         return {**found, "note": SAID[own]} if own else found
 
     def _refuse_options(
@@ -293,7 +300,10 @@ class Run:
         rows = without_labels(self._spelled(rows), form, self._trained("rare_labels") or {})
         carried = [labels_of(row.fields["label"], form) for row in rows]
         several = form.kind == "multiple"
-        refuse_unknown_labels(carried, known, file=location, flag="--label-names", sets=several)
+        rare = partial(why_rare, rare=self._trained("rare_labels") or {})
+        refuse_unknown_labels(
+            carried, known, file=location, flag="--label-names", sets=several, why_gone=rare
+        )
         labelled = [row for row in rows if row.fields["label"]]
         encoded = self.predictor.encode_many([row.fields["text"] for row in labelled])
         kept = [(row, item) for row, item in zip(labelled, encoded, strict=True) if item is not None]
@@ -308,6 +318,7 @@ class Run:
         report = kind_of(form).evaluate(logits, answers, split="new", temperature=temperature, **settings)
         assert report.predictions is not None
         examples = [to_example(row, None) for row, _ in kept]
+        texts = [example.text for example in examples]
         return {
             "file": location,
             "read": len(file.rows) + len(file.rejected),
@@ -318,11 +329,12 @@ class Run:
                 kind_of(form),
                 report.predictions.probabilities,
                 answers,
-                texts=[example.text for example in examples],
+                texts=texts,
                 encoder=self.predictor.encoder,
                 columns=slice_columns(examples),
                 **settings,
             ),
+            **({"note": told} if (told := already_taught(self.folder, texts)) else {}),
         }
 
     def _spelled(self, rows: Sequence[RawExample]) -> Sequence[RawExample]:

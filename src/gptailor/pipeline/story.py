@@ -20,11 +20,11 @@ from gptailor.pipeline.kinds import Kind, kind_of
 from gptailor.pipeline.labels import answers_of
 from gptailor.pipeline.openings import openings_of
 from gptailor.pipeline.outcome import REPEAT, base_details, write_outcome
-from gptailor.pipeline.prepare import PARTS, Prepared, names_of
+from gptailor.pipeline.prepare import Prepared, names_of
 from gptailor.pipeline.tokens import TokenizedParts, length_histogram
 from gptailor.pipeline.workshop import Candidate, Workshop
 from gptailor.recipe import AutoApproach, FrozenApproach, FullApproach, Recipe, dump_recipe
-from gptailor.types import AnswerForm, Example, RawExample, Reason
+from gptailor.types import PARTS, AnswerForm, Example, RawExample, Reason
 
 SHOWN = 12  # examples of each kind on the page
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Set
+from collections.abc import Callable, Set
 from functools import reduce
 from pathlib import Path
 
@@ -58,7 +58,20 @@ READ_BY: dict[str, tuple[Task, ...]] = {
     "evaluate.generated_rows": WRITTEN,
     "evaluate.prompted_rows": ("classification", *WRITTEN),
 }
-READ_BY_FROZEN = ("train.class_weights", "train.refit")  # of what is under `train`
+# Settings that others leave without effect: whether they do, and why.
+IDLE: tuple[tuple[str, Callable[[Recipe], bool], str], ...] = (
+    ("data.split.validation", lambda recipe: recipe.data.validation is not None, "a file validates"),
+    ("data.split.test", lambda recipe: recipe.data.test is not None, "a file tests"),
+    ("data.label_names", lambda recipe: recipe.task_answer == "score", "numbers have no names"),
+    ("data.test_label_names", lambda recipe: recipe.task_answer == "score", "numbers have no names"),
+    (
+        "train.decay",
+        lambda recipe: recipe.train.schedule != "warmup-stable-decay",
+        "only the schedule warmup-stable-decay has one",
+    ),
+)
+OF_A_TEST_FILE = ("data.test_columns", "data.test_label_names")
+READ_BY_FROZEN = ("train.class_weights", "train.refit", "train.precision")  # of what is under `train`
 # Uses of completion whose columns hardly stand in a labelled file by chance, and what is a label even there.
 REPLIES = ("question_answering", "instruction", "completion")
 SURE_LABELS = ("label", "labels", "class")
@@ -78,23 +91,45 @@ def settle_task(recipe: Recipe) -> Recipe:
 
 
 def refuse_unread(recipe: Recipe, task: Task) -> None:
-    """Refuses a setting that the task doesn't read.
+    """Refuses a setting that the task doesn't read, or that belongs to a test file where none is given.
 
     Raises:
         RecipeError: one is set; says whose it is.
     """
     for path, readers in READ_BY.items():
-        if task in readers:
-            continue
-        *parents, name = path.split(".")
-        settings = reduce(getattr, parents, recipe)
-        field = type(settings).model_fields.get(name)  # None: of another approach
-        if field is not None and getattr(settings, name) != field.get_default(call_default_factory=True):
+        if task not in readers and _is_set(recipe, path):
             raise RecipeError(
                 f"is for {', '.join(readers)}; the task is {task}.",
                 where=path,
                 fix="Leave it out, or name the other task with --task.",
             )
+    for path in OF_A_TEST_FILE if recipe.data.test is None else ():
+        if _is_set(recipe, path):
+            raise RecipeError(
+                "is for a test file, and there is none.",
+                where=path,
+                fix="Name it with --test, or leave this out.",
+            )
+
+
+def idle_in_words(recipe: Recipe) -> list[str]:
+    """What of the recipe changes nothing beside the rest of it.
+
+    Not refused: a recipe for many files has shares, and a search tries schedules without a decay.
+    """
+    return [
+        f"{path} changes nothing: {why}"
+        for path, is_idle, why in IDLE
+        if is_idle(recipe) and _is_set(recipe, path)
+    ]
+
+
+def _is_set(recipe: Recipe, path: str) -> bool:
+    """Whether a setting differs from its default."""
+    *parents, name = path.split(".")
+    settings = reduce(getattr, parents, recipe)
+    field = type(settings).model_fields.get(name)  # None: of another approach
+    return field is not None and getattr(settings, name) != field.get_default(call_default_factory=True)
 
 
 def passed_over_by_frozen(recipe: Recipe) -> list[str]:
@@ -198,3 +233,13 @@ def _fits(infer: object) -> bool:
         return infer() is not False
     except GptailorError:
         return False
+
+
+def refuse_frozen(recipe: Recipe) -> None:
+    """Raises RecipeError for the one approach that language modeling hasn't."""
+    if isinstance(recipe.approach, FrozenApproach):
+        raise RecipeError(
+            "frozen has nothing to learn when the answer is text.",
+            where="approach",
+            fix="Use --approach full, lora or scratch.",
+        )

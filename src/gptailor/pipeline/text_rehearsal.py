@@ -22,9 +22,9 @@ from gptailor.pipeline.language import language_objective, open_language_shop
 from gptailor.pipeline.language import write_data as write_language_data
 from gptailor.pipeline.objective import usual_rates
 from gptailor.pipeline.place import Listener, TrainingPlace
-from gptailor.pipeline.prepare import refuse_frozen
 from gptailor.pipeline.rehearse import Gap, Look, Rehearsal, Repeat, Settled, rehearse
 from gptailor.pipeline.settle import Measured
+from gptailor.pipeline.task import refuse_frozen
 from gptailor.pipeline.texts.objective import VALIDATED, rates_of
 from gptailor.pipeline.texts.road import objective_of
 from gptailor.pipeline.texts.shop import open_text_shop

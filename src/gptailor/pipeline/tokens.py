@@ -15,10 +15,10 @@ from gptailor.data.tokenize import Encoder, TokenizedRows, TooLong, encode_all, 
 from gptailor.data.views import Mapped, chained, picked
 from gptailor.errors import DataError
 from gptailor.pipeline.labels import taught_names
-from gptailor.pipeline.prepare import PARTS, Prepared
+from gptailor.pipeline.prepare import Prepared
 from gptailor.recipe import DataSettings
 from gptailor.tasks.classification import to_example
-from gptailor.types import Example, IntArray, Part, RawExample, RejectedRow, TokenizedExample
+from gptailor.types import PARTS, Example, IntArray, Part, RawExample, RejectedRow, TokenizedExample
 
 DEFAULT_LONGEST = 512  # tokens, where the recipe leaves it open and the base could read more
 

@@ -64,7 +64,7 @@ def tokenized_workshop(recipe: Recipe, prepared: Prepared, base: Base) -> Worksh
     """The data as the base's tokenizer reads them; the environment is still to be settled."""
     tokenizer: Any = load_tokenizer(base)
     encoder = build_encoder(tokenizer.backend_tokenizer, pad_id=tokenizer.pad_token_id)
-    context = context_length(load_config(base))
+    context = context_length(load_config(base, classifies=True))
     tokens = tokenize_parts(prepared, encoder, recipe.data, context=context)
     kind = kind_of(prepared.form)
     return Workshop(recipe, base, tokenizer, encoder, tokens, prepared.label_names, {}, kind)

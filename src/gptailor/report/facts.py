@@ -122,6 +122,10 @@ def tested_on(report: Mapping[str, Any]) -> str:
     if data.get("divided") is True:
         on = f"the test part of {counted(rows, task.one, task.many)}, which"
     written = f" Answers were written to {count_text(answers)} of them." if answers else ""
+    known = finite(mapping(data.get("taught_before")).get("test"))
+    if known:
+        tested = counted(rows, f"test {task.one}", f"test {task.many}")
+        return f"Measured on {tested}, of which {count_text(known)} taught the base.{written}"
     return f"Measured on {on} neither training nor the settings' choice saw.{written}"
 
 

@@ -129,7 +129,7 @@ def usage(report: Mapping[str, Any], details: Mapping[str, Any]) -> str:
         "{reading}": _READINGS.get(str(report.get("answer")), _READINGS["single"]),
         "{cut}": cut,
         "{temperature}": f"{temperature:.4g}",
-        **{f"{{{name}}}": f"{number:.6g}" for name, number in numbers.items()},
+        **{f"{{{name}}}": repr(number) for name, number in numbers.items()},
         "{input}": given,
         "{begin}": str([token for token in rows_of(details.get("begin_ids")) if isinstance(token, int)]),
     }

@@ -61,7 +61,7 @@ def training_section(report: Values, details: Values) -> Section:
     ]
     if not (charts or candidates or facts):
         return None
-    lead = str(details.get("overfitting") or training.get("overfitting") or "")
+    lead = str(training.get("overfitting") or "")
     return {"lead": clip(lead, 500), "charts": charts, "candidates": candidates, "facts": facts}
 
 
@@ -114,7 +114,8 @@ def run_section(report: Values, details: Values) -> Section:
 def _curves(report: Values, details: Values) -> Iterator[Section]:
     score, metric = f"validation_{primary_metric(report)}", primary(report)
     best = finite(mapping(report.get("training")).get("best_step"))
-    mark = None if best is None else (best, "kept")
+    refitted = finite(mapping(report.get("training")).get("refit_steps"))  # then other weights were kept
+    mark = None if best is None else (best, "best" if refitted else "kept")
     ends = [finite(mapping(one).get("step")) or 0.0 for one in rows_of(details.get("curves"))]
     last = max(ends, default=0.0)
     wanted = (

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gptailor.data.read import infer_roles, read_rows
 from gptailor.errors import GptailorError, InputError, number_of
-from gptailor.pipeline.prepare import joined
+from gptailor.pipeline.columns import joined
 from gptailor.serve.label_file import LabelFile, LabelRow, Stale
 from gptailor.serve.limits import SAFE_HEADERS, json_response
 from gptailor.serve.own_page import load_page

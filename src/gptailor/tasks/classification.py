@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence, Set
 
 from gptailor.errors import DataError, Problem, RecipeError, did_you_mean, number_of, raise_together
 from gptailor.tasks.labels import number_in
@@ -10,6 +11,7 @@ from gptailor.types import Example, Label, RawExample, Segment
 
 MINIMUM_ROWS = 20
 MINIMUM_CLASSES = 2
+MOST_SHOWN, LONGEST_SHOWN = 20, 60  # labels in a message, and their characters
 SLICE = "slice:"  # before the column's name in a row's fields, where scores are wanted by its values
 
 
@@ -91,27 +93,47 @@ def refuse_unknown_labels(
     file: str,
     flag: str = "--test-label-names",
     sets: bool = False,
+    why_gone: Callable[[Set[str]], Mapping[str, str]] = lambda _: {},
 ) -> None:
     """Raises DataError if a held-out file has labels that training doesn't know; both sets are shown.
 
     One label a row is probably another spelling of a known one. In `sets` of labels it is one more label.
+    Of labels that the training rows had, and that cleaning took, `why_gone` tells what became of them.
     """
-    unknown = sorted({label for labels in carried for label in labels} - set(known) - {""})
-    if not unknown:
+    learned = {*known, ""}
+    counts = Counter(label for labels in carried for label in {*labels} - learned)
+    if not counts:
         return
-    counts = {label: sum(label in labels for labels in carried) for label in unknown}
-    example = ",".join(f"{bare}={name}" for bare, name in zip(unknown, known, strict=False))
+    gone = why_gone(counts.keys())
+    strangers = sorted(counts.keys() - gone.keys())
+    fixes = ["Label more rows of what training dropped, or take its rows out of the file."] if gone else []
+    if strangers and sets:
+        fixes.append("A model can't give what it never saw: take these labels out of the file's cells.")
+    elif strangers and len(strangers[0]) > LONGEST_SHOWN:
+        fixes.append("These are texts: look which of its columns holds the labels.")
+    elif strangers:
+        pairs = ",".join(f"{bare}={name}" for bare, name in zip(strangers[:3], known, strict=False))
+        fixes.append(
+            f"Say which is which, such as {flag} {pairs} (labels are never guessed), or mend the file."
+        )
+    shown = [*map(_quoted, known[:MOST_SHOWN]), *(["..."] if len(known) > MOST_SHOWN else [])]
     raise_together(
-        [Problem(repr(label), f"in {number_of(count, 'row')}") for label, count in counts.items()],
+        [
+            Problem(_quoted(label), f"in {number_of(count, 'row')}{gone.get(label, '')}")
+            for label, count in sorted(counts.items())
+        ],
         error=DataError,
         summary=(
-            f"{file} has labels that training doesn't know. Training has "
-            f"{', '.join(map(repr, known))}; the file also has:"
+            f"{file} has labels that training doesn't know. Training has {', '.join(shown)}; "
+            "the file also has:"
         ),
-        fix="A model can't give what it never saw: take these labels out of the file's cells."
-        if sets
-        else f"Say which is which, such as {flag} {example} (labels are never guessed), or mend the file.",
+        fix=" ".join(fixes),
     )
+
+
+def _quoted(label: str) -> str:
+    """A label as shown in a message; one that is a whole text, cut."""
+    return repr(label if len(label) <= LONGEST_SHOWN else f"{label[:LONGEST_SHOWN]}...")
 
 
 def weights_by_label(weights: Mapping[str, float], label_names: Sequence[str]) -> list[float]:

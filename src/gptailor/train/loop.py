@@ -143,6 +143,8 @@ def _add(total: Tensor | None, more: Tensor | None, *, like: Tensor | None = Non
         return total
     if total is None:
         return more if like is None else (more.to_dense() if more.is_sparse else more).to(like.dtype)
+    if total.is_sparse and not more.is_sparse:  # only a dense one can be added to
+        total, more = more, total
     return total.to(torch.promote_types(total.dtype, torch.float32)).add_(more)
 
 

@@ -140,6 +140,7 @@ class _HeadLoss(torch.autograd.Function):
         of_hidden = torch.empty_like(hidden)
         of_weight: Tensor | None = None
         of_bias = torch.zeros_like(bias) if bias is not None and ctx.needs_input_grad[2] else None
+        weight = _as_computed(weight)
         at_once = max(1, IN_CACHE // len(weight)) if hidden.device.type == "cpu" else HEAD_ROWS
         for start in range(0, len(hidden), HEAD_ROWS):
             rows, wanted = hidden[start : start + HEAD_ROWS], targets[start : start + HEAD_ROWS]
@@ -172,15 +173,21 @@ class _HeadLoss(torch.autograd.Function):
         )
 
 
+def _as_computed(weight: Tensor) -> Tensor:
+    """The weight in autocast's precision, which would cast a frozen one anew for every few rows."""
+    kind = weight.device.type
+    return weight.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else weight
+
+
 class _TargetNats(torch.autograd.Function):
     """Nats of each target; the logits are made again for the gradient."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        found = []
+        found, cast = [], _as_computed(weight)
         for start in range(0, len(hidden), HEAD_ROWS):
-            product = functional.linear(hidden[start : start + HEAD_ROWS], weight, bias)
+            product = functional.linear(hidden[start : start + HEAD_ROWS], cast, bias)
             wanted = targets[start : start + HEAD_ROWS]
             found.append(functional.cross_entropy(product.to(wide), wanted, reduction="none"))
         ctx.save_for_backward(hidden, weight, bias, targets)

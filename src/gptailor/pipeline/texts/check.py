@@ -11,14 +11,14 @@ from typing import Any
 
 from gptailor.pipeline.causal import adapt_causal, choose_text_approach
 from gptailor.pipeline.place import Listener
-from gptailor.pipeline.prepare import PARTS, refuse_frozen
 from gptailor.pipeline.rendered import CheckReport, RenderedExample
+from gptailor.pipeline.task import refuse_frozen
 from gptailor.pipeline.texts.objective import answer_objective, preference_objective
 from gptailor.pipeline.texts.shop import TextShop, open_text_shop
 from gptailor.pipeline.texts.story import notes_on_windows
 from gptailor.pipeline.texts.tokens import TokenizedRow, length_histogram
 from gptailor.recipe import Recipe
-from gptailor.types import RejectedRow
+from gptailor.types import PARTS, RejectedRow
 
 SHOWN = 3
 

@@ -24,12 +24,12 @@ from gptailor.models.approach import adapt_full
 from gptailor.models.decode import Generated
 from gptailor.models.load import load_trainable_language_model
 from gptailor.models.sampling import Sampling
+from gptailor.pipeline.columns import joined
 from gptailor.pipeline.folder import base_of
-from gptailor.pipeline.prepare import joined
 from gptailor.pipeline.slices import score_text_slices, slice_columns
 from gptailor.pipeline.texts.answers import ALWAYS, samplings
 from gptailor.pipeline.texts.objective import documents_of, log_likelihoods, margins_as_trained, sequence_nats
-from gptailor.pipeline.texts.rows import read_texts, refuse_missing_columns, without_question
+from gptailor.pipeline.texts.rows import as_taught, read_texts, refuse_missing_columns, without_question
 from gptailor.pipeline.texts.tokens import TokenizedRow, sequences_of
 from gptailor.tasks.chat_form import ChatForm
 from gptailor.tasks.classification import refuse_unknown_slices
@@ -85,8 +85,11 @@ def evaluate_texts(
     columns: str | None,
     slices: Sequence[str] = (),
     resampling: Resampling = ROWS,
+    note_of: Callable[[Sequence[str]], str] = lambda _: "",
 ) -> dict[str, Any]:
     """Scores a run on new rows with known answers: the likelihood of all, and answers written to some.
+
+    `note_of` says what is to be known of the rows, as `as_taught` writes them.
 
     Raises:
         DataError: there is no row with a prompt and an answer.
@@ -139,13 +142,21 @@ def evaluate_texts(
         "slices": score_text_slices(
             nats, lengths=lengths, columns=slice_columns(used), resampling=resampling
         ),
+        **({"note": note} if (note := note_of([as_taught(row) for row in used])) else {}),
     }
 
 
 def evaluate_preferences(
-    answerer: Answerer, location: str, *, columns: str | None, resampling: Resampling = ROWS
+    answerer: Answerer,
+    location: str,
+    *,
+    columns: str | None,
+    resampling: Resampling = ROWS,
+    note_of: Callable[[Sequence[str]], str] = lambda _: "",
 ) -> dict[str, Any]:
     """How often a preference run ranks the chosen answers of new rows first, as its report measured it.
+
+    `note_of` as for `evaluate_texts`.
 
     Raises:
         DataError: there is no row with two answers.
@@ -183,6 +194,7 @@ def evaluate_preferences(
         "answers": 0,
         "left_out": read - len(pairs),
         "scores": as_json({"preference_accuracy": score}),
+        **({"note": note} if (note := note_of([as_taught(pair.row) for pair in pairs])) else {}),
     }
 
 

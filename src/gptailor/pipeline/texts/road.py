@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,9 +20,11 @@ from gptailor.pipeline.causal import (
 from gptailor.pipeline.folder import file_hashes, refuse_other_data
 from gptailor.pipeline.objective import Objective
 from gptailor.pipeline.place import Listener, Trained, TrainingPlace
-from gptailor.pipeline.prepare import refuse_frozen
 from gptailor.pipeline.settle import cost_in_words, settle_plan
+from gptailor.pipeline.task import refuse_frozen
+from gptailor.pipeline.taught import keep_taught, taught_before
 from gptailor.pipeline.texts.objective import answer_objective, preference_objective, row_nats
+from gptailor.pipeline.texts.rows import as_taught
 from gptailor.pipeline.texts.shop import TextShop, open_text_shop
 from gptailor.pipeline.texts.tokens import ledger_lines
 from gptailor.pipeline.training import train
@@ -67,7 +70,7 @@ def open_and_train(
     refuse_frozen(recipe)
     shop = open_text_shop(recipe, folder, listener)
     refuse_other_data(folder, shop.prepared.data_hash)
-    write_data(folder, shop)
+    open_for_teaching(folder, shop, listener)
     place = TrainingPlace.of_run(
         folder, seed=recipe.seed, environment=shop.environment, stop=stop, listener=listener
     )
@@ -100,7 +103,21 @@ def objective_of(shop: TextShop, adapted: Adapted, place: TrainingPlace) -> Obje
     return answer_objective(shop, adapted)
 
 
-def write_data(folder: Path, shop: TextShop) -> None:
+def open_for_teaching(folder: Path, shop: TextShop, listener: Listener) -> None:
+    """Writes what became of every row, and which rows teach; says which taught the base already."""
+    parts = shop.prepared.parts
+    before, told = taught_before(
+        shop.base, {part: [as_taught(row) for row in parts[part]] for part in ("validation", "test")}
+    )
+    if told:
+        listener.say(told)
+        shop.prepared.notes.append(told)
+    write_data(folder, shop, taught_before=before)
+    taught = (as_taught(row) for part in ("train", "validation") for row in parts[part])
+    keep_taught(folder, taught, shop.base)
+
+
+def write_data(folder: Path, shop: TextShop, *, taught_before: Mapping[str, int]) -> None:
     """The ledger: one line per input row, and its sums, which come out."""
     (folder / "data").mkdir(exist_ok=True)
     lines = ledger_lines(shop.prepared, shop.tokens)
@@ -108,4 +125,6 @@ def write_data(folder: Path, shop: TextShop) -> None:
     summary = summarize(lines, read=shop.prepared.read)
     summary["data_hash"] = shop.prepared.data_hash
     summary["files"] = file_hashes(shop.recipe) or {}
+    if taught_before:
+        summary["taught_before"] = taught_before
     write_atomically(folder / "data" / "summary.json", json.dumps(summary, indent=1))

@@ -16,20 +16,16 @@ from gptailor.data.repair import repair
 from gptailor.data.split import join_groups, split_rows, value_groups
 from gptailor.errors import DataError, did_you_mean, number_of
 from gptailor.pipeline.folder import hash_files
-from gptailor.pipeline.prepare import (
-    PARTS,
-    doubts_in,
-    notes_on_groups,
-    refuse_same_file,
-    take_test_out_of_validation,
-)
+from gptailor.pipeline.held_out import doubts_in, notes_on_groups
+from gptailor.pipeline.leaks import refuse_same_file, take_test_out_of_validation
+from gptailor.pipeline.task import idle_in_words
 from gptailor.recipe import CleanSettings, DataSettings, Recipe
 from gptailor.report.facts import clip
 from gptailor.tasks.cells import Mend
 from gptailor.tasks.classification import refuse_unknown_slices
 from gptailor.tasks.completion_form import CompletionForm
 from gptailor.tasks.form import TextForm, TextRow
-from gptailor.types import Part, RawExample, Reason, RejectedRow
+from gptailor.types import PARTS, Part, RawExample, Reason, RejectedRow
 
 TOLD_ROWS, TOLD_CHARACTERS = 5, 300  # of what is wrong with a file
 
@@ -51,6 +47,11 @@ class PreparedTexts:
     near_groups: int
     one_question: bool = False  # all rows ask the same, so that nothing is asked
     notes: list[str] = field(default_factory=list)
+
+
+def as_taught(row: TextRow) -> str:
+    """A question with its answer, as one text: what a row teaches."""
+    return "\n".join((row.asked, *row.references[:1]))
 
 
 class Mender:
@@ -130,7 +131,7 @@ def prepare_texts(
     notes = notes_on_groups(
         settings, {part: (file, None) for part, file in zip(held_out, files[1:], strict=True)}
     )
-    notes += remarks
+    notes += [*remarks, *idle_in_words(recipe)]
     locations = (settings.train, *(getattr(settings, part) for part in held_out))
     for line in (*doubts_in(locations, files), *notes):
         say(line)

@@ -12,11 +12,10 @@ from gptailor.data.feeder import Feeder
 from gptailor.data.ledger import LedgerLine
 from gptailor.data.segments import Encoded
 from gptailor.errors import DataError, RecipeError
-from gptailor.pipeline.prepare import PARTS
 from gptailor.pipeline.texts.rows import PreparedTexts
 from gptailor.recipe import DataSettings
 from gptailor.tasks.form import TextRow
-from gptailor.types import Part, RejectedRow, Segment, TokenizedExample
+from gptailor.types import PARTS, Part, RejectedRow, Segment, TokenizedExample
 
 DEFAULT_LONGEST = 512  # tokens, where the recipe leaves it open and the base could read more
 

@@ -1,0 +1,134 @@
+"""A given validation or test file, read as the training file was."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+
+from gptailor.data.clean import CleanResult, clean_rows
+from gptailor.data.read import OTHER_NAMES, ReadResult, Roles, doubts, infer_roles, read_rows
+from gptailor.data.roles import LABEL_NAMES
+from gptailor.data.spellings import squeezed
+from gptailor.errors import DataError, number_of
+from gptailor.pipeline.columns import take_roles
+from gptailor.pipeline.fixes import Fixes, apply_fixes
+from gptailor.pipeline.labels import read_labels
+from gptailor.recipe import DataSettings, Recipe, SplitSettings
+from gptailor.report.words import REASONS
+from gptailor.tasks.classification import refuse_unknown_labels, refuse_unknown_slices
+from gptailor.tasks.labels import labels_of
+from gptailor.types import AnswerForm, RawExample, Reason, RejectedRow
+
+
+def read_held_out(
+    location: str,
+    roles: Roles,
+    recipe: Recipe,
+    train: CleanResult,
+    form: AnswerForm,
+    fixes: Fixes,
+    *,
+    is_test: bool,
+) -> tuple[ReadResult, CleanResult]:
+    """A given validation or test file: repaired like the rest; loses no row that has text and label."""
+    settings, slices = recipe.data, recipe.evaluate.slices if is_test else ()
+    file = read_rows(location, columns=settings.test_columns if is_test else settings.columns)
+    own = set(file.columns)
+    refuse_unknown_slices(slices, file.columns, file=location)
+    text = roles.text if roles.text in own or own.issuperset(roles.text.split("+")) else None
+    label = roles.label if roles.label in own else None
+    if text is None or label is None:  # a file of another make: its own names, or what is plain
+        fix = "Name its columns as the training file does" + (
+            ", or in their order with --test-columns, such as label,text+text." if is_test else "."
+        )
+        named, sought = settings.test_columns is not None and is_test, roles.label
+        try:
+            roles = infer_roles(file.columns, file.rows, text=text, label=label)
+        except DataError as error:
+            raise DataError(error.what, where=location, fix=fix) from None
+        said = named or (roles.label or "").lower() in LABEL_NAMES
+        if label is None and not said and (settings.label is not None or form.kind == "score"):
+            what = f"there is no column {sought!r}; it has {', '.join(file.columns)}."  # any number would do
+            raise DataError(what, where=location, fix=fix)
+        read = f"columns: text is {roles.text!r}, label is {roles.label!r}; {OTHER_NAMES}"
+        file = dataclasses.replace(file, notes=(*file.notes, read))
+    group = settings.split.group if settings.split.group in own else None
+    grouped = settings.model_copy(update={"split": SplitSettings(group=group)})
+    names = settings.test_label_names if is_test else settings.label_names
+    flag = "--test-label-names" if is_test else "--label-names"
+    rows, unlabelled = read_labels(take_roles(file, roles, grouped, slices=slices), form, names, flag=flag)
+    if not is_test:  # a test file is never touched
+        rows, reviewed = apply_fixes(rows, fixes, form)
+        unlabelled = [*unlabelled, *reviewed]
+    result = clean_rows(rows, settings=settings.clean, protected=True, known=train, kind=form.kind)
+    result.rejected.extend(unlabelled)
+    if not result.rows:
+        raise DataError("has no row with text and label.", where=location, fix="Check its columns.")
+    return file, result
+
+
+def refuse_strange_labels(
+    rows: Sequence[RawExample],
+    known: Sequence[str],
+    form: AnswerForm,
+    settings: DataSettings,
+    *,
+    part: str,
+    why_gone: Callable[[Set[str]], Mapping[str, str]],
+) -> None:
+    """Raises DataError if rows of a given file carry labels that training doesn't know."""
+    location, flag = settings.validation or "", "--label-names"
+    if part == "test":
+        location, flag = settings.test or "", "--test-label-names"
+    carried = [labels_of(row.fields["label"], form) for row in rows]
+    sets = form.kind == "multiple"
+    refuse_unknown_labels(carried, known, file=location, flag=flag, sets=sets, why_gone=why_gone)
+
+
+def why_rare(labels: Set[str], rare: Mapping[str, int]) -> dict[str, str]:
+    """The same of a finished run, which remembers the labels that were too rare, with their rows."""
+    rows = {label: number_of(rare[label], "row") for label in labels & rare.keys()}
+    why = REASONS["rare_label"]
+    return {label: f"; training's {count} of it went: {why}" for label, count in rows.items()}
+
+
+def why_gone(
+    labels: Set[str],
+    rows: Iterable[RawExample],
+    rejected: Iterable[RejectedRow],
+    merges: Mapping[str, str],
+    form: AnswerForm,
+) -> dict[str, str]:
+    """What became of labels that the training rows had: how many of the `rejected` carried them, and why."""
+    reasons = {(row.source, row.row): row.reason for row in rejected}
+    counts: dict[str, Counter[Reason]] = defaultdict(Counter)
+    for row in rows:
+        if reason := reasons.get((row.source, row.row)):
+            spelled = [squeezed(label) for label in labels_of(row.fields["label"], form)]
+            for label in labels & {merges.get(label, label) for label in spelled}:
+                counts[label][reason] += 1
+    return {
+        label: f"; training's {number_of(found.total(), 'row')} of it went: "
+        + ", ".join(f"{REASONS[reason].format(one='row')} ({count})" for reason, count in found.items())
+        for label, found in counts.items()
+    }
+
+
+def doubts_in(locations: Iterable[str], files: Iterable[ReadResult]) -> list[str]:
+    """What was assumed of the files and could be wrong."""
+    return [line for place, file in zip(locations, files, strict=True) for line in doubts(place, file.notes)]
+
+
+def notes_on_groups(settings: DataSettings, held_out: Mapping[str, tuple[ReadResult, object]]) -> list[str]:
+    """What to know of a split by group."""
+    column = settings.split.group
+    if column is None:
+        return []
+    unknown = [
+        f"{location} has no column {column!r}: whether its groups stand among the training rows, too, "
+        "nobody can tell."
+        for location, part in ((settings.validation, "validation"), (settings.test, "test"))
+        if location is not None and column not in held_out[part][0].columns
+    ]
+    return [*unknown, f"Rows with the same {column!r} stay together, and intervals are drawn by them."]
