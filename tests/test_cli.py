@@ -586,6 +586,9 @@ def test_source_and_target_may_be_columns(place: Path, invoke: Invoke) -> None:
     assert checked.code == 0
     (taken,) = [note for note in checked.result["notes"] if "translation" in note]
     assert "source=welsh, target=english" in taken
+    twice = invoke("check", "pairs.csv", "--source", "welsh", "--completion", "english")
+    assert twice.code == 2
+    assert "--source says what --completion would" in twice.err
 
 
 def test_a_template_over_columns_is_what_is_asked(place: Path, invoke: Invoke) -> None:
@@ -844,6 +847,7 @@ def test_another_base_has_commits_of_its_own(tmp_path: Path) -> None:
     assert recipe_from(str(path), {}).revision == "607a30d"
     assert recipe_from(str(path), {"base": "gpt2"}).revision == "607a30d"
     assert recipe_from(str(path), {"base": "distilgpt2"}).revision is None
+    assert recipe_from(str(path), {"settings": ["base=distilgpt2"]}).revision is None
     asked = recipe_from(str(path), {"base": "distilgpt2", "settings": ["revision=abc"]})
     assert asked.revision == "abc"
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -128,6 +130,9 @@ def test_command_line_leaves_with_the_errors_code_and_without_a_traceback(
     [
         ("postgresql://me:secret@host/name", "postgresql://me@host/name"),
         ("postgresql://me:s@cret@host/name and on", "postgresql://me@host/name and on"),
+        ("postgresql://me:sec/ret@host/name", "postgresql://me@host/name"),
+        ("postgresql://me:sec?ret@host/name", "postgresql://me@host/name"),
+        ("postgresql://me:12#3@host/name", "postgresql://me@host/name"),
         ("sqlite:///a.sqlite3", "sqlite:///a.sqlite3"),
         ("postgresql://db:5432/n?user=me@corp", "postgresql://db:5432/n?user=me@corp"),
         ("mysql://db/n?user=me&password=secret&a=b", "mysql://db/n?user=me&password=***&a=b"),
@@ -136,6 +141,17 @@ def test_command_line_leaves_with_the_errors_code_and_without_a_traceback(
 )
 def test_no_password_is_shown(text: str, shown: str) -> None:
     assert without_passwords(text) == shown
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.ESTALE])
+def test_a_disk_that_fails_is_no_fault_of_ours(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert leave_with(OSError(number, os.strerror(number), "/disk/file"), monkeypatch) == 1
+    told = capsys.readouterr().err
+    assert os.strerror(number) in told
+    assert "/disk/file" in told
+    assert "Traceback" not in told
 
 
 def test_what_is_sent_to_us_holds_no_secret(

@@ -259,3 +259,10 @@ def test_package_itself_loads_nothing_heavy() -> None:
 def test_check_without_an_estimate_needs_no_torch(tiny_bases: dict[str, Path], news_csv: Path) -> None:
     code = command("check", str(news_csv), "--base", str(tiny_bases["gpt2"]), "--no-estimate")
     assert modules_after(code).isdisjoint(HEAVY)
+
+
+def test_keys_are_compared_in_the_same_time_however_wrong_they_are() -> None:
+    """With `==` the time of the answer would tell how many letters are right."""
+    gate = (ROOT / "serve" / "limits.py").read_text(encoding="utf-8")
+    assert "hmac.compare_digest(key.strip(), self.key)" in gate
+    assert "== self.key" not in gate

@@ -113,5 +113,5 @@ def number_of(count: int, noun: str, plural: str | None = None) -> str:
 
 def without_passwords(text: str) -> str:
     """A text whose addresses may be shown: `postgresql://me:secret@host` without the secret."""
-    text = re.sub(r"(://[^\s:/@]*):[^\s/?#]*@", r"\1@", text)
+    text = re.sub(r"(://[^\s:/@]*):(?!\d+(?:[/?\s]|$))[^\s@]*(?:@[^\s/?#@]*)*@", r"\1@", text)
     return re.sub(r"(?i)([?&]password=)[^&\s]*", r"\1***", text)

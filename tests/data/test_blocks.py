@@ -16,6 +16,7 @@ from gptailor.data.blocks import (
     TokenWriter,
     block_lengths,
     collate_blocks,
+    is_whole,
     num_blocks,
     open_store,
     target_pieces,
@@ -197,3 +198,15 @@ def test_nothing_written_is_an_empty_store(tmp_path: Path) -> None:
     assert (len(store.tokens), store.num_targets, num_blocks(store, 8)) == (0, 0, 0)
     assert block_lengths(store, 8).tolist() == []
     assert targets_by_piece(store).tolist() == []
+
+
+@pytest.mark.parametrize("name", ["tokens.bin", "index.npz", "tokens.json"])
+def test_a_store_that_a_power_cut_left_short_is_known(name: str, tmp_path: Path) -> None:
+    writer = TokenWriter(tmp_path, vocabulary=100, ends=SHARED)
+    writer.add([3, 4, 5], document=0, num_bytes=3, begins=True)
+    assert not is_whole(tmp_path)
+    writer.finish()
+    assert is_whole(tmp_path)
+    path = tmp_path / name
+    path.write_bytes(path.read_bytes()[:-1])
+    assert not is_whole(tmp_path)

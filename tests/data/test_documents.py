@@ -315,3 +315,16 @@ def test_lines_are_looked_at_a_few_times_at_most(
     text = FIRST_LINE + "".join("w" * rng.randint(0, 300) + "\n" for _ in range(5000))
     assert join(pieces_of(write(text))) == [(1, text)]
     assert seen < 4 * len(text)
+
+
+def test_a_guess_at_the_letters_is_said_once(tmp_path: Path) -> None:
+    """Turkish in the encoding of old Windows reads as Western letters."""
+    text = "bu \xe7ok \xfdl\xfdk bir g\xfcn\n" * 40
+    (tmp_path / "texts").mkdir()
+    for name in ("one.txt", "texts/one.txt", "texts/two.txt"):
+        (tmp_path / name).write_bytes(text.encode("latin-1"))
+    for place in ("one.txt", "texts"):
+        said: list[str] = []
+        assert list(iterate_pieces(str(tmp_path / place), say=said.append))
+        assert len(said) == 1
+        assert "one.txt: encoding: Windows-1252" in said[0]

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
+import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -238,9 +239,14 @@ def test_hub_rows_have_names_for_labels(monkeypatch: pytest.MonkeyPatch) -> None
         asked.append((name, configuration, split, streaming))
         return Data([{"text": "NA", "label": 1, "tags": [2, 0]}, {"text": None, "label": -1, "tags": []}])
 
-    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load))
+    config = types.SimpleNamespace(HF_UPDATE_DOWNLOAD_COUNTS=True)
+    fake = types.SimpleNamespace(load_dataset=load, config=config)
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_TELEMETRY", False)
     result = read_rows("hub:someone/something:validation")
     assert table(result) == [("NA", "good", '["fear","joy"]'), ("", "", "[]")]
+    assert not config.HF_UPDATE_DOWNLOAD_COUNTS, "it would tell another host"
+    assert huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY
     assert len(list(iterate_rows("hub:someone/something"))) == 2
     read_rows("hub:someone/something/small:test")
     assert asked == [
@@ -258,7 +264,7 @@ def test_a_hub_that_goes_away_between_rows_is_told_in_words(monkeypatch: pytest.
             yield {"text": "one"}
             raise ConnectionError("the network is gone")
 
-    fake = types.SimpleNamespace(load_dataset=lambda *_, **__: Data())
+    fake = types.SimpleNamespace(load_dataset=lambda *_, **__: Data(), config=types.SimpleNamespace())
     monkeypatch.setitem(sys.modules, "datasets", fake)
     with pytest.raises(DataError, match="can't be read on after 1 row: the network is gone") as caught:
         read_rows("hub:someone/something")
@@ -718,6 +724,15 @@ def test_bombs_are_refused_quickly(tmp_path: Path) -> None:
         pa.array([0] * 50_000, pa.int32()), pa.array(["x" * 100_000])
     )
     pq.write_table(pa.table({"text": wide_column}), wide)
+    same, twice = tmp_path / "same.csv", tmp_path / "twice.jsonl"
+    same.write_text("a," * 20_000 + "\n" + "b," * 20_000 + "\n")
+    keys = [f'"{number}": 1' for number in range(200_000)]
+    twice.write_text("{" + ", ".join([*keys, keys[-1]]) + "}\n")
+    start = time.thread_time()
+    assert len(read_rows(str(same)).columns) == 20_000
+    with pytest.raises(DataError, match="199999' stands twice"):
+        read_rows(str(twice))
+    assert time.thread_time() - start < 5
     for path in (bomb, many, wide):
         start = time.thread_time()
         with pytest.raises(DataError, match="bomb"):
@@ -838,3 +853,29 @@ def test_a_header_that_nothing_tells_is_assumed_aloud_and_none_where_columns_are
     assert doubts(path, named.notes) == []
     plain = write("plain.csv", "text,label\n" + "\n".join(NOTHING_TELLS))
     assert doubts(plain, read_rows(plain).notes) == []
+
+
+def test_old_line_ends_with_one_new_one_are_lines(tmp_path: Path) -> None:
+    path = tmp_path / "old.txt"
+    path.write_bytes(b"one\rtwo\rthree\rfour\n")
+    assert [row.fields["text"] for row in read_rows(str(path), columns="text").rows] == [
+        *("one", "two", "three", "four")
+    ]
+    path.write_bytes(b"one\rand on\ntwo\n")
+    assert [row.fields["text"] for row in read_rows(str(path), columns="text").rows] == ["one\rand on", "two"]
+
+
+def test_a_missing_number_in_a_list_is_missing(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"label": [[1.5, float("nan")], [2.5]]}), tmp_path / "sets.parquet")
+    found = [row.fields["label"] for row in read_rows(str(tmp_path / "sets.parquet")).rows]
+    assert found == ["[1.5,null]", "[2.5]"]
+
+
+def test_a_folder_of_texts_says_what_it_took_the_letters_for(tmp_path: Path) -> None:
+    for label in ("yes", "no"):
+        (tmp_path / label).mkdir()
+        for number in range(3):
+            (tmp_path / label / f"{number}.txt").write_bytes("\xfdl\xfdk bir g\xfcn\n".encode("latin-1") * 9)
+    notes = doubts("texts", read_rows(str(tmp_path)).notes)
+    assert len(notes) == 1
+    assert "Windows-1252" in notes[0]

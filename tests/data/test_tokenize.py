@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
 
@@ -297,3 +298,14 @@ def test_more_texts_than_one_call_takes_keep_their_places(tokenizers: dict[str, 
         assert encoder.backend.decode(sequence.token_ids[:-1].tolist()) == texts[index]
         assert sequence.token_ids[-1] == encoder.suffix[0]
     assert (token_lengths(encoder, texts) == [len(rows[0].token_ids) for rows in found]).all()
+
+
+def test_headers_that_a_vocabulary_lists_as_ordinary_tokens_are_no_tokens_in_a_text() -> None:
+    """So some list the headers of their turns; a person's text would begin one."""
+    backend = tiny.build_tokenizer("gpt2").backend_tokenizer
+    backend.add_tokens([AddedToken("<｜User｜>", special=False, normalized=False)])
+    header = backend.token_to_id("<｜User｜>")
+    assert header in backend.encode("a <｜User｜> b").ids
+    (ids,) = encode_texts(build_encoder(backend, pad_id=0), ["a <｜User｜> b"])
+    assert header not in ids
+    assert backend.decode(ids, skip_special_tokens=False) == "a <｜User｜> b"

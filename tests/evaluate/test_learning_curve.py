@@ -62,10 +62,24 @@ def test_the_draw_variance_undoes_the_overlap_of_subsets() -> None:
 
 
 @pytest.mark.parametrize("times", [2, 5])
-def test_a_clean_power_law_is_carried_on(times: int) -> None:
+@pytest.mark.parametrize("exponent", [0, 0.1, 0.5])
+def test_a_clean_curve_is_carried_on(times: int, exponent: float) -> None:
+    """The log-odds of its error fall with a power of the rows, or with their logarithm."""
+
+    def score(rows: float) -> float:
+        fall = -np.log(rows / 1000) if exponent == 0 else ((rows / 1000) ** -exponent - 1) / exponent
+        return float(1 / (1 + np.exp(-1.5 + 0.5 * fall)))
+
+    (found,) = forecast(points_of(score, 1000), [1000 * times])
+    assert found.value == pytest.approx(score(1000 * times), abs=0.004)
+    assert found.low <= score(1000 * times) <= found.high
+
+
+@pytest.mark.parametrize("times", [2, 5])
+def test_a_clean_power_law_is_nearly_carried_on(times: int) -> None:
+    """A power law of the error itself is none of the curves, and near enough to some of them."""
     (found,) = forecast(points_of(power, 1000), [1000 * times])
-    assert found.value == pytest.approx(power(1000 * times), abs=0.006)
-    assert found.low <= power(1000 * times) <= found.high
+    assert found.value == pytest.approx(power(1000 * times), abs=0.003)
     assert abs(found.value - power(1000 * times)) < abs(power(1000) - power(1000 * times)) / 2
 
 

@@ -604,3 +604,26 @@ def test_what_cannot_be_removed_is_removed_later(
     assert newest_verified(folder)[0].step == 6  # type: ignore[union-attr]
     prune(folder, keep={6})
     assert [path.name for path in folder.iterdir()] == ["step-000006"]
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_disk_that_does_not_answer_today_costs_no_checkpoint(
+    two: tuple[Path, Any], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What can't be read may be whole: it isn't passed over, or training would begin again below it."""
+    read, opened = Path.read_text, Path.open
+
+    def failing(of: Any) -> Any:
+        def read(path: Path, *args: Any, **kwargs: Any) -> Any:
+            if path.name == name and path.parent.name == "step-000006":
+                raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+            return of(path, *args, **kwargs)
+
+        return read
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "read_text", failing(read))
+        broken.setattr(Path, "open", failing(opened))
+        with pytest.raises(CheckpointError, match="Input/output error"):
+            newest_verified(two[0])
+    assert newest_verified(two[0])[0].step == 6  # type: ignore[union-attr]

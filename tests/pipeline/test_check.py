@@ -15,7 +15,7 @@ from rich.console import Console
 import gptailor
 import tiny
 from gptailor.errors import DataError, GptailorError
-from gptailor.pipeline import forecast, settle
+from gptailor.pipeline import forecast, settle, trackers
 from gptailor.pipeline.check import check_recipe
 from gptailor.pipeline.fit import fit_recipe, open_workshop
 from gptailor.pipeline.forecast import forecast_fit
@@ -300,3 +300,20 @@ def test_too_few_rows_are_refused(base: str, tmp_path: Path) -> None:
     news = tiny.write_news(tmp_path / "news.csv", rows=15)
     with pytest.raises(DataError, match="15 usable rows"):
         check_recipe(recipe_for(base, str(news)), estimate=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"trackers": ["wandb"]}, "wandb"),
+        ({"train": {"class_weights": {"sprots": 2.0}}, "approach": "full"}, "sprots"),
+    ],
+)
+def test_what_fit_refuses_is_refused_without_an_estimate_too(
+    settings: dict[str, Any], told: str, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trackers, "find_spec", lambda _: None)
+    data = {"train": str(tiny.write_news(tmp_path / "news.csv", rows=120))}
+    recipe = build_recipe({"data": data, "base": base, **settings})
+    with pytest.raises(GptailorError, match=told):
+        check_recipe(recipe, estimate=False)

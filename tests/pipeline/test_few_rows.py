@@ -394,9 +394,11 @@ def test_all_folds_together_share_the_minutes(
     monkeypatch.setattr(settle, "measured_plan", lambda *_, **__: (_plan_of(_[2], _[3]), 60.0))
     timed = build_shop(place, tmp_path, train={"minutes": 1, "length": "60 steps"})
     trainings = note_trainings(monkeypatch)
-    assert run_trained(timed, FullApproach(), place_of(tmp_path / "run", timed)) is not None
+    trained_so = run_trained(timed, FullApproach(), place_of(tmp_path / "run", timed))
     assert len(trainings) == 6
     assert timed.environment["steps"] == int(60 * STEPPING / 6)
+    assert trained_so is not None
+    assert trained_so.trained.stopped == "time"
 
 
 def _plan_of(_: Any, plan: Any) -> Any:

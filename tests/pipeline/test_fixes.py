@@ -220,3 +220,12 @@ def test_a_label_is_known_as_the_list_of_suspects_shows_it(tmp_path: Path) -> No
     kept, _ = apply_fixes(rows, fixes, SINGLE)
     refuse_faults(fixes)
     assert kept[1].fields["label"] == "R&amp;D"
+
+
+def test_a_file_named_like_a_formula_is_known_again(tmp_path: Path) -> None:
+    """Its name was defused where it was written for spreadsheets."""
+    rows = [RawExample({"text": "a text", "label": "x"}, "@news.csv", 2)]
+    fixes = read_fixes(corrected(tmp_path, (2, "a text", "drop"), source="@news.csv"))
+    kept, rejected = apply_fixes(rows, fixes, SINGLE)
+    refuse_faults(fixes)
+    assert (list(kept), len(rejected)) == ([], 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ import tiny
 from crashed import Crash
 from gptailor import cli
 from gptailor.errors import RunError
-from gptailor.launch import one_writer
+from gptailor.launch import one_writer, write_atomically
 from gptailor.pipeline.fit import fit_recipe
 from gptailor.pipeline.folder import claim_folder, default_folder, next_to, open_for_fit, sweep
 from gptailor.pipeline.place import Listener
@@ -392,3 +393,43 @@ def test_the_exit_codes_say_whose_fault_it_is(
     assert "holds a run with other settings" in told
     assert "seed: 0, now 9" in told
     assert "Traceback" not in told
+
+
+def test_a_finished_run_is_not_told_of_other_data_from_a_pipe(place: Path, tmp_path: Path) -> None:
+    """Whether a pipe holds what the run was made from, nobody can tell: it isn't reported as if it did."""
+    recipe = recipe_for(place, tmp_path / "run")
+    fit_recipe(recipe)
+    os.mkfifo(tmp_path / "pipe")
+    request = tmp_path / "run" / "request.yaml"
+    request.write_text(request.read_text().replace(str(place / "news.csv"), str(tmp_path / "pipe")))
+    piped = recipe_for(place, tmp_path / "run", data=tmp_path / "pipe")
+    with pytest.raises(RunError, match="whether a pipe holds the same data can't be told"):
+        fit_recipe(piped)
+
+
+@pytest.mark.parametrize("out", ["run", "deep/er/run", "."])
+def test_a_run_does_not_lie_among_its_data(out: str, tmp_path: Path) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    (texts / "one.txt").write_text("A text.")
+    recipe = build_recipe({"data": {"train": str(texts)}, "task": "language", "out": str(texts / out)})
+    with pytest.raises(RunError, match="whose files are the data"):
+        claim_folder(recipe)
+    assert contents(texts) == {"one.txt": b"A text."}
+    claim_folder(recipe.model_copy(update={"out": str(tmp_path / "texts-run")}))
+
+
+@pytest.mark.parametrize("name", ["tuned-by-hand", "tune_notes.md", ".lock-of-mine"])
+def test_names_that_begin_like_ours_are_not_ours(name: str, place: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / name).touch()
+    with pytest.raises(RunError, match="is not a run folder and not empty"):
+        fit_recipe(recipe_for(place, tmp_path / "run"))
+
+
+def test_names_that_are_not_utf_8_break_nothing(tmp_path: Path) -> None:
+    """A folder out of an old archive: `caf\xe9.csv`."""
+    name = os.fsdecode(b"caf\xe9")
+    assert default_folder(build_recipe({"data": {"train": f"{name}.csv"}})) == Path("runs/caf_")
+    write_atomically(tmp_path / "details.json", json.dumps({"where": name}, ensure_ascii=False))
+    assert json.loads((tmp_path / "details.json").read_text(encoding="utf-8")) == {"where": name}

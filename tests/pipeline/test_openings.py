@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,10 +72,15 @@ def test_training_rows_are_known_again_in_a_file_that_has_grown(run: Run, tmp_pa
 
 def test_a_base_that_learned_held_out_rows_is_told(run: Run, tmp_path: Path) -> None:
     """Another seed deals the rows out anew: most of the new test rows taught the run that is the base."""
-    base = {"base": str(run.folder), "approach": {"kind": "frozen", "strengths": [1]}}
-    evaluate = {"baselines": "none", "resamples": 100}
     folder = run.folder.parent
-    settings = {"data": {"train": str(folder / "train.csv")}, "seed": 1, **base, "evaluate": evaluate}
+    evaluate = {"baselines": "none", "resamples": 100}
+    settings: dict[str, Any] = {"data": {"train": str(folder / "train.csv")}, "evaluate": evaluate}
+    few_steps = {"approach": "full", "train": {"length": "2 steps", "dropout": 0.0}}
+    tested = {"train": str(folder / "train.csv"), "test": str(folder / "test.csv")}
+    first = {**settings, **few_steps, "data": tested, "base": str(folder / "base")}
+    first["out"] = str(tmp_path / "first")
+    base = str(gptailor.fit(build_recipe(first)).folder)
+    settings |= {"base": base, "approach": {"kind": "frozen", "strengths": [1]}, "seed": 1}
     said: list[str] = []
     next_run = gptailor.fit(
         build_recipe({**settings, "out": str(tmp_path / "run")}), listener=Listener(say=said.append)
@@ -85,11 +91,37 @@ def test_a_base_that_learned_held_out_rows_is_told(run: Run, tmp_path: Path) -> 
     told = f"of which {data['test']} taught the base"
     assert told in (next_run.folder / "report.html").read_text(encoding="utf-8")
     assert told in (next_run.folder / "README.md").read_text(encoding="utf-8")
-    # What taught the base taught whatever goes on from it, too.
-    third = {**settings, "base": str(next_run.folder), "data": {"train": str(folder / "new.csv")}}
+    # What taught the base taught whatever goes on from it, too, also where its model folder is named.
+    third = {**settings, "base": str(next_run.folder / "model"), "data": {"train": str(folder / "new.csv")}}
     last = gptailor.fit(build_recipe({**third, "out": str(tmp_path / "last")}))
     assert "taught_before" not in last.report["data"]
     assert "rows taught this run" in last.evaluate(str(folder / "train.csv"))["note"]
+    assert (
+        "rows taught this run"
+        in gptailor.load(last.folder / "model").evaluate(str(folder / "train.csv"))["note"]
+    )
+
+
+@pytest.mark.parametrize("approach", [{"kind": "frozen", "strengths": [1]}, "scratch"])
+def test_weights_that_learned_nothing_know_no_row(run: Run, approach: Any, tmp_path: Path) -> None:
+    """The head of a frozen base is left behind, and from scratch nothing of a base is kept."""
+    folder, base = run.folder.parent, run.folder
+    if approach == "scratch":
+        few_steps = {"approach": "full", "train": {"length": "2 steps"}, "out": str(tmp_path / "base")}
+        base = gptailor.fit(build_recipe({**_plain(folder), **few_steps})).folder
+    asked = {**_plain(folder), "base": str(base), "approach": approach, "seed": 1}
+    asked |= {"train": {"length": "2 steps"}, "out": str(tmp_path / "run")}
+    found = gptailor.fit(build_recipe(asked))
+    assert "taught_before" not in found.report["data"]
+    assert "neither training nor the settings' choice saw" in (found.folder / "README.md").read_text()
+
+
+def _plain(folder: Path) -> dict[str, Any]:
+    return {
+        "data": {"train": str(folder / "train.csv")},
+        "base": str(folder / "base"),
+        "evaluate": {"baselines": "none", "resamples": 100},
+    }
 
 
 def test_a_label_that_training_dropped_is_not_called_another_spelling(run: Run, tmp_path: Path) -> None:

@@ -465,3 +465,26 @@ def test_the_ledger_comes_out_on_every_path(
                 (example.group, part) for part in PARTS for example in prepared.parts[part] if example.group
             }
             assert len(parts) == len({group for group, _ in parts})
+
+
+@pytest.mark.parametrize(("raw", "asked"), [("R&amp;D", "R&D"), ("R&D", "r&d"), ("r&amp;d", "R&D")])
+def test_a_label_that_went_is_known_however_it_was_written(tmp_path: Path, raw: str, asked: str) -> None:
+    rows = [*easy_rows(60), ("a rare thing to say once", raw)]
+    train = write_csv(tmp_path / "train.csv", ["text", "label"], rows)
+    tested = [*easy_rows(6, start=100), ("another rare thing to say", asked)]
+    test = write_csv(tmp_path / "test.csv", ["text", "label"], tested)
+    with pytest.raises(DataError) as caught:
+        prepare_with(train, test=test)
+    assert "training's 1 row of it went: label too rare" in str(caught.value)
+    assert "--test-label-names" not in str(caught.value)
+
+
+def test_only_strange_labels_of_a_test_file_need_names(tmp_path: Path) -> None:
+    """As the message says that tells of them: --test-label-names martian=business."""
+    train = write_csv(tmp_path / "train.csv", ["text", "label"], easy_rows(60))
+    tested = [(text, "martian" if label == "business" else label) for text, label in easy_rows(9, start=100)]
+    test = write_csv(tmp_path / "test.csv", ["text", "label"], tested)
+    with pytest.raises(DataError, match="--test-label-names martian=business"):
+        prepare_with(train, test=test)
+    prepared = prepare_with(train, test=test, test_label_names={"martian": "business"})
+    assert len(prepared.parts["test"]) == 9

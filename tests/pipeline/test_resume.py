@@ -13,12 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import gptailor
 import gptailor.pipeline.plan
 import tiny
 from crashed import Crash, alike, metrics_of
 from gptailor.errors import CheckpointError, ModelError, NonFiniteError, RunError
 from gptailor.models.lean import can_compile
-from gptailor.pipeline import training
+from gptailor.pipeline import keep, training
 from gptailor.pipeline.fit import fit_recipe
 from gptailor.pipeline.place import Listener
 from gptailor.pipeline.run import Run
@@ -438,3 +439,37 @@ def test_a_damaged_environment_is_told(place: Place) -> None:
         (run / "environment.json").write_text(text)
         with pytest.raises(RunError, match="can't be read"):
             place.fit(recipe)
+
+
+def test_a_run_that_was_begun_compiled_goes_on_without_a_compiler(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = place.recipe("begun-compiled")
+    environment = place.crash(recipe, 10) / "environment.json"
+    begun = json.loads(environment.read_text())
+    environment.write_text(json.dumps({**begun, "compiled": True}))
+    monkeypatch.setattr("gptailor.pipeline.settle.can_compile", lambda: False)
+    run = place.fit(recipe)
+    assert any("there is no C++ compiler here" in line for line in place.said)
+    assert run.report["training"]["bit_exact"] is False
+    assert any("compiler" in change for change in json.loads(environment.read_text())["changed"])
+
+
+def test_a_model_that_is_not_what_was_trained_is_never_taken(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever loads a run's model waits for the bundle, and that comes after the proof."""
+    save = keep.save_model
+
+    def saving(folder: Path, **what: Any) -> None:
+        save(folder, **what)
+        weights = load_file(folder / "model.safetensors")
+        weights["score.weight"] += 1
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+
+    monkeypatch.setattr(keep, "save_model", saving)
+    recipe = place.recipe("unlike", length="4 steps")
+    with pytest.raises(ModelError, match="the saved model's logits differ"):
+        place.fit(recipe)
+    with pytest.raises(ModelError, match="no finished model"):
+        gptailor.load(str(recipe.out)).predict(["a text"])

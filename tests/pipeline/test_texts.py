@@ -1275,3 +1275,15 @@ def test_adapters_whose_merging_changes_the_model_are_refused(
     monkeypatch.setattr(causal, "merge_lora", disturbed)
     with pytest.raises(ModelError, match="adapter merged differ"):
         place.fit(place.recipe("disturbed", data={"train": chat_file}, approach={"kind": "lora", "rank": 2}))
+
+
+@pytest.mark.parametrize("left", [b"", b"\x93NUMPY"])
+def test_a_reference_that_a_power_cut_left_short_is_made_again(
+    place: Place, preference_file: Path, left: bytes
+) -> None:
+    data, name = {"train": preference_file}, f"cut-{len(left)}"
+    expected = results(place.fit(place.recipe(f"{name}-alone", data=data)))
+    with pytest.raises(Crash):
+        place.fit(place.recipe(name, data=data), crash_at=1)
+    (place.folder / name / "data" / "reference" / "train.npy").write_bytes(left)
+    assert results(place.fit(place.recipe(name, data=data))) == expected

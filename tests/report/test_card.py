@@ -152,3 +152,37 @@ def test_sections_without_data_are_left_out() -> None:
     card = render_card({"task": "classification"}, {})
     for title in ("## Scores", "## Baselines", "## Calibration", "## The sealed test set"):
         assert title not in card
+
+
+def test_windows_are_said_where_texts_are_read_in_windows(report: Any, details: Any) -> None:
+    head = body(render_card(report, details))
+    assert "what comes after is not seen" in head
+    windows = body(render_card(report, {**details, "too_long": "window"}))
+    assert "what comes after is not seen" not in windows
+    assert "in windows of" in windows
+    (code,) = [one for one in re.findall(r"```python\n(.*?)```", windows, re.S) if "transformers" in one]
+    ast.parse(code)
+    assert "Gptailor reads all of it, in windows" in code
+
+
+def test_a_prompt_of_several_columns_is_asked_by_name(report: Any, details: Any) -> None:
+    """One text alone is refused there, so it isn't what the card shows."""
+    report |= {"task": "completion", "answer": None}
+    details |= {"columns": ["context", "question"], "context_column": "context", "begin_ids": []}
+    card = body(render_card(report, details))
+    assert "--input" not in card
+    assert "gptailor predict . rows.csv" in card
+    assert '"values": {"context": "...", "question": "..."}' in card
+    assert "of a longer `context` the sentences are read" in card
+
+
+def test_the_best_step_is_told_where_steps_were_compared(report: Any, details: Any) -> None:
+    assert "Steps: 600, the best at 408." in body(render_card(report, details))
+    assert "Steps: 600." in body(render_card(report, {**details, "curves": []}))
+
+
+def test_code_on_the_card_has_every_digit_of_its_numbers(report: Any, details: Any) -> None:
+    """Six digits of a mean in the millions would be off by more than the model is."""
+    numbers = {"mean": 1234567.891, "deviation": 0.12345678901}
+    card = body(render_card({**report, "answer": "score"}, {**details, **numbers}))
+    assert "1234567.891 + 0.12345678901 * float(logits[0, 0])" in card

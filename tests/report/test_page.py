@@ -364,3 +364,12 @@ def test_numbers_in_words() -> None:
     assert share_text(0.0004) == "< 0.1\u00a0%"
     assert share_text(0.9999) == "> 99.9\u00a0%"
     assert Measured(1.0).low is None
+
+
+def test_the_mark_tells_whether_the_best_weights_were_kept(report: Any, details: Any) -> None:
+    """After a refit on all rows, others were."""
+    assert ">kept<" in render_page(report, details)
+    report["training"]["refit_steps"] = 300
+    page = render_page(report, details)
+    assert ">best<" in page
+    assert ">kept<" not in page

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from optuna.trial import TrialState
 
@@ -423,3 +424,20 @@ def test_a_sign_of_life_comes_without_a_validation(tmp_path: Path, monkeypatch: 
 def test_a_database_that_cannot_be_opened_is_told_in_words(address: str) -> None:
     with pytest.raises(RunError):
         Study(address, name="test", pruner="none", seed=0)
+
+
+def test_time_that_was_spent_before_counts(tmp_path: Path) -> None:
+    """A search that was stopped again and again would never come to its end."""
+    search = search_in(tmp_path, rehearsal=rehearsal_of(score_of), trials=500, time="60s")
+    spent = dataclasses.replace(search, began=time.monotonic() - 120)
+    assert len(run_trials(spent)) == 1, "the recipe's own, whatever it takes"
+
+
+@pytest.mark.skipif(not psutil.LINUX, reason="only there the machine's start is added")
+def test_a_clock_that_is_set_does_not_kill_a_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = search_in(tmp_path)
+    search.study.begin()
+    began, started = psutil.Process.create_time, psutil.boot_time()
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: began(self) + 3600)
+    monkeypatch.setattr(psutil, "boot_time", lambda: started + 3600)
+    assert search.study.repeat_left_behind() == []

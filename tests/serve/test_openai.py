@@ -475,3 +475,14 @@ def test_control_tokens_have_names_among_the_likeliest(answerers: dict[str, Answ
     assert "" not in names
     assert {chat.tokenizer.eos_token, chat.tokenizer.pad_token} <= {*names}
     assert chat.decode([chat.tokenizer.eos_token_id]) == ""
+
+
+def test_a_run_that_answers_its_probe_otherwise_answers_nobody(runs: dict[str, Path], tmp_path: Path) -> None:
+    """Neither `predict` nor `evaluate` takes what another run's weights say for this one's answers."""
+    shutil.copytree(runs["plain"] / "model", tmp_path / "model")
+    path = tmp_path / "model" / "gptailor.json"
+    bundle = json.loads(path.read_text(encoding="utf-8"))
+    bundle["probes"][0]["nats"][0] += 0.01
+    path.write_text(json.dumps(bundle), encoding="utf-8")
+    with pytest.raises(ModelError, match="answered differently"):
+        load_answerer(tmp_path)

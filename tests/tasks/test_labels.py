@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptailor.errors import DataError
+from gptailor.models.readout import joined
 from gptailor.tasks.labels import (
     infer_form,
     label_cell,
@@ -18,7 +19,6 @@ from gptailor.tasks.labels import (
     labels_of,
     names_as_texts,
     refuse_separator_without_sets,
-    with_free_separator,
 )
 from gptailor.types import AnswerForm, AnswerKind
 
@@ -53,12 +53,13 @@ def test_only_what_is_plain_is_inferred(cells: list[str], expected: AnswerForm) 
     assert form_of(cells) == expected
 
 
-def test_what_divides_written_labels_stands_in_none_of_them() -> None:
-    """A row behind those that were looked at brings a label with a semicolon."""
+def test_labels_that_hold_what_divides_them_are_written_as_an_array() -> None:
+    """A late row or a given name may bring the mark; what is written reads back as the same labels."""
     form = form_of(['["a"]', '["b"]'])
-    assert with_free_separator(form, ["a", "b"]) == form
-    assert with_free_separator(form, ["a", "b", "c;d"]) == AnswerForm("multiple", "|")
-    assert with_free_separator(AnswerForm(), ["c;d"]) == AnswerForm()
+    assert joined(["a", "b"], form) == f"a{form.separator}b"
+    late = ["a", f"c{form.separator}d"]
+    assert labels_in(joined(late, form), form) == tuple(late)
+    assert labels_in("1,2", AnswerForm("multiple", ",")) == ("1", "2"), "reading stays as it was"
 
 
 def test_what_the_person_says_wins() -> None:

@@ -10,7 +10,10 @@ from itertools import pairwise
 
 from gptailor.errors import GptailorError, Interrupted, without_passwords
 
-DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG)
+DISK_TROUBLE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG),
+    *(errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO),  # a disk that fails, or is gone
+)
 
 
 def complain_of_disk(error: Exception) -> None:

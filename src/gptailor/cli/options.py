@@ -120,13 +120,13 @@ def recipe_from(data: str, options: Mapping[str, Any]) -> Any:
 
     data, given = _with_sides(data, options, _values(options))
     run: Path | None = None
+    pinned: dict[str, Any] = {}
     if data.endswith((".yaml", ".yml")):
         path = Path(data)
         values = load_recipe(path).model_dump(mode="json", exclude_unset=True)
         if given.get("approach") == values.get("approach", {}).get("kind"):
             given.pop("approach", None)  # the recipe says more of it
-        if given.get("base") not in (None, values.get("base")):
-            values.pop("revision", None)  # of the other base
+        pinned = {key: values[key] for key in ("base", "revision") if key in values}
         if (run := run_of(path)) is not None:
             values.pop("out", None)
         for key, value in given.items():
@@ -135,11 +135,17 @@ def recipe_from(data: str, options: Mapping[str, Any]) -> Any:
     else:
         values = given
         values["data"] = {"train": data, **values.get("data", {})}
-    recipe = recipe_of(with_changes(values, options.get("settings") or []))
+    values = with_changes(values, options.get("settings") or [])
+    if values.get("base") != pinned.get("base") and values.get("revision") == pinned.get("revision"):
+        values.pop("revision", None)  # of the other base
+    recipe = recipe_of(values)
     if run is not None and recipe.out is None:
         beside = next_to(run, recipe, search="trials" in options)
         recipe = recipe.model_copy(update={"out": str(beside)})
     return recipe
+
+
+COMPLETION_FLAGS = {"prompt": "--prompt", "completion": "--completion", "preset": "--preset"}
 
 
 def _with_sides(data: str, options: Mapping[str, Any], values: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -149,7 +155,10 @@ def _with_sides(data: str, options: Mapping[str, Any], values: dict[str, Any]) -
         raise typer.BadParameter("give a data file, a folder or a recipe, or --source FILE --target FILE")
     sides = {"target": target} if target else {}
     if data and source:
-        sides = {"prompt": source, "completion": target, "preset": "translation"}
+        if doubled := [flag for key, flag in COMPLETION_FLAGS.items() if options.get(key)]:
+            twice = " and ".join(doubled)
+            raise typer.BadParameter(f"--source says what {twice} would: leave one of them out")
+        sides = {"prompt": source, "preset": "translation", **({"completion": target} if target else {})}
     if sides:
         values["data"] = {**values.get("data", {}), **sides}
     return data or str(source), values

@@ -537,7 +537,6 @@ def serve(
                 predictors.append(load_predictor(run, precision=precision))
             else:
                 answerers.append(load_answerer(run))
-                answerers[-1].verify_probes()
         serve_models(
             predictors, answerers=answerers, host=host, port=port, api_key=api_key, announce=narrator.say
         )

@@ -11,6 +11,7 @@ the first as a target and begins the second as an input.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy.typing as npt
 
 from gptailor.types import Batch, IntArray
 
+FILES = ("tokens.bin", "index.npz")
 INDEX = ("begins", "unlearned", "piece_starts", "piece_bytes", "piece_documents")
 
 
@@ -84,15 +86,27 @@ class TokenWriter:
             self.end(whole=False)
         if self._size and self._ended and self._begin == self._end:
             self._write([self._end])
-        self._file.close()
-        np.savez(self._folder / "index.npz", **{n: np.array(v, np.int64) for n, v in self._lists.items()})  # type: ignore[arg-type]
-        (self._folder / "tokens.json").write_text(
-            json.dumps({"type": self._type.name, "tokens": self._size}), encoding="utf-8"
-        )
+        with self._file as tokens, (self._folder / "index.npz").open("wb") as index:
+            np.savez(index, **{n: np.array(v, np.int64) for n, v in self._lists.items()})  # type: ignore[arg-type]
+            for file in (tokens, index):
+                file.flush()
+                os.fsync(file.fileno())
+        sizes = {name: (self._folder / name).stat().st_size for name in FILES}
+        values = {"type": self._type.name, "tokens": self._size, "bytes": sizes}
+        (self._folder / "tokens.json").write_text(json.dumps(values), encoding="utf-8")  # makes it whole
 
     def _write(self, ids: Sequence[int]) -> None:
         np.asarray(ids, self._type).tofile(self._file)
         self._size += len(ids)
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether `TokenWriter` wrote a store here to its end."""
+    try:
+        sizes = json.loads((folder / "tokens.json").read_text(encoding="utf-8"))["bytes"]
+        return bool({name: (folder / name).stat().st_size for name in FILES} == sizes)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def open_store(folder: Path) -> TokenStore:

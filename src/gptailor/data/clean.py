@@ -13,7 +13,7 @@ from itertools import islice
 
 import numpy as np
 
-from gptailor.data.repair import excerpts, is_plain, run_steps, steps_of
+from gptailor.data.repair import Step, excerpts, is_plain, run_steps, steps_of
 from gptailor.data.spellings import each_label, labels_of, merge_labels, squeezed
 from gptailor.data.store import store_rows
 from gptailor.data.views import each, picked
@@ -108,12 +108,7 @@ class _Mender:
     def __init__(
         self, settings: CleanSettings, label_role: str | None, text_roles: Sequence[str], kind: AnswerKind
     ) -> None:
-        self.steps = steps_of(
-            repair_text=settings.repair_text,
-            unescape_entities=settings.unescape_entities,
-            drop_control=settings.drop_control,
-            squeeze_space=settings.squeeze_space,
-        )
+        self.steps = steps_of_settings(settings)
         self.label_role, self.text_roles, self.kind = label_role, text_roles, kind
         self.repaired = 0  # rows whose text changed
         self.examples: dict[str, list[tuple[str, str]]] = {}
@@ -148,7 +143,22 @@ class _Mender:
         return mended
 
     def _mended_label(self, label: str) -> str:
-        return squeezed(label if is_plain(label) else run_steps(label, self.steps)[0])
+        return mended_label(label, self.steps)
+
+
+def steps_of_settings(settings: CleanSettings) -> list[Step]:
+    """What is done to a text and a label, in order."""
+    return steps_of(
+        repair_text=settings.repair_text,
+        unescape_entities=settings.unescape_entities,
+        drop_control=settings.drop_control,
+        squeeze_space=settings.squeeze_space,
+    )
+
+
+def mended_label(label: str, steps: Sequence[Step]) -> str:
+    """A label as cleaning spells it, before it is merged with others."""
+    return squeezed(label if is_plain(label) else run_steps(label, steps)[0])
 
 
 def _texts(row: RawExample, text_roles: Sequence[str]) -> tuple[str, ...]:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gptailor.data.folders import read_tree
 from gptailor.data.lines import LineFeed
-from gptailor.data.read import find_kind, infer_roles, iterate_rows
+from gptailor.data.read import doubts, find_kind, infer_roles, iterate_rows
 from gptailor.data.source import Source, find_encoding, find_source, is_stream, sample_text
 from gptailor.errors import DataError
 from gptailor.types import RawExample, RejectedRow
@@ -61,6 +61,7 @@ def iterate_pieces(
     separator: str | None = None,
     group: str | None = None,
     time: str | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Piece | RejectedRow]:
     """The documents of a location in order, in pieces; rows that can't be read come as they are.
 
@@ -73,17 +74,21 @@ def iterate_pieces(
         separator: A line that divides a plain text into documents, such as `<|endoftext|>`.
         group: The column of a table whose value each piece carries.
         time: The column of a table that says when a row happened.
+        say: Told what was assumed of the location and could be wrong.
 
     Raises:
         DataError: the location can't be read or the text column isn't plain.
     """
     if _is_folder(location):
-        yield from _folder_pieces(Path(location), separator)
+        yield from _folder_pieces(Path(location), separator, say)
         return
     if columns is None and (plain := _plain_source(location)) is not None:
-        yield from _plain_pieces(*plain, separator)
+        source, encoding, note = plain
+        for line in doubts(location, [note]):
+            say(line)
+        yield from _plain_pieces(source, encoding, separator)
         return
-    rows = iterate_rows(location, columns=columns)
+    rows = iterate_rows(location, columns=columns, say=say)
     held = [item for _, item in zip(range(LOOK_AHEAD), rows, strict=False)]
     good = [row for row in held if isinstance(row, RawExample)]
     column = None
@@ -125,29 +130,35 @@ def _is_folder(location: str) -> bool:
     return location != "-" and Path(location).is_dir()
 
 
-def _plain_source(location: str) -> tuple[Source, str] | None:
-    """A plain text and its encoding; None for what has rows."""
+def _plain_source(location: str) -> tuple[Source, str, str] | None:
+    """A plain text, its encoding and the sentence that says why; None for what has rows."""
     if is_stream(location) or location.startswith("hub:"):
         return None
     source = find_source(location)
     if source.sample.startswith(b"PAR1"):
         return None
-    encoding, _ = find_encoding(source)
+    encoding, note = find_encoding(source)
     is_plain = find_kind(source, sample_text(source, encoding), None) == "document"
-    return (source, encoding) if is_plain else None
+    return (source, encoding, note) if is_plain else None
 
 
-def _folder_pieces(folder: Path, separator: str | None) -> Iterator[Piece | RejectedRow]:
+def _folder_pieces(
+    folder: Path, separator: str | None, say: Callable[[str], None]
+) -> Iterator[Piece | RejectedRow]:
     """Each text file in turn. One that can't be read to its end is left out whole."""
+    guessed = False
     for path in read_tree(folder)[0]:
         try:
             source = find_source(str(path))
-            encoding, _ = find_encoding(source)
+            encoding, note = find_encoding(source)
             for _ in _lines(source, encoding):
                 pass
         except DataError as error:
             yield RejectedRow(str(path), 1, "unreadable", error.what)
             continue
+        for line in [] if guessed else doubts(str(path), [note]):  # of many files, the first
+            say(line)
+            guessed = True
         yield from _plain_pieces(source, encoding, separator)
 
 

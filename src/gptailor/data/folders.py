@@ -10,7 +10,7 @@ from pathlib import Path
 
 from gptailor.data.formats import decode_whole
 from gptailor.data.lines import Item
-from gptailor.data.source import find_encoding, find_source
+from gptailor.data.source import GUESSED, find_encoding, find_source
 from gptailor.errors import DataError, number_of
 from gptailor.types import RawExample, RejectedRow
 
@@ -36,13 +36,13 @@ def read_folder(folder: Path) -> tuple[list[str], list[str], Iterator[Item]]:
         if beside:
             notes.append(f"folder: {number_of(beside, 'file')} beside the subfolders left out")
         notes += _left_out(folder, labelled)
-        return ["text", "label"], notes, _rows(files)
+        return ["text", "label"], notes, _rows(files, notes)
     texts = _texts(folder)
     tables = [entry for entry in _entries(folder) if entry.is_file() and _is_data(entry)]
     if len(texts) <= len(tables):
         raise _no_texts(folder, tables)
-    notes = [f"folder: {number_of(len(texts), 'text file')}, each is one row"]
-    return ["text"], notes + _tables_left_out(tables), _rows([(file, None) for file in texts])
+    notes = [f"folder: {number_of(len(texts), 'text file')}, each is one row", *_tables_left_out(tables)]
+    return ["text"], notes, _rows([(file, None) for file in texts], notes)
 
 
 def read_tree(folder: Path) -> tuple[list[Path], list[str]]:
@@ -164,12 +164,17 @@ def _no_texts(folder: Path, tables: list[Path]) -> DataError:
     return DataError("is an empty folder.", where=str(folder), fix="Put one text a file into it.")
 
 
-def _rows(files: Sequence[tuple[Path, str | None]]) -> Iterator[Item]:
+def _rows(files: Sequence[tuple[Path, str | None]], notes: list[str]) -> Iterator[Item]:
+    """The files' texts; the first guess at an encoding is noted."""
+    guessed = False
     for row, (path, label) in enumerate(files, start=1):
         name = str(path)
         try:
             source = find_source(name)
-            encoding, _ = find_encoding(source)
+            encoding, note = find_encoding(source)
+            if note.endswith(GUESSED) and not guessed:
+                notes.append(f"{path.name}: {note}")
+                guessed = True
             fields = {"text": decode_whole(source, encoding)}
         except DataError as error:
             yield RejectedRow(name, row, "unreadable", error.what)

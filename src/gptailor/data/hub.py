@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -23,11 +22,15 @@ def read_hub(location: str, *, streaming: bool) -> tuple[list[str], list[str], I
     path, _, split = location.removeprefix("hub:").partition(":")
     parts = path.split("/")
     name, configuration = "/".join(parts[:2]), "/".join(parts[2:]) or None
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # nothing phones home
     try:
         import datasets  # type: ignore[import-not-found, unused-ignore]
     except ImportError:
         raise MissingExtraError("datasets", "hub") from None
+    from huggingface_hub import constants
+
+    # Nothing phones home: the one tells versions, the other counts downloads on another host.
+    constants.HF_HUB_DISABLE_TELEMETRY = True
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     try:
         data = datasets.load_dataset(name, configuration, split=split or "train", streaming=streaming)
         features = dict(data.features or {})

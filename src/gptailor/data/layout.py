@@ -234,16 +234,17 @@ def _counts_rows(values: Sequence[str]) -> bool:
 
 def unique_names(cells: Sequence[str], notes: list[str]) -> list[str]:
     """Names that are neither empty nor equal: `column_3`, `text_2`; what was renamed goes to `notes`."""
-    names: list[str] = []
+    names: dict[str, None] = {}
+    given, numbers = set(cells), dict.fromkeys(cells, 2)
     for index, cell in enumerate(cells, start=1):
-        base = cell or f"column_{index}"
-        name, number = base, 2
-        while name in names or (name != cell and name in cells):
-            name, number = f"{base}_{number}", number + 1
+        name = base = cell or f"column_{index}"
+        while name in names or (name != cell and name in given):
+            number = numbers.get(base, 2)
+            name, numbers[base] = f"{base}_{number}", number + 1
         if cell and name != cell:
             notes.append(f"header: column {index} is a second {cell!r}; it is called {name!r}")
-        names.append(name)
-    return names
+        names[name] = None
+    return list(names)
 
 
 def _categories(rows: Sequence[Row]) -> dict[int, frozenset[str]]:

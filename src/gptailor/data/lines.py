@@ -275,7 +275,9 @@ def read_lines(source: Source, encoding: str, column: str) -> Iterator[Item]:
 
     A carriage return inside of a line ends none, or the lines of another file would belong to others.
     """
-    ends = "\n" if "\n" in sample_text(source, encoding) else ""
+    text = sample_text(source, encoding)
+    alone = text.count("\r") - text.count("\r\n")
+    ends = "\n" if text.count("\n") > alone else ""  # of old Macs, lines end with a carriage return
     with closing(LineFeed(source, encoding, ends=ends)) as feed:
         for number, line in enumerate(feed, start=1):
             feed.taken.clear()

@@ -48,7 +48,7 @@ from gptailor.data.views import each
 from gptailor.errors import DataError, number_of
 from gptailor.types import RawExample, RejectedRow
 
-__all__ = ["ReadResult", "Roles", "doubts", "infer_roles", "iterate_rows", "read_rows"]
+__all__ = ["ReadResult", "Roles", "doubts", "infer_roles", "is_doubt", "iterate_rows", "read_rows"]
 
 DELIMITED_SUFFIXES = {".csv", ".tsv", ".tab", ".psv"}
 TEXT_SUFFIXES = {".txt", ".text", ".md"}
@@ -133,7 +133,12 @@ def iterate_rows(
 
 def doubts(location: str, notes: Iterable[str]) -> list[str]:
     """What was assumed of a file and could be wrong, out of its notes."""
-    return [f"{location}: {note}" for note in notes if note.endswith((ASSUMED, GUESSED, OTHER_NAMES))]
+    return [f"{location}: {note}" for note in notes if is_doubt(note)]
+
+
+def is_doubt(note: str) -> bool:
+    """Whether a note tells what was assumed of a file and could be wrong."""
+    return note.endswith((ASSUMED, GUESSED, OTHER_NAMES))
 
 
 def _collect(location: str, opened: _Opened, sha256: str) -> ReadResult:
@@ -220,6 +225,11 @@ def _open(location: str, columns: str | None) -> _Opened:
 
 
 def _open_source(source: Source, columns: str | None) -> _Opened:
+    with _told(source):
+        return _opened(source, columns)
+
+
+def _opened(source: Source, columns: str | None) -> _Opened:
     if source.sample.startswith(b"PAR1"):
         names, notes, items = read_parquet(source)
         return _Opened(names, lambda: _with(notes, columns), _guarded(source, items))
@@ -354,9 +364,15 @@ def _undone(make: Callable[[Row], dict[str, str]]) -> Callable[[Row], dict[str, 
 
 
 def _guarded(source: Source, items: Iterator[Item]) -> Iterator[Item]:
+    with _told(source):
+        yield from items
+
+
+@contextmanager
+def _told(source: Source) -> Iterator[None]:
     """Turns what the disk and the memory may do to us into a message."""
     try:
-        yield from items
+        yield
     except OSError as error:
         raise DataError(f"can't be read: {error.strerror or error}.", where=source.name) from None
     except MemoryError:

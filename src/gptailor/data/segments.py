@@ -6,23 +6,19 @@ reach over the place where an answer begins: there the prompt is encoded as the 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import AddedToken, Tokenizer
 
+from gptailor.data.tokenize import closed
 from gptailor.types import Segment
 
 CHUNK = 1024  # sequences per call into the tokenizer
-# Some vocabularies list the headers of their turns as ordinary added tokens (DeepSeek's, written with the
-# full-width bar, among them). What is spelled like a control token is taken for one.
-LOOKS_LIKE_CONTROL = re.compile(r"<[|｜].*[|｜]>", re.S)
 ANCHOR = "\uec00gptailor\uec01"
 
 
@@ -71,15 +67,11 @@ _Item = _Run | tuple[int, bool]  # a run of text, or a control token's id and wh
 
 def build_segment_encoder(backend: Tokenizer) -> SegmentEncoder:
     """Makes an encoder of a fast tokenizer, which is left as it is."""
-    state = json.loads(backend.to_str())
-    control = {}
-    for token in state["added_tokens"]:
-        if token["special"] or LOOKS_LIKE_CONTROL.fullmatch(token["content"]):
-            token["special"] = True
-            control[token["content"]] = ControlToken(token["id"], token["lstrip"], token["rstrip"])
-    closed, anchored = (_closed(json.dumps(state)) for _ in range(2))
+    without_control, tokens = closed(backend)
+    control = {one["content"]: ControlToken(one["id"], one["lstrip"], one["rstrip"]) for one in tokens}
+    anchored = closed(backend)[0]
     anchored.add_tokens([AddedToken(ANCHOR, special=False, normalized=False)])
-    return SegmentEncoder(closed, anchored, control, tuple(_ids(closed, ["a"])[0]))
+    return SegmentEncoder(without_control, anchored, control, tuple(_ids(without_control, ["a"])[0]))
 
 
 def counter_of(encoder: SegmentEncoder) -> Callable[[Sequence[str]], list[list[int]]]:
@@ -110,7 +102,7 @@ class PieceEncoder:
     """
 
     def __init__(self, backend: Tokenizer) -> None:
-        self._backend, self._anchored = backend, _closed(backend.to_str())
+        self._backend, self._anchored = backend, closed(backend)[0]
         self._anchored.add_tokens([AddedToken(ANCHOR, special=False, normalized=False)])
         self._tells_apart = _ids(self._anchored, [ANCHOR + "a"])[0][1:] != _ids(backend, ["a"])[0]
 
@@ -152,14 +144,6 @@ def encode_segments(
                     ids += new
                     learn += [learned] * len(new)
             yield Encoded(np.array(ids, np.int32), np.array(learn, np.bool_))
-
-
-def _closed(state: str) -> Tokenizer:
-    tokenizer: Any = Tokenizer.from_str(state)
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True
-    return tokenizer  # type: ignore[no-any-return]
 
 
 def _items(encoder: SegmentEncoder, pattern: re.Pattern[str], segments: Sequence[Segment]) -> list[_Item]:

@@ -7,11 +7,13 @@ joined as token ids, so that cutting a long text never cuts them off.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 TooLong = Literal["cut", "drop", "window"]
+# Some vocabularies list the headers of their turns as ordinary added tokens (DeepSeek's, written with the
+# full-width bar, among them). What is spelled like a control token is taken for one.
+LOOKS_LIKE_CONTROL = re.compile(r"<[|｜].*[|｜]>", re.S)
 CHUNK = 1024  # texts per call into the tokenizer: large enough to use every core, small enough to stay flat
 
 
@@ -41,12 +46,24 @@ class Encoder:
         return len(self.prefix) + len(self.suffix)
 
 
+def closed(backend: Tokenizer) -> tuple[Tokenizer, list[dict[str, Any]]]:
+    """A copy that takes the strings of control tokens for text; and these tokens, as its file lists them."""
+    state = json.loads(backend.to_str())
+    control = []
+    for token in state["added_tokens"]:
+        if token["special"] or LOOKS_LIKE_CONTROL.fullmatch(token["content"]):
+            token["special"] = True
+            control.append(token)
+    copy = type(backend).from_str(json.dumps(state))
+    copy.no_truncation()
+    copy.no_padding()
+    copy.encode_special_tokens = True
+    return copy, control
+
+
 def build_encoder(backend: Tokenizer, *, pad_id: int) -> Encoder:
     """Makes an encoder of a fast tokenizer; the one given is copied, since transformers changes its own."""
-    backend = type(backend).from_str(backend.to_str())
-    backend.no_truncation()
-    backend.no_padding()
-    backend.encode_special_tokens = True
+    backend, _ = closed(backend)
     around = backend.encode("a", add_special_tokens=True)
     inside = [place for place, special in enumerate(around.special_tokens_mask) if not special]
     return Encoder(

@@ -24,10 +24,9 @@ class Literal(str):
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise BadValueError(
-            f"the key {next(k for k in keys if keys.count(k) > 1)!r} stands twice in one object"
-        )
+        seen: set[str] = set()
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        raise BadValueError(f"the key {twice!r} stands twice in one object")
     return found
 
 
@@ -130,7 +129,8 @@ def _write(value: Any, pieces: list[str], depth: int) -> None:
     elif isinstance(value, Literal):
         pieces.append(value)
     elif value is None or isinstance(value, (str, bool, int, float)):
-        pieces.append(_encode(value))
+        missing = isinstance(value, float) and isnan(value)
+        pieces.append(_encode(None if missing else value))
     else:
         pieces.append(_encode(as_text(value)))
 

@@ -1,15 +1,17 @@
 """Learning curves: what a score was with fewer rows, and what it would be with more, with an interval.
 
-Several families of curves are fitted to the error over the number of training rows. None is right for every
-data set (Viering & Loog 2023 compare them), so a forecast is a mean over families and exponents, each
-weighted by how well it fits the measured points within their noise (Hoeting et al. 1999), and the interval
-holds what the points leave open: their noise, the choice of the curve, and the draw of the rows to come.
+The log-odds of the error fall with a power of the number of training rows; seldom the error stops falling, as
+an exponential does. Which of these curves, no data set shares with the next (Viering & Loog 2023 compare
+many), so a forecast is a mean over them, each weighted by how well it fits the measured points within their
+noise (Hoeting et al. 1999), and the interval holds what the points leave open: their noise, the choice of the
+curve, and the draw of the rows to come.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import scipy.special
@@ -22,12 +24,12 @@ STEPS = 9  # sizes: the smallest subset holds a sixteenth of the rows
 ROUNDING = 0.0005  # of a score; keeps a point without spread from deciding alone
 LEAST_ERROR = 1e-3  # for log-odds: a score of 1 on the held-out rows is no proof that none is ever wrong
 TOP_SHARE = 0.25  # of the draw's variance: how far the one score on all rows may lie from the curve
-# How far families and exponents are believed before anything is measured, by how forecasts of each alone came
-# true (docs/log.md): power laws and 1/log were right in most, exponentials stop too early.
-PRIOR = {"power": 0.4, "inverse logarithm": 0.3, "logistic": 0.25, "exponential": 0.05}
-EXPONENTS = np.arange(0.1, 1.5001, 0.05)
-USUAL_EXPONENT, SPREAD_OF_EXPONENTS = 0.5, 0.35
-MIXING = 4.0  # of the Dirichlet draws around the weights: the truth often lies between two families
+# How far each curve is believed before anything is measured, by how forecasts of each alone came true
+# (docs/log.md). The power 0 stands for the logarithm, on which nothing ever stops; 1.5 is soon flat.
+EXPONENTS = np.arange(0, 1.5001, 0.05)
+USUAL_EXPONENT, SPREAD_OF_EXPONENTS = 0.1, 0.2
+SCALES = np.geomspace(1 / 8, 2, 12)  # of exponentials, as shares of all rows
+BELIEF_IN_EXPONENTIALS = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +45,10 @@ class CurvePoint:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """One shape: the error, or its log-odds, is floor + height x shape(rows)."""
+    """One shape: the error, or its log-odds, is floor + height x shape(share of all rows)."""
 
-    family: str
     shape: Callable[[FloatArray], FloatArray]  # falls with the rows
-    log_prior: float
-    of_log_odds: bool = False  # which have no floor: the error falls towards zero and never reaches it
+    of_log_odds: bool  # an error has a floor of 0 at least
 
 
 def subset_sizes(num_rows: int, *, smallest: int) -> list[int]:
@@ -90,13 +90,11 @@ def forecast(points: Sequence[CurvePoint], rows: Sequence[int], *, seed: int = 0
     errors = 1 - np.array([point.scores.mean() for point in points])
     drawn = errors + rng.normal(size=(DRAWS, len(points))) / np.sqrt(weights)
     drawn[0] = errors
-    predicted, believed = _by_family(sizes, drawn, weights, np.array(rows, dtype=np.float64))
-    mean = np.einsum("fd,fdt->t", believed, predicted) / DRAWS
-    mixed = rng.gamma(np.maximum(MIXING * believed, 1e-3))
-    mixed /= mixed.sum(axis=0)
+    predicted = _carried_on(sizes / all_rows, drawn, weights, np.array(rows) / all_rows)
+    mean = predicted.mean(axis=0)
     # The rows at hand are one draw of many; those to come are drawn, too, and dilute it.
     shift = np.sqrt(draw * (1 / all_rows + 1 / np.array(rows)))
-    spread = np.einsum("fd,fdt->dt", mixed, predicted) + rng.normal(size=(DRAWS, 1)) * shift
+    spread = predicted + rng.normal(size=(DRAWS, 1)) * shift
     low, high = np.clip(np.quantile(spread, (0.025, 0.975), axis=0), 0, 1)
     return [
         Score(1 - value, min(1 - worst, 1 - value), max(1 - best, 1 - value))
@@ -108,7 +106,8 @@ def draw_variance(points: Sequence[CurvePoint]) -> float:
     """How much the score varies with the rows that are drawn, times their number.
 
     Subsets of one pool overlap: their scores vary by 1 - size / pool of what independent draws would (the
-    finite-population correction). The larger half of the sizes tells.
+    finite-population correction). The larger half of the sizes tells; and where few subsets tell it, it may
+    well be larger.
     """
     pool = points[-1].rows
     found = [
@@ -116,67 +115,55 @@ def draw_variance(points: Sequence[CurvePoint]) -> float:
         for point in points
         if point.rows < pool and point.scores.shape[1] > 1
     ]
-    return float(np.mean(found[len(found) // 2 :]))
+    drawn = points[0].scores.size
+    return float(np.mean(found[len(found) // 2 :])) * drawn / (drawn - 1)
 
 
-def _by_family(
-    sizes: FloatArray, errors: FloatArray, weights: FloatArray, rows: FloatArray
-) -> tuple[FloatArray, FloatArray]:
-    """Errors (F, D, T) of each family at T numbers of rows for D draws of the points, and beliefs (F, D)."""
-    predicted, evidence = [], []
-    for family, prior in PRIOR.items():
-        curves = [curve for curve in _curves(sizes) if curve.family == family]
-        fitted = [_fit(curve, sizes, errors, weights, rows) for curve in curves]
-        log_prior = np.array([curve.log_prior for curve in curves])[:, None]
-        log_belief = log_prior - np.stack([misfit for _, misfit in fitted]) / 2
-        highest = log_belief.max(axis=0)
-        belief = np.exp(log_belief - highest)
-        total = belief.sum(axis=0)
-        predicted.append(np.einsum("cd,cdt->dt", belief / total, np.stack([found for found, _ in fitted])))
-        evidence.append(np.log(prior) + highest + np.log(total / np.exp(log_prior).sum()))
-    log_weight = np.stack(evidence)
-    weight = np.exp(log_weight - log_weight.max(axis=0))
-    return np.stack(predicted), weight / weight.sum(axis=0)
-
-
-def _curves(sizes: FloatArray) -> list[Curve]:
-    """Every shape that is tried, over rows as a share of all (or, for 1/log, rows)."""
-    largest = sizes[-1]
-    power = [
-        Curve(
-            "power",
-            lambda rows, b=exponent: (rows / largest) ** -b,  # type: ignore[misc]
-            -(((exponent - USUAL_EXPONENT) / SPREAD_OF_EXPONENTS) ** 2) / 2,
-        )
-        for exponent in EXPONENTS
+def _carried_on(
+    shares: FloatArray, errors: FloatArray, weights: FloatArray, wanted: FloatArray
+) -> FloatArray:
+    """Errors (D, T) at T shares of all rows for D draws of the measured points, the mean over all curves."""
+    powers = np.exp(-(((EXPONENTS - USUAL_EXPONENT) / SPREAD_OF_EXPONENTS) ** 2) / 2)
+    curves = [
+        *(Curve(partial(_power, exponent), of_log_odds=True) for exponent in EXPONENTS.tolist()),
+        *(Curve(partial(_exponential, scale), of_log_odds=False) for scale in SCALES.tolist()),
     ]
-    exponential = [
-        Curve("exponential", lambda rows, scale=scale: np.exp((sizes[0] - rows) / scale), 0.0)  # type: ignore[misc]
-        for scale in np.geomspace(largest / 8, 2 * largest, 12)
-    ]
-    return [
-        *power,
-        Curve("inverse logarithm", lambda rows: 1 / np.log(rows), 0.0),
-        *exponential,
-        Curve("logistic", lambda rows: -np.log(rows / largest), 0.0, of_log_odds=True),
-    ]
+    stops = np.full(len(SCALES), BELIEF_IN_EXPONENTIALS / len(SCALES))
+    believed = np.concatenate([(1 - BELIEF_IN_EXPONENTIALS) * powers / powers.sum(), stops])
+    fitted = [_fit(curve, shares, errors, weights, wanted) for curve in curves]
+    log_belief = np.log(believed)[:, None] - np.stack([misfit for _, misfit in fitted]) / 2
+    belief = np.exp(log_belief - log_belief.max(axis=0))
+    found: FloatArray = np.einsum(
+        "cd,cdt->dt", belief / belief.sum(axis=0), np.stack([predicted for predicted, _ in fitted])
+    )
+    return found
+
+
+def _power(exponent: float, shares: FloatArray) -> FloatArray:
+    """A power of the rows; for an exponent of 0 what powers come to, the logarithm."""
+    found: FloatArray = (shares**-exponent - 1) / exponent if exponent else -np.log(shares)
+    return found
+
+
+def _exponential(scale: float, shares: FloatArray) -> FloatArray:
+    found: FloatArray = np.exp(-shares / scale)
+    return found
 
 
 def _fit(
-    curve: Curve, sizes: FloatArray, errors: FloatArray, weights: FloatArray, rows: FloatArray
+    curve: Curve, shares: FloatArray, errors: FloatArray, weights: FloatArray, wanted: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
-    """Weighted least squares for all draws at once: errors (D, T) at `rows`, and misfits (D,) (chi square).
+    """Weighted least squares for all draws at once: errors (D, T) at `wanted`, and misfits (D,) (chi square).
 
     The height isn't negative: a curve that rises with the rows is noise. Nor is an error's floor.
     """
-    x, y, held = curve.shape(sizes), errors, weights
+    x, y, held = curve.shape(shares), errors, weights
     if curve.of_log_odds:
         y = scipy.special.logit(np.clip(errors, LEAST_ERROR, 1 - LEAST_ERROR))
         measured = np.clip(errors[0], LEAST_ERROR, 1 - LEAST_ERROR)
         held = weights * (measured * (1 - measured)) ** 2  # an error's noise, carried over to its log-odds
     middle, center = np.average(x, weights=held), np.average(y, axis=1, weights=held)
-    height = ((y - center[:, None]) * held) @ (x - middle) / (held @ (x - middle) ** 2)
-    height = np.maximum(height, 0)
+    height = np.maximum(((y - center[:, None]) * held) @ (x - middle) / (held @ (x - middle) ** 2), 0)
     floor = center - height * middle
     if not curve.of_log_odds:
         through_zero = np.maximum((errors * weights) @ x / (weights @ x**2), 0)
@@ -186,5 +173,4 @@ def _fit(
         found: FloatArray = floor[:, None] + height[:, None] * shape
         return scipy.special.expit(found) if curve.of_log_odds else found
 
-    misfit = ((errors - at(x)) ** 2) @ weights
-    return np.clip(at(curve.shape(rows)), 0, 1), misfit
+    return np.clip(at(curve.shape(wanted)), 0, 1), ((errors - at(x)) ** 2) @ weights

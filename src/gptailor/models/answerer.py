@@ -272,7 +272,7 @@ def load_answerer(run: Path) -> Answerer:
     """The model of a run folder or a model folder.
 
     Raises:
-        ModelError: it isn't a finished run, or is a classifier.
+        ModelError: it isn't a finished run, is a classifier, or doesn't give the answers that were stored.
     """
     folder = find_model_folder(run)
     bundle = read_bundle(folder)
@@ -282,4 +282,6 @@ def load_answerer(run: Path) -> Answerer:
             where=str(run),
             fix="Use a run whose answer is text.",
         )
-    return Answerer(folder, bundle)
+    answerer = Answerer(folder, bundle)
+    answerer.verify_probes()
+    return answerer

@@ -129,9 +129,10 @@ def within_tolerance(
     Raises:
         ModelError: it isn't, or is no number.
     """
-    if not difference <= PARITY_TOLERANCE * max(1.0, largest):
+    tolerance = PARITY_TOLERANCE * max(1.0, largest)
+    if not difference <= tolerance:
         raise ModelError(
-            f"{what} differ by {difference:.2g} from the trained model's (tolerance {PARITY_TOLERANCE:g}).",
+            f"{what} differ by {difference:.2g} from the trained model's (tolerance {tolerance:g}).",
             where=None if where is None else str(where),
             fix="Please report this with RUN/environment.json; the checkpoints are whole.",
         )

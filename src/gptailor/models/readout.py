@@ -87,9 +87,12 @@ def labels_named(label: Label, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def joined(labels: Iterable[str], form: AnswerForm) -> str:
-    """Several labels in one cell, as the training file divides them. None at all is an empty array."""
+    """Several labels in one cell, as the training file divides them.
+
+    None at all are an empty array; and an array they are where what divides them stands in one of them.
+    """
     labels = tuple(labels)
-    if not labels or not form.separator:
+    if not labels or not form.separator or any(form.separator in label for label in labels):
         return json.dumps(labels, ensure_ascii=False)
     return form.separator.join(labels)
 

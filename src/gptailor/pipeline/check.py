@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,9 @@ from gptailor.pipeline.rendered import CheckReport, RenderedExample, token_piece
 from gptailor.pipeline.suspects import suspects_in_data
 from gptailor.pipeline.task import passed_over_by_frozen, settle_task
 from gptailor.pipeline.tokens import length_histogram, tokenize_parts
+from gptailor.pipeline.trackers import refuse_missing_trackers
 from gptailor.recipe import Recipe
+from gptailor.tasks.classification import weights_by_label
 from gptailor.types import PARTS
 
 
@@ -35,6 +37,7 @@ def check_recipe(
         GptailorError: training would be refused, for the reason it says.
     """
     recipe = settle_task(recipe)
+    refuse_missing_trackers(recipe.trackers)
     if recipe.task == "language":
         return check_documents(recipe, estimate=estimate, say=say, show=show)
     if recipe.task != "classification":
@@ -44,6 +47,8 @@ def check_recipe(
 
         return check_texts(recipe, estimate=estimate, say=say, show=show)
     prepared = prepare(recipe, say)
+    if isinstance(recipe.train.class_weights, Mapping):
+        weights_by_label(recipe.train.class_weights, prepared.label_names)
     say("tokenizing")
     backend, context = read_tokenizer_file(resolve_base(recipe.base, revision=recipe.revision))
     encoder = build_encoder(backend, pad_id=0)

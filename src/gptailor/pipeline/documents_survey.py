@@ -63,6 +63,7 @@ def survey(
         separator=settings.separator,
         group=settings.split.group,
         time=settings.split.time,
+        say=found.notes.append,
     )
     for item in pieces:
         if isinstance(item, RejectedRow):

@@ -180,13 +180,14 @@ def open_data(recipe: Recipe, folder: Path, listener: Listener) -> tuple[Prepare
     shop = open_workshop(recipe, prepared, folder, listener)
     examples = shop.tokens.examples
     texts = {part: [example.text for example in examples[part]] for part in ("validation", "test")}
-    before, told = taught_before(shop.base, texts)
+    approach = recipe.approach.kind
+    before, told = taught_before(shop.base, approach, texts)
     if told:
         listener.say(told)
         prepared.notes.append(told)
     write_data(folder, recipe, prepared, shop.tokens, taught_before=before)
     taught = (example.text for part in ("train", "validation") for example in examples[part])  # many stay put
-    keep_taught(folder, taught, shop.base)
+    keep_taught(folder, taught, shop.base, approach)
     return prepared, shop
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gptailor.data.ledger import undo_defusing
 from gptailor.data.read import read_rows
 from gptailor.data.repair import repair
 from gptailor.errors import DataError, did_you_mean
@@ -81,7 +82,7 @@ def read_fixes(location: str | None) -> Fixes:
         if not number.isdecimal():
             faults.append(f"row {line.row}: {number!r} is not the number of a row")
             continue
-        source = line.fields["source"]
+        source = undo_defusing(line.fields["source"])
         correction = Correction(source, int(number), line.fields["text"], cell, line.row)
         before = found.setdefault((source, int(number)), correction)
         if before.cell != cell:

@@ -17,6 +17,7 @@ import yaml
 
 from gptailor.cache import content_key
 from gptailor.data.folders import hash_folder
+from gptailor.data.source import is_stream
 from gptailor.errors import ModelError, RecipeError, RunError
 from gptailor.launch import in_use, one_writer, write_atomically
 from gptailor.models.names import Base, resolve_base
@@ -29,7 +30,9 @@ REPORT = "report.json"  # written last: a folder with it is finished
 DESKTOP = (".DS_Store", "Thumbs.db", "desktop.ini")  # what file managers leave anywhere
 SEARCH = "tune"  # what a search for settings keeps beside the run it ends with
 FOUND = "tune.json"  # written last of all by a search
+TAUGHT = "data/taught.npz"  # hashes of the texts that taught the run
 FILES = ("train", "target", "validation", "validation_target", "test", "test_target", "fix")  # of a recipe
+UNWRITABLE = re.compile("[\ud800-\udfff]")  # bytes of a name that aren't UTF-8
 LEFTOVER = re.compile(r"\..+\.\d+(\.temporary)?")  # .name.PID, beside what would have been name
 
 
@@ -42,6 +45,7 @@ def claim_folder(recipe: Recipe, *, overwrite: bool = False) -> Path:
     folder = Path(recipe.out) if recipe.out else default_folder(recipe)
     if folder.exists() and not folder.is_dir():
         raise RunError("is a file, not a run folder.", where=str(folder), fix="Choose another with --out.")
+    _refuse_among_data(recipe, folder)
     try:
         begun = (folder / REQUEST).exists() or (folder / SEARCH).exists()
         if overwrite and begun:  # a folder that holds no run stays where it is
@@ -80,11 +84,24 @@ def _refuse_moving_away(recipe: Recipe, folder: Path) -> None:
             )
 
 
+def _refuse_among_data(recipe: Recipe, folder: Path) -> None:
+    """Raises RunError where the run's own files would be read as data."""
+    for role in FILES:
+        data = Path(getattr(recipe.data, role) or "-")
+        if data.is_dir() and folder.resolve().is_relative_to(data.resolve()):
+            raise RunError(
+                f"lies in {data}, whose files are the data: the run's own would be read, too.",
+                where=str(folder),
+                fix="Choose a folder outside of it with --out.",
+            )
+
+
 def default_folder(recipe: Recipe) -> Path:
     """runs/<file stem>."""
     location = recipe.data.train.removeprefix("hub:").rstrip("/")
     name = Path(location).name.removesuffix(".gz")
-    return Path("runs") / (Path(name).stem or "run")
+    stem = UNWRITABLE.sub("_", Path(name).stem)
+    return Path("runs") / (stem or "run")
 
 
 def next_to(run: Path, asked: Recipe, *, search: bool = False) -> Path:
@@ -138,7 +155,13 @@ def open_for_fit(folder: Path, recipe: Recipe, say: Callable[[str], None] = lamb
     if anew:
         if not differing:
             say(f"{folder} was begun with other data, and nothing was made yet: it begins anew")
-        for name in ("environment.json", "data/summary.json", "metrics.jsonl", "trackers.json"):
+        for name in (
+            "environment.json",
+            "data/summary.json",
+            TAUGHT,
+            "metrics.jsonl",
+            "trackers.json",
+        ):
             (folder / name).unlink(missing_ok=True)
         for name in ("data/reference", "tracking/tensorboard"):  # likelihoods and curves of another recipe
             shutil.rmtree(folder / name, ignore_errors=True)
@@ -155,6 +178,12 @@ def open_for_fit(folder: Path, recipe: Recipe, say: Callable[[str], None] = lamb
     data_hash = hash_files(recipe) if finished else None
     if data_hash is not None:
         refuse_other_data(folder, data_hash)
+    if finished and any(is_stream(place) for role in FILES if (place := getattr(recipe.data, role))):
+        raise RunError(
+            "holds a finished run, and whether a pipe holds the same data can't be told.",
+            where=str(folder),
+            fix="Choose another folder with --out, or --overwrite (the old run is moved aside).",
+        )
     return finished
 
 
@@ -169,9 +198,8 @@ def refuse_foreign(folder: Path) -> None:
     """Raises RunError where a folder without a run holds something else."""
     if (folder / REQUEST).exists():
         return
-    ours = (".lock", f".{REQUEST}.", SEARCH)  # the second: begun and killed
-    found = [path.name for path in folder.iterdir() if path.name not in DESKTOP]
-    if others := sorted(name for name in found if not name.startswith(ours)):
+    found = [path.name for path in folder.iterdir() if path.name not in (".lock", SEARCH, *DESKTOP)]
+    if others := sorted(name for name in found if not name.startswith(f".{REQUEST}.")):  # begun and killed
         raise RunError(
             f"is not a run folder and not empty (it holds {', '.join(others[:3])}).",
             where=str(folder),

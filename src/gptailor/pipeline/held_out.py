@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from functools import cache
 
-from gptailor.data.clean import CleanResult, clean_rows
+from gptailor.data.clean import CleanResult, clean_rows, mended_label, steps_of_settings
 from gptailor.data.read import OTHER_NAMES, ReadResult, Roles, doubts, infer_roles, read_rows
 from gptailor.data.roles import LABEL_NAMES
-from gptailor.data.spellings import squeezed
 from gptailor.errors import DataError, number_of
 from gptailor.pipeline.columns import take_roles
 from gptailor.pipeline.fixes import Fixes, apply_fixes
-from gptailor.pipeline.labels import read_labels
-from gptailor.recipe import DataSettings, Recipe, SplitSettings
+from gptailor.pipeline.labels import cells_of, read_labels
+from gptailor.recipe import CleanSettings, DataSettings, Recipe, SplitSettings
 from gptailor.report.words import REASONS
 from gptailor.tasks.classification import refuse_unknown_labels, refuse_unknown_slices
 from gptailor.tasks.labels import labels_of
@@ -57,7 +57,9 @@ def read_held_out(
     grouped = settings.model_copy(update={"split": SplitSettings(group=group)})
     names = settings.test_label_names if is_test else settings.label_names
     flag = "--test-label-names" if is_test else "--label-names"
-    rows, unlabelled = read_labels(take_roles(file, roles, grouped, slices=slices), form, names, flag=flag)
+    known = {name for cell in set(cells_of(train.rows)) for name in labels_of(cell, form)} if names else ()
+    taken = take_roles(file, roles, grouped, slices=slices)
+    rows, unlabelled = read_labels(taken, form, names, flag=flag, known=known)
     if not is_test:  # a test file is never touched
         rows, reviewed = apply_fixes(rows, fixes, form)
         unlabelled = [*unlabelled, *reviewed]
@@ -99,14 +101,25 @@ def why_gone(
     rejected: Iterable[RejectedRow],
     merges: Mapping[str, str],
     form: AnswerForm,
+    settings: CleanSettings,
 ) -> dict[str, str]:
     """What became of labels that the training rows had: how many of the `rejected` carried them, and why."""
     reasons = {(row.source, row.row): row.reason for row in rejected}
     counts: dict[str, Counter[Reason]] = defaultdict(Counter)
+    steps = steps_of_settings(settings)
+
+    @cache
+    def meant(label: str) -> frozenset[str]:
+        """Which of the labels that are looked for a training row's label is, as cleaning reads it."""
+        mended = mended_label(label, steps)
+        spelled = merges.get(mended, mended)
+        fold = str.casefold if settings.merge_labels else str
+        return frozenset(one for one in labels if fold(one) == fold(spelled))
+
     for row in rows:
         if reason := reasons.get((row.source, row.row)):
-            spelled = [squeezed(label) for label in labels_of(row.fields["label"], form)]
-            for label in labels & {merges.get(label, label) for label in spelled}:
+            carried = labels_of(row.fields["label"], form)
+            for label in {one for spelled in carried for one in meant(spelled)}:
                 counts[label][reason] += 1
     return {
         label: f"; training's {number_of(found.total(), 'row')} of it went: "
@@ -118,6 +131,12 @@ def why_gone(
 def doubts_in(locations: Iterable[str], files: Iterable[ReadResult]) -> list[str]:
     """What was assumed of the files and could be wrong."""
     return [line for place, file in zip(locations, files, strict=True) for line in doubts(place, file.notes)]
+
+
+def noted(guesses: Iterable[str], *told: str) -> dict[str, str]:
+    """The `note` of an evaluation: what was assumed of its file, and what else is to be known; or nothing."""
+    said = [*(f"{guess}." for guess in guesses), *filter(None, told)]
+    return {"note": " ".join(said)} if said else {}
 
 
 def notes_on_groups(settings: DataSettings, held_out: Mapping[str, tuple[ReadResult, object]]) -> list[str]:

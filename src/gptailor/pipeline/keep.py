@@ -37,6 +37,11 @@ def keep(folder: Path, shop: Workshop, chosen: Candidate) -> tuple[Bundle, Predi
     save_model(path, model=chosen.model, tokenizer=shop.tokenizer)
     if chosen.adapter is not None:
         save_adapter(folder / "adapter", chosen.adapter, shop.base)
+    logits = classify_rows(adapt_full(chosen.model), rows, pad_id=shop.encoder.pad_id)
+    parity = {
+        "reload": reload_parity(path, sequences_of(rows), logits, pad_id=shop.encoder.pad_id),
+        **chosen.parity,
+    }
     form, temperature, threshold = shop.kind.settle(chosen.validation_logits, chosen.validation_answers)
     bundle = Bundle(
         path=path,
@@ -67,11 +72,6 @@ def keep(folder: Path, shop: Workshop, chosen: Candidate) -> tuple[Bundle, Predi
     ]
     bundle = dataclasses.replace(bundle, probes=probes)
     write_bundle(bundle)
-    logits = classify_rows(adapt_full(chosen.model), rows, pad_id=shop.encoder.pad_id)
-    parity = {
-        "reload": reload_parity(path, sequences_of(rows), logits, pad_id=shop.encoder.pad_id),
-        **chosen.parity,
-    }
     return bundle, predictor, parity
 
 

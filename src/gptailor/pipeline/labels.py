@@ -25,9 +25,16 @@ MANY_NUMBERS = 30  # different ones; fewer may be classes
 
 
 def read_labels(
-    rows: Sequence[RawExample], form: AnswerForm, names: Mapping[str, str], *, flag: str = "--label-names"
+    rows: Sequence[RawExample],
+    form: AnswerForm,
+    names: Mapping[str, str],
+    *,
+    flag: str = "--label-names",
+    known: Collection[str] = (),
 ) -> tuple[Sequence[RawExample], list[RejectedRow]]:
     """Rows with their label cell in one spelling, and those whose cell isn't the number it should be.
+
+    Labels that training `known` need no name.
 
     Raises:
         DataError: a label of the file has no name, though others have, or no cell holds a number.
@@ -36,7 +43,8 @@ def read_labels(
         return rows, []
     if form.kind != "score":
         given = list(dict.fromkeys(row.fields.get("label") for row in rows))
-        carried = name_labels([labels_in(cell or "", form) for cell in given], names, flag=flag)
+        carried = [labels_in(cell or "", form) for cell in given]
+        carried = name_labels(carried, names, flag=flag, known=known)
         cells = {cell: label_cell(labels, form) for cell, labels in zip(given, carried, strict=True)}
         if all(cell == changed for cell, changed in cells.items()):
             return rows, []

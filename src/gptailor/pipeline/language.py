@@ -16,7 +16,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gptailor.data.batch import to_device
-from gptailor.data.blocks import TokenStore, block_lengths, collate_blocks, num_blocks, open_store
+from gptailor.data.blocks import TokenStore, block_lengths, collate_blocks, is_whole, num_blocks, open_store
 from gptailor.data.documents import iterate_pieces
 from gptailor.data.ledger import summarize, write_ledger
 from gptailor.data.tokenize import Encoder, build_encoder
@@ -149,7 +149,7 @@ def open_language_shop(
     encoder = build_encoder(backend.backend_tokenizer, pad_id=int(backend.pad_token_id))
     begin, end = text_ends(backend, base)
     tokens = folder / "data" / "tokens"
-    if all((tokens / part / "tokens.json").exists() for part in PARTS):
+    if all(is_whole(tokens / part) for part in PARTS):
         stores = {part: open_store(tokens / part) for part in PARTS}
     else:
         listener.say("tokenizing")

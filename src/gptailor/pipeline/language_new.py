@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gptailor.data.blocks import num_blocks
+from gptailor.data.read import is_doubt
 from gptailor.errors import DataError
 from gptailor.evaluate.language import piece_nats, text_scores
 from gptailor.evaluate.metrics import as_json
@@ -16,6 +17,7 @@ from gptailor.models.writer import Writer
 from gptailor.pipeline.documents_split import all_in
 from gptailor.pipeline.documents_survey import survey
 from gptailor.pipeline.documents_tokens import write_store
+from gptailor.pipeline.held_out import noted
 from gptailor.recipe import CleanSettings, DataSettings, SplitSettings
 
 
@@ -64,6 +66,7 @@ def evaluate_language(
         total = {"tokens": int(pieces.tokens.sum()), "bytes": int(pieces.bytes.sum())}
         del store  # on some platforms a mapped file can't be removed
     read = len(documents.row_of) + len(documents.rejected)
+    guesses = filter(is_doubt, documents.notes)
     used = len(documents.row_of) - len(file.reasons)
     return {
         "file": location,
@@ -73,4 +76,5 @@ def evaluate_language(
         **total,
         "block_tokens": length,
         "scores": as_json(scores),
+        **noted(guesses),
     }

@@ -46,7 +46,6 @@ from gptailor.tasks.labels import (
     infer_form,
     label_of,
     refuse_separator_without_sets,
-    with_free_separator,
 )
 from gptailor.types import PARTS, AnswerForm, Example, IntArray, Part, RawExample, RejectedRow
 
@@ -122,7 +121,9 @@ def _prepare(recipe: Recipe, say: Callable[[str], None]) -> Prepared:
             form,
             settings,
             part=part,
-            why_gone=lambda labels: why_gone(labels, labelled, went, cleaned.label_merges, form),
+            why_gone=lambda labels: why_gone(
+                labels, labelled, went, cleaned.label_merges, form, settings.clean
+            ),
         )
     says = [
         *notes_on(cells, form, cleaned, asked=asked),
@@ -155,7 +156,7 @@ def _prepare(recipe: Recipe, say: Callable[[str], None]) -> Prepared:
         leaks=leaks,
         near_groups=near_groups,
         notes=[*(note for file in files for note in file.notes), *([hint] if hint else []), *says],
-        form=with_free_separator(with_scale(form, parts["train"]), label_names),
+        form=with_scale(form, parts["train"]),
         fixes=fixes,
     )
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gptailor.data.clean import CleanResult, clean_rows
-from gptailor.data.read import Roles, infer_roles, iterate_rows, read_rows
+from gptailor.data.read import Roles, doubts, infer_roles, iterate_rows, read_rows
 from gptailor.data.split import value_groups
 from gptailor.errors import DataError, InputError, ModelError, RunError
 from gptailor.evaluate.metrics import as_json
@@ -26,7 +26,7 @@ from gptailor.models.predictor import CHUNK, Answer, Predictor, load_predictor
 from gptailor.models.sampling import Sampling
 from gptailor.models.writer import Writer, open_writer
 from gptailor.pipeline.columns import joined
-from gptailor.pipeline.held_out import why_rare
+from gptailor.pipeline.held_out import noted, why_rare
 from gptailor.pipeline.kinds import kind_of
 from gptailor.pipeline.labels import read_labels, without_labels
 from gptailor.pipeline.language_new import evaluate_language
@@ -296,7 +296,7 @@ class Run:
             for row in file.rows
         ]
         form, known = self.predictor.form, self.predictor.label_names
-        rows, _ = read_labels(rows, form, names)
+        rows, _ = read_labels(rows, form, names, known=known)
         rows = without_labels(self._spelled(rows), form, self._trained("rare_labels") or {})
         carried = [labels_of(row.fields["label"], form) for row in rows]
         several = form.kind == "multiple"
@@ -334,7 +334,7 @@ class Run:
                 columns=slice_columns(examples),
                 **settings,
             ),
-            **({"note": told} if (told := already_taught(self.folder, texts)) else {}),
+            **noted(doubts(location, file.notes), already_taught(self.folder, texts)),
         }
 
     def _spelled(self, rows: Sequence[RawExample]) -> Sequence[RawExample]:

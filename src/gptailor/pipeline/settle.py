@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from gptailor.launch import remember
+from gptailor.launch import remember, write_atomically
 from gptailor.models.approach import Adapted
+from gptailor.models.lean import can_compile
 from gptailor.models.load import takes_dropout
 from gptailor.pipeline.measure import choose_compiled, measure_plan, memory_in_training, trained_bytes
 from gptailor.pipeline.objective import Objective
@@ -61,8 +64,22 @@ def settle_plan(
         micro_batch_size=min(environment["micro_batch_size"], plan.batch_size),
         precision=environment["precision"],
         workers=environment["workers"],
-        compiled=environment["compiled"],
+        compiled=_still_compiled(environment, path, place),
     )
+
+
+def _still_compiled(environment: dict[str, Any], path: Path, place: TrainingPlace) -> bool:
+    """Whether to compile, as the run did from its start; where that can't be any more, it is told."""
+    if not environment["compiled"] or can_compile():
+        return bool(environment["compiled"])
+    change = "it was begun compiled, and there is no C++ compiler here"
+    changed = list(dict.fromkeys([*environment.get("changed", []), change]))
+    environment.update(changed=changed, bit_exact=False)
+    if path.exists():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        write_atomically(path, json.dumps({**kept, "bit_exact": False, "changed": changed}, indent=1))
+    place.say(f"this machine differs from where the run began, so it is not bit-exact: {change}")
+    return False
 
 
 def rehearsed_plan(

@@ -82,6 +82,7 @@ def describe(
             for candidate in candidates
         ],
         "parity": dict(parity),
+        "too_long": shop.tokens.too_long,
         "recipe": dump_recipe(resolved),
     }
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gptailor.data.shingles import key_of, words_of
-from gptailor.errors import number_of
+from gptailor.errors import ModelError, number_of
+from gptailor.models.bundle import BUNDLE_FILE, read_bundle
+from gptailor.models.names import Base
+from gptailor.pipeline.folder import TAUGHT
 
-if TYPE_CHECKING:  # it loads transformers
-    from gptailor.models.names import Base
-
-FILE = "taught.npy"
 Hashes = NDArray[np.uint64]
+NONE: Hashes = np.empty(0, dtype=np.uint64)
 
 
 def hashes_of(texts: Iterable[str]) -> Hashes:
@@ -27,28 +27,46 @@ def hashes_of(texts: Iterable[str]) -> Hashes:
     return np.fromiter((int.from_bytes(digest, "little") for digest in digests), dtype=np.uint64)
 
 
-def taught_by(folder: Path) -> Hashes | None:
-    """What taught a run, its base's rows included; None where it didn't write that down."""
+def taught_by(folder: Path) -> tuple[Hashes, Hashes]:
+    """The texts of a run's own, and those of its base; empty where it didn't write that down.
+
+    `folder` is the run's, or that of its model.
+    """
+    for run in (folder, folder.resolve().parent):
+        if (run / TAUGHT).is_file():
+            try:
+                with np.load(run / TAUGHT, allow_pickle=False) as found:
+                    return found["own"], found["base"]
+            except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
+                break
+    return NONE, NONE
+
+
+def in_weights(base: Base, approach: str) -> Hashes:
+    """The texts that the weights which an approach takes from a base have learned.
+
+    From scratch none are taken; and of a frozen run only the head learned, which a new task leaves behind.
+    """
+    if approach == "scratch" or not (base.path / BUNDLE_FILE).is_file():
+        return NONE
+    own, before = taught_by(base.path)
     try:
-        found: Hashes = np.load(folder / "data" / FILE, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    return found
+        frozen = read_bundle(base.path).approach == "frozen"
+    except ModelError:
+        frozen = False
+    return before if frozen else np.union1d(own, before)
 
 
-def keep_taught(folder: Path, texts: Iterable[str], base: Base) -> None:
+def keep_taught(folder: Path, texts: Iterable[str], base: Base, approach: str) -> None:
     """Writes down which texts teach a run, or choose among its weights."""
-    before = taught_by(base.path.parent) if base.kind == "run" else None
-    hashes = hashes_of(texts)
-    hashes = np.unique(hashes if before is None else np.concatenate([before, hashes]))
-    np.save(folder / "data" / FILE, hashes, allow_pickle=False)
+    np.savez(folder / TAUGHT, own=np.unique(hashes_of(texts)), base=in_weights(base, approach))
 
 
-def taught_before(base: Base, held_out: Mapping[str, Sequence[str]]) -> tuple[dict[str, int], str]:
+def taught_before(
+    base: Base, approach: str, held_out: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, int], str]:
     """How many texts of each held-out part taught the run that is the base; and that in words, if any did."""
-    known = taught_by(base.path.parent) if base.kind == "run" else None
-    if known is None:
-        return {}, ""
+    known = in_weights(base, approach)
     counts = {part: int(np.isin(hashes_of(texts), known).sum()) for part, texts in held_out.items()}
     if not any(counts.values()):
         return {}, ""
@@ -62,8 +80,7 @@ def taught_before(base: Base, held_out: Mapping[str, Sequence[str]]) -> tuple[di
 
 def already_taught(folder: Path, texts: Sequence[str]) -> str:
     """What to say of a file that a run is scored on, where rows of it taught the run; else nothing."""
-    known = taught_by(folder)
-    count = 0 if known is None else int(np.isin(hashes_of(texts), known).sum())
+    count = int(np.isin(hashes_of(texts), np.union1d(*taught_by(folder))).sum())
     if not count:
         return ""
     rows = number_of(len(texts), "row")

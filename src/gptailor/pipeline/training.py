@@ -83,7 +83,8 @@ def train(
                     where = {"step": result.step, "loss": validation.loss}
                     place.write({"kind": "validation", **where, **validation.shown})
                 elif at_end:
-                    progress = dataclasses.replace(progress, best_step=last, stopped="length")
+                    stopped = "time" if plan.in_time else "length"
+                    progress = dataclasses.replace(progress, best_step=last, stopped=stopped)
                 if validates or at_end or result.step % plan.save_every == 0 or place.stop.name is not None:
                     place.save(adapted.trained, optimizer, step=result.step, progress=progress)
                 if progress.stopped:

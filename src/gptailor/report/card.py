@@ -32,7 +32,13 @@ from gptailor.report.facts import (
     visible,
 )
 from gptailor.report.usage import usage
-from gptailor.report.words import APPROACHES
+from gptailor.report.words import (
+    APPROACHES,
+    READS_A_WINDOW,
+    READS_THE_END,
+    READS_THE_HEAD,
+    READS_WINDOWS,
+)
 
 Values = Mapping[str, Any]
 
@@ -288,7 +294,10 @@ def _limits(report: Values, details: Values) -> Iterator[str]:
         told = ", ".join(f"{_plain(name, 60)} (F1 {score_text(value)})" for value, name in weak)
         yield f"- Weakest on: {told}."
     task, limit = task_of(report), longest_sequence(details)
-    for line in task.limits:
+    otherwise = {READS_THE_HEAD: READS_WINDOWS} if details.get("too_long") == "window" else {}
+    if column := details.get("context_column"):
+        otherwise[READS_THE_END] = READS_A_WINDOW.replace("{column}", _plain(column, 60))
+    for line in (otherwise.get(line, line) for line in task.limits):
         if limit or "{limit}" not in line:
             yield f"- {line.replace('{limit}', count_text(limit))}"
     like = f"text like the test {task.many}"

@@ -125,7 +125,8 @@ def tested_on(report: Mapping[str, Any]) -> str:
     known = finite(mapping(data.get("taught_before")).get("test"))
     if known:
         tested = counted(rows, f"test {task.one}", f"test {task.many}")
-        return f"Measured on {tested}, of which {count_text(known)} taught the base.{written}"
+        learned = f"{count_text(known)} taught the base or chose among its weights"
+        return f"Measured on {tested}, of which {learned}.{written}"
     return f"Measured on {on} neither training nor the settings' choice saw.{written}"
 
 

@@ -23,6 +23,19 @@ gptailor.load(".").predict(["{input}"])
 ```
 """
 
+_WITH_COLUMNS = """
+## Use it
+
+A prompt is made of several columns: {columns}. Run this in the folder that holds this file, with a CSV or
+JSON file of these columns. Gptailor also cleans the texts as it did in training:
+
+```bash
+gptailor predict . rows.csv
+```
+
+`gptailor serve .` takes them by name: `"values": {{values}}` in place of the prompt of `/v1/completions`.
+"""
+
 _CLASSIFY = (
     _WITH_GPTAILOR
     + """
@@ -34,12 +47,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("model")
 model = AutoModelForSequenceClassification.from_pretrained("model").eval()
-with torch.no_grad():
+with torch.no_grad():{windows}
     logits = model(**tokenizer("your text", return_tensors="pt"{cut})).logits
 {reading}
 ```
 """
 )
+_HEAD_ALONE = "  # of a longer text the beginning; Gptailor reads all of it, in windows"
 _READINGS = {
     "single": """\
 probabilities = (logits / {temperature}).softmax(-1)[0]  # the temperature calibrates them
@@ -128,11 +142,16 @@ def usage(report: Mapping[str, Any], details: Mapping[str, Any]) -> str:
     values = {
         "{reading}": _READINGS.get(str(report.get("answer")), _READINGS["single"]),
         "{cut}": cut,
+        "{windows}": _HEAD_ALONE if details.get("too_long") == "window" else "",
         "{temperature}": f"{temperature:.4g}",
         **{f"{{{name}}}": repr(number) for name, number in numbers.items()},
         "{input}": given,
         "{begin}": str([token for token in rows_of(details.get("begin_ids")) if isinstance(token, int)]),
     }
+    if columns := [str(column) for column in rows_of(details.get("columns"))]:
+        code = code.replace(_WITH_GPTAILOR, _WITH_COLUMNS)
+        values["{columns}"] = ", ".join(f"`{column}`" for column in columns)
+        values["{values}"] = ", ".join(f'"{column}": "..."' for column in columns)
     for name, value in values.items():
         code = code.replace(name, value)
     return code.strip()

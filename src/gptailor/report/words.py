@@ -161,6 +161,16 @@ HEADLINES: dict[Tone, str] = {
 }
 HARDLY = "Hardly a difference"  # a sure one that nobody notices
 
+READS_THE_HEAD = "It reads {limit} tokens of a text; what comes after is not seen."
+READS_WINDOWS = (
+    "It reads a text in windows of {limit} tokens, each by itself, and takes the mean of what it finds."
+)
+READS_THE_END = "Prompt and answer together have at most {limit} tokens; of a longer prompt the end is read."
+READS_A_WINDOW = (
+    "Prompt and answer together have at most {limit} tokens; of a longer `{column}` the sentences are read "
+    "that suit the question best."
+)
+
 TEXT = Task(
     kind="text model",
     purpose="",
@@ -174,7 +184,7 @@ TEXT = Task(
     limit="limit",
     window="the model reads up to {limit}",
     uncut="None was cut.",
-    limits=("It reads {limit} tokens of a text; what comes after is not seen.",),
+    limits=(READS_THE_HEAD,),
     learned="the learned tokens in green",
     pipeline="text-generation",
 )
@@ -194,7 +204,7 @@ CLASSIFICATION = Task(
     uncut="None was cut.",
     limits=(
         "It knows only the labels above and answers with one of them, also for text of another kind.",
-        "It reads {limit} tokens of a text; what comes after is not seen.",
+        READS_THE_HEAD,
     ),
     learned="the learned position in green",
     pipeline="text-classification",
@@ -262,7 +272,7 @@ TASKS: dict[str, Task] = {
         limits=(
             "It writes what is likely, not what is true. Check what it says before you rely on it.",
             "It expects prompts of the form it was trained on; `model/gptailor.json` holds the form.",
-            "Prompt and answer together have at most {limit} tokens; of a longer prompt the end is read.",
+            READS_THE_END,
         ),
         learned="the learned tokens in green",
         pipeline="text-generation",

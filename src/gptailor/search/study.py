@@ -322,9 +322,15 @@ def _own_process() -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "pid": process.pid,
-        "begun": process.create_time(),
+        "begun": _begun(process),
         "seen": time.time(),
     }
+
+
+def _begun(process: psutil.Process) -> float:
+    """When a process began, on a clock that nobody sets: on Linux, psutil adds the machine's start to it,
+    which moves when the time of day is set."""
+    return float(process.create_time() - (psutil.boot_time() if psutil.LINUX else 0))
 
 
 def _is_alive(attributes: Mapping[str, Any], *, begun: Any) -> bool:
@@ -335,7 +341,7 @@ def _is_alive(attributes: Mapping[str, Any], *, begun: Any) -> bool:
     if owner["host"] != socket.gethostname():
         return bool(time.time() - owner["seen"] < SILENT_SECONDS)
     with contextlib.suppress(psutil.Error):
-        return bool(abs(psutil.Process(owner["pid"]).create_time() - owner["begun"]) < 1)
+        return bool(abs(_begun(psutil.Process(owner["pid"])) - owner["begun"]) < 1)
     return False
 
 

@@ -78,7 +78,7 @@ def tune_recipe(recipe: Recipe, *, overwrite: bool = False, listener: Listener |
         clock = _Clock(work / SECONDS)
         listener = clock.saying(listener)
         with catch_signals():
-            search = open_search(recipe, work, listener)
+            search = open_search(recipe, work, listener, before=clock.seconds)
             trials = run_trials(search)
         with alone(work, "another process compares the best and fits the winner: waiting for it", listener):
             if (folder / RESULT).exists():
@@ -114,8 +114,9 @@ class _Clock:
         return dataclasses.replace(listener, say=say)
 
 
-def open_search(recipe: Recipe, work: Path, listener: Listener) -> Search:
-    """Reads the data, builds the space and opens the trials."""
+def open_search(recipe: Recipe, work: Path, listener: Listener, *, before: float = 0.0) -> Search:
+    """Reads the data, builds the space and opens the trials; `before`: seconds that it took already."""
+    began = time.monotonic() - before
     with alone(work, "another process reads the data: waiting for it", listener):
         begun = (work / REQUEST).exists()
         if begun:
@@ -142,7 +143,7 @@ def open_search(recipe: Recipe, work: Path, listener: Listener) -> Search:
         ]
     )
     listener.say(f"searching: {budget}; {', '.join(dimension.name for dimension in space)}")
-    return Search(recipe, space, rehearsal, study, listener.say, decided=(work / DECIDED).exists)
+    return Search(recipe, space, rehearsal, study, listener.say, began, decided=(work / DECIDED).exists)
 
 
 def keep_decision(trials: Sequence[Tried], recipe: Recipe, work: Path) -> None:

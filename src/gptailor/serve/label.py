@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gptailor.data.read import infer_roles, read_rows
+from gptailor.data.read import doubts, infer_roles, read_rows
 from gptailor.errors import GptailorError, InputError, number_of
 from gptailor.pipeline.columns import joined
 from gptailor.serve.label_file import LabelFile, LabelRow, Stale
@@ -44,7 +44,7 @@ def label_file(
         GptailorError: the file can't be read or changed, or there are no labels to choose from.
     """
     if run is None:
-        rows = _rows_in_order(location, text=text, columns=columns)
+        rows = _rows_in_order(location, text=text, columns=columns, say=say)
     else:
         rows, names = _most_telling_first(run, location, text=text, columns=columns, say=say)
         labels = [*labels, *names]
@@ -170,9 +170,11 @@ def _place(body: dict[str, Any]) -> int:
     return place if isinstance(place, int) else -1
 
 
-def _rows_in_order(location: str, *, text: str | None, columns: str | None) -> list[LabelRow]:
+def _rows_in_order(location: str, *, text: str | None, columns: str | None, say: Say) -> list[LabelRow]:
     """The file's rows that have a text, as they stand there."""
     file = read_rows(location, columns=columns)
+    for line in doubts(location, file.notes):
+        say(line)
     column = infer_roles(file.columns, file.rows, text=text, label=None, need_label=False).text
     rows = [LabelRow(row.source, row.row, joined(row, column)) for row in file.rows]
     return [row for row in rows if row.text.strip()]
@@ -195,7 +197,7 @@ def _most_telling_first(
             fix="Use `gptailor predict --rank uncertain` and label in a spreadsheet.",
         )
     say("ordering the rows: the most telling first")
-    ranked = rank_file(run, location, text=text, columns=columns)
+    ranked = rank_file(run, location, text=text, columns=columns, say=say)
     rows = [LabelRow(one.row.source, one.row.row, one.text) for one in ranked if one.answer is not None]
     return rows, run.predictor.label_names
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 
 from gptailor.errors import DataError, Problem, RecipeError, did_you_mean, number_of, raise_together
 from gptailor.tasks.labels import number_in
@@ -66,16 +66,22 @@ def collect_labels(carried: Sequence[Sequence[str]]) -> list[str]:
 
 
 def name_labels(
-    carried: Sequence[tuple[str, ...]], names: Mapping[str, str], *, flag: str = "--label-names"
+    carried: Sequence[tuple[str, ...]],
+    names: Mapping[str, str],
+    *,
+    flag: str = "--label-names",
+    known: Collection[str] = (),
 ) -> list[tuple[str, ...]]:
-    """Replaces bare labels by their names, row by row.
+    """Replaces bare labels by their names, row by row; those that training `known` need none.
 
     Raises:
         DataError: a label of the file has no name.
     """
     if not names:
         return list(carried)
-    unnamed = {label for labels in carried for label in labels} - set(names) - set(names.values()) - {""}
+    named, spelled = {*names, *names.values(), ""}, {label.casefold() for label in known}
+    given = {label for labels in carried for label in labels} - named
+    unnamed = {label for label in given if " ".join(label.split()).casefold() not in spelled}
     if unnamed:
         raise DataError(
             f"{flag} has no name for {', '.join(map(repr, sorted(unnamed)))}; it names "
@@ -113,6 +119,7 @@ def refuse_unknown_labels(
         fixes.append("These are texts: look which of its columns holds the labels.")
     elif strangers:
         pairs = ",".join(f"{bare}={name}" for bare, name in zip(strangers[:3], known, strict=False))
+        pairs += ",..." if len(strangers) > 3 else ""
         fixes.append(
             f"Say which is which, such as {flag} {pairs} (labels are never guessed), or mend the file."
         )

@@ -11,7 +11,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from gptailor.errors import DataError
@@ -132,14 +131,6 @@ def _array(cell: str) -> list[str] | None:
     if not isinstance(value, list) or not all(isinstance(item, str | int | float) for item in items):
         return None
     return [spelled[item] if isinstance(item, bool) else str(item) for item in items]
-
-
-def with_free_separator(form: AnswerForm, label_names: Sequence[str]) -> AnswerForm:
-    """The form, with a mark between written labels that stands in none: a late row may have brought one."""
-    if form.kind != "multiple" or not form.separator:
-        return form
-    taken = any(form.separator in name for name in label_names)
-    return replace(form, separator=_unused_separator([label_names])) if taken else form
 
 
 def _unused_separator(found: Iterable[Sequence[str]]) -> str:

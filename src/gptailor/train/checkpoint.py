@@ -95,8 +95,10 @@ def faults(checkpoint: Path, *, only: str | None = None) -> list[str]:
         manifest = json.loads(text)
         del manifest["sha256"]
         expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
         return [f"{checkpoint / MANIFEST}: missing or unreadable"]
+    except OSError as error:
+        raise _unreadable(checkpoint / MANIFEST, error) from None
     if _seal(manifest) != text:
         return [f"{checkpoint / MANIFEST}: its content changed"]
     names = expected if only is None else [only]
@@ -231,8 +233,20 @@ def _fault(path: Path, size: int, digest: str) -> str | None:
         if path.stat().st_size != size:
             return f"{path}: {path.stat().st_size} bytes instead of {size}"
         return None if file_hash(path) == digest else f"{path}: its content changed"
-    except OSError as error:
+    except FileNotFoundError as error:
         return f"{path}: {error.strerror or error}"
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    """What a disk doesn't give today it may give tomorrow: nothing is passed over, and nothing removed."""
+    return CheckpointError(
+        f"can't be read: {error.strerror or error}.",
+        where=str(path),
+        fix="Mend the disk or the connection and run the same command again. Where that can't be, remove "
+        f"{path.parent}: training goes on from the checkpoint before.",
+    )
 
 
 def _refuse_non_finite(tensors: Mapping[str, Tensor], step: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gptailor.data.feeder import Feeder
-from gptailor.data.read import iterate_rows
+from gptailor.data.read import doubts, iterate_rows
 from gptailor.data.roles import infer_roles
 from gptailor.data.source import is_stream
 from gptailor.errors import DataError, InputError
@@ -26,6 +26,7 @@ from gptailor.models.load import load_trainable_language_model
 from gptailor.models.sampling import Sampling
 from gptailor.pipeline.columns import joined
 from gptailor.pipeline.folder import base_of
+from gptailor.pipeline.held_out import noted
 from gptailor.pipeline.slices import score_text_slices, slice_columns
 from gptailor.pipeline.texts.answers import ALWAYS, samplings
 from gptailor.pipeline.texts.objective import documents_of, log_likelihoods, margins_as_trained, sequence_nats
@@ -142,7 +143,7 @@ def evaluate_texts(
         "slices": score_text_slices(
             nats, lengths=lengths, columns=slice_columns(used), resampling=resampling
         ),
-        **({"note": note} if (note := note_of([as_taught(row) for row in used])) else {}),
+        **noted(doubts(location, file.notes), note_of([as_taught(row) for row in used])),
     }
 
 
@@ -194,7 +195,7 @@ def evaluate_preferences(
         "answers": 0,
         "left_out": read - len(pairs),
         "scores": as_json({"preference_accuracy": score}),
-        **({"note": note} if (note := note_of([as_taught(pair.row) for pair in pairs])) else {}),
+        **noted(doubts(location, file.notes), note_of([as_taught(pair.row) for pair in pairs])),
     }
 
 

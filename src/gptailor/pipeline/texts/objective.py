@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +20,7 @@ from gptailor.errors import Interrupted
 from gptailor.evaluate.language import PieceNats
 from gptailor.evaluate.preference import ranking_score, right_shares
 from gptailor.evaluate.resampling import Resampling
-from gptailor.launch import Precision, StopRequest, choose_precision, precision_context
+from gptailor.launch import Precision, StopRequest, choose_precision, precision_context, sync
 from gptailor.models.approach import Adapted
 from gptailor.models.forward import keeps_documents_apart, learned_states, target_nats
 from gptailor.models.lean import is_lean
@@ -181,8 +182,9 @@ def reference_of(
         Interrupted: a signal came; what was computed is kept, and the rest of the file is NaN.
     """
     found = np.full((len(rows), 2), np.nan)
-    if path.exists() and (kept := np.load(path)).shape == found.shape:
-        found = kept
+    with contextlib.suppress(OSError, ValueError, EOFError):  # cut short, or not there yet
+        kept = np.load(path, allow_pickle=False)
+        found = kept if kept.shape == found.shape else found
     path.parent.mkdir(parents=True, exist_ok=True)
     missing = np.flatnonzero(np.isnan(found[:, 0]))
     for start in range(0, len(missing), REFERRED):
@@ -190,6 +192,7 @@ def reference_of(
         found[places] = log_likelihoods(adapted, [rows[place] for place in places], precision=precision)
         partial_path = path.with_suffix(f".{os.getpid()}.npy")  # processes of one search may do the same
         np.save(partial_path, found)
+        sync(partial_path)
         partial_path.replace(path)
         if stop.name is not None:
             raise Interrupted(

@@ -105,16 +105,15 @@ def objective_of(shop: TextShop, adapted: Adapted, place: TrainingPlace) -> Obje
 
 def open_for_teaching(folder: Path, shop: TextShop, listener: Listener) -> None:
     """Writes what became of every row, and which rows teach; says which taught the base already."""
-    parts = shop.prepared.parts
-    before, told = taught_before(
-        shop.base, {part: [as_taught(row) for row in parts[part]] for part in ("validation", "test")}
-    )
+    rows, approach = shop.tokens.rows, shop.recipe.approach.kind
+    held_out = {part: [as_taught(one.row) for one in rows[part]] for part in ("validation", "test")}
+    before, told = taught_before(shop.base, approach, held_out)
     if told:
         listener.say(told)
         shop.prepared.notes.append(told)
     write_data(folder, shop, taught_before=before)
-    taught = (as_taught(row) for part in ("train", "validation") for row in parts[part])
-    keep_taught(folder, taught, shop.base)
+    taught = (as_taught(one.row) for part in ("train", "validation") for one in rows[part])
+    keep_taught(folder, taught, shop.base, approach)
 
 
 def write_data(folder: Path, shop: TextShop, *, taught_before: Mapping[str, int]) -> None:

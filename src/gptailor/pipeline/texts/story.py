@@ -215,6 +215,7 @@ def tell_texts(
         ],
         "parity": dict(parity),
         "begin_ids": list(shop.feeder.prefix),
+        **_asked_by(shop),
         "samples": tested.samples[:SAMPLES],
         "hardest": hardest(shop, nats),
         "lengths": length_histogram(shop.tokens),
@@ -223,6 +224,18 @@ def tell_texts(
         "openings": openings_of(folder),
     }
     write_outcome(folder, report, details)
+
+
+def _asked_by(shop: TextShop) -> dict[str, Any]:
+    """What a prompt is made of, where that is more than one text."""
+    if not isinstance(shop.form, CompletionForm):
+        return {}
+    roles = shop.form.roles
+    several = len(roles.inputs) > 1 and not roles.template.optional
+    return {
+        **({"columns": list(roles.inputs)} if several else {}),
+        **({"context_column": roles.context} if roles.context else {}),
+    }
 
 
 def resolved(shop: TextShop, result: TextResult) -> Any:
