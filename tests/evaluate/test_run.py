@@ -177,7 +177,7 @@ def curves(train: list[float], validation: list[float]) -> list[dict[str, float]
     [
         ([1.0, 0.5, 0.1], [0.9, 0.6, 0.9], "Overfitting from step 20"),
         ([1.0, 0.5, 0.4], [0.9, 0.6, 0.5], "still falling at the last step"),
-        ([1.0, 0.5, 0.4], [0.9, 0.6, 0.62], "within 0.02 nats of its lowest"),
+        ([1.0, 0.5, 0.4], [0.9, 0.6, 0.62], "rose by 0.02 nats at most"),
         ([1.0, 0.1, 0.0], [0.9, 0.7, 0.74], "0.74 nats under the validation loss"),
         ([0.4, 0.42, 0.43], [0.5, 0.51, 0.52], "No overfitting to speak of"),
         (
@@ -199,3 +199,10 @@ def test_one_point_is_no_curve() -> None:
     assert "under the validation loss" in overfitting_in_words(apart, best_step=20)
     assert "under the validation loss" not in overfitting_in_words(apart, best_step=20, alike=False)
     assert overfitting_in_words([], best_step=0) == ""
+
+
+def test_a_loss_that_rose_and_fell_again_is_told_by_its_highest() -> None:
+    losses = [(0.69, 0.703), (0.6, 0.732), (0.5, 0.768), (0.32, 0.752)]
+    curves = [{"step": i, "train_loss": a, "validation_loss": b} for i, (a, b) in enumerate(losses, 1)]
+    told = overfitting_in_words(curves, best_step=1)
+    assert "rose by 0.07 nats at most" in told

@@ -177,3 +177,21 @@ def test_a_folder_is_known_again_as_a_file_is(tmp_path: Path) -> None:
     }
     run = gptailor.fit(build_recipe(settings))
     assert "Look 2" in run.evaluate(str(tmp_path / "test"))["note"]
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_the_sealed_rows_in_another_file_are_a_look_too(given: bool, run: Run, tmp_path: Path) -> None:
+    """Copied out of the predictions, mixed with new rows, or in the whole file that was dealt out."""
+    folder = run.folder.parent
+    test = {"test": str(folder / "test.csv")} if given else {}
+    settings = {**_plain(folder), "approach": {"kind": "frozen", "strengths": [1]}}
+    settings["data"] = {"train": str(folder / "train.csv"), **test}
+    made = gptailor.fit(build_recipe({**settings, "out": str(tmp_path / "run")}))
+    header, *new = (folder / "new.csv").read_text().splitlines()
+    sealed = (folder / ("test.csv" if given else "train.csv")).read_text().splitlines()[1:]
+    (tmp_path / "mixed.csv").write_text("\n".join([header, *new, *sealed]))
+    assert "Most rows of the sealed test set" in made.evaluate(str(tmp_path / "mixed.csv"))["note"]
+    assert len(openings_of(made.folder)) == 2
+    (tmp_path / "few.csv").write_text("\n".join([header, *new, sealed[0]]))
+    assert "sealed" not in made.evaluate(str(tmp_path / "few.csv")).get("note", "")
+    assert len(openings_of(made.folder)) == 2

@@ -488,3 +488,12 @@ def test_only_strange_labels_of_a_test_file_need_names(tmp_path: Path) -> None:
         prepare_with(train, test=test)
     prepared = prepare_with(train, test=test, test_label_names={"martian": "business"})
     assert len(prepared.parts["test"]) == 9
+
+
+def test_where_nothing_is_left_it_says_where_the_rows_went(tmp_path: Path) -> None:
+    """Text and label mixed up: every row is dropped, and `check` has nothing else to show."""
+    rows = [("", label) for _, label in easy_rows(30)]
+    train = write_csv(tmp_path / "train.csv", ["text", "label"], [*rows, *easy_rows(5)])
+    with pytest.raises(DataError, match=r"only .* usable rows? .*Dropped: .*no text.* \(30\)") as caught:
+        prepare_with(train, text="text", label="label")
+    assert "gptailor check" not in str(caught.value)

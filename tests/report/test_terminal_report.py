@@ -205,7 +205,7 @@ def test_a_check_of_rows_has_labels(language_details: Any) -> None:
     for expected in (
         "rows text: text label: topic 9 read",
         "1 dropped: label too rare to learn",
-        "2 rows whose label may be wrong",
+        "2 rows whose label others contradict",
         "sports 6 1 1",
         "'Sports' → 'sports'",
         "'sport' and 'sports'",

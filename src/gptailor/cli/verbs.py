@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -167,11 +168,13 @@ def suspects(
         if not as_json:
             rows = [(f"{s.label} → {s.suggestion or '?'}", s.text[:70]) for s in found[:10]]
             print_table(console, f"{len(found):,} labels to look at, the most suspect first", rows)
+            named = (("--text", text), ("--label", label), ("--columns", columns))
+            columns_given = [part for flag, name in named if name for part in (flag, name)]
             point(console, f"\nWritten: {out}")
             point(
                 console,
                 "Next:    fill the column `correction` with a label or drop (empty: leave it), then "
-                f"gptailor fit {data} --fix {out}",
+                + shlex.join(["gptailor", "fit", data, *columns_given, "--fix", str(out)]),
             )
     emit({"out": str(out), "suspects": len(found)}, as_json)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -98,7 +99,7 @@ class AmbiguousColumnError(DataError):
         choices = [*candidates, "+".join(candidates)] if role == "text" else candidates
         super().__init__(
             f"{len(candidates)} columns could be the {role}:\n{listing}",
-            fix=f"Choose with {' or '.join(f'--{role} {choice}' for choice in choices)}.",
+            fix=f"Choose with {' or '.join(f'--{role} {shlex.quote(choice)}' for choice in choices)}.",
         )
 
 

@@ -136,5 +136,7 @@ def overfitting_in_words(
             f"Training went astray after step {lowest['step']:,}: the validation loss rose by {rise:.2f} "
             f"{unit} and the training loss by {-falls:.2f}; a lower learning rate may help. {kept}"
         )
-    stays = f"the validation loss stays within {rise:.2f} {unit} of its lowest"
-    return f"No overfitting to speak of: {stays}. {kept}"
+    highest = max(point["validation_loss"] for point in curves if point["step"] >= lowest["step"])
+    most = highest - lowest["validation_loss"]
+    rose = f"after its lowest the validation loss rose by {most:.2f} {unit} at most"
+    return f"No overfitting to speak of: {rose}. {kept}"

@@ -206,7 +206,7 @@ def _why_no_test(
     shared = len(mine & theirs)
     return (
         f"no test: other test rows ({shared:,} of {number_of(len(mine), 'row')} stand in the best run's "
-        f"{len(theirs):,}); give all runs the same --test file, or the same file and seed"
+        f"{len(theirs):,}); give all runs the same --test file, or the same file, seed and --fix"
     )
 
 

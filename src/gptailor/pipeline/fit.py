@@ -187,7 +187,7 @@ def open_data(recipe: Recipe, folder: Path, listener: Listener) -> tuple[Prepare
         prepared.notes.append(told)
     write_data(folder, recipe, prepared, shop.tokens, taught_before=before)
     taught = (example.text for part in ("train", "validation") for example in examples[part])  # many stay put
-    keep_taught(folder, taught, shop.base, approach)
+    keep_taught(folder, taught, shop.base, approach, tested=texts["test"])
     return prepared, shop
 
 

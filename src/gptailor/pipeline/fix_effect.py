@@ -142,8 +142,9 @@ def _says(effect: Mapping[str, Any], shop: Workshop) -> str:
     )
     if effect["relabelled_in_test"]:
         rows = number_of(effect["relabelled_in_test"], "corrected row")
+        verb = "stands" if effect["relabelled_in_test"] == 1 else "stand"
         said += (
-            f"; {rows} stand in the test set: suspects are chosen by models, so this favors models a little "
+            f"; {rows} {verb} in the test set: suspects are chosen by models, so this favors models a little "
             "(a test file of its own does not)"
         )
     return said

@@ -85,7 +85,7 @@ def classes_of(cells: Sequence[str], form: AnswerForm, column: str) -> list[str]
         raise DataError(
             f"only {number_of(len(cells), 'usable row')} with {number_of(len(distinct), 'different number')} "
             f"remain after cleaning; at least {MINIMUM_ROWS} rows and 2 numbers are needed.",
-            fix="Look at what was dropped and why with `gptailor check`, and add rows.",
+            fix="Check which columns are text and number, and add rows.",
         )
     return [column]
 

@@ -24,6 +24,7 @@ SAID = {
     "validation": "This is the file that chose among the run's weights: the scores flatter it.",
     "test": "This is the run's sealed test file.",
 }
+AMONG = "Most rows of the sealed test set stand in this file."
 
 
 def note_opening(folder: Path, *, command: str | None = None, scores: Mapping[str, Any]) -> None:
@@ -60,7 +61,7 @@ def own_file(folder: Path, location: str, *, tree: bool) -> Own | None:
     return next((part for part in parts if digest and files.get(part) == digest), None)
 
 
-def note_another(folder: Path, *, command: str, scores: Mapping[str, Any]) -> str:
+def note_another(folder: Path, *, command: str, scores: Mapping[str, Any], said: str = SAID["test"]) -> str:
     """Writes down one more look at a finished run's test set, on its page and its card, too; in words."""
     try:
         with one_writer(folder):
@@ -74,8 +75,8 @@ def note_another(folder: Path, *, command: str, scores: Mapping[str, Any]) -> st
             write_atomically(folder / "README.md", render_card(report, details))
     except (OSError, ValueError, GptailorError) as error:
         why = error.what if isinstance(error, GptailorError) else str(error)
-        return f"{SAID['test']} This look at it could not be written down: {why}"
-    return f"{SAID['test']} Look {len(openings)} at it is written down; each makes it less of a surprise."
+        return f"{said} This look at it could not be written down: {why}"
+    return f"{said} Look {len(openings)} at it is written down; each makes it less of a surprise."
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

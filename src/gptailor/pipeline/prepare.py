@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ from gptailor.data.duplicates import near_duplicate_groups
 from gptailor.data.read import Roles, collector_paused, infer_roles, read_rows
 from gptailor.data.split import join_groups, split_rows, value_groups
 from gptailor.data.views import chained, each, picked
+from gptailor.errors import DataError
 from gptailor.models.readout import label_text, labels_named
 from gptailor.pipeline.columns import take_roles
 from gptailor.pipeline.fixes import Fixes, apply_fixes, read_fixes, refuse_faults
@@ -37,6 +39,7 @@ from gptailor.pipeline.leaks import Leak, refuse_same_file, remove_leaks, take_t
 from gptailor.pipeline.leaks import rejected as rejected_leaks
 from gptailor.pipeline.task import idle_in_words
 from gptailor.recipe import Recipe
+from gptailor.report.words import REASONS
 from gptailor.tasks.classification import (
     refuse_unknown_slices,
     to_example,
@@ -112,8 +115,14 @@ def _prepare(recipe: Recipe, say: Callable[[str], None]) -> Prepared:
     given = {part: result.rows for part, (_, result) in held_out.items()}
     leaks += take_test_out_of_validation(given, settings, remove_leaks)
     cells = cells_of(kept)
-    label_names = classes_of(cells, form, roles.label or "")
     went = [*reviewed, *cleaned.rejected, *rejected_leaks(leaks)]
+    try:
+        label_names = classes_of(cells, form, roles.label or "")
+    except DataError as error:
+        counts = Counter(row.reason for row in (*unlabelled, *went)).most_common()
+        told = ", ".join(f"{REASONS[reason].format(one='row')} ({count:,})" for reason, count in counts)
+        more = f" Dropped: {told}." if told else ""
+        raise DataError(f"{error.what}{more}", where=settings.train, fix=error.fix) from None
     for part in held_out:
         refuse_strange_labels(
             given[part],

@@ -30,10 +30,10 @@ from gptailor.pipeline.held_out import noted, why_rare
 from gptailor.pipeline.kinds import kind_of
 from gptailor.pipeline.labels import read_labels, without_labels
 from gptailor.pipeline.language_new import evaluate_language
-from gptailor.pipeline.openings import SAID, note_another, own_file
+from gptailor.pipeline.openings import AMONG, SAID, note_another, own_file
 from gptailor.pipeline.slices import score_slices, slice_columns
 from gptailor.pipeline.task import first_rows, is_prose
-from gptailor.pipeline.taught import already_taught
+from gptailor.pipeline.taught import already_taught, holds_the_test
 from gptailor.pipeline.texts.new import answer_file, evaluate_preferences, evaluate_texts
 from gptailor.recipe import CleanSettings, DataSettings, load_recipe
 from gptailor.tasks.classification import (
@@ -54,6 +54,9 @@ class Run:
         self._predictor: Predictor | None = None
         self._writer: Writer | None = None
         self._answerer: Answerer | None = None
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
 
     @property
     def is_finished(self) -> bool:
@@ -203,7 +206,12 @@ class Run:
         """
         self._refuse_options(text=text, label=label, names=label_names, target=target, slices=slices)
         own = own_file(self.folder, location, tree=self.task == "language")
-        note_of = partial(already_taught, self.folder)
+        asked: list[str] = []
+
+        def note_of(texts: Sequence[str]) -> str:
+            asked.extend(texts)
+            return already_taught(self.folder, texts)
+
         if self.task == "language":
             found = self._evaluate_language(location, text=text, columns=columns, own=own)
         elif self.task == "preference":
@@ -215,14 +223,23 @@ class Run:
         else:
             names = label_names or {}
             found = self._evaluate_labels(
-                location, text=text, label=label, columns=columns, names=names, slices=slices
+                location,
+                text=text,
+                label=label,
+                columns=columns,
+                names=names,
+                slices=slices,
+                note_of=note_of,
             )
-        if own == "test":
+        told = [found.pop("note")] if "note" in found else []
+        if own in ("train", "validation"):
+            told = [SAID[own]]
+        if own == "test" or holds_the_test(self.folder, asked):
             first = self.shown_scores if self.task == "classification" else list(found["scores"])[:1]
             shown = {name: found["scores"][name] for name in first}
-            noted = note_another(self.folder, command="evaluate", scores=shown)
-            return {**found, "note": " ".join([noted, *([found["note"]] if "note" in found else [])])}
-        return {**found, "note": SAID[own]} if own else found
+            said = SAID["test"] if own == "test" else AMONG
+            told = [note_another(self.folder, command="evaluate", scores=shown, said=said), *told]
+        return {**found, "note": " ".join(told)} if told else found
 
     def _refuse_options(
         self,
@@ -275,6 +292,7 @@ class Run:
         columns: str | None,
         names: Mapping[str, str],
         slices: Sequence[str],
+        note_of: Callable[[Sequence[str]], str],
     ) -> dict[str, Any]:
         """A classifier's scores on a new file; `names` of bare labels."""
         file = read_rows(location, columns=columns)
@@ -334,7 +352,7 @@ class Run:
                 columns=slice_columns(examples),
                 **settings,
             ),
-            **noted(doubts(location, file.notes), already_taught(self.folder, texts)),
+            **noted(doubts(location, file.notes), note_of(texts)),
         }
 
     def _spelled(self, rows: Sequence[RawExample]) -> Sequence[RawExample]:
@@ -361,7 +379,16 @@ class Run:
             text = trained.text
         if label is None and trained and trained.label in columns:
             label = trained.label
-        return infer_roles(columns, rows, text=text, label=label)
+        try:
+            return infer_roles(columns, rows, text=text, label=label)
+        except DataError:
+            if label is not None or trained is None:
+                raise
+            what = f"there is no column {trained.label!r}, which held the labels in training; it has "
+            fix = (
+                "Name the column of the labels with --label. A file without labels is for `gptailor predict`."
+            )
+            raise DataError(f"{what}{', '.join(columns)}.", where=rows[0].source, fix=fix) from None
 
     def _text_column(self, held: Sequence[RawExample | RejectedRow], text: str | None) -> str | None:
         """The column that is read, once there is a row that could be read."""

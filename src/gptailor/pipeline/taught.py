@@ -28,18 +28,21 @@ def hashes_of(texts: Iterable[str]) -> Hashes:
 
 
 def taught_by(folder: Path) -> tuple[Hashes, Hashes]:
-    """The texts of a run's own, and those of its base; empty where it didn't write that down.
+    """The texts of a run's own, and those of its base; empty where it didn't write that down."""
+    return _read(folder, "own"), _read(folder, "base")
 
-    `folder` is the run's, or that of its model.
-    """
+
+def _read(folder: Path, name: str) -> Hashes:
+    """`folder` is the run's, or that of its model."""
     for run in (folder, folder.resolve().parent):
         if (run / TAUGHT).is_file():
             try:
                 with np.load(run / TAUGHT, allow_pickle=False) as found:
-                    return found["own"], found["base"]
+                    hashes: Hashes = found[name]
+                    return hashes
             except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
                 break
-    return NONE, NONE
+    return NONE
 
 
 def in_weights(base: Base, approach: str) -> Hashes:
@@ -57,9 +60,18 @@ def in_weights(base: Base, approach: str) -> Hashes:
     return before if frozen else np.union1d(own, before)
 
 
-def keep_taught(folder: Path, texts: Iterable[str], base: Base, approach: str) -> None:
-    """Writes down which texts teach a run, or choose among its weights."""
-    np.savez(folder / TAUGHT, own=np.unique(hashes_of(texts)), base=in_weights(base, approach))
+def keep_taught(
+    folder: Path, texts: Iterable[str], base: Base, approach: str, *, tested: Iterable[str]
+) -> None:
+    """Writes down which texts teach a run, or choose among its weights, and which test it."""
+    hashes = {"own": np.unique(hashes_of(texts)), "test": np.unique(hashes_of(tested))}
+    np.savez(folder / TAUGHT, **hashes, base=in_weights(base, approach))  # type: ignore[arg-type]
+
+
+def holds_the_test(folder: Path, texts: Sequence[str]) -> bool:
+    """Whether most of a run's sealed test rows are among these, whatever the file is called."""
+    sealed = _read(folder, "test")
+    return len(sealed) > 0 and 2 * int(np.isin(sealed, hashes_of(texts)).sum()) >= len(sealed)
 
 
 def taught_before(

@@ -289,8 +289,8 @@ def _limits(report: Values, details: Values) -> Iterator[str]:
     classes = mapping(mapping(report.get("test")).get("per_class"))
     tested = {name: mapping(raw) for name, raw in classes.items() if mapping(raw).get("support") != 0}
     f1 = {name: measured(one.get("f1")) for name, one in tested.items()}
-    weak = sorted((score.value, str(name)) for name, score in f1.items() if score)[:3]
-    if len(f1) > 1 and weak:
+    weak = sorted((score.value, str(name)) for name, score in f1.items() if score)
+    if weak := weak[: min(3, len(f1) // 2)]:
         told = ", ".join(f"{_plain(name, 60)} (F1 {score_text(value)})" for value, name in weak)
         yield f"- Weakest on: {told}."
     task, limit = task_of(report), longest_sequence(details)

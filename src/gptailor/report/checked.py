@@ -110,7 +110,10 @@ def _text_amounts(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _found_amounts(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key, what in (
         ("repaired", "texts mended (mojibake, entities, control characters, blanks)"),
-        ("suspects", "rows whose label may be wrong (a run lists them in data/suspects.csv)"),
+        (
+            "suspects",
+            "rows whose label other rows contradict (gptailor suspects: those that models doubt, too)",
+        ),
         ("near_duplicate_groups", "groups of near-duplicates, each kept in one part"),
         ("without_room", "conversations that leave no room for an answer: learned from, never asked"),
     ):

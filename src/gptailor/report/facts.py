@@ -141,6 +141,20 @@ def task_name(report: Mapping[str, Any]) -> str:
     return f"{task}, {answer}" if answer else task
 
 
+def slices_by_column(slices: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each column of the person's: its slices with their scores and rows."""
+    key = str(slices.get("score"))
+    for name, raw in mapping(slices.get("by")).items():
+        found = [(one, score) for one in map(mapping, rows_of(raw)) if (score := measured(one.get(key)))]
+        if name == "length" or not found:
+            continue
+        told = ", ".join(
+            f"{clip(str(one.get('slice', '')), 40)} {score_text(score.value)} ({count_text(one.get('rows'))})"
+            for one, score in found
+        )
+        yield f"{metric_of(key).title} by {name} (rows): {told}"
+
+
 def worst_slice_text(slices: Mapping[str, Any]) -> str:
     """The slice with the worst score of those large enough to judge; empty where there is none."""
     worst, metric = mapping(slices.get("worst")), metric_of(str(slices.get("score")))

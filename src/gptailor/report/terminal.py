@@ -24,6 +24,7 @@ from gptailor.report.facts import (
     primary_metric,
     rows_of,
     share_text,
+    slices_by_column,
     task_name,
     task_of,
     visible,
@@ -158,8 +159,10 @@ def print_summary(console: Console, report: Mapping[str, Any], *, folder: str) -
 
 
 def print_slices(console: Console, report: Mapping[str, Any]) -> None:
-    """The worst slice, and a warning for each that is much worse than the rest."""
+    """Each column that was asked for, the worst slice, and a warning for each much worse than the rest."""
     slices = mapping(report.get("slices"))
+    for line in slices_by_column(slices):
+        console.print(Text(visible(line), style="dim"), soft_wrap=True)
     if told := worst_slice_text(slices):
         console.print(Text(told, style="dim"), soft_wrap=True)
     for warning in rows_of(slices.get("warnings")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -95,7 +96,7 @@ def infer_chat(
                 f"{len(found)} columns hold conversations: {', '.join(found)}.",
                 role="text",
                 candidates=found,
-                fix=f"Choose with {' or '.join(f'--text {column}' for column in found)}.",
+                fix=f"Choose with {' or '.join(f'--text {shlex.quote(column)}' for column in found)}.",
             )
         if found:
             says = (f"chat: every row's turns are in {found[0]}",)

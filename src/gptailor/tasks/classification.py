@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
 
@@ -58,7 +59,7 @@ def collect_labels(carried: Sequence[Sequence[str]]) -> list[str]:
         raise DataError(
             f"only {number_of(len(carried), 'usable row')} with {number_of(len(labels), 'class', 'classes')} "
             f"remain after cleaning; at least {MINIMUM_ROWS} rows and {MINIMUM_CLASSES} classes are needed.",
-            fix="Look at what was dropped and why with `gptailor check`, and add labelled rows.",
+            fix="Check which columns are text and label, and add labelled rows.",
         )
     numbers = {label: number for label in labels if (number := number_in(label)) is not None}
     # 1 and 1.0 are two labels, and a set has no order: which comes first must not be left to it.
@@ -119,7 +120,7 @@ def refuse_unknown_labels(
         fixes.append("These are texts: look which of its columns holds the labels.")
     elif strangers:
         pairs = ",".join(f"{bare}={name}" for bare, name in zip(strangers[:3], known, strict=False))
-        pairs += ",..." if len(strangers) > 3 else ""
+        pairs = shlex.quote(pairs) + (",..." if len(strangers) > 3 else "")
         fixes.append(
             f"Say which is which, such as {flag} {pairs} (labels are never guessed), or mend the file."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from itertools import islice
 
@@ -51,7 +52,7 @@ def ambiguous(fits: Sequence[str], rows: Sequence[RawExample], *, role: str) -> 
         f"{len(fits)} columns could be the {role}:\n{listing(fits, rows)}",
         role=role,
         candidates=fits,
-        fix=f"Choose with {' or '.join(f'--{role} {column}' for column in fits)}.",
+        fix=f"Choose with {' or '.join(f'--{role} {shlex.quote(column)}' for column in fits)}.",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -237,7 +238,8 @@ def _languages(
             f"{len(tongues)} columns are named for languages:\n{listing(tongues, rows)}",
             role="prompt",
             candidates=tongues,
-            fix=f"Choose with --prompt {one} --completion {other}, or the other way round.",
+            fix=f"Choose with --prompt {shlex.quote(one)} --completion {shlex.quote(other)}, "
+            "or the other way round.",
         )
     raise DataError(
         "no columns are named for a prompt and its answer.",

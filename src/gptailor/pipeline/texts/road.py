@@ -113,7 +113,7 @@ def open_for_teaching(folder: Path, shop: TextShop, listener: Listener) -> None:
         shop.prepared.notes.append(told)
     write_data(folder, shop, taught_before=before)
     taught = (as_taught(one.row) for part in ("train", "validation") for one in rows[part])
-    keep_taught(folder, taught, shop.base, approach)
+    keep_taught(folder, taught, shop.base, approach, tested=held_out["test"])
 
 
 def write_data(folder: Path, shop: TextShop, *, taught_before: Mapping[str, int]) -> None:
