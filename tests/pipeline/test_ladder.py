@@ -381,6 +381,15 @@ def test_rows_of_one_group_speak_once() -> None:
     assert "of 8 groups only" in of_few["says"]
 
 
+def test_five_test_rows_are_no_reason_for_advice() -> None:
+    says = "No clear difference: the model is 36.5 points ahead of it (95 % interval -28 to 100); use that."
+    said = {"difference": {"low": -0.28, "high": 1.0}, "worth_it": False, "says": says}
+    modest = kept_modest(said, np.array([True, False, True, False, False]), Resampling())
+    assert modest["too_few"]
+    assert modest["says"].endswith("(95 % interval -28 to 100), on 5 test rows: too few to tell.")
+    assert "use that" in kept_modest(said, np.ones(10, bool), Resampling())["says"]
+
+
 def test_groups_of_the_test_rows_widen_what_is_said_of_them(shop: Workshop) -> None:
     """Each score, each baseline's and the verdict are drawn by the groups that the split kept together."""
     rows = shop.tokens.examples["test"]

@@ -6,7 +6,7 @@ from typing import Any
 
 from gptailor.evaluate.resampling import Resampling
 
-FEWEST_ROWS = 10  # test rows, or groups of them; an interval over fewer says nothing
+FEWEST_ROWS = 10  # test rows; what isn't clear from fewer is no reason for advice
 FEWEST_TELLERS = 6  # test rows, or groups of them, on which one of two models alone is right
 
 
@@ -19,11 +19,11 @@ def kept_modest(said: dict[str, Any], telling: Any, resampling: Resampling) -> d
         telling: (N,) see `tellers`.
         resampling: With the groups of the rows.
     """
-    if resampling.num_groups(len(telling)) < FEWEST_ROWS:
+    decided = said["difference"]["low"] > 0 or said["difference"]["high"] < 0
+    if not decided and len(telling) < FEWEST_ROWS:
         stem = said["says"].partition(";" if ";" in said["says"] else ":")[0]
         says = f"{stem}, on {resampling.told(len(telling))}: too few to tell."
         return {**said, "worth_it": False, "too_few": True, "says": says}
-    decided = said["difference"]["low"] > 0 or said["difference"]["high"] < 0
     speak = resampling.of(telling).num_groups(int(telling.sum()))
     if speak >= FEWEST_TELLERS or not decided:
         return {**said, "says": said["says"] + resampling.caveat(len(telling))}

@@ -14,6 +14,7 @@ import numpy as np
 
 from gptailor.data.clean import CleanResult, clean_rows
 from gptailor.data.read import Roles, doubts, infer_roles, iterate_rows, read_rows
+from gptailor.data.roles import AmbiguousColumnError
 from gptailor.data.split import value_groups
 from gptailor.errors import DataError, InputError, ModelError, RunError
 from gptailor.evaluate.metrics import as_json
@@ -381,8 +382,8 @@ class Run:
             label = trained.label
         try:
             return infer_roles(columns, rows, text=text, label=label)
-        except DataError:
-            if label is not None or trained is None:
+        except DataError as error:
+            if label is not None or trained is None or isinstance(error, AmbiguousColumnError):
                 raise
             what = f"there is no column {trained.label!r}, which held the labels in training; it has "
             fix = (

@@ -110,10 +110,7 @@ def _text_amounts(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _found_amounts(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key, what in (
         ("repaired", "texts mended (mojibake, entities, control characters, blanks)"),
-        (
-            "suspects",
-            "rows whose label other rows contradict (gptailor suspects: those that models doubt, too)",
-        ),
+        ("suspects", "rows whose label others contradict (`gptailor suspects` asks models, too)"),
         ("near_duplicate_groups", "groups of near-duplicates, each kept in one part"),
         ("without_room", "conversations that leave no room for an answer: learned from, never asked"),
     ):
