@@ -61,6 +61,8 @@ class RejectedRow:
     row: int
     reason: Reason
     detail: str
+    # What could be read of it, where someone asks for its other columns.
+    fields: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,7 +101,8 @@ def test_every_fault_is_counted_once_with_its_reason(base: str, tmp_path: Path) 
     assert found.estimate is None
     names = next(note for note in summary["notes"] if "names teach" in note)
     assert "'business', 'health', 'sports'" in names
-    assert said == [f"reading {recipe.data.train}", "cleaning", names, "splitting", "tokenizing"]
+    rare = "1 label is too rare to learn and dropped with its rows: gardening (1)"
+    assert said == [f"reading {recipe.data.train}", "cleaning", rare, names, "splitting", "tokenizing"]
     json.dumps(summary, allow_nan=False)
 
 

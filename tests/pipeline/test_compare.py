@@ -139,6 +139,7 @@ def test_other_rows_are_no_test_and_said(tmp_path: Path) -> None:
     assert found["runs"][1]["against_best"].keys() == {"says"}
     assert "50 of 50 rows stand in the best run's 200" in found["runs"][1]["against_best"]["says"]
     assert "no run could be tested" in found["says"]
+    assert "best" not in found["says"]
 
 
 def test_the_same_predictions_are_no_difference(tmp_path: Path) -> None:

@@ -963,6 +963,12 @@ def test_predict_reads_the_text_and_not_the_first_column(full: Run, tmp_path: Pa
     assert [prompt.strip() for _, prompt, _ in rows] == [f"once upon a time {n}" for n in range(5)]
 
 
+def test_a_row_that_can_not_be_asked_keeps_its_columns(full: Run, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("id,content\nk1,once upon a time\nk2,\n")
+    kept = [row.fields["id"] for row, _, _ in full.answer_file(str(tmp_path / "rows.csv"), needed=["id"])]
+    assert kept == ["k1", "k2"]
+
+
 def test_options_that_draw_mean_the_same_for_a_text_and_a_file(full: Run) -> None:
     with pytest.raises(InputError, match="nothing to draw from") as caught:
         predict_inputs(full.folder, ["once"], sampling={"temperature": 0, "top_p": 0.5})

@@ -318,6 +318,44 @@ def test_the_text_column_is_the_named_one_else_that_of_training_else_the_plain_o
         next(run.predict_file(str(file), text="hedline"))
 
 
+def read_back(path: Path) -> list[dict[str, str]]:
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    return read_csv(path)
+
+
+@pytest.mark.parametrize("out", ["answers.csv", "answers.jsonl"])
+@pytest.mark.parametrize("rank", [False, True])
+def test_columns_that_are_kept_stand_beside_their_answers(
+    run: Run, tmp_path: Path, out: str, rank: bool
+) -> None:
+    (tmp_path / "texts.csv").write_text(
+        "id,text,label\nk7,the bank and the price,=gold\nk8,,none\nk9,the cup final,sports\n"
+    )
+    result = predict(run, tmp_path / "texts.csv", tmp_path / out, keep=["id", "label"], rank=rank)
+    assert result["rejected"] == 1
+    rows = {row["id"]: row for row in read_back(tmp_path / out)}
+    assert {key: row["text"] for key, row in rows.items()} == {
+        "k7": "the bank and the price",
+        "k8": "",
+        "k9": "the cup final",
+    }
+    apostrophe = "'" if out.endswith("csv") else ""  # no spreadsheet runs it
+    assert rows["k7"]["given(label)"] == f"{apostrophe}=gold"
+    assert rows["k8"]["given(label)"] == "none"
+    assert rows["k9"]["label"] in LABELS  # the answer's
+
+
+def test_a_column_to_keep_that_is_not_there_is_refused_before_anything_is_written(
+    run: Run, tmp_path: Path
+) -> None:
+    source = write_texts(tmp_path / "texts.csv")
+    with pytest.raises(DataError, match="Did you mean 'id'") as caught:
+        predict(run, source, tmp_path / "answers.csv", keep=["idd"])
+    assert "--keep" in str(caught.value)
+    assert not (tmp_path / "answers.csv").exists()
+
+
 def test_a_copied_model_predicts_without_its_run(run: Run, tmp_path: Path) -> None:
     shutil.copytree(run.folder / "model", tmp_path / "model")
     copied = gptailor.load(tmp_path / "model")

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from gptailor.report.checked import print_check, print_estimate
-from gptailor.report.terminal import Narrator, print_summary
+from gptailor.report.terminal import Narrator, next_command, print_summary
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,23 @@ def summary_of(report: Any, width: int = 120) -> str:
     made = console(width)
     print_summary(made, report, folder="runs/x")
     return printed(made)
+
+
+@pytest.mark.parametrize(
+    ("worth", "report", "command"),
+    [
+        (True, {}, "gptailor serve runs/x"),
+        (None, {}, "gptailor serve runs/x"),  # there was no baseline to be worse than
+        (False, {"answer": "single"}, "gptailor curve runs/x"),
+        (False, {"answer": "score"}, None),  # numbers have no curve
+        (False, {"task": "completion"}, None),
+    ],
+)
+def test_what_a_cheaper_answer_beats_is_not_for_serving(
+    worth: bool | None, report: dict[str, Any], command: str | None
+) -> None:
+    told = {"task": "classification", "verdict": {"worth_it": worth}, **report}
+    assert next_command(told, folder="runs/x") == command
 
 
 def test_the_summary_of_a_language_model(language_report: Any) -> None:

@@ -168,7 +168,7 @@ def recipe_of(values: Mapping[str, Any]) -> Any:
     """The recipe of nested settings; what is wrong with them is told as of the command line."""
     from gptailor.recipe import build_recipe
 
-    return build_recipe(values, where="these settings")
+    return build_recipe(values, where="the options")
 
 
 def _values(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -225,7 +225,7 @@ def fit(
         if not as_json:
             print_summary(console, report, folder=str(run.folder))
             point(console, f"\nReport:  {run.folder}/report.html")
-            point(console, f"Next:    gptailor serve {run.folder}")
+            _point_next(console, report, run.folder)
     emit(report, as_json)
 
 
@@ -254,8 +254,15 @@ def tune(**options: Any) -> None:
             print_summary(console, tuned.run.report, folder=str(folder))
             point(console, f"\n{tuned.result['says']}")
             point(console, f"\nSearch:  {folder}/tune.html\nReport:  {folder}/report.html")
-            point(console, f"Next:    gptailor serve {folder}")
+            _point_next(console, tuned.run.report, folder)
     emit(tuned.result, options["as_json"])
+
+
+def _point_next(console: Any, report: Mapping[str, Any], folder: Path) -> None:
+    from gptailor.report.terminal import next_command
+
+    if command := next_command(report, folder=str(folder)):
+        point(console, f"Next:    {command}")
 
 
 def _with_options_of_fit(verb: Callable[..., None]) -> Callable[..., None]:
@@ -380,6 +387,10 @@ def predict(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="write here (.csv or .jsonl)")] = None,
     text: TextOption = None,
     columns: ColumnsOption = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option("--keep", help="column of the file to write beside the answers; may be repeated"),
+    ] = None,
     temperature: Annotated[
         float | None, typer.Option(min=0, help="runs that write: 0 takes the likeliest, 1 draws freely")
     ] = None,
@@ -424,7 +435,7 @@ def predict(
     with talking() as (console, narrator):
         from gptailor.pipeline.answers import predict_inputs, predict_to
 
-        beside = {"rank": rank, "out": out, "text": text, "columns": columns}
+        beside = {"rank": rank, "out": out, "text": text, "columns": columns, "keep": keep}
         refuse_given(beside if given else {}, "--input texts are answered where they are given")
         if given and data != "-":
             raise typer.BadParameter("give a file or --input texts, not both")
@@ -444,6 +455,7 @@ def predict(
                     data,
                     out=out,
                     columns=columns,
+                    keep=keep or (),
                     to_stdout=not as_json,
                     sampling=sampling,
                     precision=precision,

@@ -64,6 +64,7 @@ def predict_to(
     text: str | None,
     columns: str | None,
     to_stdout: bool,
+    keep: Sequence[str] = (),
     sampling: Mapping[str, Any] | None = None,
     precision: Precision = "fp32",
     rank: bool = False,
@@ -71,12 +72,14 @@ def predict_to(
 ) -> dict[str, Any]:
     """Predicts a file of any size into a CSV or JSONL file, or onto standard output as CSV.
 
-    With `rank` the rows are held in memory and come in the order in which labelling them would teach most,
-    each with its doubt. Returns the counts, and the rows themselves when they go nowhere else.
+    Columns of the file named in `keep` stand beside the answers, last. With `rank` the rows are held in
+    memory and come in the order in which labelling them would teach most, each with its doubt. Returns the
+    counts, and the rows themselves when they go nowhere else.
 
     Raises:
         RunError: `out` has another ending, is the input file, or can't be written.
         InputError: `rank` was asked of a run without labels.
+        DataError: the file can't be read, or lacks a column of `keep`.
     """
     if out is not None:
         _refuse_unwritable(out, location)
@@ -88,35 +91,37 @@ def predict_to(
     if rank:
         refuse_without_labels(opened)
     header = [*WRITTEN_COLUMNS] if writes else header_for(names) + ["doubt"] * rank
+    kept = _names_of_kept(keep, header)
     counts = {"rows": 0, "answered": 0, "rejected": 0}
 
-    def described() -> Iterator[tuple[dict[str, Any], bool]]:
+    def described() -> Iterator[tuple[RawExample | RejectedRow, dict[str, Any], bool]]:
+        asked: dict[str, Any] = {"text": text, "columns": columns, "needed": keep, "say": say}
         if writes:
             chosen = _sampling(opened.answerer.usual, sampling)
-            for row, given, written in opened.answer_file(
-                location, text=text, columns=columns, sampling=chosen, say=say
-            ):
-                yield describe_written(row, given, written), written is not None
+            for row, given, written in opened.answer_file(location, sampling=chosen, **asked):
+                yield row, describe_written(row, given, written), written is not None
         elif rank:
-            for one in rank_file(opened, location, text=text, columns=columns, say=say):
-                described = describe_row(one.row, one.text, one.answer)
-                yield {**described, "doubt": one.doubt}, one.answer is not None
+            for one in rank_file(opened, location, **asked):
+                told = {**describe_row(one.row, one.text, one.answer), "doubt": one.doubt}
+                yield one.row, told, one.answer is not None
         else:
-            for row, given, answer in opened.predict_file(location, text=text, columns=columns, say=say):
-                yield describe_row(row, given, answer), answer is not None
+            for row, given, answer in opened.predict_file(location, **asked):
+                yield row, describe_row(row, given, answer), answer is not None
 
     def counted() -> Iterator[dict[str, Any]]:
-        for row, answered in described():
+        for row, told, answered in described():
             counts["rows"] += 1
             counts["answered" if answered else "rejected"] += 1
-            yield row
+            yield told | {name: row.fields.get(column, "") for column, name in kept.items()}
 
     def cells(row: dict[str, Any]) -> list[object]:
+        beside = [row[name] for name in kept.values()]
         if writes:
-            return [row[name] for name in WRITTEN_COLUMNS]
+            return [*(row[name] for name in WRITTEN_COLUMNS), *beside]
         doubt = [] if "doubt" not in row else ["" if row["doubt"] is None else repr(row["doubt"])]
-        return csv_cells(row, names) + doubt
+        return [*csv_cells(row, names), *doubt, *beside]
 
+    header += kept.values()
     if out is not None:
         if out.suffix == ".jsonl":
             _write_jsonl(out, counted())
@@ -127,6 +132,12 @@ def predict_to(
         _print_csv(header, (cells(row) for row in counted()))
         return dict(counts)
     return {"answers": list(counted()), **counts}
+
+
+def _names_of_kept(keep: Sequence[str], header: Sequence[str]) -> dict[str, str]:
+    """What each kept column is called beside the answers: as in its file, unless an answer is called so."""
+    taken = {*header, "value", "labels", "probabilities"}  # the latter in JSON alone
+    return {column: f"given({column})" if column in taken else column for column in keep}
 
 
 def refuse_sampling(opened: Run, sampling: Mapping[str, Any] | None) -> None:

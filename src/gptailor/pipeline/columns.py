@@ -9,7 +9,7 @@ from gptailor.data.views import each
 from gptailor.errors import DataError, did_you_mean
 from gptailor.recipe import DataSettings
 from gptailor.tasks.classification import slice_fields
-from gptailor.types import RawExample
+from gptailor.types import RawExample, RejectedRow
 
 
 def take_roles(
@@ -36,6 +36,21 @@ def take_roles(
         return RawExample(fields, row.source, row.row)
 
     return each(file.rows, named)
+
+
+def refuse_unknown_kept(
+    wanted: Sequence[str], held: Sequence[RawExample | RejectedRow], *, where: str
+) -> None:
+    """Raises DataError where the first rows of a file have no column that shall stand beside the answers."""
+    columns = list(dict.fromkeys(name for row in held for name in row.fields))
+    for column in wanted:
+        if column not in columns:
+            raise DataError(
+                f"there is no column {column!r} to keep; it has {', '.join(columns)}."
+                f"{did_you_mean(column, columns)}",
+                where=where,
+                fix="Name one of its columns with --keep COLUMN.",
+            )
 
 
 def joined(row: RawExample, columns: str) -> str:

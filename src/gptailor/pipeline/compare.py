@@ -249,7 +249,11 @@ def _says(entries: Sequence[Entry], tests: Mapping[str, Mapping[str, Any]], metr
     untested = len(tests) - len(tested)
     aside = f" {number_of(untested, 'run')} could not be tested against it." if untested else ""
     if not tested:
-        return f"{ahead}; no run could be tested against it on the same rows."
+        end = "highest" if metric_of(metric).higher_is_better else "lowest"
+        return (
+            f"{best.name} has the {end} {title}, {score_text(_value(best, metric))}, but no run could be "
+            "tested against it on the same rows: none is known to be better."
+        )
     unclear = sum(not test["clear"] for test in tested)
     if not unclear:
         beaten = "the other" if len(tested) == 1 else f"all {len(tested)} others"

@@ -132,7 +132,7 @@ def hint_of_numbers(rows: Sequence[RawExample], form: AnswerForm) -> str:
 
 
 def notes_on(cells: Sequence[str], form: AnswerForm, cleaned: CleanResult, *, asked: bool) -> Iterator[str]:
-    """What was made of the label cells, in words; nothing for one label a row."""
+    """What was made of the label cells, in words."""
     if form.kind == "multiple":
         counts = Counter(len(labels_of(cell, form)) for cell in cells)
         total = sum(size * count for size, count in counts.items())
@@ -140,13 +140,13 @@ def notes_on(cells: Sequence[str], form: AnswerForm, cleaned: CleanResult, *, as
         told += f", {max(counts, default=0)} at most, none in {number_of(counts[0], 'row')}"
         told += f"; {form.separator!r} stands between them" if form.separator else ""
         yield told if asked else f"{told}; --set task_answer=single takes each cell as one label"
-        if cleaned.rare_labels:
-            rare = sorted(cleaned.rare_labels, key=lambda label: (-cleaned.rare_labels[label], label))
-            more = f" and {len(rare) - SHOWN} more" if len(rare) > SHOWN else ""
-            yield (
-                f"{number_of(len(rare), 'label is', 'labels are')} too rare to learn and taken out of the "
-                f"rows: {', '.join(rare[:SHOWN])}{more}"
-            )
+    if cleaned.rare_labels:
+        rare = sorted(cleaned.rare_labels, key=lambda label: (-cleaned.rare_labels[label], label))
+        more = f" and {len(rare) - SHOWN} more" if len(rare) > SHOWN else ""
+        shown = ", ".join(f"{label} ({cleaned.rare_labels[label]})" for label in rare[:SHOWN])
+        their = "its" if len(rare) == 1 else "their"
+        what = f"taken out of {their} rows" if form.kind == "multiple" else f"dropped with {their} rows"
+        yield f"{number_of(len(rare), 'label is', 'labels are')} too rare to learn and {what}: {shown}{more}"
     if form.kind == "score":
         numbers = np.array([float(cell) for cell in cells])
         low, middle, high = (number_text(float(edge)) for edge in np.quantile(numbers, [0, 0.5, 1]))

@@ -31,16 +31,17 @@ def rank_file(
     *,
     text: str | None = None,
     columns: str | None = None,
+    needed: Sequence[str] = (),
     say: Callable[[str], None] = lambda _: None,
 ) -> list[RankedRow]:
     """Every row of a file, the most telling first; those without a text at the end.
 
     Raises:
         InputError: the run doesn't answer with labels, so it has no doubt between them.
-        DataError: the file can't be read, or its text column isn't plain.
+        DataError: the file can't be read, its text column isn't plain, or one of `needed` isn't there.
     """
     refuse_without_labels(run)
-    found = list(run.predict_file(location, text=text, columns=columns, say=say))
+    found = list(run.predict_file(location, text=text, columns=columns, needed=needed, say=say))
     asked = [(row, given, answer) for row, given, answer in found if answer is not None]
     doubt, order = rank_texts(run.predictor, [given for _, given, _ in asked], [one for _, _, one in asked])
     ranked = []

@@ -26,7 +26,7 @@ from gptailor.models.decode import Generated
 from gptailor.models.predictor import CHUNK, Answer, Predictor, load_predictor
 from gptailor.models.sampling import Sampling
 from gptailor.models.writer import Writer, open_writer
-from gptailor.pipeline.columns import joined
+from gptailor.pipeline.columns import joined, refuse_unknown_kept
 from gptailor.pipeline.held_out import noted, why_rare
 from gptailor.pipeline.kinds import kind_of
 from gptailor.pipeline.labels import read_labels, without_labels
@@ -154,15 +154,24 @@ class Run:
         *,
         text: str | None = None,
         columns: str | None = None,
+        needed: Sequence[str] = (),
         sampling: Sampling | None = None,
         say: Callable[[str], None] = lambda _: None,
     ) -> Iterator[tuple[RawExample | RejectedRow, str, Generated | None]]:
         """Each row of a file with its prompt and what is written, in order and in constant memory.
 
-        Rows that can't be read or asked come with None, so that nothing is lost.
+        Rows that can't be read or asked come with None, so that nothing is lost. A file without a column of
+        `needed` is refused.
         """
-        sampling = sampling or self.answerer.usual
-        return answer_file(self.answerer, location, columns=columns, text=text, sampling=sampling, say=say)
+        return answer_file(
+            self.answerer,
+            location,
+            columns=columns,
+            needed=needed,
+            text=text,
+            sampling=sampling or self.answerer.usual,
+            say=say,
+        )
 
     def predict_file(
         self,
@@ -170,6 +179,7 @@ class Run:
         *,
         text: str | None = None,
         columns: str | None = None,
+        needed: Sequence[str] = (),
         say: Callable[[str], None] = lambda _: None,
     ) -> Iterator[tuple[RawExample | RejectedRow, str, Answer | None]]:
         """Each row of a file with its text and its answer, in the file's order and in constant memory.
@@ -177,11 +187,13 @@ class Run:
         Rows that can't be read or have no text come with None, so that nothing is lost.
 
         Raises:
-            DataError: the file can't be read, or its text column isn't plain.
+            DataError: the file can't be read, its text column isn't plain, or one of `needed` isn't there.
         """
         rows = iterate_rows(location, columns=columns, say=say)
         column: str | None = None
         while held := list(itertools.islice(rows, CHUNK)):
+            if column is None and any(row.fields for row in held):
+                refuse_unknown_kept(needed, held, where=location)
             column = column or self._text_column(held, text)
             texts = [joined(row, column) if isinstance(row, RawExample) and column else "" for row in held]
             yield from zip(held, texts, self.predictor.predict(texts), strict=True)

@@ -158,6 +158,14 @@ def print_summary(console: Console, report: Mapping[str, Any], *, folder: str) -
         console.print(Text(str(verdict["says"]), style="bold green" if good else "bold yellow"))
 
 
+def next_command(report: Mapping[str, Any], *, folder: str) -> str | None:
+    """What to run next: what a cheaper answer beats isn't for serving, but more rows may change that."""
+    if mapping(report.get("verdict")).get("worth_it") is not False:
+        return f"gptailor serve {folder}"
+    has_labels = report.get("task") == "classification" and report.get("answer") != "score"
+    return f"gptailor curve {folder}" if has_labels else None
+
+
 def print_slices(console: Console, report: Mapping[str, Any]) -> None:
     """Each column that was asked for, the worst slice, and a warning for each much worse than the rest."""
     slices = mapping(report.get("slices"))

@@ -24,7 +24,7 @@ from gptailor.models.approach import adapt_full
 from gptailor.models.decode import Generated
 from gptailor.models.load import load_trainable_language_model
 from gptailor.models.sampling import Sampling
-from gptailor.pipeline.columns import joined
+from gptailor.pipeline.columns import joined, refuse_unknown_kept
 from gptailor.pipeline.folder import base_of
 from gptailor.pipeline.held_out import noted
 from gptailor.pipeline.slices import score_text_slices, slice_columns
@@ -50,6 +50,7 @@ def answer_file(
     location: str,
     *,
     columns: str | None,
+    needed: Sequence[str] = (),
     text: str | None,
     sampling: Sampling,
     say: Callable[[str], None] = lambda _: None,
@@ -66,6 +67,7 @@ def answer_file(
     while held := list(itertools.islice(rows, CHUNK)):
         readable = [row for row in held if not isinstance(row, RejectedRow)]
         if ask is None and readable:
+            refuse_unknown_kept(needed, readable, where=location)
             ask = _asker(answerer, readable, text, where=location)
         fed = iter([ask(row) for row in readable] if ask is not None else ())
         asked = [row if isinstance(row, RejectedRow) else next(fed) for row in held]
@@ -73,7 +75,7 @@ def answer_file(
         answers = iter(answerer.answer(prompts, sampling))
         for row, ids in zip(held, asked, strict=True):
             if isinstance(ids, RejectedRow):
-                yield ids, "", None
+                yield replace(ids, fields=row.fields), "", None
             else:
                 yield row, answerer.decode(ids), next(answers)
 
