@@ -41,7 +41,10 @@ OPTIONS = {
     "curve": [*LABELLED, "--base", "--seed", "--set", "--more", "--page", "--json"],
     "suspects": [*LABELLED, "--base", "--top", "--out", "-o", "--seed", "--set", "--json"],
     "evaluate": [*LABELLED, "--target", "--slice", "--json"],
-    "predict": [*DRAWN, "--input", "--out", "-o", "--text", "--columns", "--precision", "--rank", "--json"],
+    "predict": [
+        *DRAWN,
+        *("--input", "--out", "-o", "--text", "--columns", "--keep", "--precision", "--rank", "--json"),
+    ],
     "label": ["--labels", "--run", "--text", "--columns", "--out", "-o", "--port"],
     "serve": ["--host", "--port", "--api-key", "--precision"],
     "export": ["--to", "--out", "-o", "--precision", "--json"],
@@ -500,6 +503,16 @@ def test_doctor_clears_the_cache(invoke: Invoke, monkeypatch: pytest.MonkeyPatch
     entry.write_bytes(bytes(2_000_000))
     assert "2.0 MB freed" in invoke("doctor", "--clear-cache").err
     assert not entry.exists()
+
+
+def test_a_run_without_its_test_answers_and_says_so(invoke: Invoke) -> None:
+    shutil.copytree("run", "untested")
+    Path("untested/report.json").unlink()
+    said = invoke("predict", "untested", "--input", "the bank")
+    assert "untested isn't finished: its test hasn't been taken" in said.err
+    assert "the bank" in said.out
+    shutil.copytree("run/model", "copied")
+    assert "finished" not in invoke("predict", "copied", "--input", "the bank").err
 
 
 def test_predict_prints_one_json_object_for_inputs_and_files(invoke: Invoke) -> None:

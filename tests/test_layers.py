@@ -242,8 +242,10 @@ except SystemExit as left:
         "import gptailor",
         command("--help"),
         "import gptailor.pipeline.prepare, gptailor.pipeline.tokens, gptailor.models.names",
+        "import gptailor.pipeline.finished, gptailor.pipeline.compare",
+        "import gptailor.report.terminal, gptailor.report.comparison",
     ],
-    ids=["package", "help", "looking at data"],
+    ids=["package", "help", "looking at data", "comparing runs", "printing reports"],
 )
 def test_starts_without_torch(code: str) -> None:
     loaded = modules_after(code)

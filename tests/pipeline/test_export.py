@@ -20,11 +20,12 @@ import tiny
 from gptailor.errors import GptailorError, MissingExtraError, ModelError, RunError
 from gptailor.models import onnx_file, replay
 from gptailor.models.approach import adapt_full, adapt_lora
-from gptailor.models.bundle import save_model, write_bundle
+from gptailor.models.bundle import write_bundle
 from gptailor.models.gguf_words import PATTERNS, read_vocabulary
 from gptailor.models.load import load_classifier, load_tokenizer, load_trainable_language_model
 from gptailor.models.names import Base, resolve_base
 from gptailor.models.predictor import Predictor, load_predictor
+from gptailor.models.saved import save_model
 from gptailor.pipeline.causal import save_causal
 from gptailor.pipeline.export import export_run
 from gptailor.types import Bundle

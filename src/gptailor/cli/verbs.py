@@ -299,7 +299,7 @@ def evaluate(
         from gptailor.pipeline.run import load
         from gptailor.report.terminal import print_slices, print_table, score_text
 
-        narrator.say(f"loading {run}")
+        _say_what_is_loaded(run, narrator)
         opened, names = load(run), pairs_in(label_names, "--label-names")
         result = asking(
             lambda chosen: opened.evaluate(
@@ -439,7 +439,7 @@ def predict(
         refuse_given(beside if given else {}, "--input texts are answered where they are given")
         if given and data != "-":
             raise typer.BadParameter("give a file or --input texts, not both")
-        narrator.say(f"loading {run}")
+        _say_what_is_loaded(run, narrator)
         if given:
             answers = predict_inputs(run, given, sampling=sampling, precision=precision)
             if not as_json:
@@ -546,7 +546,7 @@ def serve(
 
         predictors, answerers = [], []
         for run in runs:
-            narrator.say(f"loading {run}")
+            _say_what_is_loaded(run, narrator)
             refuse_precision(run, precision)
             if read_bundle(find_model_folder(run)).task == "classification":
                 predictors.append(load_predictor(run, precision=precision))
@@ -571,7 +571,7 @@ def export(
     with talking() as (console, narrator):
         from gptailor.pipeline.export import export_run
 
-        narrator.say(f"loading {run}")
+        _say_what_is_loaded(run, narrator)
         result = export_run(run, to=to, out=out, precision=precision)
         for key in ("note", "warning"):
             if key in result:
@@ -585,10 +585,10 @@ def export(
 def report(run: RunFolder, as_json: JsonOption = False) -> None:
     """Print a run's summary and name its page."""
     with talking() as (console, _):
-        from gptailor.pipeline.run import Run
+        from gptailor.pipeline.finished import read_report
         from gptailor.report.terminal import print_summary
 
-        result = Run(run).report
+        result = read_report(run)
         if not as_json:
             print_summary(console, result, folder=str(run))
             point(console, f"\nReport:  {run}/report.html")
@@ -675,6 +675,14 @@ def _fit(recipe: Any, *, overwrite: bool, narrator: Any) -> Any:
     from gptailor.pipeline.place import Listener
 
     return fit_recipe(recipe, overwrite=overwrite, listener=Listener(say=narrator.say, show=narrator.show))
+
+
+def _say_what_is_loaded(run: Path, narrator: Any) -> None:
+    from gptailor.pipeline.finished import what_is_missing
+
+    narrator.say(f"loading {run}")
+    if missing := what_is_missing(run):
+        narrator.say(missing)
 
 
 def _look(recipe: Any, console: Any, narrator: Any) -> None:

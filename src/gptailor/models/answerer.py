@@ -12,13 +12,14 @@ from gptailor.data.feeder import Feeder
 from gptailor.data.repair import repair
 from gptailor.data.segments import build_segment_encoder, counter_of, text_behind
 from gptailor.errors import InputError, ModelError, PromptTooLong, did_you_mean
-from gptailor.models.bundle import LONGEST_TEXT, PARITY_TOLERANCE, find_model_folder, name_of, read_bundle
+from gptailor.models.bundle import LONGEST_TEXT, find_model_folder, name_of, read_bundle
 from gptailor.models.decode import Decoder, Generated, Request
 from gptailor.models.generate import FREELY, generate
 from gptailor.models.load import load_saved_language_model, load_tokenizer
 from gptailor.models.names import Base, context_length, served_version
 from gptailor.models.replay import probe_difference, torch_answers
 from gptailor.models.sampling import Sampling
+from gptailor.models.saved import PARITY_TOLERANCE
 from gptailor.tasks.chat_form import ChatForm
 from gptailor.tasks.completion_form import CompletionForm
 from gptailor.tasks.form import PlainForm, TextForm, reserve

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from gptailor.errors import ModelError
-from gptailor.models.bundle import PARITY_TOLERANCE
+from gptailor.models.saved import PARITY_TOLERANCE
 from gptailor.types import FloatArray
 
 # Token ids of one text to its logits: (C,) of a classifier, (T, V) of a language model.

@@ -17,7 +17,6 @@ from gptailor.models.approach import (
     merge_lora,
     save_adapter,
 )
-from gptailor.models.bundle import replay_nats, save_model, token_nats, within_tolerance
 from gptailor.models.forward import keeps_keys_and_values
 from gptailor.models.load import (
     build_scratch_language_model,
@@ -26,6 +25,7 @@ from gptailor.models.load import (
     recompute_activations,
 )
 from gptailor.models.names import Base
+from gptailor.models.saved import replay_nats, save_model, token_nats, within_tolerance
 from gptailor.recipe import (
     AutoApproach,
     FrozenApproach,

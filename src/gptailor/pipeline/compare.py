@@ -15,7 +15,7 @@ from gptailor.errors import GptailorError, RunError, number_of
 from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.paired import corrected_for_all_pairs, difference_of, resampled_scores
 from gptailor.evaluate.resampling import ROWS, Resampling
-from gptailor.pipeline.run import Run
+from gptailor.pipeline.finished import read_report
 from gptailor.pipeline.scored_rows import ScoredRows, groups_in, read_scored_rows, road_of
 from gptailor.recipe import APPROACHES, BESIDE, leaves, load_recipe
 from gptailor.report.facts import (
@@ -102,7 +102,7 @@ def _as_it_comes(key: str, settings: Mapping[str, Any]) -> bool:
 
 
 def _open(folder: Path) -> Entry:
-    report = Run(folder).report
+    report = read_report(folder)
     try:
         values = load_recipe(folder / "recipe.yaml").model_dump(mode="json", exclude=BESIDE)
     except GptailorError:

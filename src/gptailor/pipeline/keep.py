@@ -7,9 +7,10 @@ import dataclasses
 from pathlib import Path
 
 from gptailor.models.approach import adapt_full, save_adapter
-from gptailor.models.bundle import reload_parity, save_model, write_bundle
+from gptailor.models.bundle import write_bundle
 from gptailor.models.predictor import Predictor
 from gptailor.models.readout import probabilities_of
+from gptailor.models.saved import reload_parity, save_model
 from gptailor.pipeline.classify import classify_rows
 from gptailor.pipeline.kinds import kind_of
 from gptailor.pipeline.out_of_fold import run_probabilities

@@ -36,10 +36,10 @@ from gptailor.models.load import (
     load_trainable_language_model,
 )
 from gptailor.pipeline.causal import save_causal
+from gptailor.pipeline.finished import BITS
 from gptailor.pipeline.folder import settled_recipe
 from gptailor.pipeline.openings import note_opening, openings_of
 from gptailor.pipeline.outcome import (
-    BITS,
     REPEAT,
     base_details,
     text_repairs,

@@ -23,7 +23,6 @@ from gptailor.recipe import CleanSettings
 from gptailor.report.card import render_card
 from gptailor.report.page import render_page
 
-BITS = "test_bits.csv"
 BITS_HEADER = ("source", "row", "group", "bytes", "tokens", "nats")
 REPEAT = "gptailor fit recipe.yaml"  # in the run's folder
 

@@ -16,7 +16,7 @@ from gptailor.data.clean import CleanResult, clean_rows
 from gptailor.data.read import Roles, doubts, infer_roles, iterate_rows, read_rows
 from gptailor.data.roles import AmbiguousColumnError
 from gptailor.data.split import value_groups
-from gptailor.errors import DataError, InputError, ModelError, RunError
+from gptailor.errors import DataError, InputError, ModelError
 from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.resampling import Resampling
 from gptailor.launch import Precision
@@ -27,6 +27,7 @@ from gptailor.models.predictor import CHUNK, Answer, Predictor, load_predictor
 from gptailor.models.sampling import Sampling
 from gptailor.models.writer import Writer, open_writer
 from gptailor.pipeline.columns import joined, refuse_unknown_kept
+from gptailor.pipeline.finished import read_report
 from gptailor.pipeline.held_out import noted, why_rare
 from gptailor.pipeline.kinds import kind_of
 from gptailor.pipeline.labels import read_labels, without_labels
@@ -67,24 +68,7 @@ class Run:
     @property
     def report(self) -> dict[str, Any]:
         """report.json, or what `RunError` says if the run isn't finished."""
-        path = self.folder / "report.json"
-        if not self.folder.is_dir():
-            raise RunError(
-                "there is no such folder.", where=str(self.folder), fix="Check the path of the run."
-            )
-        try:
-            report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise RunError(
-                f"is damaged: {error}.", where=str(path), fix="Fit again with --overwrite."
-            ) from None
-        except FileNotFoundError:
-            raise RunError(
-                "this run is not finished (no report.json).",
-                where=str(self.folder),
-                fix="Run the same `gptailor fit` again: it goes on where it stopped.",
-            ) from None
-        return report
+        return read_report(self.folder)
 
     @property
     def predictor(self) -> Predictor:

@@ -22,7 +22,7 @@ from gptailor.evaluate.paired import FromSums
 from gptailor.evaluate.preference import right_shares
 from gptailor.evaluate.text_metrics import METRICS, TextAnswers
 from gptailor.models.bundle import find_model_folder, read_bundle
-from gptailor.pipeline.outcome import BITS
+from gptailor.pipeline.finished import BITS
 from gptailor.tasks.labels import labels_in
 from gptailor.types import AnswerForm, FloatArray, IntArray
 

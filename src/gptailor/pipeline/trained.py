@@ -11,8 +11,8 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from gptailor.models.approach import Adapted, adapt_full, adapter_state, merge_lora
-from gptailor.models.bundle import within_tolerance
 from gptailor.models.load import build_scratch, load_classifier
+from gptailor.models.saved import within_tolerance
 from gptailor.pipeline.causal import choose_weights
 from gptailor.pipeline.classify import by_text, classification_objective, classify_rows
 from gptailor.pipeline.objective import Objective

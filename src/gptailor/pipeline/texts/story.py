@@ -21,10 +21,10 @@ from gptailor.models.answerer import load_answerer
 from gptailor.models.approach import adapt_full
 from gptailor.models.bundle import write_bundle
 from gptailor.pipeline.causal import save_causal
+from gptailor.pipeline.finished import BITS
 from gptailor.pipeline.folder import settled_recipe
 from gptailor.pipeline.openings import note_opening, openings_of
 from gptailor.pipeline.outcome import (
-    BITS,
     REPEAT,
     base_details,
     text_repairs,
