@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-import huggingface_hub
+import huggingface_hub.constants
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -70,6 +70,7 @@ def reviews(count: int, *, delimiter: str = ",", header: str = "text,label") -> 
         ("a.csv", "text,label\nNA,null\n007,1e5\n"),
         ("a.tsv", "text\tlabel\nNA\tnull\n007\t1e5\n"),
         ("semicolons.csv", "text;label\nNA;null\n007;1e5\n"),
+        ("excel.csv", "sep=;\r\ntext;label\r\nNA;null\r\n007;1e5\r\n"),
         ("bars.csv", "text|label\nNA|null\n007|1e5\n"),
         ("a.jsonl", '{"text": "NA", "label": "null"}\n\n{"text": "007", "label": 1e5}\n'),
         ("lines.json", '{"text": "NA", "label": "null"}\n{"text": "007", "label": 1e5}\n'),
@@ -93,6 +94,15 @@ def test_values_are_text_in_every_format(write: Write, name: str, content: str, 
     assert result.sha256 == hashlib.sha256(data).hexdigest()
     assert [item for item in iterate_rows(path) if isinstance(item, RawExample)] == result.rows
     assert all(row.source == path for row in result.rows)
+
+
+def test_the_line_of_excel_that_names_the_delimiter_is_no_row_and_rows_keep_their_lines(write: Write) -> None:
+    """Each row holds more commas than bars; the line has the last word."""
+    rows = "".join(f"one, two, three {n}|{'ab'[n % 2]}\n" for n in range(30))
+    result = read_rows(write("bars.csv", f'"sep=|"\n{rows}'), columns="text,label")
+    assert len(result.rows) == 30
+    assert (result.rows[0].row, result.rows[0].fields) == (2, {"text": "one, two, three 0", "label": "a"})
+    assert "delimiter: bar, as the first line says" in result.notes
 
 
 def test_parquet_values_and_rows(tmp_path: Path) -> None:

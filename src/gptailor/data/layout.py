@@ -19,6 +19,8 @@ USUAL_DELIMITER = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".psv": "|"}
 SAMPLE_RECORDS = 1000
 KNOWN_NAMES = TEXT_NAMES | LABEL_NAMES | {"id", "index", "author", "user", "date", "source", "name", "score"}
 
+ANNOUNCED = re.compile(r'"?sep=([,;|\t])"?[,;|\t]*(?:\r\n|\r|\n)', re.IGNORECASE)
+
 Row = list[str]
 # What has to be said aloud: a first row that isn't a header would be lost.
 ASSUMED = "the first row is taken for names, though it looks like the rest; --columns NAMES keeps it a row"
@@ -35,6 +37,7 @@ class Layout:
     unnamed: frozenset[int]  # columns whose header is empty
     categories: dict[int, frozenset[str]]  # columns with few values, and these
     notes: tuple[str, ...]
+    announced: bool = False  # the first line says `sep=;`, as Excel has it, and is no row
 
 
 def find_layout(text: str, *, suffix: str = "", columns: str | None = None, where: str = "") -> Layout:
@@ -48,9 +51,13 @@ def find_layout(text: str, *, suffix: str = "", columns: str | None = None, wher
     """
     names = None if columns is None else [name.strip() for name in columns.split(",")]
     expected = None if names is None else sum(name.count("+") + 1 for name in names)
-    delimiter, quoted, records = _find_delimiter(text, suffix, expected)
+    line = ANNOUNCED.match(text)
+    rest = text[line.end() :] if line else text
+    delimiter, quoted, records = _find_delimiter(rest, suffix, expected, said=line[1] if line else None)
     first, body = records[0], records[1:]
     notes = [f"delimiter: {DELIMITERS[delimiter]}" if len(first) > 1 else "delimiter: none, a single column"]
+    if line:
+        notes[0] += ", as the first line says"
     if not quoted:
         notes.append("quotes: part of the text")
     nothing_tells = _votes(first, body) == 0 and not any(
@@ -72,7 +79,9 @@ def find_layout(text: str, *, suffix: str = "", columns: str | None = None, wher
         said = ASSUMED if nothing_tells else "the first row names the columns"
         notes += [f"header: {said}", *more]
     categories = _categories([row for row in body if len(row) == len(physical)])
-    return Layout(delimiter, quoted, header, tuple(physical), unnamed, categories, tuple(notes))
+    return Layout(
+        delimiter, quoted, header, tuple(physical), unnamed, categories, tuple(notes), announced=bool(line)
+    )
 
 
 def read_records(text: str, delimiter: str, *, quoted: bool, limit: int = SAMPLE_RECORDS) -> list[Row]:
@@ -170,10 +179,12 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _find_delimiter(text: str, suffix: str, expected: int | None) -> tuple[str, bool, list[Row]]:
+def _find_delimiter(
+    text: str, suffix: str, expected: int | None, *, said: str | None = None
+) -> tuple[str, bool, list[Row]]:
     best: tuple[tuple[float, int], str, bool, list[Row]] | None = None
     usual = USUAL_DELIMITER.get(suffix, ",")
-    for delimiter in sorted(DELIMITERS, key=lambda d: d != usual):
+    for delimiter in [said] if said else sorted(DELIMITERS, key=lambda d: d != usual):
         quoted = uses_quotes(text, delimiter)
         records = read_records(text, delimiter, quoted=quoted)
         if not records:
@@ -186,7 +197,7 @@ def _find_delimiter(text: str, suffix: str, expected: int | None) -> tuple[str, 
         if best is None or score > best[0]:
             best = score, delimiter, quoted, records
     if best is None:
-        return usual, True, [[text.strip()]]
+        return said or usual, True, [[text.strip()]]
     return best[1:]
 
 

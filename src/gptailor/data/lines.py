@@ -132,6 +132,7 @@ def read_delimited(
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if layout.quoted else csv.QUOTE_NONE
     with closing(LineFeed(source, encoding)) as feed:
         taken, faults, line, in_header = feed.taken, feed.faults, 1, bool(header)
+        announced = layout.announced
         while True:
             reader = csv.reader(iter(feed), delimiter=layout.delimiter, quoting=quoting, strict=True)
             try:
@@ -142,7 +143,9 @@ def read_delimited(
                             tally.long_records.append(line)
                     first, line = line, line + len(taken)
                     taken.clear()
-                    if in_header and cells == header:
+                    if announced:
+                        announced = False
+                    elif in_header and cells == header:
                         in_header = False
                     elif faults and (fault := _fault(faults, first, line)):
                         yield RejectedRow(name, first, "unreadable", fault)
