@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
@@ -51,6 +52,33 @@ def test_every_look_at_the_test_file_is_written_down_whatever_its_name(run: Run,
     assert "Look 3" in run.evaluate(str(run.folder.parent / "test.csv"))["note"]
     assert "Opened 3 times" in (run.folder / "README.md").read_text(encoding="utf-8")
     assert "It was opened 3 times" in (run.folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_intervals_over_near_duplicates_of_the_test_file_are_the_report_s(run: Run, tmp_path: Path) -> None:
+    """Each test row stands there three times, all but the same: they are drawn as one, then and now."""
+    folder = run.folder.parent
+    header, *rows = (folder / "test.csv").read_text().splitlines()
+    more = [row.replace(",", f" {word},") for word in ("indeed", "again") for row in rows]
+    (tmp_path / "thrice.csv").write_text("\n".join([header, *rows, *more]) + "\n")
+    settings: dict[str, Any] = {
+        "data": {"train": str(folder / "train.csv"), "test": str(tmp_path / "thrice.csv")},
+        "base": str(folder / "base"),
+        "approach": {"kind": "frozen", "strengths": [1]},
+        "evaluate": {"baselines": "none"},
+        "out": str(tmp_path / "run"),
+    }
+    thrice = gptailor.fit(build_recipe(settings))
+    told = thrice.report["test"]["accuracy"]
+    assert thrice.evaluate(str(tmp_path / "thrice.csv"))["scores"]["accuracy"] == told
+    with (thrice.folder / "predictions.csv").open(newline="") as file:
+        groups = [line["group"] for line in csv.DictReader(file)]
+    assert len(set(groups)) <= len(rows)
+    settings["data"] |= {"clean": {"near_duplicates": False}}
+    apart = gptailor.fit(build_recipe({**settings, "out": str(tmp_path / "apart")})).report["test"][
+        "accuracy"
+    ]
+    assert apart["value"] == told["value"]
+    assert apart["high"] - apart["low"] < told["high"] - told["low"]
 
 
 def test_new_rows_are_no_opening_and_training_rows_are_told(run: Run) -> None:

@@ -300,6 +300,20 @@ def test_an_unclear_test_file_is_named_with_the_option_that_helps(tmp_path: Path
     assert "--test-columns" in str(caught.value.fix)
 
 
+def test_near_duplicates_in_a_given_file_are_drawn_as_one_with_what_the_person_groups(tmp_path: Path) -> None:
+    train = write_csv(tmp_path / "train.csv", ["text", "label", "who"], [(*row, "") for row in easy_rows(60)])
+    held = [(*row, "") for row in easy_rows(12, start=500, word="village")]
+    again = [(f"{held[n][0]} again", held[n][1], "") for n in (0, 1)]
+    ours = [(*row, "ann") for row in easy_rows(2, start=700, word="hamlet")]
+    tied = (f"{ours[0][0]} again", ours[0][1], "")  # near one of ann's
+    rows = [*held, *again, *ours, tied]
+    test = write_csv(tmp_path / "test.csv", ["text", "label", "who"], rows)
+    groups = [row.group for row in prepare_with(train, test=test, split={"group": "who"}).parts["test"]]
+    assert groups == [f"~{test}:2", f"~{test}:3", *[""] * 10, f"~{test}:2", f"~{test}:3", *["ann"] * 3]
+    apart = prepare_with(train, test=test, split={"group": "who"}, clean={"near_duplicates": False})
+    assert [row.group for row in apart.parts["test"]] == [*[""] * 14, "ann", "ann", ""]
+
+
 # Groups and times.
 
 

@@ -14,6 +14,7 @@ import tiny_texts as texts
 from gptailor.data.read import ReadResult
 from gptailor.data.segments import Encoded
 from gptailor.errors import DataError
+from gptailor.pipeline.texts.objective import documents_of
 from gptailor.pipeline.texts.rows import PreparedTexts, prepare_texts
 from gptailor.pipeline.texts.tokens import ledger_lines, tokenize_texts
 from gptailor.recipe import DataSettings, build_recipe
@@ -205,6 +206,16 @@ def test_a_chat_that_begins_as_one_of_the_test_file_is_a_leak(tmp_path: Path, gr
         row["messages"].insert(0, {"role": "assistant", "content": "hello, what can i do"})
     found = prepare(tmp_path, "chat", rows[:31], rows[31:])
     assert [(row.row, row.reason) for row in found.rejected] == [(31, "leak_group")]
+
+
+def test_near_duplicate_questions_of_a_given_file_are_drawn_as_one(tmp_path: Path) -> None:
+    rows = [{"prompt": texts.words(n, 20), "completion": f"answer {n}"} for n in range(40)]
+    held = [{"prompt": texts.words(100 + n, 20), "completion": f"answer {n}"} for n in range(8)]
+    held += [{"prompt": f"{held[n]['prompt']} please", "completion": "another"} for n in (3, 5)]
+    found = prepare(tmp_path, "completion", rows, held)
+    assert documents_of(found.parts["test"]).tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 3, 5]
+    apart = prepare(tmp_path, "completion", rows, held, clean={"near_duplicates": False})
+    assert len(set(documents_of(apart.parts["test"]).tolist())) == 10
 
 
 def test_an_instruction_with_an_input_of_the_test_file_is_no_leak(tmp_path: Path) -> None:

@@ -536,7 +536,8 @@ def test_without_baselines_nothing_is_compared(
 def test_intervals_of_bits_take_rows_with_one_prompt_as_one(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three answers to each of forty prompts are forty things that can be drawn, not 120."""
+    """Three answers to each of forty prompts are forty things that can be drawn, not 120; and so are those
+    to a prompt that is nearly one of them."""
     units: list[PieceNats] = []
 
     def listening(pieces: PieceNats, **settings: Any) -> Any:
@@ -544,6 +545,7 @@ def test_intervals_of_bits_take_rows_with_one_prompt_as_one(
         return text_scores(pieces, **settings)
 
     test = [{**row, "completion": f"{row['completion']} {n}"} for row in texts.pairs(40) for n in range(3)]
+    test[1]["prompt"] += " please"
     train = texts.write_csv(place.folder / "for-thrice.csv", texts.pairs(40, first=300))
     data = {"train": train, "test": texts.write_csv(place.folder / "thrice.csv", test)}
     monkeypatch.setattr(story, "text_scores", listening)

@@ -7,9 +7,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from functools import cache
 
+import numpy as np
+
 from gptailor.data.clean import CleanResult, clean_rows, mended_label, steps_of_settings
+from gptailor.data.duplicates import near_duplicate_groups
 from gptailor.data.read import OTHER_NAMES, ReadResult, Roles, doubts, infer_roles, read_rows
 from gptailor.data.roles import LABEL_NAMES
+from gptailor.data.split import join_groups, value_groups
 from gptailor.errors import DataError, number_of
 from gptailor.pipeline.columns import take_roles
 from gptailor.pipeline.fixes import Fixes, apply_fixes
@@ -18,7 +22,9 @@ from gptailor.recipe import CleanSettings, DataSettings, Recipe, SplitSettings
 from gptailor.report.words import REASONS
 from gptailor.tasks.classification import refuse_unknown_labels, refuse_unknown_slices
 from gptailor.tasks.labels import labels_of
-from gptailor.types import AnswerForm, RawExample, Reason, RejectedRow
+from gptailor.types import AnswerForm, Example, RawExample, Reason, RejectedRow
+
+NEAR = "~"  # begins the name of a group that nobody asked for: near-duplicates
 
 
 def read_held_out(
@@ -68,6 +74,25 @@ def read_held_out(
     if not result.rows:
         raise DataError("has no row with text and label.", where=location, fix="Check its columns.")
     return file, result
+
+
+def drawn_together(rows: Sequence[Example], *, near_duplicates: bool, seed: int) -> list[Example]:
+    """Rows of a given file with the groups that intervals draw as one: the person's, and near-duplicates.
+
+    A group is called as the file calls it, else by its first row.
+    """
+    if not near_duplicates:
+        return list(rows)
+    near = near_duplicate_groups([row.text for row in rows], seed=seed)
+    groups = join_groups(near, value_groups([row.group for row in rows])).tolist()
+    sizes = np.bincount(groups)
+    names: dict[int, str] = {}
+    for row, group in sorted(zip(rows, groups, strict=True), key=lambda one: not one[0].group):
+        names.setdefault(group, row.group or f"{NEAR}{row.source}:{row.row}")
+    return [
+        dataclasses.replace(row, group=names[group] if sizes[group] > 1 else "")
+        for row, group in zip(rows, groups, strict=True)
+    ]
 
 
 def refuse_strange_labels(

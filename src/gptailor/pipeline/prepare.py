@@ -20,7 +20,9 @@ from gptailor.models.readout import label_text, labels_named
 from gptailor.pipeline.columns import take_roles
 from gptailor.pipeline.fixes import Fixes, apply_fixes, read_fixes, refuse_faults
 from gptailor.pipeline.held_out import (
+    NEAR,
     doubts_in,
+    drawn_together,
     notes_on_groups,
     read_held_out,
     refuse_strange_labels,
@@ -51,8 +53,6 @@ from gptailor.tasks.labels import (
     refuse_separator_without_sets,
 )
 from gptailor.types import PARTS, AnswerForm, Example, IntArray, Part, RawExample, RejectedRow
-
-NEAR = "~"  # begins the name of a group that nobody asked for: near-duplicates
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +235,6 @@ def _split(
         has_test="test" in given,
         name_of=lambda place: f"{examples[place].source} row {examples[place].row}",
     )
-    # Those of a given file keep their names, which are no such numbers.
     sizes, kind = np.bincount(groups), NEAR if settings.group is None else "group "
 
     def in_its_group(place: int) -> Example:
@@ -248,7 +247,11 @@ def _split(
     parts: dict[Part, Sequence[Example]] = {
         part: chained(
             picked(examples_in_groups, np.flatnonzero(part_of == number)),
-            [example_of(row) for row in given.get(part, ())],
+            drawn_together(
+                [example_of(row) for row in given.get(part, ())],
+                near_duplicates=recipe.data.clean.near_duplicates,
+                seed=recipe.seed,
+            ),
         )
         for number, part in enumerate(PARTS)
     }

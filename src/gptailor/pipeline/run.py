@@ -28,7 +28,7 @@ from gptailor.models.sampling import Sampling
 from gptailor.models.writer import Writer, open_writer
 from gptailor.pipeline.columns import joined, refuse_unknown_kept
 from gptailor.pipeline.finished import read_report
-from gptailor.pipeline.held_out import noted, why_rare
+from gptailor.pipeline.held_out import drawn_together, noted, why_rare
 from gptailor.pipeline.kinds import kind_of
 from gptailor.pipeline.labels import read_labels, without_labels
 from gptailor.pipeline.language_new import evaluate_language
@@ -37,7 +37,7 @@ from gptailor.pipeline.slices import score_slices, slice_columns
 from gptailor.pipeline.task import first_rows, is_prose
 from gptailor.pipeline.taught import already_taught, holds_the_test
 from gptailor.pipeline.texts.new import answer_file, evaluate_preferences, evaluate_texts
-from gptailor.recipe import CleanSettings, DataSettings, load_recipe
+from gptailor.recipe import CleanSettings, DataSettings, Recipe, load_recipe
 from gptailor.tasks.classification import (
     refuse_unknown_labels,
     refuse_unknown_slices,
@@ -211,12 +211,14 @@ class Run:
 
         if self.task == "language":
             found = self._evaluate_language(location, text=text, columns=columns, own=own)
-        elif self.task == "preference":
-            found = evaluate_preferences(self.answerer, location, columns=columns, note_of=note_of)
         elif self.task != "classification":
-            found = evaluate_texts(
-                self.answerer, location, target=target, columns=columns, slices=slices, note_of=note_of
-            )
+            recipe = self._recipe(location)
+            near_seed = recipe.seed if recipe.data.clean.near_duplicates else None
+            new: dict[str, Any] = {"columns": columns, "near_seed": near_seed, "note_of": note_of}
+            if self.task == "preference":
+                found = evaluate_preferences(self.answerer, location, **new)
+            else:
+                found = evaluate_texts(self.answerer, location, target=target, slices=slices, **new)
         else:
             names = label_names or {}
             found = self._evaluate_labels(
@@ -264,8 +266,7 @@ class Run:
         self, location: str, *, text: str | None, columns: str | None, own: str | None
     ) -> dict[str, Any]:
         """A language model's scores on a text read as training's was: by separator, column and line."""
-        path = self.folder / "recipe.yaml"
-        data = load_recipe(path).data if path.exists() else DataSettings(train=location)
+        data = self._recipe(location).data
         if columns is None and (own or (is_prose(location) and is_prose(data.train))):
             columns = data.test_columns if own == "test" else data.columns
         there = {*first_rows(location, columns)[0]} if data.text or data.split.group else set()
@@ -295,8 +296,8 @@ class Run:
         file = read_rows(location, columns=columns)
         roles = self._roles(file.columns, file.rows, text=text, label=label)
         refuse_unknown_slices(slices, file.columns, file=location)
-        path = self.folder / "recipe.yaml"
-        group = (load_recipe(path).data.split.group if path.exists() else None) or ""
+        recipe = self._recipe(location)
+        group = recipe.data.split.group or ""
         rows: Sequence[RawExample] = [
             RawExample(
                 {
@@ -327,12 +328,18 @@ class Run:
         label_ids = {name: place for place, name in enumerate(known)}
         answers = np.array([label_of(row.fields["label"], label_ids, form) for row, _ in kept])
         logits = self.predictor.logits([item for _, item in kept])
-        groups = value_groups([row.fields.get("group", "") for row, _ in kept])
-        settings: dict[str, Any] = {"label_names": known, "resampling": Resampling(groups=groups)}
+        examples = drawn_together(
+            [to_example(row, None) for row, _ in kept],
+            near_duplicates=recipe.data.clean.near_duplicates,
+            seed=recipe.seed,
+        )
+        settings: dict[str, Any] = {
+            "label_names": known,
+            "resampling": Resampling(groups=value_groups([row.group for row in examples])),
+        }
         temperature = self.predictor.bundle.temperature
         report = kind_of(form).evaluate(logits, answers, split="new", temperature=temperature, **settings)
         assert report.predictions is not None
-        examples = [to_example(row, None) for row, _ in kept]
         texts = [example.text for example in examples]
         return {
             "file": location,
@@ -363,10 +370,14 @@ class Run:
             label_merges=self._trained("label_merges") or {},
             rare_labels=self._trained("rare_labels") or {},
         )
-        path = self.folder / "recipe.yaml"
-        merge = load_recipe(path).data.clean.merge_labels if path.exists() else True
+        merge = self._recipe("").data.clean.merge_labels
         settings = CleanSettings(**self.predictor.bundle.clean, merge_labels=merge)
         return clean_rows(rows, settings=settings, protected=True, known=trained, kind=form.kind).rows
+
+    def _recipe(self, location: str) -> Recipe:
+        """The run's recipe; where only the model was copied here, the usual one."""
+        path = self.folder / "recipe.yaml"
+        return load_recipe(path) if path.exists() else Recipe(data=DataSettings(train=location))
 
     def _roles(
         self, columns: Sequence[str], rows: Sequence[RawExample], *, text: str | None, label: str | None

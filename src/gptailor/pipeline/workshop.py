@@ -16,9 +16,10 @@ from gptailor.errors import DataError
 from gptailor.evaluate.resampling import Resampling
 from gptailor.models.load import load_config, load_tokenizer
 from gptailor.models.names import Base, context_length
+from gptailor.pipeline.held_out import NEAR
 from gptailor.pipeline.kinds import Kind, kind_of
 from gptailor.pipeline.place import Trained
-from gptailor.pipeline.prepare import NEAR, Prepared
+from gptailor.pipeline.prepare import Prepared
 from gptailor.pipeline.tokens import TokenizedParts, tokenize_parts
 from gptailor.recipe import Recipe
 from gptailor.types import Example, FloatArray, IntArray, TokenizedExample

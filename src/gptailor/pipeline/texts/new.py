@@ -30,7 +30,13 @@ from gptailor.pipeline.held_out import noted
 from gptailor.pipeline.slices import score_text_slices, slice_columns
 from gptailor.pipeline.texts.answers import ALWAYS, samplings
 from gptailor.pipeline.texts.objective import documents_of, log_likelihoods, margins_as_trained, sequence_nats
-from gptailor.pipeline.texts.rows import as_taught, read_texts, refuse_missing_columns, without_question
+from gptailor.pipeline.texts.rows import (
+    as_taught,
+    read_texts,
+    refuse_missing_columns,
+    with_near,
+    without_question,
+)
 from gptailor.pipeline.texts.tokens import TokenizedRow, sequences_of
 from gptailor.tasks.chat_form import ChatForm
 from gptailor.tasks.classification import refuse_unknown_slices
@@ -87,12 +93,14 @@ def evaluate_texts(
     target: str | None,
     columns: str | None,
     slices: Sequence[str] = (),
+    near_seed: int | None = None,
     resampling: Resampling = ROWS,
     note_of: Callable[[Sequence[str]], str] = lambda _: "",
 ) -> dict[str, Any]:
     """Scores a run on new rows with known answers: the likelihood of all, and answers written to some.
 
-    `note_of` says what is to be known of the rows, as `as_taught` writes them.
+    `note_of` says what is to be known of the rows, as `as_taught` writes them. With `near_seed` intervals
+    draw near-duplicates among the rows together; the seed is that of the search for them.
 
     Raises:
         DataError: there is no row with a prompt and an answer.
@@ -117,6 +125,8 @@ def evaluate_texts(
         raise DataError(told, where=location, fix="Name its columns as in training.")
     if answerer.bundle.form.get("one_question"):
         rows = without_question(rows)
+    if near_seed is not None:
+        rows = with_near(rows, near_seed)
     nats, used, lengths = _nats(answerer, rows)
     scores: dict[str, Any] = as_json(text_scores(nats, resampling=resampling))
     own = answerer.bundle.form.get("metrics") or answerer.form.metrics
@@ -154,12 +164,13 @@ def evaluate_preferences(
     location: str,
     *,
     columns: str | None,
+    near_seed: int | None = None,
     resampling: Resampling = ROWS,
     note_of: Callable[[Sequence[str]], str] = lambda _: "",
 ) -> dict[str, Any]:
     """How often a preference run ranks the chosen answers of new rows first, as its report measured it.
 
-    `note_of` as for `evaluate_texts`.
+    `near_seed` and `note_of` as for `evaluate_texts`.
 
     Raises:
         DataError: there is no row with two answers.
@@ -176,6 +187,8 @@ def evaluate_preferences(
         for raw, row in read_rows
         if not isinstance(row, RejectedRow)
     ]
+    if near_seed is not None:
+        rows = with_near(rows, near_seed)
     pairs = [pair for row in rows if (pair := _pair(answerer, row)) is not None]
     if not pairs:
         fix = "Name its columns as in training."

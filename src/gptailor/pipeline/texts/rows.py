@@ -25,7 +25,7 @@ from gptailor.tasks.cells import Mend
 from gptailor.tasks.classification import refuse_unknown_slices
 from gptailor.tasks.completion_form import CompletionForm
 from gptailor.tasks.form import TextForm, TextRow
-from gptailor.types import PARTS, Part, RawExample, Reason, RejectedRow
+from gptailor.types import PARTS, IntArray, Part, RawExample, Reason, RejectedRow
 
 TOLD_ROWS, TOLD_CHARACTERS = 5, 300  # of what is wrong with a file
 
@@ -354,11 +354,11 @@ def split(
         name_of=lambda place: f"{rows[place].source} row {rows[place].row}",
     )
     parts: dict[Part, list[TextRow]] = {part: [] for part in PARTS}
-    sizes = np.bincount(near)
-    for row, group, part in zip(rows, near.tolist(), places, strict=True):
-        parts[part].append(replace(row, near=str(group)) if sizes[group] > 1 else row)
+    for row, part in zip(_called_alike(rows, near), places, strict=True):
+        parts[part].append(row)
     for part in PARTS:
-        parts[part].extend(given.get(part, ()))
+        asked = given.get(part, ())
+        parts[part].extend(with_near(asked, recipe.seed) if recipe.data.clean.near_duplicates else asked)
     empty = [part for part in PARTS if not parts[part]]
     if empty:
         raise DataError(
@@ -367,6 +367,23 @@ def split(
             fix="Add rows, or change data.split.",
         )
     return parts, int((np.bincount(near) > 1).sum())
+
+
+def with_near(rows: Sequence[TextRow], seed: int) -> list[TextRow]:
+    """Rows of a file by themselves, near-duplicate questions among them known as such."""
+    return _called_alike(rows, near_duplicate_groups(compared(rows), seed=seed)) if rows else []
+
+
+def _called_alike(rows: Sequence[TextRow], near: IntArray) -> list[TextRow]:
+    """The rows, those of one group of near-duplicates called alike: by the group's first row."""
+    names: dict[int, str] = {}
+    for row, group in zip(rows, near.tolist(), strict=True):
+        names.setdefault(group, f"{row.source}:{row.row}")
+    sizes = np.bincount(near)
+    return [
+        replace(row, near=names[group]) if sizes[group] > 1 else row
+        for row, group in zip(rows, near.tolist(), strict=True)
+    ]
 
 
 def refuse_unknown_columns(file: ReadResult, settings: DataSettings) -> None:
