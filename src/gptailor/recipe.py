@@ -71,7 +71,9 @@ class CleanSettings(Settings):
     drop_duplicates: bool = Field(True, description="keep the first of rows with equal text and label")
     drop_conflicts: bool = Field(True, description="drop equal texts that carry different labels")
     merge_labels: bool = Field(True, description="merge labels that differ by case, space or one typo")
-    near_duplicates: bool = Field(True, description="find near-duplicates, keep each group in one part and draw it as one for intervals")
+    near_duplicates: bool = Field(
+        True, description="find near-duplicates; each group stays in one part, and intervals draw it as one"
+    )
     minimum_class_size: int = Field(5, ge=1, description="drop classes with fewer rows than this")
 
 

@@ -160,6 +160,7 @@ def test_the_words_weigh_the_interval() -> None:
     assert "would help" in says(0.855, 0.861, 0.88)
     assert "may help" in says(0.84, 0.861, 0.88)
     assert "hardly help" in says(0.84, 0.851, 0.855)
+    assert says(0.855, 0.861, 0.88).endswith("not on the test's.")
     assert "frozen features" in says(0.855, 0.861, 0.88, approach="full")
 
 

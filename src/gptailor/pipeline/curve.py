@@ -198,7 +198,8 @@ def in_words(told: Sequence[Mapping[str, Any]], *, now: float, metric: str, appr
     return (
         f"With {first['more']:,} more rows about {100 * value:.1f} % {score} ({100 * low:.1f} to "
         f"{100 * high:.1f}); now, with {first['rows'] - first['more']:,}, it is {100 * now:.1f} %. {advice}"
-        + ("" if approach == "frozen" else " Measured with frozen features; the model itself may differ.")
+        + " Measured on held-out rows, not on the test's"
+        + ("." if approach == "frozen" else ", with frozen features; the model itself may gain differently.")
     )
 
 
