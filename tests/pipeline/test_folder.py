@@ -17,7 +17,7 @@ from gptailor import cli
 from gptailor.errors import RunError
 from gptailor.launch import one_writer, write_atomically
 from gptailor.pipeline.fit import fit_recipe
-from gptailor.pipeline.folder import claim_folder, default_folder, next_to, open_for_fit, sweep
+from gptailor.pipeline.folder import claim_folder, default_folder, holds_work, next_to, open_for_fit, sweep
 from gptailor.pipeline.place import Listener
 from gptailor.recipe import Recipe, build_recipe, load_recipe
 
@@ -425,6 +425,18 @@ def test_names_that_begin_like_ours_are_not_ours(name: str, place: Path, tmp_pat
     (tmp_path / "run" / name).touch()
     with pytest.raises(RunError, match="is not a run folder and not empty"):
         fit_recipe(recipe_for(place, tmp_path / "run"))
+
+
+def test_what_was_begun_and_never_made_whole_is_no_work(tmp_path: Path) -> None:
+    """Of folds the first may end before its first checkpoint; then other settings may begin anew."""
+    (tmp_path / "checkpoints" / "fold-1").mkdir(parents=True)
+    (tmp_path / "checkpoints" / ".partial-step-4").mkdir()
+    assert not holds_work(tmp_path)
+    whole = tmp_path / "checkpoints" / "fold-1" / "step-000004"
+    whole.mkdir()
+    assert not holds_work(tmp_path)
+    (whole / "manifest.json").write_text("{}")
+    assert holds_work(tmp_path)
 
 
 def test_names_that_are_not_utf_8_break_nothing(tmp_path: Path) -> None:

@@ -212,6 +212,26 @@ def test_a_wrong_tune_section_is_told_in_words(tune: dict[str, Any], words: str)
     assert "#" not in str(caught.value)  # the names of pydantic's branches
 
 
+@pytest.mark.parametrize("approach", ["auto", "full"])
+def test_a_condition_that_no_trial_meets_is_refused(approach: str, rehearsal: Rehearsal) -> None:
+    """Nothing would be tried, and the search would say that nothing was better."""
+    space = {"approach[lora].rank": [4, 8]}
+    with pytest.raises(RecipeError, match="no trial has approach lora"):
+        space_of(rehearsal, space, approach=approach)
+    assert space_of(rehearsal, {"approach": ["full", "lora"], **space}, approach=approach)
+    assert space_of(rehearsal, space, approach="lora")
+
+
+@pytest.mark.parametrize(
+    "ends", [{"low": 8, "high": 32, "step": 0.5}, {"low": 8.5, "high": 32}, {"low": 8, "high": 32.5}]
+)
+def test_a_range_over_whole_numbers_has_whole_ends_and_steps(
+    ends: dict[str, float], rehearsal: Rehearsal
+) -> None:
+    with pytest.raises(RecipeError, match="takes whole numbers"):
+        space_of(rehearsal, {"train.batch_size": ends})
+
+
 def test_a_rate_is_taken_with_two_digits_and_others_with_three() -> None:
     rate = Dimension("train.learning_rate", "train.learning_rate", low=1e-4, high=1e-2, log=True)
     assert as_taken(rate, 0.000412837) == 0.00041

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from optuna.trial import TrialState
 
 from fake_search import recipe_with, rehearsal_of
 from gptailor.errors import NonFiniteError, RunError
+from gptailor.pipeline.rehearse import Look, Rehearsal, Settled
 from gptailor.recipe import Recipe, TuneSettings
 from gptailor.search.finalists import choose_finalists, own_trial
 from gptailor.search.space import build_space, place_of
-from gptailor.search.study import Running, Study
+from gptailor.search.study import Running, Study, weighed_by_importance
 from gptailor.search.trials import (
     Search,
     closing_seconds,
@@ -115,6 +117,95 @@ def test_most_trials_change_little_of_the_best_so_far(tmp_path: Path) -> None:
     far = [count for number, count in changed.items() if not number % 3]
     assert np.mean(near) < 1.8 < 2.4 < np.mean(far)
     assert own.score == pytest.approx(max(one.score or 0.0 for one in trials))
+
+
+def frozen_is_best(recipe: Recipe) -> float:
+    """Of the usual space: full trains best near its own settings, and a frozen head is better still."""
+    if recipe.approach.kind == "frozen":
+        return 0.9
+    near = (recipe.train.batch_size == 16, recipe.train.warmup == 0.06, recipe.train.dropout == 0.1)
+    return 0.4 * (recipe.approach.kind == "full") + 0.1 * sum(near)
+
+
+def rehearsal_with_frozen(seconds: float = 0.0) -> Rehearsal:
+    """As classification has it: `auto` trains fully, and settles on the head that was better."""
+    usual = rehearsal_of(frozen_is_best, seconds=seconds)
+
+    def trial(recipe: Recipe) -> Iterator[Look]:
+        if recipe.approach.kind == "frozen":
+            yield Look(0, -math.inf, fallback=0.9, settled=Settled("frozen"))
+            return
+        auto = recipe.approach.kind == "auto"
+        for look in usual.trial(recipe):
+            settled = Settled("frozen") if auto and look.last else look.settled
+            fallback, score = (0.9, 0.7) if auto else (-math.inf, look.score)
+            yield dataclasses.replace(
+                look, score=score, fallback=fallback, settled=settled, learning_rate=3e-4
+            )
+
+    return dataclasses.replace(usual, trial=trial)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_where_a_frozen_head_is_best_it_is_drawn_once_and_others_draw_near_the_training(
+    tmp_path: Path, seed: int
+) -> None:
+    """It has no other settings: near it there is nothing to draw, and it would be drawn again and again."""
+    recipe = recipe_with(tune={"trials": 25, "pruner": "none"})
+    rehearsal = rehearsal_with_frozen()
+    study = Study(f"sqlite:///{tmp_path / 'trials.sqlite3'}", name="test", pruner="none", seed=seed)
+    search = Search(recipe, build_space(recipe, rehearsal), rehearsal, study, lambda _: None)
+    trials = run_trials(search)
+    assert len(counted(trials)) == 25
+    frozen = [one for one in trials if one.values.get("approach") == "frozen"]
+    assert len(frozen) <= 6, "with class weights, without them, and while that wasn't known"
+    (own,) = [one for one in trials if one.own]
+    assert own.place == {"approach": "frozen", "train.class_weights": "none"}
+    assert own.centre is not None
+    near = [one for one in trials if one.number % 3 and one.values and one not in frozen]
+    kept = [own.centre["train.batch_size"] == one.values["train.batch_size"] for one in near]
+    assert np.mean(kept) > 0.5, "by chance a third"
+
+
+def test_a_trial_that_auto_would_leave_out_is_left_out(tmp_path: Path) -> None:
+    said: list[str] = []
+    usual = rehearsal_with_frozen()
+
+    def trial(recipe: Recipe) -> Iterator[Look]:
+        hours = 36_000.0 if recipe.approach.kind == "full" else 60.0
+        return (dataclasses.replace(look, forecast=hours) for look in usual.trial(recipe))
+
+    recipe = recipe_with(tune={"trials": 12, "pruner": "none"})
+    rehearsal = dataclasses.replace(usual, trial=trial)
+    study = Study(f"sqlite:///{tmp_path / 'trials.sqlite3'}", name="test", pruner="none", seed=0)
+    trials = run_trials(Search(recipe, build_space(recipe, rehearsal), rehearsal, study, said.append))
+    full = [one for one in trials if one.values.get("approach") == "full" and one.same_as is None]
+    assert full
+    assert {(one.state, len(one.looks), one.note) for one in full} == {
+        ("pruned", 1, "left out: it would take up to 10 h 0 min")
+    }
+    assert any("left out: it would take up to 10 h" in line for line in said)
+
+
+def test_a_trial_ends_with_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    search = search_in(tmp_path, rehearsal=rehearsal_of(score_of), time="1h", pruner="none")
+    run_trial(search, search.study.begin())
+    monkeypatch.setattr(Search, "seconds_left", lambda *_: 0.0)
+    run_trial(search, search.study.begin())
+    last = search.study.trials()[-1]
+    assert (last.state, len(last.looks), last.note) == ("pruned", 1, "given up: the time is spent")
+
+
+def test_what_mattered_is_told_of_different_trials_alone(tmp_path: Path) -> None:
+    """Copies of one trial would make its settings look all-important."""
+    search = search_in(tmp_path, trials=9, pruner="median", rehearsal=rehearsal_of(score_of, looks=12))
+    trials = run_trials(search)
+    weighed = weighed_by_importance(trials)
+    assert {one.state for one in weighed} == {"complete", "pruned"}
+    assert search.study.importance(trials) == {"train.dropout": 1.0}
+    copies = [dataclasses.replace(one, same_as=0) for one in trials[2:]]
+    assert weighed_by_importance(copies) == []
+    assert search.study.importance([*trials[:2], *copies]) == {}
 
 
 def test_known_settings_are_not_run_again_and_cost_no_budget(tmp_path: Path) -> None:

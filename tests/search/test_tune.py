@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 import tiny
 from fake_search import rehearsal_of
-from gptailor.errors import FolderBusyError, GptailorError, RecipeError, RunError
+from gptailor.errors import FolderBusyError, GptailorError, InputError, RecipeError, RunError
 from gptailor.evaluate.run import macro_f1
 from gptailor.launch import catch_signals, in_use
 from gptailor.models.predictor import load_predictor
@@ -248,6 +249,32 @@ def test_a_search_that_runs_is_not_moved_away(place: Path) -> None:
     assert not (place / "searched" / "tune").exists()
 
 
+def test_a_fit_stays_out_of_a_search_that_has_not_ended(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its run would lie where the search's last fit goes, and the search could never end."""
+
+    def stopped(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    recipe = recipe_in(place, "both")
+    with monkeypatch.context() as first:
+        first.setattr(tune, "fit_winner", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            tune_recipe(recipe)
+    with pytest.raises(RunError, match="a search for settings that hasn't ended"):
+        fit_recipe(recipe)
+    with pytest.raises(RunError, match="the same `gptailor tune` again"):
+        _ = Run(place / "both").report
+    assert tune_recipe(recipe).result["winner"]["trial"] == 1
+
+
+def test_data_that_can_be_read_once_only_are_refused_before_the_search(place: Path) -> None:
+    recipe = recipe_in(place, "stream")
+    piped = recipe.data.model_copy(update={"train": "-"})
+    with pytest.raises(InputError, match="read once only"):
+        tune_recipe(recipe.model_copy(update={"data": piped}))
+    assert not (place / "stream").exists()
+
+
 def test_a_folder_with_a_fit_is_refused_before_the_search(place: Path) -> None:
     recipe = recipe_in(place, "fitted")
     fit_recipe(recipe.model_copy(update={"tune": TuneSettings()}))
@@ -345,10 +372,13 @@ def test_a_search_by_time_killed_in_its_last_fit_fits_the_same_winner(
     def killed(*_: Any) -> Any:
         raise KeyboardInterrupt
 
+    def two_trials(_: Any, trials: Sequence[Any]) -> float:
+        return 600.0 * (2 - sum(one.state != "running" for one in trials))
+
     space = {"train.learning_rate": [0.01, 0.02, 0.03]}
     recipe = recipe_in(place, "hour", time="1h", trials=None, space=space, seeds=1)
     with monkeypatch.context() as first:
-        first.setattr(Search, "seconds_left", lambda _, trials: 2 - len(trials))
+        first.setattr(Search, "seconds_left", two_trials)
         first.setattr(tune, "fit_winner", killed)
         with pytest.raises(KeyboardInterrupt):
             tune_recipe(recipe)
@@ -557,6 +587,9 @@ def test_completion_is_tuned_by_its_validation_loss(place: Path) -> None:
             "out": str(place / "pairs"),
         }
     )
+    once = recipe.model_copy(update={"tune": recipe.tune.model_copy(update={"seeds": 1})})
+    with pytest.raises(RecipeError, match="one repeat can't win"):
+        tune_recipe(once)
     result = tune_recipe(recipe).result
     assert result["winner"]["trial"] == 1
     assert not result["higher_is_better"]
@@ -601,7 +634,7 @@ def test_every_task_asks_its_default_the_test_rows(task: str, place: Path, tmp_p
     beside = str(tmp_path / "run" / "tune" / "own")
     rival = fit_sealed(recipe.model_copy(update={"train": other, "out": beside}))
     assert not (rival / "openings.jsonl").exists()
-    report = fit_recipe(recipe, rival=rival).report
+    report = fit_recipe(recipe, rival=rival, after_search=True).report
     (opening,) = (tmp_path / "run" / "openings.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(opening)["command"] == "tune"
     metric = "loss" if task == "language" else "preference_accuracy"

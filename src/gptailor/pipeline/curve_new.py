@@ -53,7 +53,8 @@ def curve_of(
     _refuse_what_has_no_curve(shop)
     say("computing features, fitting heads on fewer and fewer rows")
     model = base_classifier(shop)
-    return learning_curve(shop, model, approach="frozen" if run is None else _approach_of(run), more=more)
+    approach = recipe.approach.kind if run is None else _approach_of(run)
+    return learning_curve(shop, model, approach=approach, more=more)
 
 
 def curve_page(curve: Mapping[str, Any], *, title: str) -> str:

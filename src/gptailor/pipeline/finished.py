@@ -1,4 +1,4 @@
-"""What a finished run left, read without its model: no torch."""
+"""How far a run folder has come, and what a finished one left, read without its model: no torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,16 @@ from typing import Any
 
 from gptailor.errors import RunError
 
+REQUEST = "request.yaml"  # the recipe as asked; recipe.yaml holds it as resolved
+REPORT = "report.json"  # written last: a folder with it is finished
+SEARCH = "tune"  # what a search for settings keeps beside the run it ends with
+FOUND = "tune.json"  # written last of all by a search
 BITS = "test_bits.csv"  # what each piece of a test text cost the model
+
+
+def is_searching(folder: Path) -> bool:
+    """Whether a search was begun there that hasn't ended."""
+    return (folder / SEARCH).is_dir() and not (folder / FOUND).exists()
 
 
 def read_report(folder: Path) -> dict[str, Any]:
@@ -19,26 +28,32 @@ def read_report(folder: Path) -> dict[str, Any]:
     """
     if not folder.is_dir():
         raise RunError("there is no such folder.", where=str(folder), fix="Check the path of the run.")
-    path = folder / "report.json"
+    path = folder / REPORT
     try:
         report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise RunError(f"is damaged: {error}.", where=str(path), fix="Fit again with --overwrite.") from None
+        raise RunError(
+            f"is damaged: {error}.", where=str(path), fix=f"Run {_maker(folder)} again with --overwrite."
+        ) from None
     except FileNotFoundError:
         raise RunError(
             "this run is not finished (no report.json).",
             where=str(folder),
-            fix="Run the same `gptailor fit` again: it goes on where it stopped.",
+            fix=f"Run the same {_maker(folder)} again: it goes on where it stopped.",
         ) from None
     return report
 
 
 def what_is_missing(folder: Path) -> str:
     """A word on a run that has its model and not yet its test; none on a model that was copied elsewhere."""
-    begun = (folder / "request.yaml").exists() and (folder / "model").is_dir()
-    if not begun or (folder / "report.json").exists():
+    begun = (folder / REQUEST).exists() and (folder / "model").is_dir()
+    if not begun or (folder / REPORT).exists():
         return ""
     return (
         f"{folder} isn't finished: its test hasn't been taken, so nothing says how good its answers are; "
-        "the same `gptailor fit` goes on"
+        f"the same {_maker(folder)} goes on"
     )
+
+
+def _maker(folder: Path) -> str:
+    return f"`gptailor {'tune' if (folder / SEARCH).is_dir() else 'fit'}`"

@@ -23,6 +23,7 @@ from gptailor.pipeline.folder import (
     file_hashes,
     open_for_fit,
     refuse_other_data,
+    refuse_search,
 )
 from gptailor.pipeline.frozen import best_strength_of, run_frozen
 from gptailor.pipeline.keep import find_suspects, keep
@@ -79,11 +80,12 @@ def fit_recipe(
     overwrite: bool = False,
     listener: Listener | None = None,
     rival: Path | None = None,
+    after_search: bool = False,
 ) -> Run:
     """Reads, cleans, splits, tokenizes, trains, compares, tests and reports; resumes what was begun.
 
     A rival is the folder of another run of the same split, whose model is asked the test rows when they are
-    opened.
+    opened. Only the last fit of a search (`after_search`) goes into its folder before it has ended.
 
     Raises:
         GptailorError: something the person can mend; the message says what.
@@ -93,6 +95,8 @@ def fit_recipe(
     assert recipe.task is not None  # settled
     refuse_missing_trackers(recipe.trackers)
     folder = claim_folder(recipe, overwrite=overwrite)
+    if not after_search:
+        refuse_search(folder)
     with one_writer(folder), catch_signals() as stop:
         if open_for_fit(folder, recipe, listener.say):
             listener.say(f"{folder} is finished; nothing to do")

@@ -21,15 +21,12 @@ from gptailor.data.source import is_stream
 from gptailor.errors import ModelError, RecipeError, RunError
 from gptailor.launch import in_use, one_writer, write_atomically
 from gptailor.models.names import Base, resolve_base
+from gptailor.pipeline.finished import FOUND, REPORT, REQUEST, SEARCH, is_searching
 from gptailor.plain_yaml import load_yaml
 from gptailor.recipe import Recipe, TuneSettings, build_recipe, differences, dump_recipe, load_recipe
 from gptailor.types import Bundle
 
-REQUEST = "request.yaml"  # the recipe as asked; recipe.yaml holds it as resolved
-REPORT = "report.json"  # written last: a folder with it is finished
 DESKTOP = (".DS_Store", "Thumbs.db", "desktop.ini")  # what file managers leave anywhere
-SEARCH = "tune"  # what a search for settings keeps beside the run it ends with
-FOUND = "tune.json"  # written last of all by a search
 TAUGHT = "data/taught.npz"  # hashes of the texts that taught the run
 FILES = ("train", "target", "validation", "validation_target", "test", "test_target", "fix")  # of a recipe
 UNWRITABLE = re.compile("[\ud800-\udfff]")  # bytes of a name that aren't UTF-8
@@ -223,10 +220,20 @@ def refuse_fitted(folder: Path) -> None:
         )
 
 
+def refuse_search(folder: Path) -> None:
+    """Raises RunError where a search has not ended yet, whose last fit would find another run there."""
+    if is_searching(folder):
+        raise RunError(
+            "holds a search for settings that hasn't ended.",
+            where=str(folder),
+            fix="Choose another folder with --out, or end it: the same `gptailor tune` goes on.",
+        )
+
+
 def holds_work(folder: Path) -> bool:
-    """Whether a run got as far as a checkpoint or a model."""
-    checkpoints = folder / "checkpoints"
-    return (folder / "model").exists() or (checkpoints.exists() and any(checkpoints.iterdir()))
+    """Whether a run got as far as a whole checkpoint or a model."""
+    whole = (folder / "checkpoints").glob("**/step-*/manifest.json")
+    return (folder / "model").exists() or any(whole)
 
 
 def base_revision_of(folder: Path) -> str | None:

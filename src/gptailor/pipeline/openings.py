@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from gptailor.errors import GptailorError
 from gptailor.launch import one_writer, write_atomically
-from gptailor.pipeline.folder import SEARCH, hash_of
+from gptailor.pipeline.finished import SEARCH
+from gptailor.pipeline.folder import hash_of
 from gptailor.report.card import render_card
 from gptailor.report.page import render_page
 

@@ -169,7 +169,7 @@ def rehearse_trial(shop: Workshop, measured: Measured) -> Iterator[Look]:
             if look.last:
                 finished.append(look)
             else:
-                yield Look(number, score, forecast, fallback=fallback)
+                yield Look(number, score, forecast, fallback=fallback, learning_rate=look.learning_rate)
         if asks_best:
             logits = classify_rows(adapted, validation_rows, pad_id=shop.encoder.pad_id)
             answered.append(by_text(logits, validation_rows))
@@ -180,7 +180,8 @@ def rehearse_trial(shop: Workshop, measured: Measured) -> Iterator[Look]:
             score = kind.score(*asked) if len(splits) > 1 else score
             settled = Settled(frozen.kind) if frozen is not None and score <= fallback else None
             settled = settled or settle(shop, trainable, splits, finished, asked)
-        yield Look(number, score, forecast, last, fallback, settled=settled)
+        rate = look.learning_rate
+        yield Look(number, score, forecast, last, fallback, learning_rate=rate, settled=settled)
 
 
 def settle(

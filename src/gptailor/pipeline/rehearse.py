@@ -93,6 +93,7 @@ class Rehearsal:
     repeat: Callable[[Recipe, int, Settled | None], Repeat]
     gap: Callable[[Sequence[Repeat], Sequence[Repeat]], Gap]
     own_approach: str = ""  # of the recipe, where no trial has to settle it
+    fewest_repeats: int = 1  # that can tell a winner
 
 
 def rehearse(

@@ -79,7 +79,7 @@ def rehearse_language(recipe: Recipe, folder: Path, listener: Listener) -> Rehea
     prepared = prepare_documents(recipe, listener.say)
     _forget_other_data(folder, prepared.data_hash)
     shop = open_language_shop(recipe, prepared, folder, listener)
-    write_language_data(folder, prepared, shop)
+    write_language_data(folder, prepared, shop, taught_before={})
     seen: tuple[Part, ...] = ("train", "validation")
     shop = dataclasses.replace(shop, stores={part: shop.stores[part] for part in seen})
 
@@ -136,6 +136,7 @@ def text_rehearsal(
         repeat=repeat,
         gap=gap_of_seeds,
         own_approach=own,
+        fewest_repeats=2,
     )
 
 

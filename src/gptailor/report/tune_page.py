@@ -19,7 +19,7 @@ from gptailor.report.facts import (
 from gptailor.report.page import render_template
 from gptailor.report.plots import bar, difference
 from gptailor.report.tables import table
-from gptailor.report.tune_plots import history, parallel_coordinates, setting_name
+from gptailor.report.tune_plots import history, parallel_coordinates, setting_name, value_of
 from gptailor.report.words import HELD_OUT
 
 LISTED = 10  # settings in the list of what mattered
@@ -30,7 +30,13 @@ def render_tune(result: Mapping[str, Any]) -> str:
     trials, metric = result["trials"], metric_of(result["metric"]).title
     won = any(one["won"] for one in result["finalists"])
     names = list(dict.fromkeys(name for one in trials for name in one["settings"]))
-    finished = sum(one["state"] == "complete" for one in trials)
+    weighed = sum(
+        one["state"] in ("complete", "pruned")
+        and bool(one["settings"])
+        and one["same_as"] is None
+        and one["score"] is not None
+        for one in trials
+    )
     by_importance = sorted(names, key=lambda name: -result["importance"].get(name, 0.0))
     values = {
         "title": Path(result["data"]).name,
@@ -47,8 +53,8 @@ def render_tune(result: Mapping[str, Any]) -> str:
         "lead": _lead(trials),
         "charts": _charts(result, metric),
         "importance": _importance(result["importance"]),
-        "importance_trials": finished,
-        "unweighed": _unweighed(finished, names) if not result["importance"] else "",
+        "importance_trials": weighed,
+        "unweighed": _unweighed(weighed, names) if not result["importance"] else "",
         "parallel": _parallel(result, by_importance, metric),
         "finalists": _finalists(result, metric),
         "repeated": _repeated(result["judged_on"]),
@@ -152,12 +158,12 @@ def _charts(result: Mapping[str, Any], metric: str) -> list[dict[str, Any]]:
     return [{"title": "Trial by trial", "svg": drawn, "legend": legend, "note": ""}] if drawn else []
 
 
-def _unweighed(finished: int, names: Sequence[str]) -> str:
+def _unweighed(weighed: int, names: Sequence[str]) -> str:
     """Why nothing is said of what mattered."""
-    if not names or finished < 2:
+    if not names or weighed < 2:
         return ""
     return (
-        f"Which settings mattered can't be said: {counted(finished, 'trial', 'trials')} came to the end, and "
+        f"Which settings mattered can't be said: {counted(weighed, 'trial has', 'trials have')} a score, and "
         "they are too few or too much alike."
     )
 
@@ -203,7 +209,7 @@ def _trials(trials: Sequence[Mapping[str, Any]], names: Sequence[str], metric: s
     for one in trials:
         settings = ["default" if one["own"] and place == 0 else "" for place in range(len(names))]
         if one["settings"]:
-            settings = [_cell(one["settings"].get(name)) for name in names]
+            settings = [_cell(value_of(one, name)) for name in names]
         told = one["note"] or (f"same as {one['same_as']}" if one["same_as"] is not None else one["state"])
         rows.append(
             [str(one["trial"]), told, score_text(one["score"]), seconds_text(one["seconds"]), *settings]

@@ -70,11 +70,11 @@ def parallel_coordinates(
     shown = [
         one for one in trials if one["state"] == "complete" and one["score"] is not None and one["settings"]
     ]
-    varied = [name for name in names if len(_known([one["settings"].get(name) for one in shown])) > 1]
+    varied = [name for name in names if len(_known([value_of(one, name) for one in shown])) > 1]
     names = varied[:SHOWN_AXES]
     if len(shown) < 3 or not names:
         return Markup("")
-    axes = [*(_axis([one["settings"].get(name) for one in shown]) for name in names)]
+    axes = [*(_axis([value_of(one, name) for one in shown]) for name in names)]
     axes.append(_axis([one["score"] for one in shown]))
     titles = [*(setting_name(name) for name in names), metric]
     xs = [LEFT + (RIGHT - LEFT) * place / (len(axes) - 1) for place in range(len(axes))]
@@ -104,6 +104,12 @@ def setting_name(name: str) -> str:
     """`train.learning_rate[lora]` as `learning rate (lora)`, `approach[lora].rank` as `rank`."""
     leaf = name.rpartition(".")[2].replace("_", " ")
     return leaf.replace("[", " (").replace("]", ")")
+
+
+def value_of(trial: Trial, name: str) -> Any:
+    """A trial's setting; null is what is usual, and None a setting that it hasn't."""
+    settings = trial["settings"]
+    return "usual" if name in settings and settings[name] is None else settings.get(name)
 
 
 def _axis(values: Sequence[Any]) -> tuple[list[float | None], list[tuple[float, str]]]:

@@ -78,6 +78,11 @@ def choose_finalists(
     return [Finalist(one, recipes(one)) for one in best if one.score is not None and one.score >= own.score]
 
 
+def nothing_else(trials: Sequence[Tried]) -> bool:
+    """Whether no trial was of other settings than the recipe's own."""
+    return all(one.own or one.same_as is not None for one in trials)
+
+
 def own_trial(trials: Sequence[Tried]) -> Tried:
     """The trial of the recipe's own settings that came to its end."""
     return next(one for one in trials if one.own and one.state == "complete")

@@ -11,11 +11,11 @@ from typing import Any
 from gptailor.data.ledger import write_csv_safely
 from gptailor.errors import RunError, number_of
 from gptailor.launch import write_atomically
-from gptailor.pipeline.folder import FOUND
+from gptailor.pipeline.finished import FOUND
 from gptailor.pipeline.rehearse import Gap
 from gptailor.report.facts import inside, metric_of
 from gptailor.report.tune_page import render_tune
-from gptailor.search.finalists import Final, Finalist
+from gptailor.search.finalists import Final, Finalist, nothing_else
 from gptailor.search.space import in_words
 from gptailor.search.study import Tried
 from gptailor.search.trials import Search
@@ -57,7 +57,7 @@ def result_of(
             test,
             settings,
             judged_on=search.rehearsal.judged_on,
-            alone=all(one.own for one in trials),
+            alone=nothing_else(trials),
             higher_is_better=told(1.0) > 0,
         ),
     }

@@ -173,8 +173,14 @@ def _dimension(name: str, entry: Any, recipe: Recipe, rehearsal: Rehearsal) -> D
         return Dimension(name, path, choices=tuple(entry))
     if only is not None and only not in rehearsal.approaches and only != "scratch":
         raise RecipeError(f"{only} is no approach of this task")
+    tried = recipe.tune.space.get("approach", [recipe.approach.kind])
+    if only is not None and isinstance(tried, list) and only not in tried:
+        raise RecipeError(f"no trial has approach {only}: name it under tune.space.approach, or as approach")
     if isinstance(entry, SearchRange):
         whole = not _takes(recipe, path, only, entry.low + 0.5 * (entry.high - entry.low) / 7.3)
+        for said, number in (("low", entry.low), ("high", entry.high), ("step", entry.step or 1)):
+            if whole and number != int(number):
+                raise RecipeError(f"{said} is {number}, and the setting takes whole numbers")
         dimension = Dimension(
             name,
             path,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import socket
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,7 @@ class Tried:
     note: str = ""
     settled: Mapping[str, Any] | None = None  # what a repeat goes on from; see `Settled`
     place: Mapping[str, Value] | None = None  # of the recipe's own: the values that it came to
+    centre: Mapping[str, Value] | None = None  # where it trained, if another approach was better there
 
 
 class TakenOverError(Exception):
@@ -121,8 +123,11 @@ class Running:
         note: str = "",
         settled: Mapping[str, Any] | None = None,
         place: Mapping[str, Value] | None = None,
+        centre: Mapping[str, Value] | None = None,
     ) -> None:
-        """Writes the result down for good; `place` is where the recipe's own settings lie in the space."""
+        """Writes the result down for good; `place` is where the recipe's own settings lie in the space, and
+        `centre` where what it trained lies, if that isn't what it came to.
+        """
         with contextlib.suppress(*CLOSED):  # another process took us for dead; it repeats the settings
             if same_as is not None:
                 self._trial.set_user_attr("same_as", same_as)
@@ -130,6 +135,8 @@ class Running:
                 self._trial.set_user_attr("note", note)
             if place is not None:
                 self._trial.set_user_attr("place", dict(place))
+            if centre is not None:
+                self._trial.set_user_attr("centre", dict(centre))
             if settled is not None:
                 self._trial.set_user_attr("settled", dict(settled))
             if pruned:
@@ -159,13 +166,14 @@ class Study:
             RunError: the database can't be opened.
         """
         optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._sampler = _NearTheBest(seed)
         try:
             self._study = optuna.create_study(
                 storage=_open_storage(url),
                 study_name=name,
                 direction="maximize",
                 load_if_exists=True,
-                sampler=_NearTheBest(seed),
+                sampler=self._sampler,
                 pruner=_pruner(pruner),
             )
         except GptailorError:
@@ -177,11 +185,13 @@ class Study:
                 fix="Check the address given as --storage (for instance sqlite:///trials.sqlite3).",
             ) from None
 
-    def begin(self) -> Running:
+    def begin(self, used_up: Mapping[str, Collection[Value]] | None = None) -> Running:
         """A new trial, or one that a dead process left undone.
 
-        It is the recipe's own settings where they were not tried to the end and nobody is at it.
+        It is the recipe's own settings where they were not tried to the end and nobody is at it. Values that
+        are `used_up`, by dimension, are drawn only where no other is left.
         """
+        self._sampler.used_up = used_up or {}
         trial = self._study.ask()
         repeated = trial.user_attrs.get("repeated", False)
         others = [one for one in self.trials() if one.number != trial.number]
@@ -211,17 +221,40 @@ class Study:
 
     def importance(self, trials: Sequence[Tried]) -> dict[str, float]:
         """How much of the difference between good and bad trials each setting explains; may be empty."""
-        numbers = {one.number for one in trials if one.state == "complete" and one.values}
-        if len(numbers) < DRAWN_FREELY:
+        weighed = weighed_by_importance(trials)
+        if len(weighed) < DRAWN_FREELY:
             return {}
+        known = {one.number: one for one in self._study.get_trials()}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             study = optuna.create_study(direction="maximize")
-            study.add_trials([t for t in self._study.get_trials() if t.number in numbers])
+            study.add_trials(
+                [
+                    optuna.trial.create_trial(
+                        params=known[one.number].params,
+                        distributions=known[one.number].distributions,
+                        value=one.score,
+                    )
+                    for one in weighed
+                ]
+            )
             try:
                 return dict(optuna.importance.get_param_importances(study))
             except (ValueError, RuntimeError):  # all settings alike, or too few trials of a branch
                 return {}
+
+
+def weighed_by_importance(trials: Sequence[Tried]) -> list[Tried]:
+    """The trials that say which settings matter: each once, those that were given up by their last score."""
+    return [
+        one
+        for one in trials
+        if one.state in ("complete", "pruned")
+        and one.values
+        and one.same_as is None
+        and one.score is not None
+        and math.isfinite(one.score)
+    ]
 
 
 def has_own(trials: Sequence[Tried]) -> bool:
@@ -244,15 +277,17 @@ def _open_storage(url: str) -> Any:
 class _NearTheBest(optuna.samplers.BaseSampler):
     """TPE; but two trials of three keep most settings of the best so far, and draw the others.
 
-    A recipe's own settings are seldom bad, and a trial that changes ten at once seldom reaches them. Draws
-    follow from the seed, the trial's number and what is finished: so a search that was stopped goes on as it
-    would have, and processes side by side draw differently.
+    A recipe's own settings are seldom bad, and a trial that changes ten at once seldom reaches them. Where a
+    head on the frozen body is best, trials draw near the best training: such a head has no settings to keep.
+    Draws follow from the seed, the trial's number and what is finished: so a search that was stopped goes on
+    as it would have, and processes side by side draw differently.
     """
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
         self._number, self._sampler = -1, optuna.samplers.TPESampler()
         self._kept: dict[str, Any] = {}
+        self.used_up: Mapping[str, Collection[Value]] = {}  # by dimension: drawn again, they'd be known
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, Any]:
         return self._of(study, trial).infer_relative_search_space(study, trial)
@@ -261,7 +296,10 @@ class _NearTheBest(optuna.samplers.BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, Any]
     ) -> dict[str, Any]:
         found = self._of(study, trial).sample_relative(study, trial, search_space)
-        return {name: self._kept.get(name, value) for name, value in found.items()}
+        return {
+            name: self._kept.get(name, self._fresh(name, value, search_space[name]))
+            for name, value in found.items()
+        }
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: Any
@@ -269,7 +307,14 @@ class _NearTheBest(optuna.samplers.BaseSampler):
         sampler = self._of(study, trial)
         if param_name in self._kept:
             return self._kept[param_name]
-        return sampler.sample_independent(study, trial, param_name, param_distribution)
+        value = sampler.sample_independent(study, trial, param_name, param_distribution)
+        return self._fresh(param_name, value, param_distribution)
+
+    def _fresh(self, name: str, value: Any, distribution: Any) -> Any:
+        """The value, or one that isn't used up."""
+        gone = self.used_up.get(name, ())
+        left = [choice for choice in distribution.choices if choice not in gone] if value in gone else []
+        return random.Random(f"{self._seed} {self._number} {name}").choice(left) if left else value
 
     def _of(self, study: optuna.Study, trial: FrozenTrial) -> optuna.samplers.TPESampler:
         if trial.number != self._number:
@@ -288,9 +333,13 @@ class _NearTheBest(optuna.samplers.BaseSampler):
     def _keep(self, study: optuna.Study, number: int) -> dict[str, Any]:
         """The settings that a trial takes over from the best so far; at least one is drawn."""
         finished = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        scored = sorted(((one.value or 0.0, -one.number, one) for one in finished), reverse=True)
-        places = (one.user_attrs.get("place") or one.params for _, _, one in scored)
-        best = next((place for place in places if place), None)
+        centres = [
+            (score, -one.number, place)
+            for one in finished
+            for score, place in _centres(one)
+            if not any(value in self.used_up.get(name, ()) for name, value in place.items())
+        ]
+        best = max(centres, key=lambda centre: centre[:2], default=(0.0, 0, None))[2]
         if best is None or number % DRAWN_ANYWHERE == 0:
             return {}
         dice = random.Random(f"{self._seed} {number}")
@@ -299,6 +348,15 @@ class _NearTheBest(optuna.samplers.BaseSampler):
         if len(kept) == len(names):
             kept.remove(dice.choice(names))
         return {name: best[name] for name in kept}
+
+
+def _centres(one: FrozenTrial) -> Iterator[tuple[float, Mapping[str, Any]]]:
+    """Scores and places of a finished trial near which others may draw."""
+    attributes = one.user_attrs
+    if (centre := attributes.get("centre")) and one.intermediate_values:
+        yield max(one.intermediate_values.values()), centre
+    if place := attributes.get("place") or one.params:
+        yield one.value or 0.0, place
 
 
 def _enqueue(study: optuna.Study, values: Mapping[str, Any], *, own: bool) -> None:
@@ -363,6 +421,7 @@ def _tried(trial: FrozenTrial) -> Tried:
         note=str(attributes.get("note", "")),
         settled=attributes.get("settled"),
         place=attributes.get("place"),
+        centre=attributes.get("centre"),
     )
 
 

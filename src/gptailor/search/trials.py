@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from gptailor.errors import NonFiniteError, RunError
+from gptailor.pipeline.fit import LONGEST_AUTO_SECONDS
 from gptailor.pipeline.rehearse import Rehearsal
 from gptailor.recipe import Recipe, TuneSettings, seconds_of
 from gptailor.report.facts import inside, metric_of
@@ -20,6 +21,7 @@ from gptailor.search.study import Running, Study, TakenOverError, Tried, has_own
 USUAL_TRIALS = 20
 REPEATED = 10  # draws in a row that are known already: the space holds little else
 POLLING_SECONDS = 2.0
+TRAINED_BY_AUTO = "full"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +77,7 @@ def run_trials(search: Search) -> list[Tried]:
             search.say(f"trial {number} was left undone (its process is gone): its settings are tried again")
         trials = search.study.trials()
         if not has_own(trials) or _may_begin(search, trials):
-            run_trial(search, search.study.begin())
+            run_trial(search, search.study.begin(used_up(search, trials)))
         elif any(one.state == "running" for one in trials):
             if not told:
                 search.say("waiting for trials that other processes are working on")
@@ -91,6 +93,26 @@ def run_trials(search: Search) -> list[Tried]:
             fix="Run the same command again: it goes on from here.",
         )
     return trials
+
+
+def used_up(search: Search, trials: Sequence[Tried]) -> dict[str, set[Value]]:
+    """Approaches of which everything was tried: a head on the frozen body has little else to draw."""
+    approach = next((dimension for dimension in search.space if dimension.path == "approach"), None)
+    if approach is None:
+        return {}
+    ended = [search.taken(one.place or one.values) for one in trials if one.state in ("complete", "pruned")]
+    gone: set[Value] = set()
+    for kind in approach.choices:
+        read = [one for one in search.space if one is not approach and one.belongs_to(str(kind))]
+        names = [one.name for one in read]
+        tried = {
+            tuple(place[name] for name in names)
+            for place in ended
+            if place.get(approach.name) == kind and place.keys() >= set(names)
+        }
+        if all(one.choices for one in read) and len(tried) >= math.prod(len(one.choices) for one in read):
+            gone.add(kind)
+    return {approach.name: gone}
 
 
 def counted(trials: Sequence[Tried]) -> list[Tried]:
@@ -124,7 +146,8 @@ def _run(search: Search, running: Running) -> None:
             settled=earlier.settled,
         )
         return
-    began = time.monotonic()
+    began, allowed = time.monotonic(), search.seconds_left(search.study.trials())
+    longest = LONGEST_AUTO_SECONDS if search.recipe.approach.kind == "auto" else math.inf
     score, looks, pruned, note, settled, rate = -math.inf, 0, False, "", None, 0.0
     try:
         with running.signed():
@@ -134,14 +157,24 @@ def _run(search: Search, running: Running) -> None:
                 if look.number and running.report(look.number, look.score) and not look.last:
                     pruned = True
                     break
+                if running.own or look.last:
+                    continue
+                if look.forecast > longest:  # as `auto` itself leaves a training out
+                    pruned, note = True, f"left out: it would take up to {duration_text(look.forecast)}"
+                    break
+                if time.monotonic() - began > allowed:
+                    pruned, note = True, "given up: the time is spent"
+                    break
     except NonFiniteError as error:
         if running.own:
             raise
         pruned, note = True, f"diverged: {error.what}"
-    place = None
+    place = centre = None
     if running.own:
         approach = search.rehearsal.own_approach
         if settled is not None:
+            if settled.approach == "frozen" and rate:
+                centre = place_of(recipe, search.space, approach=TRAINED_BY_AUTO, rate=rate)
             approach, rate = settled.approach, settled.learning_rate
         place = place_of(recipe, search.space, approach=approach, rate=rate) if approach else None
     running.finish(
@@ -150,10 +183,11 @@ def _run(search: Search, running: Running) -> None:
         note=note,
         settled=None if settled is None else dataclasses.asdict(settled),
         place=place,
+        centre=centre,
     )
     told = search.rehearsal.told
     name = inside(metric_of(search.rehearsal.metric).title)
-    came = f"{name} {told(score):.4f}" if math.isfinite(score) else note
+    came = note or f"{name} {told(score):.4f}"
     if pruned and not note:
         came = f"given up after {looks} validations at {told(score):.4f}"
     settings = "the recipe's own settings" if running.own else in_words(values)

@@ -14,10 +14,12 @@ from typing import Any
 from urllib.parse import quote
 
 from gptailor.cache import content_key
-from gptailor.errors import FolderBusyError, RunError, number_of
+from gptailor.data.source import is_stream
+from gptailor.errors import FolderBusyError, InputError, RecipeError, RunError, number_of
 from gptailor.launch import catch_signals, in_use, one_writer, write_atomically
+from gptailor.pipeline.finished import REQUEST, SEARCH
 from gptailor.pipeline.fit import fit_recipe, fit_sealed
-from gptailor.pipeline.folder import REQUEST, SEARCH, as_searched, claim_folder, hash_files, refuse_fitted
+from gptailor.pipeline.folder import FILES, as_searched, claim_folder, hash_files, refuse_fitted
 from gptailor.pipeline.place import Listener
 from gptailor.pipeline.rehearsal import rehearse_classification
 from gptailor.pipeline.rehearse import Rehearsal
@@ -26,7 +28,14 @@ from gptailor.pipeline.task import settle_task
 from gptailor.pipeline.text_rehearsal import rehearse_language, rehearse_texts
 from gptailor.pipeline.trackers import refuse_missing_trackers
 from gptailor.recipe import Recipe, TuneSettings, differences, dump_recipe, identity_of, load_recipe
-from gptailor.search.finalists import Final, Finalist, choose_finalists, compare_finalists, own_trial
+from gptailor.search.finalists import (
+    Final,
+    Finalist,
+    choose_finalists,
+    compare_finalists,
+    nothing_else,
+    own_trial,
+)
 from gptailor.search.outcome import RESULT, read_result, result_of, write_result
 from gptailor.search.space import Dimension, build_space
 from gptailor.search.study import Study, Tried
@@ -66,6 +75,7 @@ def tune_recipe(recipe: Recipe, *, overwrite: bool = False, listener: Listener |
     listener = listener or Listener()
     recipe = settle_task(recipe)
     refuse_missing_trackers(recipe.trackers)
+    refuse_streams(recipe)
     folder = claim_folder(recipe, overwrite=overwrite)
     refuse_fitted(folder)
     work = folder / SEARCH
@@ -93,6 +103,18 @@ def tune_recipe(recipe: Recipe, *, overwrite: bool = False, listener: Listener |
     return Tuned(run, result)
 
 
+def refuse_streams(recipe: Recipe) -> None:
+    """Raises InputError for rows that can be read once only: trials read them, and so does the last fit."""
+    for role in FILES:
+        place = getattr(recipe.data, role)
+        if place is not None and is_stream(place):
+            raise InputError(
+                "can be read once only, and a search reads its data again at the end.",
+                where=f"data.{role}: {place}",
+                fix="Save it as a file.",
+            )
+
+
 class _Clock:
     """Seconds that a search took, in this process and in those before it that were stopped or killed."""
 
@@ -117,12 +139,19 @@ class _Clock:
 def open_search(recipe: Recipe, work: Path, listener: Listener, *, before: float = 0.0) -> Search:
     """Reads the data, builds the space and opens the trials; `before`: seconds that it took already."""
     began = time.monotonic() - before
-    with alone(work, "another process reads the data: waiting for it", listener):
+    with alone(work, "another process reads the data, or compares the best: waiting for it", listener):
         begun = (work / REQUEST).exists()
         if begun:
             refuse_other_request(work, recipe)
         assert recipe.task is not None  # settled
         rehearsal = REHEARSALS[recipe.task](recipe, work, listener)
+        if recipe.tune.seeds < rehearsal.fewest_repeats:
+            raise RecipeError(
+                f"one repeat can't win: for {recipe.task} repeats differ by their seed alone, and one says "
+                "nothing of luck.",
+                where="tune.seeds",
+                fix=f"Set it to {rehearsal.fewest_repeats} or more.",
+            )
         space = build_space(recipe, rehearsal)
         if begun:
             refuse_other_space(work, space)
@@ -148,7 +177,8 @@ def open_search(recipe: Recipe, work: Path, listener: Listener, *, before: float
 
 def keep_decision(trials: Sequence[Tried], recipe: Recipe, work: Path) -> None:
     """Writes down which trials the winner was chosen among: a later start goes on with them alone."""
-    told = {"asked": trials_asked(recipe.tune), "trials": [one.number for one in trials]}
+    ended = [one.number for one in trials if one.state not in ("running", "waiting")]
+    told = {"asked": trials_asked(recipe.tune), "trials": ended}
     write_atomically(work / DECIDED, json.dumps(told))
 
 
@@ -166,7 +196,7 @@ def settle(search: Search, trials: list[Tried], work: Path) -> Final:
     finalists = choose_finalists(trials, search.recipe_of, most=settings.finalists)
     if not finalists:
         told = "no trial reached what the recipe's own settings reached: they stay"
-        if all(one.own for one in trials):
+        if nothing_else(trials):
             told = "nothing else was tried: the recipe's own settings stay; give more trials or time"
         search.say(told)
         return Final([], [], None)
@@ -195,7 +225,7 @@ def fit_winner(recipe: Recipe, final: Final, folder: Path, listener: Listener) -
         listener.say("fitting the recipe's own settings, to compare")
         rival = fit_sealed(own, listener)
     listener.say("fitting the winner" if final.winner else "fitting the recipe's own settings")
-    return fit_recipe(best, listener=listener, rival=rival)
+    return fit_recipe(best, listener=listener, rival=rival, after_search=True)
 
 
 def study_name(recipe: Recipe) -> str:
