@@ -880,6 +880,16 @@ def test_serve_is_given_its_key_address_and_port(
     assert (named["host"], named["port"], named["api_key"]) == ("0.0.0.0", 9, "s3cret" if by else None)
 
 
+def test_an_empty_key_in_the_environment_is_not_taken_for_none(
+    place: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its variable wasn't filled in; a server without a guard is not what was meant."""
+    monkeypatch.setenv("GPTAILOR_API_KEY", "")
+    said = invoke("serve", "run", "--port", "0")
+    assert said.code == 1
+    assert "The API key is empty" in said.err
+
+
 OFFLINE = """
 import os, sys
 import gptailor.cli

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,15 @@ import tiny
 from gptailor.errors import GptailorError, MissingExtraError, ModelError, RunError
 from gptailor.models import onnx_file, replay
 from gptailor.models.approach import adapt_full, adapt_lora
-from gptailor.models.bundle import write_bundle
+from gptailor.models.bundle import read_bundle, write_bundle
 from gptailor.models.gguf_words import PATTERNS, read_vocabulary
 from gptailor.models.load import load_classifier, load_tokenizer, load_trainable_language_model
 from gptailor.models.names import Base, resolve_base
 from gptailor.models.predictor import Predictor, load_predictor
 from gptailor.models.saved import save_model
 from gptailor.pipeline.causal import save_causal
-from gptailor.pipeline.export import export_run
-from gptailor.types import Bundle
+from gptailor.pipeline.export import export_run, what_others_leave_out
+from gptailor.types import AnswerForm, Bundle
 
 TEXTS = ("the cup final went to extra time", "the bank raised its rate again", "flu")
 LABELS = ("sports", "business", "health")
@@ -130,6 +131,35 @@ def test_a_folder_answers_as_the_run_does(
     assert (tmp_path / "out" / "model.safetensors").is_file()
     assert str(tmp_path / "out") in result["load"]
     assert ("note" in result) == (to == "merged")
+
+
+def test_what_other_tools_leave_out_is_said(runs: Mapping[str, Path], tmp_path: Path) -> None:
+    """Their pipelines know no temperature, so their probabilities are others."""
+    bundle = read_bundle(runs["classifier"] / "model")
+    warm = replace(bundle, temperature=2.5)
+    assert "divides the logits by 2.5" in what_others_leave_out(warm)
+    several = replace(warm, answer=AnswerForm("multiple", cutoff=0.6))
+    assert "gives a label from 0.6 on" in what_others_leave_out(several)
+    number = replace(bundle, answer=AnswerForm("score", mean=3.0, deviation=2.0))
+    assert "3 + 2 times it" in what_others_leave_out(number)
+    assert what_others_leave_out(replace(bundle, temperature=1.0)) == ""
+    told = export_run(runs["classifier"], to="hf", out=tmp_path / "hf")
+    assert told.get("warning", "") == what_others_leave_out(bundle)
+
+
+def test_an_empty_folder_that_is_there_is_filled(
+    runs: Mapping[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where one stands, or behind a link: neither can be renamed away."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    export_run(runs["classifier"].resolve(), to="hf", out=Path())
+    assert (tmp_path / "here" / "export.json").is_file()
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    export_run(runs["classifier"].resolve(), to="hf", out=tmp_path / "link")
+    assert (tmp_path / "real" / "model.safetensors").is_file()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks by an old name

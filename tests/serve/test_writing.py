@@ -173,6 +173,22 @@ def test_what_has_not_begun_in_time_is_told_so() -> None:
     talk(main)
 
 
+def test_a_long_step_does_not_hold_up_what_is_told_too_late() -> None:
+    """The thread looks at deadlines between steps; the prompt of another may take a minute to read."""
+
+    async def main(worker: TextWorker, fake: FakeAnswerer) -> None:
+        fake.gate.clear()
+        first = asyncio.create_task(written(worker, "ab", "cd"))
+        await until(lambda: worker.items == 2)
+        with pytest.raises(DeadlineExceeded):
+            await written(worker, "uv", deadline_seconds=0.02)
+        assert not fake.steps, "the step goes on"
+        fake.gate.set()
+        assert await first == ["ab", "cd"]
+
+    talk(main)
+
+
 def test_what_leaves_is_dropped_between_two_steps() -> None:
     async def main(worker: TextWorker, fake: FakeAnswerer) -> None:
         fake.gate.clear()

@@ -177,9 +177,26 @@ def test_what_a_model_answered_with_nothing_can_be_sent_back() -> None:
         for told_nothing in (value, [*value, ANSWER]):
             read = read_conversation(told_nothing, needs_answer=False)
             assert read == Faults(("turn 2 has an empty content",)), "nothing to learn from"
-    for role in ("user", "system"):
+    for role, fault in (("user", "turn 1 has an empty content"), ("system", "the conversation has no turns")):
         read = read_conversation([{"role": role, "content": ""}], needs_answer=False, empty_answers=True)
-        assert read == Faults(("turn 1 has an empty content",))
+        assert read == Faults((fault,))
+
+
+def test_a_clients_empty_system_field_is_left_out() -> None:
+    for role in ("system", "developer"):
+        value = [{"role": role, "content": " "}, USER]
+        read = read_conversation(value, needs_answer=False, empty_answers=True)
+        assert read == Conversation((Turn("user", "hi"),))
+
+
+def test_a_system_text_that_stands_beside_the_turns_and_among_them_is_there_once() -> None:
+    """Twice it would be a prompt that no server sends."""
+    value = [{"role": "system", "content": "be brief"}, USER, ANSWER]
+    turns = (Turn("system", "be brief"), Turn("user", "hi"), Turn("assistant", "ho", learn=True))
+    assert read_conversation({"system": "be brief", "messages": value}) == Conversation(turns)
+    assert read_conversation(value, system="be brief") == Conversation(turns)
+    other = read_conversation(value, system="be long")
+    assert other == Faults(("a system text stands beside the turns, and another in the first of them",))
 
 
 def test_a_prompt_needs_no_answer() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping
@@ -168,7 +169,10 @@ def suspects(
         if not as_json:
             rows = [(f"{s.label} → {s.suggestion or '?'}", s.text[:70]) for s in found[:10]]
             print_table(console, f"{len(found):,} labels to look at, the most suspect first", rows)
-            named = (("--text", text), ("--label", label), ("--columns", columns))
+            named = (
+                *(("--text", text), ("--label", label), ("--columns", columns)),
+                ("--label-names", label_names),
+            )
             columns_given = [part for flag, name in named if name for part in (flag, name)]
             point(console, f"\nWritten: {out}")
             point(
@@ -544,6 +548,8 @@ def serve(
         from gptailor.pipeline.run import refuse_precision
         from gptailor.serve.run import serve as serve_models
 
+        if api_key is None:  # an empty variable is no key, and no wish to go without one either
+            api_key = os.environ.get("GPTAILOR_API_KEY")
         predictors, answerers = [], []
         for run in runs:
             _say_what_is_loaded(run, narrator)

@@ -6,11 +6,14 @@ import html
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
+from functools import cache
 from html.entities import html5
 
 import ftfy
 
 EXCERPT = 60  # characters shown on each side of a change
+FEW_CHARACTERS = 4000  # so many marks are composed in milliseconds
+MOST_MARKS = 64  # on one letter; Unicode's stream-safe format has 30 (UAX #15)
 
 Step = tuple[str, Callable[[str], str]]
 
@@ -136,9 +139,20 @@ def _mend_surrogates(text: str) -> str:
 
 
 def _mend_mojibake(text: str) -> str:
+    if len(text) > FEW_CHARACTERS and not text.isascii() and _stacked_marks().search(text):
+        return ftfy.fix_text(text, MOJIBAKE._replace(normalization=None))
     if not MOJIBAKE_SUSPECT.search(text) and unicodedata.is_normalized("NFC", text):
         return text
     return ftfy.fix_text(text, MOJIBAKE)
+
+
+@cache
+def _stacked_marks() -> re.Pattern[str]:
+    """More combining marks in a row than any writing has: composing them takes the square of their number, so
+    a text of 100,000 would hold up a whole server for twelve seconds.
+    """
+    marks = [code for code in range(0x300, 0x20000) if unicodedata.combining(chr(code))]
+    return re.compile(f"[{''.join(map(chr, marks))}]{{{MOST_MARKS + 1},}}")
 
 
 def _unescape(text: str) -> str:

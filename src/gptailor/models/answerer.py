@@ -27,6 +27,9 @@ from gptailor.tasks.restore import restore_form
 from gptailor.types import Bundle, RawExample, RejectedRow, Segment
 
 LANGUAGE_LENGTH = 128  # tokens that a language model writes unless told otherwise
+# Tokens of a prompt and its answer, unless training read more: the cache for a context of 131,072, as some
+# bases of a billion weights have it, would take tens of gigabytes.
+LONGEST_CONTEXT = 8192
 CHARACTERS_A_TOKEN = 16  # more than any text has on average
 
 
@@ -42,7 +45,7 @@ class Answerer:
         self.name = name_of(folder)
         self.tokenizer: Any = load_tokenizer(Base(folder.name, folder, "", "folder"))
         self.model = load_saved_language_model(folder)
-        self.context = context_length(self.model.config)
+        self.context = min(context_length(self.model.config), max(LONGEST_CONTEXT, bundle.max_tokens))
         self.pad = int(self.tokenizer.pad_token_id)
         encoder = build_segment_encoder(self.tokenizer.backend_tokenizer)
         clean: dict[str, Any] = {**bundle.clean, "squeeze_space": False}
@@ -225,7 +228,7 @@ class Answerer:
 
     def decoder(self) -> Decoder:
         """A decoder of its own, for requests that come and go."""
-        return Decoder(self.model, decode=self.decode, end=self.end_ids, pad=self.pad)
+        return Decoder(self.model, decode=self.decode, end=self.end_ids, pad=self.pad, context=self.context)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Token ids as text, special tokens left out."""

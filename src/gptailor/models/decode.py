@@ -85,6 +85,7 @@ class Decoder:
         decode: From token ids to text, special tokens left out.
         end: Ids of the tokens that end an answer.
         pad: A token id for places that nothing reads.
+        context: Tokens of a prompt and its answer at most; None: as many as the model reads.
     """
 
     def __init__(
@@ -94,10 +95,11 @@ class Decoder:
         decode: Callable[[Sequence[int]], str],
         end: Collection[int],
         pad: int = 0,
+        context: int | None = None,
     ) -> None:
         model.eval()
         self.model = model
-        self.context = context_length(model.config)
+        self.context = context or context_length(model.config)
         self._decode, self._end, self._pad = decode, frozenset(end), pad
         self._pools: dict[int, _Pool] = {}
         self._beams: deque[_Job] = deque()

@@ -182,7 +182,7 @@ def _sampling(usual: Sampling, wanted: Mapping[str, Any] | None) -> Sampling:
         settings["no_repeat"] = 0
         settings.setdefault("temperature", 0.0)
     chosen = replace(usual, **settings)
-    idle = [name for name in ("top_p", "top_k", "min_p") if name in settings]
+    idle = [name for name in ("top_p", "top_k", "min_p", "seed") if name in settings]
     if idle and chosen.temperature == 0:
         raise InputError(
             "the likeliest token is taken each time, so there is nothing to draw from.",

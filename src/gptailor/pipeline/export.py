@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -89,15 +90,39 @@ def export_run(run: Path, *, to: str, out: Path | None, precision: str | None = 
             if bundle.task in ("chat", "preference"):
                 warnings.append(read_markers(partial))
             told |= {"warning": "; ".join(filter(None, warnings))} if any(warnings) else {}
+        transformers = to not in ("onnx", "gguf")  # whose graph has it all in it, or which has no classifiers
+        if bundle.task == "classification" and transformers and (apart := what_others_leave_out(bundle)):
+            told["warning"] = "; ".join(filter(None, (told.get("warning"), apart)))
         result = {"to": to, "folder": str(folder), "probes": len(bundle.probes), **told}
         result["load"] = how_to_load(to, bundle, folder, vocabulary=told.get("vocabulary"))
         write_atomically(partial / "export.json", json.dumps(result, indent=1, ensure_ascii=False))
-        if folder.exists():
-            folder.rmdir()
-        partial.rename(folder)
+        _put_in_place(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return result
+
+
+def what_others_leave_out(bundle: Bundle) -> str:
+    """What this run does with the head's outputs and other tools don't, in words; empty where nothing."""
+    form, temperature = bundle.answer, bundle.temperature
+    if form.kind == "score":
+        told = f"{form.mean:.6g} + {form.deviation:.6g} times it"
+        return f"other tools give the number scaled: this run's is {told}"
+    steps = [f"divides the logits by {temperature:.4g} before it takes probabilities"] * (temperature != 1)
+    if form.kind == "multiple" and form.cutoff != 0.5:
+        steps.append(f"gives a label from {form.cutoff:.3g} on")
+    return f"this run {' and '.join(steps)}; other tools don't" if steps else ""
+
+
+def _put_in_place(made: Path, folder: Path) -> None:
+    """Renames what was made; into an empty folder that is there (perhaps a mount, or where we stand) it is
+    moved file by file, the last one the file that says that all are there.
+    """
+    if not folder.exists():
+        made.rename(folder)
+        return
+    for path in sorted(made.iterdir(), key=lambda path: path.name == "export.json"):
+        shutil.move(path, folder / path.name)
 
 
 def how_to_load(to: str, bundle: Bundle, folder: Path, *, vocabulary: int | None = None) -> str:
@@ -109,7 +134,7 @@ def how_to_load(to: str, bundle: Bundle, folder: Path, *, vocabulary: int | None
     if to == "onnx":
         return f'onnxruntime.InferenceSession("{folder / "model.onnx"}")'
     if to == "gguf":
-        return f"llama-cli -m {folder / 'model.gguf'}"
+        return shlex.join(["llama-cli", "-m", str(folder / "model.gguf")])
     if to == "adapter":
         grown = "" if vocabulary is None else f"model.resize_token_embeddings({vocabulary}); "
         return f'{grown}peft.PeftModel.from_pretrained(model, "{folder}")  # where model is {bundle.base}'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -161,9 +162,9 @@ def print_summary(console: Console, report: Mapping[str, Any], *, folder: str) -
 def next_command(report: Mapping[str, Any], *, folder: str) -> str | None:
     """What to run next: what a cheaper answer beats isn't for serving, but more rows may change that."""
     if mapping(report.get("verdict")).get("worth_it") is not False:
-        return f"gptailor serve {folder}"
+        return shlex.join(["gptailor", "serve", folder])
     has_labels = report.get("task") == "classification" and report.get("answer") != "score"
-    return f"gptailor curve {folder}" if has_labels else None
+    return shlex.join(["gptailor", "curve", folder]) if has_labels else None
 
 
 def print_slices(console: Console, report: Mapping[str, Any]) -> None:

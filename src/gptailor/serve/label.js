@@ -4,6 +4,11 @@ const MANY = 20;
 const UNREAD = 200; // milliseconds in which nobody reads a row: a second press is the first one's echo
 let state = null, busy = false;
 
+// A path as a shell takes it.
+function quoted(path) {
+  return /^[\w@%+=:,./-]+$/.test(path) ? path : `'${path.replaceAll("'", `'"'"'`)}'`;
+}
+
 function element(name, className, text) {
   const made = document.createElement(name);
   if (className) made.className = className;
@@ -64,7 +69,7 @@ function show(next) {
   $("text").scrollTop = 0;
   $("where").textContent = row ? `${row.source}, row ${row.row}` : "";
   for (const place of document.querySelectorAll(".out")) place.textContent = state.out;
-  $("next").textContent = `gptailor fit ${state.out} --text text --label label`;
+  $("next").textContent = `gptailor fit ${quoted(state.out)} --text text --label label`;
   $("skip").disabled = !row || total - done < 2;
   $("undo").disabled = !last;
   showLast(last);

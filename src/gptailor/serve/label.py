@@ -198,8 +198,9 @@ def _most_telling_first(
         )
     say("ordering the rows: the most telling first")
     ranked = rank_file(run, location, text=text, columns=columns, say=say)
-    rows = [LabelRow(one.row.source, one.row.row, one.text) for one in ranked if one.answer is not None]
-    return rows, run.predictor.label_names
+    # What cleaning leaves nothing of comes last; a page without a run shows it, so it may be labelled.
+    shown = [one for one in ranked if one.answer is not None or one.text.strip()]
+    return [LabelRow(one.row.source, one.row.row, one.text) for one in shown], run.predictor.label_names
 
 
 def _usual_target(location: str) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -220,7 +220,7 @@ def _prompts(content: Mapping[str, Any], answerer: ServableAnswerer, *, most: in
             raise refuse("'values' must be an object of texts, by column.", key="values")
         for column, text in values.items():
             _check_length(text, answerer, where=f"values[{shortened(column)}]", key="values")
-        return [_fed(partial(answerer.feed_values, values, whole=True), key="values")]
+        return [_fed(partial(answerer.feed_values, values, whole=True), key="values", names=answerer.columns)]
     texts = [given] if isinstance(given, str) else given
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise refuse("'prompt' must be a text or a list of texts; token ids aren't taken.", key="prompt")
@@ -239,12 +239,15 @@ def _check_length(text: str, answerer: ServableAnswerer, *, where: str, key: str
         raise refuse(f"{where} has {len(text):,} characters; {most}.", key=key, code="input_too_long")
 
 
-def _fed(feed: Callable[[], tuple[int, ...]], *, key: str) -> tuple[int, ...]:
+def _fed(feed: Callable[[], tuple[int, ...]], *, key: str, names: Sequence[str] = ()) -> tuple[int, ...]:
     try:
         return feed()
     except InputError as error:
         code = "context_length_exceeded" if isinstance(error, PromptTooLong) else "unanswerable"
-        what = " ".join((error.what[:1].upper() + error.what[1:]).split("\n"))
+        what = " ".join(error.what.split("\n"))
+        if what[:1].islower() and not what.startswith(tuple(names)):  # a column keeps its name
+            what = what[:1].upper() + what[1:]
+        what += "" if what.endswith((".", "!", "?")) else "."
         raise refuse(f"{what} {error.fix or ''}".strip(), key=key, code=code) from None
 
 

@@ -75,6 +75,9 @@ class ServableAnswerer(Protocol):
     def decoder(self) -> ServableDecoder: ...
 
 
+TOO_LATE = "The answer would have begun too late."
+
+
 @dataclass(slots=True, eq=False)
 class _Answer:
     """One of the answers that a ticket waits for."""
@@ -144,9 +147,16 @@ class TextWorker:
             Draining: `drain` or `stop` was called.
         """
         ticket = self._admit(requests, deadline_seconds, request_id)
+
+        def expire() -> None:  # the thread looks between steps, and a step may be long
+            if not ticket.begun and not ticket.over:
+                ticket.fail(DeadlineExceeded(TOO_LATE, fix="Try again later."))
+
+        timer = asyncio.get_running_loop().call_later(deadline_seconds, expire)
         try:
             yield ticket
         finally:
+            timer.cancel()
             with self._changed:
                 ticket.over = True
                 self._tickets.discard(ticket)
@@ -222,7 +232,7 @@ class TextWorker:
         for answer in (*self._handles.values(), *arrived):
             ticket = answer.ticket
             if now > ticket.deadline and not ticket.begun and not ticket.over:
-                ticket.fail(DeadlineExceeded("The answer would have begun too late.", fix="Try again later."))
+                ticket.fail(DeadlineExceeded(TOO_LATE, fix="Try again later."))
         for handle, answer in list(self._handles.items()):
             if answer.ticket.over:
                 self._own_decoder().cancel(handle)

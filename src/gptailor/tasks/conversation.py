@@ -12,6 +12,7 @@ from gptailor.tasks.cells import Mend, is_empty, kind_of, parse_nested
 from gptailor.types import Reason
 
 ROLES = ("system", "developer", "user", "assistant")
+SYSTEM = ("system", "developer")
 TOOL_ROLES = ("tool", "function", "function_call", "observation")
 SHAREGPT_ROLES = {
     "human": "user",
@@ -93,7 +94,8 @@ def read_conversation(
         system: A system text that stands beside the turns.
         mend: Repairs every text.
         needs_answer: Whether the last turn must be the assistant's; a prompt's is not.
-        empty_answers: Whether the assistant may have said nothing, as a model may that is served.
+        empty_answers: Whether the assistant may have said nothing, as a model may that is served; an empty
+            system turn is left out then.
     """
     faults: list[str] = []
     if isinstance(value, Mapping):
@@ -104,14 +106,22 @@ def read_conversation(
         return Faults((*faults, f"the conversation is {kind_of(value)}, not an array of turns"))
     if not value:
         return Faults((*faults, "the conversation has no turns"))
-    may_be_empty = ("assistant",) if empty_answers else ()
+    may_be_empty = ("assistant", *SYSTEM) if empty_answers else ()
     turns = [
         _read_turn(message, number, faults, mend, may_be_empty)
         for number, message in enumerate(value, start=1)
     ]
     read = [turn for turn in turns if turn is not None]
+    if empty_answers:  # a client's blank field for it
+        read = [turn for turn in read if turn.role not in SYSTEM or turn.text.strip()]
+        if not read and not faults:
+            return Faults(("the conversation has no turns",))
     if system.strip():
-        read.insert(0, Turn("system", mend(system) if mend else system))
+        beside = Turn("system", mend(system) if mend else system)
+        if not read or read[0].role not in SYSTEM:
+            read.insert(0, beside)
+        elif read[0].text != beside.text:
+            faults.append("a system text stands beside the turns, and another in the first of them")
     nothing = _nothing_to_learn(value, read, whole=len(read) >= len(value)) if needs_answer else ()
     if faults:
         return Faults((*faults, *nothing))
