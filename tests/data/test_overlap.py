@@ -50,6 +50,31 @@ def test_a_run_across_two_texts(place: int) -> None:
     assert not shares_across(after, before, known)
 
 
+CHINESE = "这家餐厅的服务员非常热情菜品也很新鲜我们一家人都吃得很开心下次还会再来"
+
+
+@pytest.mark.parametrize(
+    ("text", "shared"),
+    [
+        (CHINESE, True),
+        (f"前言。{CHINESE}后记。", True),
+        (CHINESE[:26], True),
+        (f"他说，{CHINESE[3:10]}，{CHINESE[10:30]}。", True),
+        (CHINESE[:25], False),
+        (CHINESE[:13] + "不" + CHINESE[14:26], False),
+    ],
+)
+def test_where_no_spaces_stand_between_words_a_run_is_of_26_characters(text: str, shared: bool) -> None:
+    """A clause would count as one word, and thirteen clauses in a row as one run."""
+    assert shares_a_run(text, build_ngram_set([CHINESE])) is shared
+
+
+def test_a_run_of_characters_across_two_texts() -> None:
+    known = build_ngram_set([CHINESE])
+    assert shares_across(CHINESE[:15], CHINESE[15:], known)
+    assert not shares_across(CHINESE, "别的", known), "it lies in one of them"
+
+
 def test_letters_of_any_script() -> None:
     text = "Ärger über Öl и ещё три слова 東京 το ένα ç ñ é"
     assert len(re.findall(r"\w+", text)) == RUN

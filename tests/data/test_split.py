@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptailor.data.split import join_groups, split_rows, time_keys, value_groups
+from gptailor.data.split import join_groups, late_in_words, split_rows, time_keys, value_groups
 from gptailor.errors import DataError, RecipeError
 from gptailor.recipe import SplitSettings
 from gptailor.types import IntArray, Part
@@ -170,6 +170,22 @@ def test_train_is_the_past_and_test_the_newest() -> None:
     bounds = {part: [int(t) for t, p in zip(times, parts, strict=True) if p == part] for part in set(parts)}
     assert max(bounds["train"]) < min(bounds["validation"])
     assert max(bounds["validation"]) < min(bounds["test"])
+
+
+def test_a_group_too_large_to_be_held_out_trains_and_closes_no_part() -> None:
+    """It would be taken for the end of validation or of test, of which a handful of rows was left."""
+    groups = np.arange(3000)
+    large = np.random.default_rng(0).choice(3000, 900, replace=False)  # three in ten rows of one customer
+    groups[large] = groups[large].min()
+    times = [str(i) for i in range(3000)]
+    parts = split(groups=groups, times=times)
+    assert {parts[row] for row in large.tolist()} == {"train"}
+    assert sizes(parts) == (2400, 300, 300)
+    assert late_in_words(parts, groups, times) == [
+        "900 rows of groups larger than what is held out: they train, whatever their time"
+    ]
+    alone = np.arange(3000)
+    assert late_in_words(split(groups=alone, times=times), alone, times) == []
 
 
 def test_group_stands_at_its_newest_row() -> None:

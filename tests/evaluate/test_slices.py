@@ -49,6 +49,17 @@ def test_equal_lengths_stay_in_one_band() -> None:
     assert len({(band, length) for band, length in zip(bands, (3, 3, 3, 3, 9, 9), strict=True)}) == 2
 
 
+def test_thirds_of_dates_and_times_keep_their_digits() -> None:
+    """To six digits all of a day's timestamps are one: then no third could be worse than another."""
+    times = [str(1_700_000_000 + n) for n in range(90)]
+    found = group_values(times)
+    assert sorted(set(found)) == [
+        "1700000000 to 1700000029",
+        "1700000030 to 1700000059",
+        "1700000060 to 1700000089",
+    ]
+
+
 def test_few_values_stay_many_numbers_become_thirds_rare_words_one_slice() -> None:
     assert group_values([" de", "en", ""]) == ["de", "en", EMPTY]
     numbers = group_values([str(n) for n in range(30)] + [""])

@@ -39,7 +39,7 @@ from gptailor.pipeline.fit import fit_recipe
 from gptailor.pipeline.language_new import evaluate_language
 from gptailor.pipeline.place import Listener
 from gptailor.pipeline.run import Run
-from gptailor.recipe import Recipe, build_recipe
+from gptailor.recipe import Recipe, build_recipe, load_recipe
 from gptailor.train import checkpoint
 
 STEPS = 6
@@ -569,6 +569,36 @@ def test_documents_that_are_all_alike_are_divided_and_told(place: Place) -> None
     assert not any("near-duplicates" in line for line in told), "few and short, and none like another"
 
 
+def test_a_divided_text_that_repeats_itself_is_told(place: Place) -> None:
+    once = prose(7000, 3000)
+    for name, text, told in (("once.txt", once, False), ("twice.txt", once + once, True)):
+        (place.folder / name).write_text(text)
+        data = {"train": str(place.folder / name)}
+        notes = prepare_documents(place.recipe(name, data=data)).notes
+        assert any("share a run of 13 words with what is held out" in note for note in notes) == told
+
+
+def test_near_duplicates_of_a_given_file_are_drawn_as_one(place: Place) -> None:
+    texts = [prose(seed, 60) for seed in range(740, 752)]
+    rows = [f"{text} {word}" for text in texts for word in ("again", "indeed", "so")]
+    test = write_rows(place.folder / "near-test.jsonl", rows)
+    for kept, units in ((True, 12), (False, 36)):
+        data = {"train": str(place.stories), "test": str(test), "clean": {"near_duplicates": kept}}
+        file = prepare_documents(place.recipe("near-test", data=data)).files[-1]
+        assert len(np.unique(file.together)) == units
+
+
+def test_text_that_taught_the_base_is_known_again(place: Place, many: Run) -> None:
+    """With another seed, what is held out now has taught the run that is the base."""
+    recipe = load_recipe(many.folder / "recipe.yaml")
+    data = {"train": recipe.data.train}
+    run = place.fit(place.recipe("taught", data=data, base=many.folder, seed=5, length="1 steps"))
+    assert any("taught the base" in words for words in place.said)
+    told = json.loads((run.folder / "data" / "summary.json").read_text())["taught_before"]
+    assert told["test"] > 0
+    assert any("taught the base" in note for note in details_of(run)["notes"])
+
+
 def test_the_newest_documents_test_and_the_oldest_train(place: Place) -> None:
     days = [{"day": f"2024-{1 + (7 * n) % 12:02d}-{1 + n % 28:02d}"} for n in range(40)]
     data = {"train": str(marked(place, "days.jsonl", days)), "split": {"time": "day"}}
@@ -991,19 +1021,21 @@ def test_a_document_larger_than_all_others_together_is_divided(place: Place) -> 
         assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.06)
 
 
-@pytest.mark.parametrize("groups", [False, True])
-def test_what_is_larger_than_a_part_trains(place: Place, groups: bool) -> None:
+@pytest.mark.parametrize("split", [{}, {"group": "writer"}, {"time": "day"}], ids=str)
+def test_what_is_larger_than_a_part_trains(place: Place, split: dict[str, str]) -> None:
+    """Also the newest of all."""
     lengths = [120] * 60 + [1800]
-    path = place.folder / f"large-{groups}.jsonl"
+    path = place.folder / f"large-{'-'.join(split)}.jsonl"
     path.write_text(
         "".join(
-            json.dumps({"text": prose(1000 + n, words), "writer": f"w{n}"}) + "\n"
+            json.dumps({"text": prose(1000 + n, words), "writer": f"w{n}", "day": n}) + "\n"
             for n, words in enumerate(lengths)
         )
     )
-    split = {"split": {"group": "writer"}} if groups else {}
     for seed in range(4):
-        prepared = prepare_documents(place.recipe("large", data={"train": str(path), **split}, seed=seed))
+        data = {"train": str(path), "split": split}
+        prepared = prepare_documents(place.recipe("large", data=data, seed=seed))
+        assert any("trains whatever its time" in note for note in prepared.notes) == ("time" in split)
         parts = rows_by_part(prepared)
         assert 60 in parts["train"]
         assert len(parts["validation"]) > 3

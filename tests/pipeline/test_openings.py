@@ -64,7 +64,8 @@ def test_intervals_over_near_duplicates_of_the_test_file_are_the_report_s(run: R
         "data": {"train": str(folder / "train.csv"), "test": str(tmp_path / "thrice.csv")},
         "base": str(folder / "base"),
         "approach": {"kind": "frozen", "strengths": [1]},
-        "evaluate": {"baselines": "none"},
+        "evaluate": {"baselines": "none", "resamples": 300},
+        "seed": 3,
         "out": str(tmp_path / "run"),
     }
     thrice = gptailor.fit(build_recipe(settings))

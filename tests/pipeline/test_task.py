@@ -14,7 +14,7 @@ import tiny_texts as texts
 from gptailor.errors import RecipeError
 from gptailor.pipeline.task import (
     IDLE,
-    OF_A_TEST_FILE,
+    OF_A_FILE,
     READ_BY,
     first_rows,
     idle_in_words,
@@ -244,8 +244,9 @@ def test_a_setting_that_the_task_does_not_read_is_refused_and_one_it_reads_is_no
     values: dict[str, Any] = {"task": task, "data": {"train": "rows.csv"}}
     if path.startswith("approach."):
         values["approach"] = {"kind": "scratch"}
-    if path.startswith("data.test_"):
-        values["data"]["test"] = "test.csv"
+    for part in ("test", "validation"):
+        if path.startswith(f"data.{part}_"):
+            values["data"][part] = f"{part}.csv"
     recipe = with_setting(values, path, UNREAD[path])
     if task in READ_BY[path]:
         assert settle_task(recipe).task == task
@@ -284,11 +285,14 @@ def test_every_such_setting_is_tried_above() -> None:
     assert {path for path, _, _ in IDLE} == {*(f"data.{name}" for name in tried), "train.decay"}
 
 
-@pytest.mark.parametrize("path", OF_A_TEST_FILE)
-def test_what_is_of_a_test_file_needs_one(path: str) -> None:
-    value = "text,label" if path.endswith("columns") else {"0": "no"}
-    with pytest.raises(RecipeError, match="is for a test file") as caught:
-        settle_task(with_setting({"task": "classification", "data": {"train": "rows.csv"}}, path, value))
+@pytest.mark.parametrize(
+    ("part", "path"), [(part, path) for part, paths in OF_A_FILE.items() for path in paths]
+)
+def test_what_is_of_a_given_file_needs_one(part: str, path: str) -> None:
+    value: Any = {"0": "no"} if path.endswith("names") else "text,label"
+    task = "completion" if path.endswith("target") else "classification"
+    with pytest.raises(RecipeError, match=f"is for a {part} file") as caught:
+        settle_task(with_setting({"task": task, "data": {"train": "rows.csv"}}, path, value))
     assert caught.value.where == path
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from gptailor.data.duplicates import merge_chains
 from gptailor.data.shingles import mixed
-from gptailor.errors import DataError, RecipeError
+from gptailor.errors import DataError, RecipeError, number_of
 from gptailor.recipe import SplitSettings
 from gptailor.types import PARTS, IntArray, Part
 
@@ -93,6 +93,29 @@ def split_rows(
         for row in rows:
             parts[row] = PARTS[place]
     return parts
+
+
+def late_in_words(
+    parts: Sequence[Part], groups: IntArray, times: Sequence[str], name_of: Callable[[int], str] | None = None
+) -> list[str]:
+    """That rows train which are newer than some that are held out: their group was too large to hold out."""
+    newest: dict[int, float | str] = {}
+    keys = time_keys(times, name_of)
+    for group, key in zip(groups.tolist(), keys, strict=True):
+        newest[group] = max(newest.get(group, key), key)
+    held = [newest[group] for group, part in zip(groups.tolist(), parts, strict=True) if part != "train"]
+    if not held:
+        return []
+    oldest = min(held)
+    late = sum(
+        part == "train" and newest[group] > oldest  # type: ignore[operator]
+        for group, part in zip(groups.tolist(), parts, strict=True)
+    )
+    if not late:
+        return []
+    return [
+        f"{number_of(late, 'row')} of groups larger than what is held out: they train, whatever their time"
+    ]
 
 
 def join_groups(one: IntArray, other: IntArray) -> IntArray:
@@ -328,13 +351,19 @@ def _seat_evenly(seating: _Seating, label: str, existing: Sequence[int], wanted:
 def _split_by_time(
     rows_of: Sequence[Sequence[int]], keys: Sequence[float | str], targets: Sequence[int]
 ) -> list[int]:
-    """The part of each group, from the newest back: test, validation, train."""
+    """The part of each group, from the newest back: test, validation, train.
+
+    What is larger than any part that is held out trains, and the next group takes its place.
+    """
+    room = max(targets[1:])
     newest = [max((keys[row], row) for row in rows) for rows in rows_of]
     order = sorted(range(len(rows_of)), key=lambda group: newest[group], reverse=True)
     places = [0] * len(rows_of)
     part, filled = 2, 0
     for group in order:
         size = len(rows_of[group])
+        if size > 1 and size > room:
+            continue
         # A group goes over a part's end only if that is nearer to the target than stopping short.
         while part and filled + size / 2 > targets[part]:
             part, filled = part - 1, 0

@@ -62,7 +62,12 @@ def group_values(values: Sequence[str]) -> list[str]:
     known = np.array([number for number in numbers if number is not None])
     if len(known) == len(numbers):
         place = _thirds(known)
-        said = {i: f"{known[place == i].min():g} to {known[place == i].max():g}" for i in place.tolist()}
+        written = [cell for cell in cells if cell != EMPTY]  # a date or an id keeps all its digits
+        said = {}
+        for third in set(place.tolist()):
+            rows = np.flatnonzero(place == third)
+            ends = (rows[known[rows].argmin()], rows[known[rows].argmax()])
+            said[third] = " to ".join(written[end] for end in ends)
         named = iter(said[i] for i in place.tolist())
         return [cell if cell == EMPTY else next(named) for cell in cells]
     kept = {value for value, _ in counts.most_common(MOST_SLICES - 1)}

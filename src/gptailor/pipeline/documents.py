@@ -7,8 +7,10 @@ may be larger than memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import numpy as np
 
@@ -33,6 +35,24 @@ class PreparedDocuments:
     notes: list[str]  # what was decided and left out, in words
     read: int
     data_hash: str
+
+
+def texts_of(prepared: PreparedDocuments, settings: DataSettings, *parts: Part) -> Iterator[str]:
+    """The texts of these parts as they are known again: documents, or pieces where these are divided."""
+    wanted = {PARTS.index(part) for part in parts}
+    for file in prepared.files:
+        pieces = zip(
+            file.documents.piece_document,
+            file.parts.tolist(),
+            pieces_of(file.documents, settings),
+            strict=False,
+        )
+        kept = ((document, piece.text) for document, part, piece in pieces if part in wanted)
+        if file.divided:
+            yield from (text for _, text in kept)
+        else:
+            for _, ones in itertools.groupby(kept, key=itemgetter(0)):
+                yield "".join(text for _, text in ones)
 
 
 def prepare_documents(recipe: Recipe, say: Callable[[str], None] = lambda _: None) -> PreparedDocuments:
@@ -62,10 +82,13 @@ def prepare_documents(recipe: Recipe, say: Callable[[str], None] = lambda _: Non
         given.add("test")
     files = [divide(train, recipe, beside=held_out, given=given)]
     # What chooses the settings must not stand in the test either.
-    files += [all_in(documents, "validation", settings, beside=tests) for documents in validations]
+    seed = recipe.near_seed
+    files += [
+        all_in(documents, "validation", settings, near_seed=seed, beside=tests) for documents in validations
+    ]
     if validations and tests:
         refuse_all_leaked(np.flatnonzero(files[1].parts != DROPPED).tolist(), settings)
-    files += [all_in(documents, "test", settings) for documents in tests]
+    files += [all_in(documents, "test", settings, near_seed=seed) for documents in tests]
     _refuse_too_little(files, settings.train)
     notes = [note for file in files for note in (*file.documents.notes, *file.notes)]
     notes += idle_in_words(recipe)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gptailor.data.duplicates import near_duplicate_groups, near_matches
-from gptailor.data.overlap import RUN
+from gptailor.data.overlap import RUN, build_ngram_set, shares_a_run
 from gptailor.data.split import join_groups, time_keys, value_groups
 from gptailor.data.store import StoredRows
 from gptailor.data.views import each
@@ -64,8 +64,9 @@ def divide(documents: Documents, recipe: Recipe, *, beside: Sequence[Documents],
     whole = bool(documents.groups or documents.times) or stay
     if not whole and _divide_each(parts, owner, size, shares):
         alone = np.arange(len(sizes))
-        return Divided(documents, parts, reasons, divided=True, together=alone, notes=_leaks(documents))
-    near = _near_documents(documents, kept, recipe)
+        notes = (*_leaks(documents), *_repeats(documents, parts, recipe.data))
+        return Divided(documents, parts, reasons, divided=True, together=alone, notes=notes)
+    near = _near_documents(documents, kept, recipe.data, recipe.near_seed)
     count = len(np.unique(near))
     alike = count < len(kept) and count <= sum(map(bool, shares.values()))  # one for each part, and no more
     if alike:
@@ -75,17 +76,21 @@ def divide(documents: Documents, recipe: Recipe, *, beside: Sequence[Documents],
     order = _in_turn(documents, kept, near, sizes, shares, seed=recipe.seed)
     _divide_whole(parts, owner, sizes, order, shares)
     several = int((np.bincount(near) > 1).sum())
-    notes = (*_leaks(documents), *(ALL_ALIKE,) * alike)
+    notes = (*_leaks(documents), *(ALL_ALIKE,) * alike, *_too_large(documents, order, sizes, shares))
     return Divided(
         documents, parts, reasons, divided=False, together=together, near_groups=several, notes=notes
     )
 
 
-def _near_documents(documents: Documents, kept: IntArray, recipe: Recipe) -> IntArray:
-    """(K,) ids of the kept documents: alike for near-duplicates, by their first characters."""
-    if not recipe.data.clean.near_duplicates or not len(kept):
+def _near_documents(
+    documents: Documents, kept: IntArray, settings: DataSettings, seed: int | None
+) -> IntArray:
+    """(K,) ids of the kept documents: alike for near-duplicates, by their first characters; without a seed
+    each has its own.
+    """
+    if seed is None or not len(kept):
         return np.arange(len(kept))
-    return near_duplicate_groups(_beginnings(documents, kept, recipe.data), seed=recipe.seed)
+    return near_duplicate_groups(_beginnings(documents, kept, settings), seed=seed)
 
 
 def _beginnings(documents: Documents, among: IntArray, settings: DataSettings) -> Sequence[str]:
@@ -243,10 +248,45 @@ def _in_turn(
     if documents.times:
         keys = time_keys([documents.times[one] for one in kept], lambda at: _named(documents, kept[at]))
         when = dict(zip(kept.tolist(), keys, strict=True))
-        return sorted(together, key=lambda ones: max((when[one], one) for one in ones.tolist()), reverse=True)
+        order = sorted(
+            together, key=lambda ones: max((when[one], one) for one in ones.tolist()), reverse=True
+        )
+    else:
+        order = [together[place] for place in rng.permutation(len(together))]
     room = _room(int(sizes[kept].sum()), shares)
-    drawn = [together[place] for place in rng.permutation(len(together))]
-    return sorted(drawn, key=lambda ones: bool(sizes[ones].sum() > room))
+    return sorted(order, key=lambda ones: bool(sizes[ones].sum() > room))
+
+
+def _repeats(documents: Documents, parts: IntArray, settings: DataSettings) -> Iterator[str]:
+    """That what is held out of a divided text stands in the rest of it, too."""
+    held = build_ngram_set(
+        piece.text for piece, part in zip(pieces_of(documents, settings), parts, strict=False) if part > 0
+    )
+    repeated = sum(
+        shares_a_run(piece.text, held)
+        for piece, part in zip(pieces_of(documents, settings), parts, strict=False)
+        if part == 0
+    )
+    if repeated:
+        pieces = number_of(int((parts == 0).sum()), "training piece")
+        yield (
+            f"{repeated:,} of {pieces} share a run of {RUN} words with what is held out of the same text: "
+            "where a text repeats itself, its score says less of new text."
+        )
+
+
+def _too_large(
+    documents: Documents, order: Sequence[Any], sizes: IntArray, shares: dict[Part, float]
+) -> Iterator[str]:
+    """That something trains whatever its time: a part that is held out has no room for it."""
+    held = [int(sizes[ones].sum()) for ones in order]
+    if not documents.times or not any(shares.values()):
+        return
+    room = _room(sum(held), shares)
+    if large := [size for size in held if size > room]:
+        which = number_of(len(large), "document or group", "documents or groups")
+        size = bytes_text(sum(large))
+        yield f"trains whatever its time, being larger than what is held out: {which} ({size})."
 
 
 def _together(documents: Documents, kept: IntArray, near: IntArray) -> list[IntArray]:
@@ -296,18 +336,27 @@ def _divide_whole(
 
 
 def all_in(
-    documents: Documents, part: Part, settings: DataSettings, *, beside: Sequence[Documents] = ()
+    documents: Documents,
+    part: Part,
+    settings: DataSettings,
+    *,
+    near_seed: int | None,
+    beside: Sequence[Documents] = (),
 ) -> Divided:
-    """Every document with text in one part, but for what stands in the files beside it."""
+    """Every document with text in one part, but for what stands in the files beside it.
+
+    With `near_seed` near-duplicates among them are drawn together.
+    """
     usable, reasons = _usable(documents, beside, settings, drop_duplicates=False)
     parts = np.where(usable == DROPPED, DROPPED, PARTS.index(part))
     every = np.arange(len(documents.row_of))
+    near = _near_documents(documents, every, settings, near_seed)
     return Divided(
         documents,
         parts,
         reasons,
         divided=False,
-        together=_ids(documents, every, every),
+        together=_ids(documents, every, near),
         notes=_leaks(documents),
     )
 

@@ -76,14 +76,15 @@ def read_held_out(
     return file, result
 
 
-def drawn_together(rows: Sequence[Example], *, near_duplicates: bool, seed: int) -> list[Example]:
+def drawn_together(rows: Sequence[Example], *, near_seed: int | None) -> list[Example]:
     """Rows of a given file with the groups that intervals draw as one: the person's, and near-duplicates.
 
-    A group is called as the file calls it, else by its first row.
+    A group is called as the file calls it, else by its first row. Without a seed no near-duplicates are
+    looked for.
     """
-    if not near_duplicates:
+    if near_seed is None:
         return list(rows)
-    near = near_duplicate_groups([row.text for row in rows], seed=seed)
+    near = near_duplicate_groups([row.text for row in rows], seed=near_seed)
     groups = join_groups(near, value_groups([row.group for row in rows])).tolist()
     sizes = np.bincount(groups)
     names: dict[int, str] = {}

@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -38,14 +38,15 @@ from gptailor.pipeline.causal import (
     choose_text_approach,
     text_ends,
 )
-from gptailor.pipeline.documents import PreparedDocuments, prepare_documents
+from gptailor.pipeline.documents import PreparedDocuments, prepare_documents, texts_of
 from gptailor.pipeline.documents_tokens import choose_block, ledger_lines, repair_document, write_tokens
-from gptailor.pipeline.folder import base_revision_of, file_hashes, refuse_other_data
+from gptailor.pipeline.folder import TAUGHT, base_revision_of, file_hashes, refuse_other_data
 from gptailor.pipeline.language_story import finish_language, seal
 from gptailor.pipeline.objective import Objective, Validation
 from gptailor.pipeline.place import Listener, Trained, TrainingPlace
 from gptailor.pipeline.settle import cost_in_words, settle_plan
 from gptailor.pipeline.task import refuse_frozen
+from gptailor.pipeline.taught import keep_taught, taught_before
 from gptailor.pipeline.training import train
 from gptailor.recipe import (
     Recipe,
@@ -123,7 +124,7 @@ def open_and_train(
     prepared = prepare_documents(recipe, listener.say)
     refuse_other_data(folder, prepared.data_hash)
     shop = open_language_shop(recipe, prepared, folder, listener)
-    write_data(folder, prepared, shop)
+    open_for_teaching(folder, prepared, shop, listener)
     samples = choose_samples(shop)
     place = TrainingPlace.of_run(
         folder, seed=recipe.seed, environment=shop.environment, stop=stop, listener=listener
@@ -193,7 +194,25 @@ def own_tokenizer(
     return load_tokenizer(Base("own", folder, "", "folder"))
 
 
-def write_data(folder: Path, prepared: PreparedDocuments, shop: LanguageShop) -> None:
+def open_for_teaching(
+    folder: Path, prepared: PreparedDocuments, shop: LanguageShop, listener: Listener
+) -> None:
+    """Writes what became of every document, and which texts teach; says which taught the base already."""
+    data, approach = shop.recipe.data, shop.recipe.approach.kind
+    held_out = {part: list(texts_of(prepared, data, part)) for part in ("validation", "test")}
+    before, told = taught_before(shop.base, approach, held_out)
+    if told:
+        listener.say(told)
+        prepared.notes.append(told)
+    write_data(folder, prepared, shop, taught_before=before)
+    if not (folder / TAUGHT).exists():  # it takes minutes where the text is a gigabyte
+        taught = texts_of(prepared, data, "train", "validation")
+        keep_taught(folder, taught, shop.base, approach, tested=held_out["test"])
+
+
+def write_data(
+    folder: Path, prepared: PreparedDocuments, shop: LanguageShop, *, taught_before: Mapping[str, int]
+) -> None:
     """The ledger: one line per document, and its sums, which come out."""
     path = folder / "data"
     path.mkdir(exist_ok=True)
@@ -206,6 +225,8 @@ def write_data(folder: Path, prepared: PreparedDocuments, shop: LanguageShop) ->
         summary |= {part: len(np.unique(shop.stores[part].piece_documents)) for part in PARTS}
     summary["data_hash"] = prepared.data_hash
     summary["files"] = file_hashes(shop.recipe) or {}
+    if taught_before:
+        summary["taught_before"] = taught_before
     write_atomically(path / "summary.json", json.dumps(summary, indent=1))
 
 

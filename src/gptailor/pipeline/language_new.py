@@ -29,9 +29,12 @@ def evaluate_language(
     columns: str | None = None,
     separator: str | None = None,
     group: str | None = None,
+    near_seed: int | None = None,
     resampling: Resampling = ROWS,
 ) -> dict[str, Any]:
     """Bits per byte and perplexity of a new text, in blocks as long as training's, with intervals.
+
+    With `near_seed` near-duplicate documents are drawn together; the seed is that of the search for them.
 
     Raises:
         DataError: there is no text.
@@ -46,7 +49,7 @@ def evaluate_language(
         split=SplitSettings(group=group),
     )
     documents = survey(location, settings, columns=columns)
-    file = all_in(documents, "test", settings)
+    file = all_in(documents, "test", settings, near_seed=near_seed)
     if (file.parts < 0).all():
         raise DataError("holds no text.", where=location, fix="Give a file with text.")
     with tempfile.TemporaryDirectory() as folder:

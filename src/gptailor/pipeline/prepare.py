@@ -13,7 +13,7 @@ from gptailor.cache import content_key
 from gptailor.data.clean import CleanResult, clean_rows
 from gptailor.data.duplicates import near_duplicate_groups
 from gptailor.data.read import Roles, collector_paused, infer_roles, read_rows
-from gptailor.data.split import join_groups, split_rows, value_groups
+from gptailor.data.split import join_groups, late_in_words, split_rows, value_groups
 from gptailor.data.views import chained, each, picked
 from gptailor.errors import DataError
 from gptailor.models.readout import label_text, labels_named
@@ -145,7 +145,9 @@ def _prepare(recipe: Recipe, say: Callable[[str], None]) -> Prepared:
     for line in (*doubts_in(locations, files), *says):
         say(line)
     say("splitting")
-    parts, near_groups = _split(kept, cells, recipe, label_names, form, given=given)
+    parts, near_groups, late = _split(kept, cells, recipe, label_names, form, given=given)
+    for line in late:
+        say(line)
     rejected = [
         *(row for file in files for row in file.rejected),
         *unlabelled,
@@ -164,7 +166,7 @@ def _prepare(recipe: Recipe, say: Callable[[str], None]) -> Prepared:
         cleaned=cleaned,
         leaks=leaks,
         near_groups=near_groups,
-        notes=[*(note for file in files for note in file.notes), *([hint] if hint else []), *says],
+        notes=[*(note for file in files for note in file.notes), *([hint] if hint else []), *says, *late],
         form=with_scale(form, parts["train"]),
         fixes=fixes,
     )
@@ -209,7 +211,8 @@ def _split(
     form: AnswerForm,
     *,
     given: dict[str, Sequence[RawExample]],
-) -> tuple[dict[Part, Sequence[Example]], list[list[Example]]]:
+) -> tuple[dict[Part, Sequence[Example]], list[list[Example]], list[str]]:
+    """The parts, the groups of near-duplicates, and what is to be said of times."""
     label_ids = {name: place for place, name in enumerate(label_names)}
 
     def example_of(row: RawExample) -> Example:
@@ -218,23 +221,29 @@ def _split(
     examples = each(rows, example_of)
     settings = recipe.data.split
     near = (
-        near_duplicate_groups(each(rows, _text), seed=recipe.seed)
-        if recipe.data.clean.near_duplicates
-        else np.arange(len(examples))
+        np.arange(len(examples))
+        if recipe.near_seed is None
+        else near_duplicate_groups(each(rows, _text), seed=recipe.near_seed)
     )
     groups = near
     if settings.group is not None:
         groups = join_groups(near, value_groups([example.group for example in examples]))
+    times = [example.time for example in examples] if settings.time is not None else None
+
+    def name_of(place: int) -> str:
+        return f"{examples[place].source} row {examples[place].row}"
+
     places = split_rows(
         strata_of(cells, form),
         groups=groups,
-        times=[example.time for example in examples] if settings.time is not None else None,
+        times=times,
         settings=settings,
         seed=recipe.seed,
         has_validation="validation" in given,
         has_test="test" in given,
-        name_of=lambda place: f"{examples[place].source} row {examples[place].row}",
+        name_of=name_of,
     )
+    late = [] if times is None else late_in_words(places, groups, times, name_of)
     sizes, kind = np.bincount(groups), NEAR if settings.group is None else "group "
 
     def in_its_group(place: int) -> Example:
@@ -249,13 +258,12 @@ def _split(
             picked(examples_in_groups, np.flatnonzero(part_of == number)),
             drawn_together(
                 [example_of(row) for row in given.get(part, ())],
-                near_duplicates=recipe.data.clean.near_duplicates,
-                seed=recipe.seed,
+                near_seed=recipe.near_seed,
             ),
         )
         for number, part in enumerate(PARTS)
     }
-    return parts, [[examples[place] for place in places] for places in _large_groups(near)]
+    return parts, [[examples[place] for place in places] for places in _large_groups(near)], late
 
 
 def _large_groups(ids: IntArray) -> list[list[int]]:

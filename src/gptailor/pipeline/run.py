@@ -213,8 +213,9 @@ class Run:
             found = self._evaluate_language(location, text=text, columns=columns, own=own)
         elif self.task != "classification":
             recipe = self._recipe(location)
-            near_seed = recipe.seed if recipe.data.clean.near_duplicates else None
-            new: dict[str, Any] = {"columns": columns, "near_seed": near_seed, "note_of": note_of}
+            drawn = Resampling(recipe.evaluate.resamples, recipe.seed)
+            new: dict[str, Any] = {"columns": columns, "near_seed": recipe.near_seed, "resampling": drawn}
+            new["note_of"] = note_of
             if self.task == "preference":
                 found = evaluate_preferences(self.answerer, location, **new)
             else:
@@ -266,7 +267,8 @@ class Run:
         self, location: str, *, text: str | None, columns: str | None, own: str | None
     ) -> dict[str, Any]:
         """A language model's scores on a text read as training's was: by separator, column and line."""
-        data = self._recipe(location).data
+        recipe = self._recipe(location)
+        data = recipe.data
         if columns is None and (own or (is_prose(location) and is_prose(data.train))):
             columns = data.test_columns if own == "test" else data.columns
         there = {*first_rows(location, columns)[0]} if data.text or data.split.group else set()
@@ -279,6 +281,8 @@ class Run:
             columns=columns,
             separator=data.separator,
             group=data.split.group if data.split.group in there else None,
+            near_seed=recipe.near_seed,
+            resampling=Resampling(recipe.evaluate.resamples, recipe.seed),
         )
 
     def _evaluate_labels(
@@ -330,12 +334,13 @@ class Run:
         logits = self.predictor.logits([item for _, item in kept])
         examples = drawn_together(
             [to_example(row, None) for row, _ in kept],
-            near_duplicates=recipe.data.clean.near_duplicates,
-            seed=recipe.seed,
+            near_seed=recipe.near_seed,
         )
         settings: dict[str, Any] = {
             "label_names": known,
-            "resampling": Resampling(groups=value_groups([row.group for row in examples])),
+            "resampling": Resampling(
+                recipe.evaluate.resamples, recipe.seed, value_groups([row.group for row in examples])
+            ),
         }
         temperature = self.predictor.bundle.temperature
         report = kind_of(form).evaluate(logits, answers, split="new", temperature=temperature, **settings)

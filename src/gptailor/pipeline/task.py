@@ -70,7 +70,11 @@ IDLE: tuple[tuple[str, Callable[[Recipe], bool], str], ...] = (
         "only the schedule warmup-stable-decay has one",
     ),
 )
-OF_A_TEST_FILE = ("data.test_columns", "data.test_label_names")
+# Settings of a file that is given beside the training file.
+OF_A_FILE = {
+    "test": ("data.test_columns", "data.test_label_names", "data.test_target"),
+    "validation": ("data.validation_target",),
+}
 READ_BY_FROZEN = ("train.class_weights", "train.refit", "train.precision")  # of what is under `train`
 # Uses of completion whose columns hardly stand in a labelled file by chance, and what is a label even there.
 REPLIES = ("question_answering", "instruction", "completion")
@@ -103,13 +107,14 @@ def refuse_unread(recipe: Recipe, task: Task) -> None:
                 where=path,
                 fix="Leave it out, or name the other task with --task.",
             )
-    for path in OF_A_TEST_FILE if recipe.data.test is None else ():
-        if _is_set(recipe, path):
-            raise RecipeError(
-                "is for a test file, and there is none.",
-                where=path,
-                fix="Name it with --test, or leave this out.",
-            )
+    for part, paths in OF_A_FILE.items():
+        for path in paths if getattr(recipe.data, part) is None else ():
+            if _is_set(recipe, path):
+                raise RecipeError(
+                    f"is for a {part} file, and there is none.",
+                    where=path,
+                    fix=f"Name it with --{part}, or leave this out.",
+                )
 
 
 def idle_in_words(recipe: Recipe) -> list[str]:

@@ -13,7 +13,7 @@ from gptailor.data.duplicates import is_exact, near_duplicate_groups, near_match
 from gptailor.data.parallel import read_parallel
 from gptailor.data.read import ReadResult, read_rows
 from gptailor.data.repair import repair
-from gptailor.data.split import join_groups, split_rows, value_groups
+from gptailor.data.split import join_groups, late_in_words, split_rows, value_groups
 from gptailor.errors import DataError, did_you_mean, number_of
 from gptailor.pipeline.folder import hash_files
 from gptailor.pipeline.held_out import doubts_in, notes_on_groups
@@ -136,7 +136,9 @@ def prepare_texts(
     for line in (*doubts_in(locations, files), *notes):
         say(line)
     say("splitting")
-    parts, near_groups = split(kept, recipe, held_out)
+    parts, near_groups, late = split(kept, recipe, held_out)
+    for line in late:
+        say(line)
     rejected = [row for file in files for row in file.rejected] + rejected + repeated + leaks
     dropped = {(row.source, row.row) for row in rejected}
     return PreparedTexts(
@@ -150,7 +152,7 @@ def prepare_texts(
         leaks=len(leaks),
         near_groups=near_groups,
         one_question=one_question,
-        notes=[*(note for file in files for note in file.notes), *notes],
+        notes=[*(note for file in files for note in file.notes), *notes, *late],
     )
 
 
@@ -332,33 +334,43 @@ def compared(rows: Sequence[TextRow]) -> list[str]:
 
 def split(
     rows: Sequence[TextRow], recipe: Recipe, given: dict[str, Sequence[TextRow]]
-) -> tuple[dict[Part, list[TextRow]], int]:
-    """Rows in parts; equal groups and near-duplicate questions stay in one. And how many near groups."""
+) -> tuple[dict[Part, list[TextRow]], int, list[str]]:
+    """Rows in parts; equal groups and near-duplicate questions stay in one.
+
+    Also how many groups of near-duplicates there are, and what is to be said of times.
+    """
     settings = recipe.data.split
     if not rows:
         raise DataError("no row is left to train on.", where=recipe.data.train, fix="Give more rows.")
     near = (
-        near_duplicate_groups(compared(rows), seed=recipe.seed)
-        if recipe.data.clean.near_duplicates
-        else np.arange(len(rows))
+        np.arange(len(rows))
+        if recipe.near_seed is None
+        else near_duplicate_groups(compared(rows), seed=recipe.near_seed)
     )
     own = value_groups([row.group for row in rows])
+    groups = join_groups(join_groups(near, own), value_groups([row.together for row in rows]))
+    times = [row.time for row in rows] if settings.time is not None else None
+
+    def name_of(place: int) -> str:
+        return f"{rows[place].source} row {rows[place].row}"
+
     places = split_rows(
         None,
-        groups=join_groups(join_groups(near, own), value_groups([row.together for row in rows])),
-        times=[row.time for row in rows] if settings.time is not None else None,
+        groups=groups,
+        times=times,
         settings=settings,
         seed=recipe.seed,
         has_validation="validation" in given,
         has_test="test" in given,
-        name_of=lambda place: f"{rows[place].source} row {rows[place].row}",
+        name_of=name_of,
     )
+    late = [] if times is None else late_in_words(places, groups, times, name_of)
     parts: dict[Part, list[TextRow]] = {part: [] for part in PARTS}
     for row, part in zip(_called_alike(rows, near), places, strict=True):
         parts[part].append(row)
     for part in PARTS:
         asked = given.get(part, ())
-        parts[part].extend(with_near(asked, recipe.seed) if recipe.data.clean.near_duplicates else asked)
+        parts[part].extend(asked if recipe.near_seed is None else with_near(asked, recipe.near_seed))
     empty = [part for part in PARTS if not parts[part]]
     if empty:
         raise DataError(
@@ -366,7 +378,7 @@ def split(
             where=recipe.data.train,
             fix="Add rows, or change data.split.",
         )
-    return parts, int((np.bincount(near) > 1).sum())
+    return parts, int((np.bincount(near) > 1).sum()), late
 
 
 def with_near(rows: Sequence[TextRow], seed: int) -> list[TextRow]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from gptailor.recipe import DataSettings
 from gptailor.tasks.form import TextRow
 from gptailor.types import PARTS, Part, RejectedRow, Segment, TokenizedExample
 
+CHUNK = 256  # rows whose prompts are encoded together
 DEFAULT_LONGEST = 512  # tokens, where the recipe leaves it open and the base could read more
 
 
@@ -26,7 +27,7 @@ class TokenizedRow:
 
     row: TextRow
     sequences: tuple[TokenizedExample, ...]
-    prompt_ids: tuple[int, ...] | None  # None: it leaves no room for an answer
+    prompt_ids: tuple[int, ...] | None  # None: it leaves no room for an answer; of training rows empty
     lost: int = 0  # tokens of sequences whose answer lies wholly behind the cut
 
     @property
@@ -86,7 +87,7 @@ def tokenize_texts(prepared: PreparedTexts, feeder: Feeder, settings: DataSettin
         given = prepared.parts[part]
         flat = [sequences_of(row) for row in given]
         learned = iter(feeder.learn([segments for one in flat for segments in one]))
-        prompts = feeder.feed([row.prompt for row in given])
+        prompts = _prompts_of(given, feeder, asked=part != "train")
         rows[part] = []
         for row, own, prompt in zip(given, flat, prompts, strict=True):
             encoded = [next(learned) for _ in own]
@@ -107,6 +108,16 @@ def tokenize_texts(prepared: PreparedTexts, feeder: Feeder, settings: DataSettin
             fix="Raise data.max_tokens, choose a base with a longer context, or give shorter rows.",
         )
     return TextTokens(rows, rejected, tuple(lengths), feeder.max_tokens)
+
+
+def _prompts_of(rows: Sequence[TextRow], feeder: Feeder, *, asked: bool) -> Iterator[tuple[int, ...] | None]:
+    """What each row asks, or None where it leaves no room for an answer; of what isn't asked, only whether.
+
+    The prompts of all training rows would be most of what a run holds in memory.
+    """
+    for start in range(0, len(rows), CHUNK):
+        for ids in feeder.feed([row.prompt for row in rows[start : start + CHUNK]]):
+            yield ids if asked or ids is None else ()
 
 
 def ledger_lines(prepared: PreparedTexts, tokens: TextTokens) -> list[LedgerLine]:
