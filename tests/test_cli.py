@@ -562,7 +562,7 @@ def test_brackets_in_names_are_not_taken_for_markup(invoke: Invoke) -> None:
     said = invoke("fit", "odd.csv", *columns, *quick("runs[/x]"))
     assert said.code == 0
     assert "runs[/x] classification" in said.words
-    assert "gptailor serve runs[/x]" in said.words
+    assert "gptailor serve 'runs[/x]'" in said.words
 
 
 def test_bytes_that_are_no_text_are_printed_as_escapes(invoke: Invoke) -> None:

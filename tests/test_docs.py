@@ -411,7 +411,7 @@ def test_routes_are_those_of_the_server(serving: str) -> None:
 
 
 def test_limits_are_those_of_the_server(serving: str) -> None:
-    from gptailor.models.answerer import CHARACTERS_A_TOKEN
+    from gptailor.models.answerer import CHARACTERS_A_TOKEN, LONGEST_CONTEXT
     from gptailor.models.bundle import LONGEST_TEXT
     from gptailor.models.predictor import Predictor
     from gptailor.serve import batcher, requests, run, service
@@ -426,7 +426,8 @@ def test_limits_are_those_of_the_server(serving: str) -> None:
         f"| characters of a text to classify | {Predictor.max_characters:,} |",
         f"| characters of a prompt or of one of its `values` | {LONGEST_TEXT:,}, or {CHARACTERS_A_TOKEN} ",
         f"| texts that wait, per model | {app['queue_items']} |",
-        f"| tokens that wait, per model | {queue:,};",
+        f"| tokens of a prompt and its answer | what the base reads, at most {LONGEST_CONTEXT:,},",
+        f"| tokens that wait, per classifier | {queue:,};",
         f"| time until a text starts to run | {app['deadline_seconds']:.0f} s |",
         f"| time for a body to arrive | {requests.BODY_SECONDS:.0f} s |",
         f"| time for a request's head to arrive | {run.HEAD_SECONDS:.0f} s |",

@@ -366,11 +366,6 @@ class Recipe(Settings):
         [], description="who else gets the log: tensorboard, mlflow, wandb, trackio (docs/compare.md)"
     )
 
-    @property
-    def near_seed(self) -> int | None:
-        """The seed of the search for near-duplicates; None where they are not looked for."""
-        return self.seed if self.data.clean.near_duplicates else None
-
 
 BESIDE = {"out", "trackers"}  # settings that a run's numbers don't depend on
 

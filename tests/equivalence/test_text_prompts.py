@@ -31,6 +31,7 @@ from gptailor.pipeline.texts.objective import row_nats
 from gptailor.pipeline.texts.road import TextResult
 from gptailor.pipeline.texts.shop import TextShop, open_text_shop
 from gptailor.pipeline.texts.story import seal
+from gptailor.pipeline.texts.tokens import TokenizedRow
 from gptailor.recipe import build_recipe
 from gptailor.tasks.completion_form import CompletionForm
 from gptailor.tasks.form import TextRow
@@ -67,6 +68,13 @@ class Asked:
         """The ids before the answer, the answer's, and how many tokens were cut; None: nothing of it fits."""
         [*_, (encoded, cut)] = self.shop.feeder.learn([one.segments for one in row.sequences])
         return divided(encoded.token_ids, encoded.learn, cut)
+
+    def fed(self, row: TokenizedRow) -> tuple[int, ...] | None:
+        """The ids of a row's prompt as the run asks it; of training rows it keeps only whether it can."""
+        [ids] = self.shop.feeder.feed([row.row.prompt])
+        assert (ids is None) == (row.prompt_ids is None)
+        assert not row.prompt_ids or row.prompt_ids == ids
+        return ids
 
     def asked(self, row: RawExample, answer: str = "") -> list[int] | None:
         """The ids that are fed for a row, its answer taken away; None where it is refused."""
@@ -155,7 +163,8 @@ def check_every_row(found: Asked, answer: str) -> int:
             assert parts is not None
             before, learned, cut = parts
             asked = found.asked(found.rows[row.row.source, row.row.row], answer)
-            assert asked == (None if row.prompt_ids is None else list(row.prompt_ids))
+            fed = found.fed(row)
+            assert asked == (None if fed is None else list(fed))
             if asked is not None:
                 assert asked == before
                 assert len(asked) + found.shop.feeder.reserve <= found.shop.feeder.max_tokens
@@ -363,7 +372,7 @@ def test_a_conversation_is_asked_as_it_was_trained(make: Maker, family: str) -> 
             with pytest.raises(InputError, match="the conversation is longer than"):
                 found.answerer.feed_messages(messages)
         else:
-            assert found.answerer.feed_messages(messages) == row.prompt_ids
+            assert found.answerer.feed_messages(messages) == found.fed(row)
     assert found.answerer.form.state() == found.shop.form.state()
     assert found.answerer.end_ids == found.shop.end_ids
     assert found.answerer.feeder.prefix == ()

@@ -778,7 +778,7 @@ def test_no_token_of_other_data_is_ever_reused(place: Place) -> None:
         name = approach if isinstance(approach, str) else "scratch"
         recipe = place.recipe(f"swapped-{name}", data={"train": str(path)}, approach=approach)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(language, "write_data", lambda *_: (_ for _ in ()).throw(Crash))
+            patch.setattr(language, "write_data", lambda *_, **__: (_ for _ in ()).throw(Crash))
             place.crash(recipe)
         path.write_text(prose(1, 6000).upper())
         run = place.fit(recipe)

@@ -21,6 +21,7 @@ from gptailor.errors import DataError, did_you_mean
 from gptailor.pipeline.documents_split import DROPPED, Divided, all_in, divide
 from gptailor.pipeline.documents_survey import Documents, pieces_of, refuse_stream, survey
 from gptailor.pipeline.folder import hash_files
+from gptailor.pipeline.held_out import near_seed_of
 from gptailor.pipeline.leaks import refuse_all_leaked, refuse_same_file
 from gptailor.pipeline.task import idle_in_words
 from gptailor.recipe import DataSettings, Recipe
@@ -82,7 +83,7 @@ def prepare_documents(recipe: Recipe, say: Callable[[str], None] = lambda _: Non
         given.add("test")
     files = [divide(train, recipe, beside=held_out, given=given)]
     # What chooses the settings must not stand in the test either.
-    seed = recipe.near_seed
+    seed = near_seed_of(recipe)
     files += [
         all_in(documents, "validation", settings, near_seed=seed, beside=tests) for documents in validations
     ]

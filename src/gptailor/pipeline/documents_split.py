@@ -19,6 +19,7 @@ from gptailor.data.store import StoredRows
 from gptailor.data.views import each
 from gptailor.errors import RecipeError, number_of
 from gptailor.pipeline.documents_survey import Documents, pieces_of
+from gptailor.pipeline.held_out import near_seed_of
 from gptailor.recipe import DataSettings, Recipe
 from gptailor.report.facts import bytes_text
 from gptailor.types import PARTS, IntArray, Part, RawExample
@@ -66,7 +67,7 @@ def divide(documents: Documents, recipe: Recipe, *, beside: Sequence[Documents],
         alone = np.arange(len(sizes))
         notes = (*_leaks(documents), *_repeats(documents, parts, recipe.data))
         return Divided(documents, parts, reasons, divided=True, together=alone, notes=notes)
-    near = _near_documents(documents, kept, recipe.data, recipe.near_seed)
+    near = _near_documents(documents, kept, recipe.data, near_seed_of(recipe))
     count = len(np.unique(near))
     alike = count < len(kept) and count <= sum(map(bool, shares.values()))  # one for each part, and no more
     if alike:

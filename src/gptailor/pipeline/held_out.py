@@ -76,6 +76,11 @@ def read_held_out(
     return file, result
 
 
+def near_seed_of(recipe: Recipe) -> int | None:
+    """The seed of the search for near-duplicates; None where they are not looked for."""
+    return recipe.seed if recipe.data.clean.near_duplicates else None
+
+
 def drawn_together(rows: Sequence[Example], *, near_seed: int | None) -> list[Example]:
     """Rows of a given file with the groups that intervals draw as one: the person's, and near-duplicates.
 

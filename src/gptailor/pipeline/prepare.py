@@ -23,6 +23,7 @@ from gptailor.pipeline.held_out import (
     NEAR,
     doubts_in,
     drawn_together,
+    near_seed_of,
     notes_on_groups,
     read_held_out,
     refuse_strange_labels,
@@ -220,11 +221,8 @@ def _split(
 
     examples = each(rows, example_of)
     settings = recipe.data.split
-    near = (
-        np.arange(len(examples))
-        if recipe.near_seed is None
-        else near_duplicate_groups(each(rows, _text), seed=recipe.near_seed)
-    )
+    seed = near_seed_of(recipe)
+    near = np.arange(len(examples)) if seed is None else near_duplicate_groups(each(rows, _text), seed=seed)
     groups = near
     if settings.group is not None:
         groups = join_groups(near, value_groups([example.group for example in examples]))
@@ -258,7 +256,7 @@ def _split(
             picked(examples_in_groups, np.flatnonzero(part_of == number)),
             drawn_together(
                 [example_of(row) for row in given.get(part, ())],
-                near_seed=recipe.near_seed,
+                near_seed=seed,
             ),
         )
         for number, part in enumerate(PARTS)

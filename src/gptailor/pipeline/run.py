@@ -28,7 +28,7 @@ from gptailor.models.sampling import Sampling
 from gptailor.models.writer import Writer, open_writer
 from gptailor.pipeline.columns import joined, refuse_unknown_kept
 from gptailor.pipeline.finished import read_report
-from gptailor.pipeline.held_out import drawn_together, noted, why_rare
+from gptailor.pipeline.held_out import drawn_together, near_seed_of, noted, why_rare
 from gptailor.pipeline.kinds import kind_of
 from gptailor.pipeline.labels import read_labels, without_labels
 from gptailor.pipeline.language_new import evaluate_language
@@ -214,7 +214,7 @@ class Run:
         elif self.task != "classification":
             recipe = self._recipe(location)
             drawn = Resampling(recipe.evaluate.resamples, recipe.seed)
-            new: dict[str, Any] = {"columns": columns, "near_seed": recipe.near_seed, "resampling": drawn}
+            new: dict[str, Any] = {"columns": columns, "near_seed": near_seed_of(recipe), "resampling": drawn}
             new["note_of"] = note_of
             if self.task == "preference":
                 found = evaluate_preferences(self.answerer, location, **new)
@@ -281,7 +281,7 @@ class Run:
             columns=columns,
             separator=data.separator,
             group=data.split.group if data.split.group in there else None,
-            near_seed=recipe.near_seed,
+            near_seed=near_seed_of(recipe),
             resampling=Resampling(recipe.evaluate.resamples, recipe.seed),
         )
 
@@ -334,7 +334,7 @@ class Run:
         logits = self.predictor.logits([item for _, item in kept])
         examples = drawn_together(
             [to_example(row, None) for row, _ in kept],
-            near_seed=recipe.near_seed,
+            near_seed=near_seed_of(recipe),
         )
         settings: dict[str, Any] = {
             "label_names": known,

@@ -16,7 +16,7 @@ from gptailor.data.repair import repair
 from gptailor.data.split import join_groups, late_in_words, split_rows, value_groups
 from gptailor.errors import DataError, did_you_mean, number_of
 from gptailor.pipeline.folder import hash_files
-from gptailor.pipeline.held_out import doubts_in, notes_on_groups
+from gptailor.pipeline.held_out import doubts_in, near_seed_of, notes_on_groups
 from gptailor.pipeline.leaks import refuse_same_file, take_test_out_of_validation
 from gptailor.pipeline.task import idle_in_words
 from gptailor.recipe import CleanSettings, DataSettings, Recipe
@@ -342,11 +342,8 @@ def split(
     settings = recipe.data.split
     if not rows:
         raise DataError("no row is left to train on.", where=recipe.data.train, fix="Give more rows.")
-    near = (
-        np.arange(len(rows))
-        if recipe.near_seed is None
-        else near_duplicate_groups(compared(rows), seed=recipe.near_seed)
-    )
+    seed = near_seed_of(recipe)
+    near = np.arange(len(rows)) if seed is None else near_duplicate_groups(compared(rows), seed=seed)
     own = value_groups([row.group for row in rows])
     groups = join_groups(join_groups(near, own), value_groups([row.together for row in rows]))
     times = [row.time for row in rows] if settings.time is not None else None
@@ -370,7 +367,7 @@ def split(
         parts[part].append(row)
     for part in PARTS:
         asked = given.get(part, ())
-        parts[part].extend(asked if recipe.near_seed is None else with_near(asked, recipe.near_seed))
+        parts[part].extend(asked if seed is None else with_near(asked, seed))
     empty = [part for part in PARTS if not parts[part]]
     if empty:
         raise DataError(
