@@ -187,6 +187,18 @@ def test_a_trial_that_auto_would_leave_out_is_left_out(tmp_path: Path) -> None:
     assert any("left out: it would take up to 10 h" in line for line in said)
 
 
+def test_where_nothing_is_left_out_no_trial_is_for_its_length(tmp_path: Path) -> None:
+    """Text tasks have no frozen head to fall back on: there a fit may take hours."""
+    usual = rehearsal_of(score_of)
+
+    def trial(recipe: Recipe) -> Iterator[Look]:
+        return (dataclasses.replace(look, forecast=36_000.0) for look in usual.trial(recipe))
+
+    rehearsal = dataclasses.replace(usual, trial=trial, approaches=("full", "lora"))
+    trials = run_trials(search_in(tmp_path, rehearsal=rehearsal, trials=3, pruner="none"))
+    assert {one.state for one in trials} == {"complete"}
+
+
 def test_a_trial_ends_with_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     search = search_in(tmp_path, rehearsal=rehearsal_of(score_of), time="1h", pruner="none")
     run_trial(search, search.study.begin())

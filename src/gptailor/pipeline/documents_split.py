@@ -6,7 +6,7 @@ With few documents each is divided; with more, each stays whole, and near-duplic
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +77,11 @@ def divide(documents: Documents, recipe: Recipe, *, beside: Sequence[Documents],
     order = _in_turn(documents, kept, near, sizes, shares, seed=recipe.seed)
     _divide_whole(parts, owner, sizes, order, shares)
     several = int((np.bincount(near) > 1).sum())
-    notes = (*_leaks(documents), *(ALL_ALIKE,) * alike, *_too_large(documents, order, sizes, shares))
+    notes = (
+        *_leaks(documents),
+        *(ALL_ALIKE,) * alike,
+        *_too_large(documents, order, sizes, shares, set(owner[parts == 0].tolist())),
+    )
     return Divided(
         documents, parts, reasons, divided=False, together=together, near_groups=several, notes=notes
     )
@@ -277,14 +281,18 @@ def _repeats(documents: Documents, parts: IntArray, settings: DataSettings) -> I
 
 
 def _too_large(
-    documents: Documents, order: Sequence[Any], sizes: IntArray, shares: dict[Part, float]
+    documents: Documents,
+    order: Sequence[Any],
+    sizes: IntArray,
+    shares: dict[Part, float],
+    training: Collection[int],
 ) -> Iterator[str]:
     """That something trains whatever its time: a part that is held out has no room for it."""
-    held = [int(sizes[ones].sum()) for ones in order]
     if not documents.times or not any(shares.values()):
         return
-    room = _room(sum(held), shares)
-    if large := [size for size in held if size > room]:
+    room = _room(sum(int(sizes[ones].sum()) for ones in order), shares)
+    train = [int(sizes[ones].sum()) for ones in order if int(ones[0]) in training]
+    if large := [size for size in train if size > room]:
         which = number_of(len(large), "document or group", "documents or groups")
         size = bytes_text(sum(large))
         yield f"trains whatever its time, being larger than what is held out: {which} ({size})."

@@ -147,7 +147,9 @@ def _run(search: Search, running: Running) -> None:
         )
         return
     began, allowed = time.monotonic(), search.seconds_left(search.study.trials())
-    longest = LONGEST_AUTO_SECONDS if search.recipe.approach.kind == "auto" else math.inf
+    # As a fit leaves a training out that has a frozen head beside it.
+    has_frozen = search.recipe.approach.kind == "auto" and "frozen" in search.rehearsal.approaches
+    longest = LONGEST_AUTO_SECONDS if has_frozen else math.inf
     score, looks, pruned, note, settled, rate = -math.inf, 0, False, "", None, 0.0
     try:
         with running.signed():
@@ -159,7 +161,7 @@ def _run(search: Search, running: Running) -> None:
                     break
                 if running.own or look.last:
                     continue
-                if look.forecast > longest:  # as `auto` itself leaves a training out
+                if look.forecast > longest:
                     pruned, note = True, f"left out: it would take up to {duration_text(look.forecast)}"
                     break
                 if time.monotonic() - began > allowed:
