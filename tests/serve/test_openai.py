@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +18,11 @@ from texts import Served, alone, serving
 from transformers import AutoTokenizer
 
 from gptailor.cli import verbs
-from gptailor.errors import ModelError, PromptTooLong
+from gptailor.errors import InputError, ModelError, PromptTooLong
 from gptailor.models.answerer import Answerer, load_answerer
 from gptailor.pipeline.export import export_run
 from gptailor.serve.app import build_app
-from gptailor.serve.openai import CHAT, COMPLETION, NEUTRAL, read_completion
+from gptailor.serve.openai import CHAT, COMPLETION, NEUTRAL, _fed, read_completion
 from gptailor.tasks.sandbox import run_template
 
 PROMPT = "the race 5"
@@ -486,3 +487,21 @@ def test_a_run_that_answers_its_probe_otherwise_answers_nobody(runs: dict[str, P
     path.write_text(json.dumps(bundle), encoding="utf-8")
     with pytest.raises(ModelError, match="answered differently"):
         load_answerer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("mr is missing.", "mr is missing. Give mr."),
+        ("the text is empty", "The text is empty. Give mr."),
+        ("there is no column 'x'.", "There is no column 'x'. Give mr."),
+    ],
+)
+def test_what_can_not_be_asked_is_told_in_a_sentence_with_columns_as_they_are_spelled(
+    what: str, told: str
+) -> None:
+    def feed() -> tuple[int, ...]:
+        raise InputError(what, where="values", fix="Give mr.")
+
+    with pytest.raises(Exception, match=re.escape(told)):
+        _fed(feed, key="values", names=("mr", "th"))

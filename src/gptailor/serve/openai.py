@@ -245,7 +245,7 @@ def _fed(feed: Callable[[], tuple[int, ...]], *, key: str, names: Sequence[str] 
     except InputError as error:
         code = "context_length_exceeded" if isinstance(error, PromptTooLong) else "unanswerable"
         what = " ".join(error.what.split("\n"))
-        if what[:1].islower() and not what.startswith(tuple(names)):  # a column keeps its name
+        if what.split(" ")[0].rstrip(",") not in names:  # a column keeps its name
             what = what[:1].upper() + what[1:]
         what += "" if what.endswith((".", "!", "?")) else "."
         raise refuse(f"{what} {error.fix or ''}".strip(), key=key, code=code) from None
