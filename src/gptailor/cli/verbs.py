@@ -169,10 +169,8 @@ def suspects(
         if not as_json:
             rows = [(f"{s.label} → {s.suggestion or '?'}", s.text[:70]) for s in found[:10]]
             print_table(console, f"{len(found):,} labels to look at, the most suspect first", rows)
-            named = (
-                *(("--text", text), ("--label", label), ("--columns", columns)),
-                ("--label-names", label_names),
-            )
+            flags = ("--text", "--label", "--columns", "--label-names")
+            named = zip(flags, (text, label, columns, label_names), strict=True)
             columns_given = [part for flag, name in named if name for part in (flag, name)]
             point(console, f"\nWritten: {out}")
             point(

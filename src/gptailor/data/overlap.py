@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -24,6 +24,7 @@ LETTER = re.compile(f"[{UNSPACED}]")
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no bit of a word's hash is lost
 
 Hashes = npt.NDArray[np.uint64]
+Words = tuple[Hashes, npt.NDArray[np.bool_]]  # of each word its hash, and whether it is such a letter
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,22 +47,28 @@ def shares_a_run(text: str, known: NgramSet) -> bool:
 
 def shares_across(before: str, after: str, known: NgramSet) -> bool:
     """Whether a run that begins in one text and ends in the next is in the set."""
-    left, right = _words(before), _words(after)
-    return any(
-        _any_known(_runs([*left[1 - run :], *right[: run - 1]], run), known) for run in (RUN, UNSPACED_RUN)
-    )
+    left, right = _read(before), _read(after)
+
+    def around(run: int) -> Words:
+        pairs = zip(left, right, strict=True)
+        hashes, letters = (np.concatenate([one[1 - run :], other[: run - 1]]) for one, other in pairs)
+        return hashes, letters
+
+    return any(_any_known(_runs(around(run), run), known) for run in (RUN, UNSPACED_RUN))
 
 
 def run_hashes(text: str) -> Hashes:
     """One hash for each run of thirteen words, or of 26 characters where most of it has no spaces; equal runs
     have equal hashes anywhere.
     """
-    words = _words(text)
+    words = _read(text)
     return np.concatenate([_runs(words, run) for run in (RUN, UNSPACED_RUN)])
 
 
-def _words(text: str) -> list[str]:
-    return WORD.findall(text.lower())
+def _read(text: str) -> Words:
+    words = WORD.findall(text.lower())
+    letters = [len(word) == 1 and LETTER.match(word) is not None for word in words]
+    return np.array([_word_hash(word) for word in words], np.uint64), np.array(letters, np.bool_)
 
 
 def _any_known(hashes: Hashes, known: NgramSet) -> bool:
@@ -72,20 +79,19 @@ def _any_known(hashes: Hashes, known: NgramSet) -> bool:
     return bool((known.hashes[places] == hashes).any())
 
 
-def _runs(words: Sequence[str], run: int) -> Hashes:
+def _runs(words: Words, run: int) -> Hashes:
     """Hashes of the runs of so many words that are of this kind: at least half of their words are letters of
     a script without spaces, or fewer.
     """
-    count = len(words) - run + 1
-    alone = [len(word) == 1 and LETTER.match(word) is not None for word in words]
-    if count < 1 or (run == UNSPACED_RUN and not any(alone)):
+    hashes, letters = words
+    count = len(hashes) - run + 1
+    if count < 1 or (run == UNSPACED_RUN and not letters.any()):
         return np.empty(0, np.uint64)
-    hashed = np.array([_word_hash(word) for word in words], np.uint64)
     total: Hashes = np.zeros(count, np.uint64)
     for offset in range(run):
-        total = total * MULTIPLIER + hashed[offset : count + offset]
-    letters = np.array([0, *alone]).cumsum()
-    of_letters = 2 * (letters[run:] - letters[:-run]) >= run
+        total = total * MULTIPLIER + hashes[offset : count + offset]
+    so_far = np.concatenate([[0], letters.cumsum()])
+    of_letters = 2 * (so_far[run:] - so_far[:-run]) >= run
     kept: Hashes = total[of_letters if run == UNSPACED_RUN else ~of_letters]
     return kept
 

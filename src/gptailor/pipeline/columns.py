@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from gptailor.data.read import ReadResult, Roles
 from gptailor.data.views import each
-from gptailor.errors import DataError, did_you_mean
-from gptailor.recipe import DataSettings
+from gptailor.recipe import DataSettings, SplitSettings
 from gptailor.tasks.classification import slice_fields
+from gptailor.tasks.columns import refuse_unknown
 from gptailor.types import RawExample, RejectedRow
 
 
@@ -16,16 +16,9 @@ def take_roles(
     file: ReadResult, roles: Roles, settings: DataSettings, *, slices: Sequence[str] = ()
 ) -> Sequence[RawExample]:
     """Renames a file's columns to what they mean: text, label, group, time; carries the slice columns."""
-    wanted = {"group": settings.split.group, "time": settings.split.time}
-    for role, column in wanted.items():
-        if column is not None and column not in file.columns:
-            raise DataError(
-                f"there is no column {column!r} to {'group' if role == 'group' else 'order'} by; "
-                f"it has {', '.join(file.columns)}.{did_you_mean(column, file.columns)}",
-                where=file.rows[0].source if file.rows else None,
-                fix=f"Name one of its columns with --set data.split.{role}=COLUMN.",
-            )
-    columns = {role: column for role, column in wanted.items() if column is not None}
+    refuse_unknown_of_split(settings.split, file.columns, where=file.rows[0].source if file.rows else None)
+    roles_of_split = {"group": settings.split.group, "time": settings.split.time}
+    columns = {role: column for role, column in roles_of_split.items() if column is not None}
 
     def named(row: RawExample) -> RawExample:
         fields = {"text": joined(row, roles.text)}
@@ -38,19 +31,20 @@ def take_roles(
     return each(file.rows, named)
 
 
+def refuse_unknown_of_split(split: SplitSettings, columns: Sequence[str], *, where: str | None) -> None:
+    """Raises DataError for a column to group or order by that isn't there."""
+    for role, purpose, column in (("group", "group by", split.group), ("time", "order by", split.time)):
+        if column is not None:
+            flag = f"--set data.split.{role}="
+            refuse_unknown([column], columns, purpose=purpose, flag=flag, where=where)
+
+
 def refuse_unknown_kept(
     wanted: Sequence[str], held: Sequence[RawExample | RejectedRow], *, where: str
 ) -> None:
     """Raises DataError where the first rows of a file have no column that shall stand beside the answers."""
     columns = list(dict.fromkeys(name for row in held for name in row.fields))
-    for column in wanted:
-        if column not in columns:
-            raise DataError(
-                f"there is no column {column!r} to keep; it has {', '.join(columns)}."
-                f"{did_you_mean(column, columns)}",
-                where=where,
-                fix="Name one of its columns with --keep COLUMN.",
-            )
+    refuse_unknown(wanted, columns, purpose="keep", flag="--keep ", where=where)
 
 
 def joined(row: RawExample, columns: str) -> str:

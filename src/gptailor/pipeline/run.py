@@ -214,8 +214,12 @@ class Run:
         elif self.task != "classification":
             recipe = self._recipe(location)
             drawn = Resampling(recipe.evaluate.resamples, recipe.seed)
-            new: dict[str, Any] = {"columns": columns, "near_seed": near_seed_of(recipe), "resampling": drawn}
-            new["note_of"] = note_of
+            new: dict[str, Any] = {
+                "columns": columns,
+                "near_seed": near_seed_of(recipe),
+                "resampling": drawn,
+                "note_of": note_of,
+            }
             if self.task == "preference":
                 found = evaluate_preferences(self.answerer, location, **new)
             else:
@@ -317,7 +321,7 @@ class Run:
         ]
         form, known = self.predictor.form, self.predictor.label_names
         rows, _ = read_labels(rows, form, names, known=known)
-        rows = without_labels(self._spelled(rows), form, self._trained("rare_labels") or {})
+        rows = without_labels(self._spelled(rows, recipe), form, self._trained("rare_labels") or {})
         carried = [labels_of(row.fields["label"], form) for row in rows]
         several = form.kind == "multiple"
         rare = partial(why_rare, rare=self._trained("rare_labels") or {})
@@ -332,10 +336,8 @@ class Run:
         label_ids = {name: place for place, name in enumerate(known)}
         answers = np.array([label_of(row.fields["label"], label_ids, form) for row, _ in kept])
         logits = self.predictor.logits([item for _, item in kept])
-        examples = drawn_together(
-            [to_example(row, None) for row, _ in kept],
-            near_seed=near_seed_of(recipe),
-        )
+        near_seed = near_seed_of(recipe)
+        examples = drawn_together([to_example(row, None) for row, _ in kept], near_seed=near_seed)
         settings: dict[str, Any] = {
             "label_names": known,
             "resampling": Resampling(
@@ -364,7 +366,7 @@ class Run:
             **noted(doubts(location, file.notes), note_of(texts)),
         }
 
-    def _spelled(self, rows: Sequence[RawExample]) -> Sequence[RawExample]:
+    def _spelled(self, rows: Sequence[RawExample], recipe: Recipe) -> Sequence[RawExample]:
         """The rows with their texts mended and their labels spelled as training's test rows were."""
         form = self.predictor.form
         cells = [label_cell((name,), form) for name in self.predictor.label_names]
@@ -375,7 +377,7 @@ class Run:
             label_merges=self._trained("label_merges") or {},
             rare_labels=self._trained("rare_labels") or {},
         )
-        merge = self._recipe("").data.clean.merge_labels
+        merge = recipe.data.clean.merge_labels
         settings = CleanSettings(**self.predictor.bundle.clean, merge_labels=merge)
         return clean_rows(rows, settings=settings, protected=True, known=trained, kind=form.kind).rows
 

@@ -75,9 +75,6 @@ class ServableAnswerer(Protocol):
     def decoder(self) -> ServableDecoder: ...
 
 
-TOO_LATE = "The answer would have begun too late."
-
-
 @dataclass(slots=True, eq=False)
 class _Answer:
     """One of the answers that a ticket waits for."""
@@ -147,12 +144,8 @@ class TextWorker:
             Draining: `drain` or `stop` was called.
         """
         ticket = self._admit(requests, deadline_seconds, request_id)
-
-        def expire() -> None:  # the thread looks between steps, and a step may be long
-            if not ticket.begun and not ticket.over:
-                ticket.fail(DeadlineExceeded(TOO_LATE, fix="Try again later."))
-
-        timer = asyncio.get_running_loop().call_later(deadline_seconds, expire)
+        # The thread looks at deadlines between steps, and a step may be long.
+        timer = asyncio.get_running_loop().call_later(deadline_seconds, _give_up, ticket)
         try:
             yield ticket
         finally:
@@ -231,8 +224,8 @@ class TextWorker:
             arrived = tuple(self._arrived)
         for answer in (*self._handles.values(), *arrived):
             ticket = answer.ticket
-            if now > ticket.deadline and not ticket.begun and not ticket.over:
-                ticket.fail(DeadlineExceeded(TOO_LATE, fix="Try again later."))
+            if now > ticket.deadline:
+                _give_up(ticket)
         for handle, answer in list(self._handles.items()):
             if answer.ticket.over:
                 self._own_decoder().cancel(handle)
@@ -320,3 +313,9 @@ class TextWorker:
             answer.ticket.fail(RunFailed("The model failed on this input."))
             name = answer.ticket.request_id or "without an id"
             logger.error("request %s: the model failed", name, exc_info=error)
+
+
+def _give_up(ticket: Ticket) -> None:
+    """Ends a request of which nothing has begun by its deadline."""
+    if not ticket.begun and not ticket.over:
+        ticket.fail(DeadlineExceeded("The answer would have begun too late.", fix="Try again later."))

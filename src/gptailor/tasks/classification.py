@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence, Set
 
 from gptailor.errors import DataError, Problem, RecipeError, did_you_mean, number_of, raise_together
+from gptailor.tasks.columns import refuse_unknown
 from gptailor.tasks.labels import number_in
 from gptailor.types import Example, Label, RawExample, Segment
 
@@ -38,14 +39,7 @@ def slice_fields(row: RawExample, columns: Sequence[str]) -> dict[str, str]:
 
 def refuse_unknown_slices(wanted: Sequence[str], columns: Sequence[str], *, file: str) -> None:
     """Raises DataError where the tested file lacks a column to score by."""
-    for column in wanted:
-        if column not in columns:
-            raise DataError(
-                f"there is no column {column!r} to slice by; it has {', '.join(columns)}."
-                f"{did_you_mean(column, columns)}",
-                where=file,
-                fix="Name one of its columns with --slice COLUMN.",
-            )
+    refuse_unknown(wanted, columns, purpose="slice by", flag="--slice ", where=file)
 
 
 def collect_labels(carried: Sequence[Sequence[str]]) -> list[str]:

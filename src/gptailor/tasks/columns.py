@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from itertools import islice
 
-from gptailor.errors import DataError
+from gptailor.errors import DataError, did_you_mean
 from gptailor.types import RawExample
 
 
@@ -16,6 +16,20 @@ class AmbiguousRoleError(DataError):
     def __init__(self, what: str, *, role: str, candidates: Sequence[str], fix: str) -> None:
         self.role, self.candidates = role, tuple(candidates)
         super().__init__(what, fix=fix)
+
+
+def refuse_unknown(
+    wanted: Sequence[str], columns: Sequence[str], *, purpose: str, flag: str, where: str | None
+) -> None:
+    """Raises DataError for a column that a file lacks, named with a flag for a purpose such as "slice by"."""
+    for column in wanted:
+        if column not in columns:
+            raise DataError(
+                f"there is no column {column!r} to {purpose}; it has {', '.join(columns)}."
+                f"{did_you_mean(column, columns)}",
+                where=where,
+                fix=f"Name one of its columns with {flag}COLUMN.",
+            )
 
 
 def named(columns: Sequence[str], names: Sequence[str]) -> list[str]:

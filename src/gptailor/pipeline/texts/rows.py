@@ -395,17 +395,5 @@ def _called_alike(rows: Sequence[TextRow], near: IntArray) -> list[TextRow]:
     ]
 
 
-def refuse_unknown_columns(file: ReadResult, settings: DataSettings) -> None:
-    """Raises DataError for a column to group or order by that isn't there."""
-    for role, column in (("group", settings.split.group), ("time", settings.split.time)):
-        if column is not None and column not in file.columns:
-            raise DataError(
-                f"there is no column {column!r} to {'group' if role == 'group' else 'order'} by; "
-                f"it has {', '.join(file.columns)}.{did_you_mean(column, file.columns)}",
-                where=settings.train,
-                fix=f"Name one of its columns with --set data.split.{role}=COLUMN.",
-            )
-
-
 def _value(row: RawExample, column: str | None) -> str:
     return "" if column is None else row.fields.get(column, "")

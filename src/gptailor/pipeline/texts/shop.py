@@ -18,9 +18,10 @@ from gptailor.errors import ModelError
 from gptailor.launch import remember, resolve_environment
 from gptailor.models.load import load_config, load_tokenizer
 from gptailor.models.names import Base, context_length, resolve_base
+from gptailor.pipeline.columns import refuse_unknown_of_split
 from gptailor.pipeline.folder import base_revision_of
 from gptailor.pipeline.place import Listener
-from gptailor.pipeline.texts.rows import FormMaker, PreparedTexts, prepare_texts, refuse_unknown_columns
+from gptailor.pipeline.texts.rows import FormMaker, PreparedTexts, prepare_texts
 from gptailor.pipeline.texts.tokens import TextTokens, choose_longest, refuse_window, tokenize_texts
 from gptailor.recipe import DataSettings, Recipe
 from gptailor.tasks.cells import Mend
@@ -156,7 +157,7 @@ def form_maker(recipe: Recipe, text: BaseText, longest: int, today: datetime) ->
     data = recipe.data
 
     def make(file: ReadResult, mend: Mend) -> TextForm:
-        refuse_unknown_columns(file, data)
+        refuse_unknown_of_split(data.split, file.columns, where=data.train)
         if recipe.task == "completion":
             return _completion_form(file, mend, data, text, longest)
         template = _template(text, today)
