@@ -26,6 +26,7 @@ AnswerKind = Literal["single", "multiple", "score"]
 Label = int | tuple[int, ...] | float
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
 
 # Why a row is not used. A closed list: read = train + validation + test + the sum of these.
 Reason = Literal[

@@ -843,6 +843,39 @@ def test_evaluate_divides_a_file_as_training_did(place: Place) -> None:
     assert found["scores"]["bits_per_byte"]["value"] == run.report["test"]["bits_per_byte"]["value"]
 
 
+def test_documents_that_taught_are_known_again_under_another_name(many: Run, place: Place) -> None:
+    """Twelve of training's, in another order and each as long as several pieces; and its sealed test."""
+    lines = place.stories.read_text(encoding="utf-8").splitlines()
+    fresh = [json.dumps({"text": prose(seed, 40)}) for seed in range(9000, 9004)]
+    grown = place.folder / "grown.jsonl"
+    grown.write_text("\n".join([*fresh, *lines[:12][::-1]]) + "\n", encoding="utf-8")
+    note = many.evaluate(str(grown))["note"]
+    assert note.startswith("12 of 16 documents taught this run")
+    renamed = place.folder / "another-name.jsonl"
+    renamed.write_text(place.held_out.read_text(encoding="utf-8") + fresh[0] + "\n", encoding="utf-8")
+    assert many.evaluate(str(renamed))["note"].startswith("Most of the sealed test set stands in this file.")
+    assert "note" not in many.evaluate(str(write_rows(place.folder / "fresh.jsonl", [prose(9100, 50)])))
+
+
+def test_a_divided_text_is_known_again_by_its_pieces(full: Run, place: Place) -> None:
+    """As a file of a folder, and as the beginning of a longer text; and as a base it taught one document."""
+    text = place.book.read_text(encoding="utf-8")
+    folder = place.folder / "books"
+    folder.mkdir()
+    (folder / "book.txt").write_text(text, encoding="utf-8")
+    (folder / "other.txt").write_text(prose(9300, 300), encoding="utf-8")
+    note = full.evaluate(str(folder))["note"]
+    assert "Most of the sealed test set" in note
+    assert "1 of 2 documents taught this run" in note
+    longer = place.folder / "longer.txt"
+    longer.write_text(text + prose(9200, 3000), encoding="utf-8")
+    assert full.evaluate(str(longer))["note"].startswith("1 of 1 document taught this run")
+    run = place.fit(place.recipe("on-divided", base=full.folder, seed=5, length="1 steps"))
+    assert run.report["data"]["divided"] is True
+    told = json.loads((run.folder / "data" / "summary.json").read_text())["taught_before"]
+    assert set(told.values()) <= {0, 1}, "documents, not pieces"
+
+
 def test_evaluate_counts_what_it_leaves_out_and_refuses_an_empty_file(many: Run, place: Place) -> None:
     path = write_rows(place.folder / "blank.jsonl", ["some text here", "", "  "])
     with path.open("a") as file:

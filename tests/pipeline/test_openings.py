@@ -219,7 +219,7 @@ def test_the_sealed_rows_in_another_file_are_a_look_too(given: bool, run: Run, t
     header, *new = (folder / "new.csv").read_text().splitlines()
     sealed = (folder / ("test.csv" if given else "train.csv")).read_text().splitlines()[1:]
     (tmp_path / "mixed.csv").write_text("\n".join([header, *new, *sealed]))
-    assert "Most rows of the sealed test set" in made.evaluate(str(tmp_path / "mixed.csv"))["note"]
+    assert "Most of the sealed test set" in made.evaluate(str(tmp_path / "mixed.csv"))["note"]
     assert len(openings_of(made.folder)) == 2
     (tmp_path / "few.csv").write_text("\n".join([header, *new, sealed[0]]))
     assert "sealed" not in made.evaluate(str(tmp_path / "few.csv")).get("note", "")

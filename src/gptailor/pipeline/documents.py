@@ -7,10 +7,8 @@ may be larger than memory.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 
 import numpy as np
 
@@ -18,12 +16,13 @@ from gptailor.cache import content_key
 from gptailor.data.documents import columns_of
 from gptailor.data.overlap import NgramSet, build_ngram_set
 from gptailor.errors import DataError, did_you_mean
-from gptailor.pipeline.documents_split import DROPPED, Divided, all_in, divide
+from gptailor.pipeline.documents_split import DROPPED, Divided, all_in, divide, held_by, numbered_pieces
 from gptailor.pipeline.documents_survey import Documents, pieces_of, refuse_stream, survey
 from gptailor.pipeline.folder import hash_files
 from gptailor.pipeline.held_out import near_seed_of
 from gptailor.pipeline.leaks import refuse_all_leaked, refuse_same_file
 from gptailor.pipeline.task import idle_in_words
+from gptailor.pipeline.taught import Marks, marks_of
 from gptailor.recipe import DataSettings, Recipe
 from gptailor.types import PARTS, Part
 
@@ -36,24 +35,6 @@ class PreparedDocuments:
     notes: list[str]  # what was decided and left out, in words
     read: int
     data_hash: str
-
-
-def texts_of(prepared: PreparedDocuments, settings: DataSettings, *parts: Part) -> Iterator[str]:
-    """The texts of these parts as they are known again: documents, or pieces where these are divided."""
-    wanted = {PARTS.index(part) for part in parts}
-    for file in prepared.files:
-        pieces = zip(
-            file.documents.piece_document,
-            file.parts.tolist(),
-            pieces_of(file.documents, settings),
-            strict=False,
-        )
-        kept = ((document, piece.text) for document, part, piece in pieces if part in wanted)
-        if file.divided:
-            yield from (text for _, text in kept)
-        else:
-            for _, ones in itertools.groupby(kept, key=itemgetter(0)):
-                yield "".join(text for _, text in ones)
 
 
 def prepare_documents(recipe: Recipe, say: Callable[[str], None] = lambda _: None) -> PreparedDocuments:
@@ -101,6 +82,17 @@ def prepare_documents(recipe: Recipe, say: Callable[[str], None] = lambda _: Non
         read=sum(len(f.documents.row_of) + len(f.documents.rejected) for f in files),
         data_hash=hash_files(recipe) or content_key(*(d for f in files for d in f.documents.digests)),
     )
+
+
+def marks_by_part(prepared: PreparedDocuments, settings: DataSettings, *parts: Part) -> dict[Part, Marks]:
+    """What these parts are known again by, piece by piece: one reading of each file that holds some."""
+    found: dict[Part, Marks] = {}
+    for file in prepared.files:
+        part_of = file.parts[held_by(file, *parts)]
+        if part_of.size:
+            marks = marks_of(numbered_pieces(file, settings, *parts))
+            found |= {PARTS[part]: marks.where(part_of == part) for part in np.unique(part_of)}
+    return found
 
 
 def _grams(held_out: Sequence[Documents], settings: DataSettings) -> NgramSet | None:

@@ -22,7 +22,7 @@ from gptailor.pipeline.documents_survey import Documents, pieces_of
 from gptailor.pipeline.held_out import near_seed_of
 from gptailor.recipe import DataSettings, Recipe
 from gptailor.report.facts import bytes_text
-from gptailor.types import PARTS, IntArray, Part, RawExample
+from gptailor.types import PARTS, BoolArray, IntArray, Part, RawExample
 
 DROPPED = -1
 MANY_DOCUMENTS = 20  # with fewer, each is divided; with more, each stays whole in one part
@@ -368,6 +368,20 @@ def all_in(
         together=_ids(documents, every, near),
         notes=_leaks(documents),
     )
+
+
+def numbered_pieces(file: Divided, settings: DataSettings, *parts: Part) -> Iterator[tuple[int, str]]:
+    """The pieces of these parts that hold text, each with the number of its document."""
+    kept = held_by(file, *parts).tolist()
+    pieces = zip(file.documents.piece_document, pieces_of(file.documents, settings), strict=False)
+    return ((document, piece.text) for document, piece in itertools.compress(pieces, kept))
+
+
+def held_by(file: Divided, *parts: Part) -> BoolArray:
+    """(P,) which pieces are of these parts and hold text."""
+    blank = np.array(file.documents.piece_bytes, np.int64) == 0
+    kept: BoolArray = np.isin(file.parts, [PARTS.index(part) for part in parts]) & ~blank
+    return kept
 
 
 def _leaks(documents: Documents) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ from gptailor.pipeline.sealed import open_test
 from gptailor.pipeline.story import describe, tell
 from gptailor.pipeline.suspects import write_suspects
 from gptailor.pipeline.task import passed_over_by_frozen, settle_task
-from gptailor.pipeline.taught import keep_taught, taught_before
+from gptailor.pipeline.taught import keep_taught, marks_of, taught_before
 from gptailor.pipeline.texts.road import fit_texts, seal_texts
 from gptailor.pipeline.tokens import TokenizedParts, ledger_lines
 from gptailor.pipeline.trackers import refuse_missing_trackers, tracked
@@ -55,7 +55,7 @@ from gptailor.recipe import (
     FullApproach,
     Recipe,
 )
-from gptailor.types import Bundle
+from gptailor.types import PARTS, Bundle
 
 LONGEST_AUTO_SECONDS = 30 * 60
 VALIDATION_TAUGHT = (
@@ -182,16 +182,14 @@ def open_data(recipe: Recipe, folder: Path, listener: Listener) -> tuple[Prepare
         prepared.notes.append(note)
     refuse_other_data(folder, prepared.data_hash)
     shop = open_workshop(recipe, prepared, folder, listener)
-    examples = shop.tokens.examples
-    texts = {part: [example.text for example in examples[part]] for part in ("validation", "test")}
-    approach = recipe.approach.kind
-    before, told = taught_before(shop.base, approach, texts)
+    examples, approach = shop.tokens.examples, recipe.approach.kind
+    marks = {part: marks_of(enumerate(example.text for example in examples[part])) for part in PARTS}
+    before, told = taught_before(shop.base, approach, marks)
     if told:
         listener.say(told)
         prepared.notes.append(told)
     write_data(folder, recipe, prepared, shop.tokens, taught_before=before)
-    taught = (example.text for part in ("train", "validation") for example in examples[part])  # many stay put
-    keep_taught(folder, taught, shop.base, approach, tested=texts["test"])
+    keep_taught(folder, marks, shop.base, approach)
     return prepared, shop
 
 

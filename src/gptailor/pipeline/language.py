@@ -38,7 +38,7 @@ from gptailor.pipeline.causal import (
     choose_text_approach,
     text_ends,
 )
-from gptailor.pipeline.documents import PreparedDocuments, prepare_documents, texts_of
+from gptailor.pipeline.documents import PreparedDocuments, marks_by_part, prepare_documents
 from gptailor.pipeline.documents_tokens import choose_block, ledger_lines, repair_document, write_tokens
 from gptailor.pipeline.folder import TAUGHT, base_revision_of, file_hashes, refuse_other_data
 from gptailor.pipeline.language_story import finish_language, seal
@@ -198,16 +198,17 @@ def open_for_teaching(
     folder: Path, prepared: PreparedDocuments, shop: LanguageShop, listener: Listener
 ) -> None:
     """Writes what became of every document, and which texts teach; says which taught the base already."""
-    data, approach = shop.recipe.data, shop.recipe.approach.kind
-    held_out = {part: list(texts_of(prepared, data, part)) for part in ("validation", "test")}
-    before, told = taught_before(shop.base, approach, held_out)
+    approach = shop.recipe.approach.kind
+    written = (folder / TAUGHT).exists()  # the training text may be a gigabyte
+    parts: tuple[Part, ...] = ("validation", "test") if written else PARTS
+    marks = marks_by_part(prepared, shop.recipe.data, *parts)
+    before, told = taught_before(shop.base, approach, marks, one="document")
     if told:
         listener.say(told)
         prepared.notes.append(told)
     write_data(folder, prepared, shop, taught_before=before)
-    if not (folder / TAUGHT).exists():  # it takes minutes where the text is a gigabyte
-        taught = texts_of(prepared, data, "train", "validation")
-        keep_taught(folder, taught, shop.base, approach, tested=held_out["test"])
+    if not written:
+        keep_taught(folder, marks, shop.base, approach)
 
 
 def write_data(

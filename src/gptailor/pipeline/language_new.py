@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from gptailor.evaluate.language import piece_nats, text_scores
 from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.resampling import ROWS, Resampling
 from gptailor.models.writer import Writer
-from gptailor.pipeline.documents_split import all_in
+from gptailor.pipeline.documents_split import all_in, numbered_pieces
 from gptailor.pipeline.documents_survey import survey
 from gptailor.pipeline.documents_tokens import write_store
 from gptailor.pipeline.held_out import noted
@@ -31,10 +32,12 @@ def evaluate_language(
     group: str | None = None,
     near_seed: int | None = None,
     resampling: Resampling = ROWS,
+    note_of: Callable[[Iterable[tuple[int, str]]], str] = lambda _: "",
 ) -> dict[str, Any]:
     """Bits per byte and perplexity of a new text, in blocks as long as training's, with intervals.
 
     With `near_seed` near-duplicate documents are drawn together; the seed is that of the search for them.
+    `note_of` says what is to be known of the text, given each piece with the number of its document.
 
     Raises:
         DataError: there is no text.
@@ -79,5 +82,5 @@ def evaluate_language(
         **total,
         "block_tokens": length,
         "scores": as_json(scores),
-        **noted(guesses),
+        **noted(guesses, note_of(numbered_pieces(file, settings, "test"))),
     }

@@ -25,7 +25,7 @@ SAID = {
     "validation": "This is the file that chose among the run's weights: the scores flatter it.",
     "test": "This is the run's sealed test file.",
 }
-AMONG = "Most rows of the sealed test set stand in this file."
+AMONG = "Most of the sealed test set stands in this file."
 
 
 def note_opening(folder: Path, *, command: str | None = None, scores: Mapping[str, Any]) -> None:

@@ -35,7 +35,7 @@ from gptailor.pipeline.language_new import evaluate_language
 from gptailor.pipeline.openings import AMONG, SAID, note_another, own_file
 from gptailor.pipeline.slices import score_slices, slice_columns
 from gptailor.pipeline.task import first_rows, is_prose
-from gptailor.pipeline.taught import already_taught, holds_the_test
+from gptailor.pipeline.taught import NO_MARKS, already_taught, holds_the_test, marks_of
 from gptailor.pipeline.texts.new import answer_file, evaluate_preferences, evaluate_texts
 from gptailor.recipe import CleanSettings, DataSettings, Recipe, load_recipe
 from gptailor.tasks.classification import (
@@ -203,14 +203,15 @@ class Run:
         """
         self._refuse_options(text=text, label=label, names=label_names, target=target, slices=slices)
         own = own_file(self.folder, location, tree=self.task == "language")
-        asked: list[str] = []
+        asked = NO_MARKS
 
-        def note_of(texts: Sequence[str]) -> str:
-            asked.extend(texts)
-            return already_taught(self.folder, texts)
+        def note_of(texts: Iterable[tuple[int, str]]) -> str:
+            nonlocal asked
+            asked = marks_of(texts)
+            return already_taught(self.folder, asked, one="document" if self.task == "language" else "row")
 
         if self.task == "language":
-            found = self._evaluate_language(location, text=text, columns=columns, own=own)
+            found = self._evaluate_language(location, text=text, columns=columns, own=own, note_of=note_of)
         elif self.task != "classification":
             recipe = self._recipe(location)
             drawn = Resampling(recipe.evaluate.resamples, recipe.seed)
@@ -268,7 +269,13 @@ class Run:
             )
 
     def _evaluate_language(
-        self, location: str, *, text: str | None, columns: str | None, own: str | None
+        self,
+        location: str,
+        *,
+        text: str | None,
+        columns: str | None,
+        own: str | None,
+        note_of: Callable[[Iterable[tuple[int, str]]], str],
     ) -> dict[str, Any]:
         """A language model's scores on a text read as training's was: by separator, column and line."""
         recipe = self._recipe(location)
@@ -287,6 +294,7 @@ class Run:
             group=data.split.group if data.split.group in there else None,
             near_seed=near_seed_of(recipe),
             resampling=Resampling(recipe.evaluate.resamples, recipe.seed),
+            note_of=note_of,
         )
 
     def _evaluate_labels(
@@ -298,7 +306,7 @@ class Run:
         columns: str | None,
         names: Mapping[str, str],
         slices: Sequence[str],
-        note_of: Callable[[Sequence[str]], str],
+        note_of: Callable[[Iterable[tuple[int, str]]], str],
     ) -> dict[str, Any]:
         """A classifier's scores on a new file; `names` of bare labels."""
         file = read_rows(location, columns=columns)
@@ -363,7 +371,7 @@ class Run:
                 columns=slice_columns(examples),
                 **settings,
             ),
-            **noted(doubts(location, file.notes), note_of(texts)),
+            **noted(doubts(location, file.notes), note_of(enumerate(texts))),
         }
 
     def _spelled(self, rows: Sequence[RawExample], recipe: Recipe) -> Sequence[RawExample]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +17,44 @@ from gptailor.errors import ModelError, number_of
 from gptailor.models.bundle import BUNDLE_FILE, read_bundle
 from gptailor.models.names import Base
 from gptailor.pipeline.folder import TAUGHT
+from gptailor.types import BoolArray, IntArray, Part
 
 Hashes = NDArray[np.uint64]
 NONE: Hashes = np.empty(0, dtype=np.uint64)
 
 
-def hashes_of(texts: Iterable[str]) -> Hashes:
-    """(N,) hashes; texts with the same letters and digits, case folded, have the same one."""
-    keys = (key_of(text, words_of(text)).encode(errors="surrogatepass") for text in texts)
-    digests = (hashlib.blake2b(key, digest_size=8).digest() for key in keys)
-    return np.fromiter((int.from_bytes(digest, "little") for digest in digests), dtype=np.uint64)
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """What rows, or documents piece by piece, are known again by: texts with the same letters and digits,
+    case folded, have the same hash.
+    """
+
+    hashes: Hashes  # (N,)
+    owner: IntArray  # (N,) the row or document that each text is of
+
+    def __len__(self) -> int:
+        return len(np.unique(self.owner))
+
+    def where(self, chosen: BoolArray) -> Marks:
+        """Of some of the texts."""
+        return Marks(self.hashes[chosen], self.owner[chosen])
+
+    def count_in(self, known: Hashes) -> int:
+        """How many rows or documents are known, or a piece of them is."""
+        return len(np.unique(self.owner[np.isin(self.hashes, known)]))
+
+
+NO_MARKS = Marks(NONE, np.empty(0, np.int64))
+
+
+def marks_of(texts: Iterable[tuple[int, str]]) -> Marks:
+    """`texts` come with the number of the row or document they are of."""
+    hashes, owner = array("Q"), array("q")
+    for number, text in texts:
+        key = key_of(text, words_of(text)).encode(errors="surrogatepass")
+        hashes.append(int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little"))
+        owner.append(number)
+    return Marks(np.array(hashes, np.uint64), np.array(owner, np.int64))
 
 
 def taught_by(folder: Path) -> tuple[Hashes, Hashes]:
@@ -60,40 +90,42 @@ def in_weights(base: Base, approach: str) -> Hashes:
     return before if frozen else np.union1d(own, before)
 
 
-def keep_taught(
-    folder: Path, texts: Iterable[str], base: Base, approach: str, *, tested: Iterable[str]
-) -> None:
+def keep_taught(folder: Path, parts: Mapping[Part, Marks], base: Base, approach: str) -> None:
     """Writes down which texts teach a run, or choose among its weights, and which test it."""
-    hashes = {"own": np.unique(hashes_of(texts)), "test": np.unique(hashes_of(tested))}
-    np.savez(folder / TAUGHT, **hashes, base=in_weights(base, approach))  # type: ignore[arg-type]
+    own, test = np.union1d(parts["train"].hashes, parts["validation"].hashes), np.unique(parts["test"].hashes)
+    np.savez(folder / TAUGHT, own=own, test=test, base=in_weights(base, approach))
 
 
-def holds_the_test(folder: Path, texts: Sequence[str]) -> bool:
-    """Whether most of a run's sealed test rows are among these, whatever the file is called."""
+def holds_the_test(folder: Path, asked: Marks) -> bool:
+    """Whether most of a run's sealed test texts are among these, whatever the file is called."""
     sealed = _read(folder, "test")
-    return len(sealed) > 0 and 2 * int(np.isin(sealed, hashes_of(texts)).sum()) >= len(sealed)
+    return len(sealed) > 0 and 2 * int(np.isin(sealed, asked.hashes).sum()) >= len(sealed)
 
 
 def taught_before(
-    base: Base, approach: str, held_out: Mapping[str, Sequence[str]]
+    base: Base, approach: str, parts: Mapping[Part, Marks], *, one: str = "row"
 ) -> tuple[dict[str, int], str]:
-    """How many texts of each held-out part taught the run that is the base; and that in words, if any did."""
+    """How much of each held-out part taught the run that is the base; and that in words, if any did.
+
+    `one` is what a part is counted in.
+    """
     known = in_weights(base, approach)
-    counts = {part: int(np.isin(hashes_of(texts), known).sum()) for part, texts in held_out.items()}
+    held_out: dict[str, Marks] = {"validation": parts["validation"], "test": parts["test"]}
+    counts = {part: marks.count_in(known) for part, marks in held_out.items()}
     if not any(counts.values()):
         return {}, ""
     told = " and ".join(
-        f"{count:,} of {number_of(len(held_out[part]), f'{part} row')}"
+        f"{count:,} of {number_of(len(held_out[part]), f'{part} {one}')}"
         for part, count in counts.items()
         if count
     )
     return counts, f"{told} taught the base {base.name}, or chose among its weights: scores on them flatter."
 
 
-def already_taught(folder: Path, texts: Sequence[str]) -> str:
-    """What to say of a file that a run is scored on, where rows of it taught the run; else nothing."""
-    count = int(np.isin(hashes_of(texts), np.union1d(*taught_by(folder))).sum())
+def already_taught(folder: Path, asked: Marks, *, one: str = "row") -> str:
+    """What to say of a file that a run is scored on, where some of it taught the run; else nothing."""
+    count = asked.count_in(np.union1d(*taught_by(folder)))
     if not count:
         return ""
-    rows = number_of(len(texts), "row")
-    return f"{count:,} of {rows} taught this run, or chose among its weights: scores on them flatter."
+    told = number_of(len(asked), one)
+    return f"{count:,} of {told} taught this run, or chose among its weights: scores on them flatter."

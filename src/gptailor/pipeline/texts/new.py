@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -95,7 +95,7 @@ def evaluate_texts(
     slices: Sequence[str] = (),
     near_seed: int | None = None,
     resampling: Resampling = ROWS,
-    note_of: Callable[[Sequence[str]], str] = lambda _: "",
+    note_of: Callable[[Iterable[tuple[int, str]]], str] = lambda _: "",
 ) -> dict[str, Any]:
     """Scores a run on new rows with known answers: the likelihood of all, and answers written to some.
 
@@ -155,7 +155,7 @@ def evaluate_texts(
         "slices": score_text_slices(
             nats, lengths=lengths, columns=slice_columns(used), resampling=resampling
         ),
-        **noted(doubts(location, file.notes), note_of([as_taught(row) for row in used])),
+        **noted(doubts(location, file.notes), note_of(enumerate(map(as_taught, used)))),
     }
 
 
@@ -166,7 +166,7 @@ def evaluate_preferences(
     columns: str | None,
     near_seed: int | None = None,
     resampling: Resampling = ROWS,
-    note_of: Callable[[Sequence[str]], str] = lambda _: "",
+    note_of: Callable[[Iterable[tuple[int, str]]], str] = lambda _: "",
 ) -> dict[str, Any]:
     """How often a preference run ranks the chosen answers of new rows first, as its report measured it.
 
@@ -210,7 +210,7 @@ def evaluate_preferences(
         "answers": 0,
         "left_out": read - len(pairs),
         "scores": as_json({"preference_accuracy": score}),
-        **noted(doubts(location, file.notes), note_of([as_taught(pair.row) for pair in pairs])),
+        **noted(doubts(location, file.notes), note_of(enumerate(as_taught(pair.row) for pair in pairs))),
     }
 
 

@@ -22,13 +22,14 @@ from gptailor.pipeline.objective import Objective
 from gptailor.pipeline.place import Listener, Trained, TrainingPlace
 from gptailor.pipeline.settle import cost_in_words, settle_plan
 from gptailor.pipeline.task import refuse_frozen
-from gptailor.pipeline.taught import keep_taught, taught_before
+from gptailor.pipeline.taught import keep_taught, marks_of, taught_before
 from gptailor.pipeline.texts.objective import answer_objective, preference_objective, row_nats
 from gptailor.pipeline.texts.rows import as_taught
 from gptailor.pipeline.texts.shop import TextShop, open_text_shop
 from gptailor.pipeline.texts.tokens import ledger_lines
 from gptailor.pipeline.training import train
 from gptailor.recipe import Recipe
+from gptailor.types import PARTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,14 +107,13 @@ def objective_of(shop: TextShop, adapted: Adapted, place: TrainingPlace) -> Obje
 def open_for_teaching(folder: Path, shop: TextShop, listener: Listener) -> None:
     """Writes what became of every row, and which rows teach; says which taught the base already."""
     rows, approach = shop.tokens.rows, shop.recipe.approach.kind
-    held_out = {part: [as_taught(one.row) for one in rows[part]] for part in ("validation", "test")}
-    before, told = taught_before(shop.base, approach, held_out)
+    marks = {part: marks_of(enumerate(as_taught(one.row) for one in rows[part])) for part in PARTS}
+    before, told = taught_before(shop.base, approach, marks)
     if told:
         listener.say(told)
         shop.prepared.notes.append(told)
     write_data(folder, shop, taught_before=before)
-    taught = (as_taught(one.row) for part in ("train", "validation") for one in rows[part])
-    keep_taught(folder, taught, shop.base, approach, tested=held_out["test"])
+    keep_taught(folder, marks, shop.base, approach)
 
 
 def write_data(folder: Path, shop: TextShop, *, taught_before: Mapping[str, int]) -> None:
