@@ -1,19 +1,24 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptailor.data.split import join_groups, late_in_words, split_rows, time_keys, value_groups
+from gptailor.data.split import join_groups, split_rows, time_keys, value_groups
 from gptailor.errors import DataError, RecipeError
 from gptailor.recipe import SplitSettings
 from gptailor.types import IntArray, Part
 
 
-def split(
+def split(*rows: Any, **options: Any) -> list[Part]:
+    return deal(*rows, **options)[0]
+
+
+def deal(
     labels: list[str] | list[tuple[str, ...]] | None = None,
     groups: IntArray | None = None,
     times: list[str] | None = None,
@@ -21,7 +26,7 @@ def split(
     has_validation: bool = False,
     has_test: bool = False,
     **shares: float,
-) -> list[Part]:
+) -> tuple[list[Part], list[str]]:
     return split_rows(
         labels,
         groups=groups,
@@ -178,14 +183,11 @@ def test_a_group_too_large_to_be_held_out_trains_and_closes_no_part() -> None:
     large = np.random.default_rng(0).choice(3000, 900, replace=False)  # three in ten rows of one customer
     groups[large] = groups[large].min()
     times = [str(i) for i in range(3000)]
-    parts = split(groups=groups, times=times)
+    parts, says = deal(groups=groups, times=times)
     assert {parts[row] for row in large.tolist()} == {"train"}
     assert sizes(parts) == (2400, 300, 300)
-    assert late_in_words(parts, groups, times) == [
-        "900 rows of groups larger than what is held out: they train, whatever their time"
-    ]
-    alone = np.arange(3000)
-    assert late_in_words(split(groups=alone, times=times), alone, times) == []
+    assert says == ["900 rows of groups larger than what is held out: they train, whatever their time"]
+    assert deal(groups=np.arange(3000), times=times)[1] == []
 
 
 def test_group_stands_at_its_newest_row() -> None:

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 
@@ -46,8 +46,10 @@ def split_rows(
     has_validation: bool = False,
     has_test: bool = False,
     name_of: Callable[[int], str] | None = None,
-) -> list[Part]:
-    """The part of each row: a pure function of its arguments, the same on every machine.
+) -> tuple[list[Part], list[str]]:
+    """The part of each row, and what is to be said of their times.
+
+    A pure function of its arguments, the same on every machine.
 
     Without shares in the settings: 70/15/15 under 2,000 rows, else 80/10/10 with validation and test at
     most 5,000 each; where one of the two is a given file, the other takes 15 %.
@@ -83,8 +85,12 @@ def split_rows(
     targets = _part_sizes(size, settings, has_validation=has_validation, has_test=has_test)
     rows_of = _Groups(np.arange(size) if groups is None else groups)
     places: Sequence[int]
+    says: list[str] = []
     if times is not None:
-        places = _split_by_time(rows_of, time_keys(times, name_of), targets)
+        keys = time_keys(times, name_of)
+        newest = [max((keys[row], row) for row in rows) for rows in rows_of]
+        places = _split_by_time(rows_of, newest, targets)
+        says = _late_in_words(rows_of, newest, places)
     else:
         given = [()] * size if labels is None else labels
         places = _split_by_label(rows_of, given, targets, seed)
@@ -92,30 +98,7 @@ def split_rows(
     for rows, place in zip(rows_of, places, strict=True):
         for row in rows:
             parts[row] = PARTS[place]
-    return parts
-
-
-def late_in_words(
-    parts: Sequence[Part], groups: IntArray, times: Sequence[str], name_of: Callable[[int], str] | None = None
-) -> list[str]:
-    """That rows train which are newer than some that are held out: their group was too large to hold out."""
-    newest: dict[int, float | str] = {}
-    keys = time_keys(times, name_of)
-    for group, key in zip(groups.tolist(), keys, strict=True):
-        newest[group] = max(newest.get(group, key), key)
-    held = [newest[group] for group, part in zip(groups.tolist(), parts, strict=True) if part != "train"]
-    if not held:
-        return []
-    oldest = min(held)
-    late = sum(
-        part == "train" and newest[group] > oldest  # type: ignore[operator]
-        for group, part in zip(groups.tolist(), parts, strict=True)
-    )
-    if not late:
-        return []
-    return [
-        f"{number_of(late, 'row')} of groups larger than what is held out: they train, whatever their time"
-    ]
+    return parts, says
 
 
 def join_groups(one: IntArray, other: IntArray) -> IntArray:
@@ -349,14 +332,13 @@ def _seat_evenly(seating: _Seating, label: str, existing: Sequence[int], wanted:
 
 
 def _split_by_time(
-    rows_of: Sequence[Sequence[int]], keys: Sequence[float | str], targets: Sequence[int]
+    rows_of: Sequence[Sequence[int]], newest: Sequence[tuple[Any, int]], targets: Sequence[int]
 ) -> list[int]:
     """The part of each group, from the newest back: test, validation, train.
 
     What is larger than any part that is held out trains, and the next group takes its place.
     """
     room = max(targets[1:])
-    newest = [max((keys[row], row) for row in rows) for rows in rows_of]
     order = sorted(range(len(rows_of)), key=lambda group: newest[group], reverse=True)
     places = [0] * len(rows_of)
     part, filled = 2, 0
@@ -370,6 +352,23 @@ def _split_by_time(
         places[group] = part
         filled += size
     return places
+
+
+def _late_in_words(
+    rows_of: Sequence[Sequence[int]], newest: Sequence[tuple[Any, int]], places: Sequence[int]
+) -> list[str]:
+    """That rows train which are newer than some that are held out: their group was too large to hold out."""
+    times = [time for time, _ in newest]
+    held = [time for time, place in zip(times, places, strict=True) if place]
+    if not held:
+        return []
+    oldest, groups = min(held), zip(rows_of, times, places, strict=True)
+    late = sum(len(rows) for rows, time, place in groups if not place and time > oldest)
+    if not late:
+        return []
+    return [
+        f"{number_of(late, 'row')} of groups larger than what is held out: they train, whatever their time"
+    ]
 
 
 def _refuse_months_as_numbers(

@@ -13,7 +13,7 @@ from gptailor.cache import content_key
 from gptailor.data.clean import CleanResult, clean_rows
 from gptailor.data.duplicates import near_duplicate_groups
 from gptailor.data.read import Roles, collector_paused, infer_roles, read_rows
-from gptailor.data.split import join_groups, late_in_words, split_rows, value_groups
+from gptailor.data.split import join_groups, split_rows, value_groups
 from gptailor.data.views import chained, each, picked
 from gptailor.errors import DataError
 from gptailor.models.readout import label_text, labels_named
@@ -43,16 +43,8 @@ from gptailor.pipeline.leaks import rejected as rejected_leaks
 from gptailor.pipeline.task import idle_in_words
 from gptailor.recipe import Recipe
 from gptailor.report.words import REASONS
-from gptailor.tasks.classification import (
-    refuse_unknown_slices,
-    to_example,
-)
-from gptailor.tasks.labels import (
-    LOOKED_AT,
-    infer_form,
-    label_of,
-    refuse_separator_without_sets,
-)
+from gptailor.tasks.classification import refuse_unknown_slices, to_example
+from gptailor.tasks.labels import LOOKED_AT, infer_form, label_of, refuse_separator_without_sets
 from gptailor.types import PARTS, AnswerForm, Example, IntArray, Part, RawExample, RejectedRow
 
 
@@ -120,10 +112,8 @@ def _prepare(recipe: Recipe, say: Callable[[str], None]) -> Prepared:
     try:
         label_names = classes_of(cells, form, roles.label or "")
     except DataError as error:
-        counts = Counter(row.reason for row in (*unlabelled, *went)).most_common()
-        told = ", ".join(f"{REASONS[reason].format(one='row')} ({count:,})" for reason, count in counts)
-        more = f" Dropped: {told}." if told else ""
-        raise DataError(f"{error.what}{more}", where=settings.train, fix=error.fix) from None
+        what = f"{error.what}{_dropped_in_words([*unlabelled, *went])}"
+        raise DataError(what, where=settings.train, fix=error.fix) from None
     for part in held_out:
         refuse_strange_labels(
             given[part],
@@ -200,6 +190,13 @@ def _form_of(rows: Sequence[RawExample], recipe: Recipe) -> AnswerForm:
     return infer_form([row.fields["label"] for row in rows[:LOOKED_AT]], kind=kind, separator=separator)
 
 
+def _dropped_in_words(rejected: Sequence[RejectedRow]) -> str:
+    """Why rows went, each reason with their number; empty where none did."""
+    counts = Counter(row.reason for row in rejected).most_common()
+    told = ", ".join(f"{REASONS[reason].format(one='row')} ({count:,})" for reason, count in counts)
+    return f" Dropped: {told}." if told else ""
+
+
 def _text(row: RawExample) -> str:
     return row.fields["text"]
 
@@ -231,7 +228,7 @@ def _split(
     def name_of(place: int) -> str:
         return f"{examples[place].source} row {examples[place].row}"
 
-    places = split_rows(
+    places, late = split_rows(
         strata_of(cells, form),
         groups=groups,
         times=times,
@@ -241,7 +238,6 @@ def _split(
         has_test="test" in given,
         name_of=name_of,
     )
-    late = [] if times is None else late_in_words(places, groups, times, name_of)
     sizes, kind = np.bincount(groups), NEAR if settings.group is None else "group "
 
     def in_its_group(place: int) -> Example:
@@ -254,10 +250,7 @@ def _split(
     parts: dict[Part, Sequence[Example]] = {
         part: chained(
             picked(examples_in_groups, np.flatnonzero(part_of == number)),
-            drawn_together(
-                [example_of(row) for row in given.get(part, ())],
-                near_seed=seed,
-            ),
+            drawn_together([example_of(row) for row in given.get(part, ())], near_seed=seed),
         )
         for number, part in enumerate(PARTS)
     }

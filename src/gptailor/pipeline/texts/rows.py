@@ -13,7 +13,7 @@ from gptailor.data.duplicates import is_exact, near_duplicate_groups, near_match
 from gptailor.data.parallel import read_parallel
 from gptailor.data.read import ReadResult, read_rows
 from gptailor.data.repair import repair
-from gptailor.data.split import join_groups, late_in_words, split_rows, value_groups
+from gptailor.data.split import join_groups, split_rows, value_groups
 from gptailor.errors import DataError, did_you_mean, number_of
 from gptailor.pipeline.folder import hash_files
 from gptailor.pipeline.held_out import doubts_in, near_seed_of, notes_on_groups
@@ -351,7 +351,7 @@ def split(
     def name_of(place: int) -> str:
         return f"{rows[place].source} row {rows[place].row}"
 
-    places = split_rows(
+    places, late = split_rows(
         None,
         groups=groups,
         times=times,
@@ -361,7 +361,6 @@ def split(
         has_test="test" in given,
         name_of=name_of,
     )
-    late = [] if times is None else late_in_words(places, groups, times, name_of)
     parts: dict[Part, list[TextRow]] = {part: [] for part in PARTS}
     for row, part in zip(_called_alike(rows, near), places, strict=True):
         parts[part].append(row)
