@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from gptailor.errors import NonFiniteError, RunError
 from gptailor.pipeline.fit import LONGEST_AUTO_SECONDS
-from gptailor.pipeline.rehearse import Rehearsal
+from gptailor.pipeline.rehearse import Rehearsal, Settled
 from gptailor.recipe import Recipe, TuneSettings, seconds_of
 from gptailor.report.facts import inside, metric_of
 from gptailor.report.terminal import duration_text
@@ -146,54 +146,79 @@ def _run(search: Search, running: Running) -> None:
             settled=earlier.settled,
         )
         return
-    began, allowed = time.monotonic(), search.seconds_left(search.study.trials())
+    began = time.monotonic()
+    seen = _rehearse(search, running, recipe)
+    place, centre = _places(search, recipe, seen) if running.own else (None, None)
+    running.finish(
+        seen.score,
+        pruned=seen.pruned,
+        note=seen.note,
+        settled=None if seen.settled is None else dataclasses.asdict(seen.settled),
+        place=place,
+        centre=centre,
+    )
+    told = search.rehearsal.told(seen.score)
+    name = inside(metric_of(search.rehearsal.metric).title)
+    came = seen.note or f"{name} {told:.4f}"
+    if seen.pruned and not seen.note:
+        came = f"given up after {seen.looks} validations at {told:.4f}"
+    settings = "the recipe's own settings" if running.own else in_words(values)
+    _tell(search, running.number, f"{settings}: {came}, {duration_text(time.monotonic() - began)}")
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What came of a trial."""
+
+    score: float = -math.inf  # of the last look
+    looks: int = 0
+    rate: float = 0.0  # that training settled on; 0 where none did
+    settled: Settled | None = None
+    pruned: bool = False
+    note: str = ""  # why it was given up, where another score was not the reason
+
+
+def _rehearse(search: Search, running: Running, recipe: Recipe) -> _Seen:
+    """Trains until the end, or until going on isn't worth it. The recipe's own is never given up."""
+    seen = _Seen()
+    end = time.monotonic() + search.seconds_left(search.study.trials())
     # As a fit leaves a training out that has a frozen head beside it.
     has_frozen = search.recipe.approach.kind == "auto" and "frozen" in search.rehearsal.approaches
     longest = LONGEST_AUTO_SECONDS if has_frozen else math.inf
-    score, looks, pruned, note, settled, rate = -math.inf, 0, False, "", None, 0.0
+
+    def too_long(forecast: float) -> str:
+        if forecast > longest:
+            return f"left out: it would take up to {duration_text(forecast)}"
+        return "given up: the time is spent" if time.monotonic() > end else ""
+
     try:
         with running.signed():
             for look in search.rehearsal.trial(recipe):
-                score, looks, settled = look.result, look.number, look.settled or settled
-                rate = look.learning_rate or rate
-                if look.number and running.report(look.number, look.score) and not look.last:
-                    pruned = True
-                    break
-                if running.own or look.last:
+                seen.score, seen.looks = look.result, look.number
+                seen.settled, seen.rate = look.settled or seen.settled, look.learning_rate or seen.rate
+                lags = look.number > 0 and running.report(look.number, look.score)
+                if look.last or running.own:
                     continue
-                if look.forecast > longest:
-                    pruned, note = True, f"left out: it would take up to {duration_text(look.forecast)}"
-                    break
-                if time.monotonic() - began > allowed:
-                    pruned, note = True, "given up: the time is spent"
+                seen.note = "" if lags else too_long(look.forecast)
+                if lags or seen.note:
+                    seen.pruned = True
                     break
     except NonFiniteError as error:
         if running.own:
             raise
-        pruned, note = True, f"diverged: {error.what}"
-    place = centre = None
-    if running.own:
-        approach = search.rehearsal.own_approach
-        if settled is not None:
-            if settled.approach == "frozen" and rate:
-                centre = place_of(recipe, search.space, approach=TRAINED_BY_AUTO, rate=rate)
-            approach, rate = settled.approach, settled.learning_rate
-        place = place_of(recipe, search.space, approach=approach, rate=rate) if approach else None
-    running.finish(
-        score,
-        pruned=pruned,
-        note=note,
-        settled=None if settled is None else dataclasses.asdict(settled),
-        place=place,
-        centre=centre,
-    )
-    told = search.rehearsal.told
-    name = inside(metric_of(search.rehearsal.metric).title)
-    came = note or f"{name} {told(score):.4f}"
-    if pruned and not note:
-        came = f"given up after {looks} validations at {told(score):.4f}"
-    settings = "the recipe's own settings" if running.own else in_words(values)
-    _tell(search, running.number, f"{settings}: {came}, {duration_text(time.monotonic() - began)}")
+        seen.pruned, seen.note = True, f"diverged: {error.what}"
+    return seen
+
+
+def _places(search: Search, recipe: Recipe, seen: _Seen) -> tuple[dict[str, Value] | None, ...]:
+    """Where the recipe's own settings lie in the space: what they came to, and around what to draw."""
+    approach, rate = search.rehearsal.own_approach, seen.rate
+    centre = None
+    if seen.settled is not None:
+        if seen.settled.approach == "frozen" and rate:
+            centre = place_of(recipe, search.space, approach=TRAINED_BY_AUTO, rate=rate)
+        approach, rate = seen.settled.approach, seen.settled.learning_rate
+    return place_of(recipe, search.space, approach=approach, rate=rate) if approach else None, centre
 
 
 def forecast(search: Search, trials: Sequence[Tried]) -> float:
