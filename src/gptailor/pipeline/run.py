@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from gptailor.data.clean import CleanResult, clean_rows
-from gptailor.data.read import Roles, doubts, infer_roles, iterate_rows, read_rows
-from gptailor.data.roles import AmbiguousColumnError
-from gptailor.data.split import value_groups
-from gptailor.errors import DataError, InputError, ModelError
-from gptailor.evaluate.metrics import as_json
+from gptailor.data.read import iterate_rows
+from gptailor.errors import InputError, ModelError
 from gptailor.evaluate.resampling import Resampling
 from gptailor.launch import Precision
 from gptailor.models.answerer import Answerer, load_answerer
@@ -28,23 +20,15 @@ from gptailor.models.sampling import Sampling
 from gptailor.models.writer import Writer, open_writer
 from gptailor.pipeline.columns import joined, refuse_unknown_kept
 from gptailor.pipeline.finished import read_report
-from gptailor.pipeline.held_out import drawn_together, near_seed_of, noted, why_rare
+from gptailor.pipeline.held_out import near_seed_of
 from gptailor.pipeline.kinds import kind_of
-from gptailor.pipeline.labels import read_labels, without_labels
+from gptailor.pipeline.labels_new import Remembered, evaluate_labels, remembered_by, text_column_of
 from gptailor.pipeline.language_new import evaluate_language
 from gptailor.pipeline.openings import AMONG, SAID, note_another, own_file
-from gptailor.pipeline.slices import score_slices, slice_columns
 from gptailor.pipeline.task import first_rows, is_prose
 from gptailor.pipeline.taught import NO_MARKS, already_taught, holds_the_test, marks_of
 from gptailor.pipeline.texts.new import answer_file, evaluate_preferences, evaluate_texts
-from gptailor.recipe import CleanSettings, DataSettings, Recipe, load_recipe
-from gptailor.tasks.classification import (
-    refuse_unknown_labels,
-    refuse_unknown_slices,
-    slice_fields,
-    to_example,
-)
-from gptailor.tasks.labels import label_cell, label_of, labels_of
+from gptailor.recipe import DataSettings, Recipe, load_recipe
 from gptailor.types import RawExample, RejectedRow, Task
 
 
@@ -178,7 +162,7 @@ class Run:
         while held := list(itertools.islice(rows, CHUNK)):
             if column is None and any(row.fields for row in held):
                 refuse_unknown_kept(needed, held, where=location)
-            column = column or self._text_column(held, text)
+            column = column or text_column_of(held, self._remembered, text)
             texts = [joined(row, column) if isinstance(row, RawExample) and column else "" for row in held]
             yield from zip(held, texts, self.predictor.predict(texts), strict=True)
 
@@ -226,13 +210,15 @@ class Run:
             else:
                 found = evaluate_texts(self.answerer, location, target=target, slices=slices, **new)
         else:
-            names = label_names or {}
-            found = self._evaluate_labels(
+            found = evaluate_labels(
+                self.predictor,
                 location,
+                recipe=self._recipe(location),
+                remembered=self._remembered,
                 text=text,
                 label=label,
                 columns=columns,
-                names=names,
+                names=label_names or {},
                 slices=slices,
                 note_of=note_of,
             )
@@ -297,148 +283,14 @@ class Run:
             note_of=note_of,
         )
 
-    def _evaluate_labels(
-        self,
-        location: str,
-        *,
-        text: str | None,
-        label: str | None,
-        columns: str | None,
-        names: Mapping[str, str],
-        slices: Sequence[str],
-        note_of: Callable[[Iterable[tuple[int, str]]], str],
-    ) -> dict[str, Any]:
-        """A classifier's scores on a new file; `names` of bare labels."""
-        file = read_rows(location, columns=columns)
-        roles = self._roles(file.columns, file.rows, text=text, label=label)
-        refuse_unknown_slices(slices, file.columns, file=location)
-        recipe = self._recipe(location)
-        group = recipe.data.split.group or ""
-        rows: Sequence[RawExample] = [
-            RawExample(
-                {
-                    "text": joined(row, roles.text),
-                    "label": row.fields.get(roles.label or "", ""),
-                    "group": row.fields.get(group, ""),
-                    **slice_fields(row, slices),
-                },
-                row.source,
-                row.row,
-            )
-            for row in file.rows
-        ]
-        form, known = self.predictor.form, self.predictor.label_names
-        rows, _ = read_labels(rows, form, names, known=known)
-        rows = without_labels(self._spelled(rows, recipe), form, self._trained("rare_labels") or {})
-        carried = [labels_of(row.fields["label"], form) for row in rows]
-        several = form.kind == "multiple"
-        rare = partial(why_rare, rare=self._trained("rare_labels") or {})
-        refuse_unknown_labels(
-            carried, known, file=location, flag="--label-names", sets=several, why_gone=rare
-        )
-        labelled = [row for row in rows if row.fields["label"]]
-        encoded = self.predictor.encode_many([row.fields["text"] for row in labelled])
-        kept = [(row, item) for row, item in zip(labelled, encoded, strict=True) if item is not None]
-        if not kept:
-            raise DataError("has no row with text and label.", where=location, fix="Check its columns.")
-        label_ids = {name: place for place, name in enumerate(known)}
-        answers = np.array([label_of(row.fields["label"], label_ids, form) for row, _ in kept])
-        logits = self.predictor.logits([item for _, item in kept])
-        near_seed = near_seed_of(recipe)
-        examples = drawn_together([to_example(row, None) for row, _ in kept], near_seed=near_seed)
-        settings: dict[str, Any] = {
-            "label_names": known,
-            "resampling": Resampling(
-                recipe.evaluate.resamples, recipe.seed, value_groups([row.group for row in examples])
-            ),
-        }
-        temperature = self.predictor.bundle.temperature
-        report = kind_of(form).evaluate(logits, answers, split="new", temperature=temperature, **settings)
-        assert report.predictions is not None
-        texts = [example.text for example in examples]
-        return {
-            "file": location,
-            "read": len(file.rows) + len(file.rejected),
-            "rows": report.size,
-            "left_out": len(file.rows) + len(file.rejected) - report.size,
-            "scores": as_json(report.scores),
-            "slices": score_slices(
-                kind_of(form),
-                report.predictions.probabilities,
-                answers,
-                texts=texts,
-                encoder=self.predictor.encoder,
-                columns=slice_columns(examples),
-                **settings,
-            ),
-            **noted(doubts(location, file.notes), note_of(enumerate(texts))),
-        }
-
-    def _spelled(self, rows: Sequence[RawExample], recipe: Recipe) -> Sequence[RawExample]:
-        """The rows with their texts mended and their labels spelled as training's test rows were."""
-        form = self.predictor.form
-        cells = [label_cell((name,), form) for name in self.predictor.label_names]
-        trained = CleanResult(
-            rows=[RawExample({"label": cell}, "", 0) for cell in cells],
-            rejected=[],
-            repaired=0,
-            label_merges=self._trained("label_merges") or {},
-            rare_labels=self._trained("rare_labels") or {},
-        )
-        merge = recipe.data.clean.merge_labels
-        settings = CleanSettings(**self.predictor.bundle.clean, merge_labels=merge)
-        return clean_rows(rows, settings=settings, protected=True, known=trained, kind=form.kind).rows
+    @property
+    def _remembered(self) -> Remembered:
+        return remembered_by(self.folder)
 
     def _recipe(self, location: str) -> Recipe:
         """The run's recipe; where only the model was copied here, the usual one."""
         path = self.folder / "recipe.yaml"
         return load_recipe(path) if path.exists() else Recipe(data=DataSettings(train=location))
-
-    def _roles(
-        self, columns: Sequence[str], rows: Sequence[RawExample], *, text: str | None, label: str | None
-    ) -> Roles:
-        trained = self._trained_roles()
-        if text is None and trained and _has(columns, trained.text):
-            text = trained.text
-        if label is None and trained and trained.label in columns:
-            label = trained.label
-        try:
-            return infer_roles(columns, rows, text=text, label=label)
-        except DataError as error:
-            if label is not None or trained is None or isinstance(error, AmbiguousColumnError):
-                raise
-            what = f"there is no column {trained.label!r}, which held the labels in training; it has "
-            fix = (
-                "Name the column of the labels with --label. A file without labels is for `gptailor predict`."
-            )
-            raise DataError(f"{what}{', '.join(columns)}.", where=rows[0].source, fix=fix) from None
-
-    def _text_column(self, held: Sequence[RawExample | RejectedRow], text: str | None) -> str | None:
-        """The column that is read, once there is a row that could be read."""
-        rows = [row for row in held if isinstance(row, RawExample)]
-        if not rows:
-            return None
-        columns = list(dict.fromkeys(name for row in rows for name in row.fields))
-        trained = self._trained_roles()
-        if text is None and trained and _has(columns, trained.text):
-            return trained.text
-        return infer_roles(columns, rows, text=text, label=None, need_label=False).text
-
-    def _trained_roles(self) -> Roles | None:
-        """The columns of training; None where only the model was copied here."""
-        roles = self._trained("roles")
-        try:
-            return Roles(**roles) if isinstance(roles, dict) else None
-        except TypeError:
-            return None
-
-    def _trained(self, key: str) -> Any:
-        """What the summary of training's data says; None where only the model was copied here."""
-        path = self.folder / "data" / "summary.json"
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))[key]
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
 
 
 def load(folder: str | Path, *, precision: Precision = "fp32") -> Run:
@@ -463,8 +315,3 @@ def refuse_precision(folder: Path, precision: str) -> None:
     if precision not in ("fp32", *(["bf16"] if task == "classification" else [])):
         fix = "Leave --precision out." if precision == "bf16" else "Precisions are fp32 and bf16."
         raise ModelError(f"can't be computed in {precision!r}.", where=str(folder), fix=fix)
-
-
-def _has(columns: Sequence[str], text: str) -> bool:
-    """Whether a column, or all of `a+b`, is there."""
-    return text in columns or set(text.split("+")) <= set(columns)
