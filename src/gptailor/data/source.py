@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
 from gptailor.data.streams import Prefixed, Unpacked
-from gptailor.errors import DataError, did_you_mean
+from gptailor.errors import DataError, did_you_mean, number_of
 
 Kind = Literal["delimited", "jsonl", "json", "document", "lines"]
 
@@ -206,13 +206,18 @@ def find_encoding(source: Source) -> tuple[str, str]:
     if max(zeros) > 0.1:
         raise DataError("is binary, not text.", where=source.name, fix="Save it as CSV (UTF-8) or Parquet.")
     good, bad, lines, examples = _count_utf8(source)
+    isnt = "is" if bad == 1 else "are"
     if bad > good and (bad >= 3 or bad * 4 >= lines) and _looks_like_cp1252(examples):
         words = (word for line in examples for word in HIGH_WORD.findall(line))
         word = max(words, key=lambda word: sum(byte > 127 for byte in word))[:30].decode("cp1252", "replace")
-        counts = f"{bad:,} lines are not UTF-8, {good:,} others would be"
+        others = "other" if good == 1 else "others"
+        counts = f"{number_of(bad, 'line')} {isnt} not UTF-8, {good:,} {others} would be"
         return "cp1252", f"encoding: Windows-1252 ({counts}), such as {word!r}; {GUESSED}"
     if bad:
-        return "utf-8", f"encoding: UTF-8, with {bad:,} lines that are not"
+        return (
+            "utf-8",
+            f"encoding: UTF-8, with {number_of(bad, 'line')} that {isnt} not",
+        )
     return "utf-8", "encoding: UTF-8"
 
 
