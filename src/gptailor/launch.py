@@ -218,8 +218,8 @@ def remember(path: Path, choices: Mapping[str, Any]) -> dict[str, Any]:
     return made
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """A file that is whole or absent.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """A file that is whole or absent, text in UTF-8.
 
     Raises:
         RunError: the disk is full or failing.
@@ -227,8 +227,9 @@ def write_atomically(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         # A file's name may hold bytes that aren't UTF-8.
-        with partial.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            file.write(text)
+        data = content if isinstance(content, bytes) else content.encode("utf-8", "backslashreplace")
+        with partial.open("wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)

@@ -50,6 +50,17 @@ def test_a_run_across_two_texts(place: int) -> None:
     assert not shares_across(after, before, known)
 
 
+def test_words_keep_the_vowel_signs_that_stand_on_them() -> None:
+    """Seven Hindi words in a row are seven, not thirteen: cut at its signs, one of them would be five."""
+    shared = ["मुख्यमंत्री", "ने", "राज्य", "की", "विधानसभा", "में", "प्रस्ताव"]
+    others = ["रखा", "जिसके", "बाद", "सदस्यों", "ने", "देर", "तक", "चर्चा", "की", "और", "समर्थन", "दिया"]
+    held_out = " ".join([*shared, *others])
+    known = build_ngram_set([held_out])
+    assert shares_a_run(held_out, known)
+    assert not shares_a_run(" ".join([*shared, "पढ़ा", "गया"]), known)
+    assert len(run_hashes(held_out)) == len(shared) + len(others) - RUN + 1
+
+
 CHINESE = "这家餐厅的服务员非常热情菜品也很新鲜我们一家人都吃得很开心下次还会再来"
 
 

@@ -23,10 +23,12 @@ from gptailor.evaluate.language import (
     bits_difference,
     compressed_bits_per_byte,
     piece_nats,
+    saving_in_words,
     text_scores,
     unigram_nats,
 )
-from gptailor.evaluate.resampling import FEWEST_GROUPS, Resampling
+from gptailor.evaluate.metrics import as_json
+from gptailor.evaluate.resampling import FEWEST_GROUPS, FEWEST_UNITS, Resampling
 from gptailor.models.load import load_saved_language_model, output_layer
 
 BIT = math.log(2)  # nats
@@ -142,13 +144,25 @@ def test_token_frequencies_by_hand(tmp_path: Path, ends: tuple[int, int]) -> Non
 
 
 def test_scores_by_hand() -> None:
-    pieces = pieces_of([10, 20, 33], [4, 5, 12], [8, 16, 30], [0, 1, 2])
+    pieces = pieces_of([10, 20, 33] * 2, [4, 5, 12] * 2, [8, 16, 30] * 2, range(6))
     scores = text_scores(pieces, **SETTINGS)
     assert scores["loss"].value == pytest.approx(63 / 21)
     assert scores["perplexity"].value == pytest.approx(math.exp(3))
     assert scores["bits_per_byte"].value == pytest.approx(63 / 54 / BIT)
     ratios = [10 / 4, 20 / 5, 33 / 12]
     assert min(ratios) - 1e-9 <= scores["loss"].low < 3 < scores["loss"].high <= max(ratios) + 1e-9
+
+
+def test_of_five_pieces_nobody_knows_how_the_next_would_differ() -> None:
+    """A bootstrap of one has no width at all, and of two it is far too narrow."""
+    few, enough = (random_pieces(count, count) for count in (FEWEST_UNITS - 1, FEWEST_UNITS))
+    for score in text_scores(few, **SETTINGS).values():
+        assert as_json(score) == {"value": round(score.value, 6), "low": None, "high": None}
+    for score in text_scores(enough, **SETTINGS).values():
+        assert score.low < score.value < score.high
+    gap = bits_difference(few, at_constant_cost(few, 9.0), **SETTINGS)
+    assert gap.value < 0
+    assert saving_in_words(gap, few, name="nothing").count("interval") == 0
 
 
 @pytest.mark.parametrize("documents", [1, 5, FEWEST_GROUPS, 60])
@@ -201,8 +215,8 @@ def test_the_difference_is_paired(documents: int) -> None:
 
 
 def test_a_difference_by_hand_and_one_that_is_none() -> None:
-    ours = pieces_of([10, 20, 30], [5, 5, 5], [10, 10, 20], [0, 1, 2])
-    theirs = pieces_of([13, 19, 31], [6, 6, 6], [10, 10, 20], [0, 1, 2])
+    ours = pieces_of([10, 20, 30] * 2, [5] * 6, [10, 10, 20] * 2, range(6))
+    theirs = pieces_of([13, 19, 31] * 2, [6] * 6, [10, 10, 20] * 2, range(6))
     gap = bits_difference(ours, theirs, **SETTINGS)
     assert gap.value == pytest.approx(-3 / 40 / BIT)
     assert gap.low < gap.value < 0 < gap.high

@@ -10,6 +10,7 @@ from scipy import stats
 from sklearn import metrics as reference
 
 from gptailor.errors import DataError
+from gptailor.evaluate.metrics import has_interval
 from gptailor.evaluate.numbers import (
     number_details,
     number_scores,
@@ -17,7 +18,7 @@ from gptailor.evaluate.numbers import (
     paired_error_difference,
     quantile_bins,
 )
-from gptailor.evaluate.resampling import Resampling
+from gptailor.evaluate.resampling import FEWEST_UNITS, Resampling
 from gptailor.types import FloatArray, Score
 
 numbers = st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=3, max_size=40)
@@ -35,7 +36,9 @@ def test_point_values_equal_scipy_and_scikit_learn(pairs: list[tuple[int, int]])
         expected = 0.0 if flat else other(answers, predictions).statistic
         assert scores[name].value == pytest.approx(expected, abs=1e-9)
     for score in scores.values():
-        assert score.low <= score.value <= score.high
+        assert has_interval(score) == (len(pairs) >= FEWEST_UNITS)
+        assert not score.value < score.low
+        assert not score.value > score.high
 
 
 @pytest.mark.parametrize("scale", [1e-200, 3e-7, 1.0, 1e12])

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gptailor.evaluate.metrics import has_interval
 from gptailor.evaluate.preference import (
     by_length,
     ranked_share,
@@ -15,7 +16,7 @@ from gptailor.evaluate.preference import (
     share_difference,
     share_score,
 )
-from gptailor.evaluate.resampling import Resampling
+from gptailor.evaluate.resampling import FEWEST_UNITS, Resampling
 
 SETTINGS = {"resampling": Resampling(500, 0)}
 margins = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40)
@@ -59,7 +60,9 @@ def test_a_difference_is_one_of_means(values: list[float]) -> None:
     found = share_difference(ours, theirs, resampling=Resampling(100, 1))
     assert found.value == pytest.approx(ours.mean() - theirs.mean())
     turned = share_difference(theirs, ours, resampling=Resampling(100, 1))
-    assert (turned.value, turned.low, turned.high) == pytest.approx((-found.value, -found.high, -found.low))
+    expected = pytest.approx((-found.value, -found.high, -found.low), nan_ok=True)
+    assert (turned.value, turned.low, turned.high) == expected
+    assert has_interval(found) == (len(values) >= FEWEST_UNITS)
 
 
 def test_length_counts_characters_and_sees_nothing_else() -> None:

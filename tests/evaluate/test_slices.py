@@ -98,6 +98,17 @@ def test_a_worse_slice_is_found_with_fishers_exact_test() -> None:
     assert not any(one.much_worse for one in slices if one.value != "de")
 
 
+def test_the_worst_slice_is_worse_than_the_rest() -> None:
+    """The lowest of those that can be judged, where a smaller one is lower, isn't the worst of all."""
+    values, errors = errors_with({"en": 0.1}, rows=40)
+    smaller = [*values, *(["de"] * 15)], np.concatenate([errors, np.ones(15)])
+    assert worst_slice(slice_rows({"language": smaller[0]}, smaller[1])) is None
+    larger = [*values, *(["de"] * 25)], np.concatenate([errors, np.ones(25)])
+    found = worst_slice(slice_rows({"language": larger[0]}, larger[1]))
+    assert found is not None
+    assert found.value == "de"
+
+
 def test_a_small_slice_is_shown_and_not_judged() -> None:
     values = ["xx"] * 19 + ["en"] * 200
     errors = np.array([0.9] * 19 + [0.0] * 200)

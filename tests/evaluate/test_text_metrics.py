@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptailor.errors import DataError, RecipeError
-from gptailor.evaluate.metrics import interval, share_interval
-from gptailor.evaluate.resampling import Resampling
+from gptailor.evaluate.metrics import has_interval, interval, share_interval
+from gptailor.evaluate.resampling import FEWEST_UNITS, Resampling
 from gptailor.evaluate.text_metrics import (
     METRICS,
     TextAnswers,
@@ -227,7 +227,9 @@ def test_every_score_is_on_its_scale_inside_its_interval(rows: list[tuple[str, l
         TextAnswers(predictions, references, stopped), metrics=list(METRICS), resampling=Resampling(25)
     )
     for metric, score in scores.items():
-        assert 0 <= score.low <= score.value <= score.high <= TOP.get(metric, 1.0) * (1 + 1e-12), metric
+        low, high = (score.low, score.high) if has_interval(score) else (score.value, score.value)
+        assert 0 <= low <= score.value <= high <= TOP.get(metric, 1.0) * (1 + 1e-12), metric
+        assert has_interval(score) or len(rows) < FEWEST_UNITS
 
 
 @settings(max_examples=60, deadline=None)

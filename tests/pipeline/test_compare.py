@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,39 @@ def test_the_best_comes_first_and_others_are_tested_against_it(tmp_path: Path) -
     )  # of three pairs, not two: the best could be any
     assert "not clearly worse" in found["says"]
     assert found["runs"][0]["training_seconds"] == 3.5
+
+
+def test_a_handful_of_rows_is_too_few_to_tell(tmp_path: Path) -> None:
+    """Three of four rows, and five of forty, on which one alone is right: a sign test finds that no proof."""
+    for rows, wrong, says in ((4, 3, "on 4 test rows: too few to tell"), (40, 5, "only 5 of 40 test rows")):
+        places = np.arange(rows)
+        worse = np.where(places < wrong, (ANSWERS[:rows] + 1) % 3, ANSWERS[:rows])
+        runs = [
+            write_classifier(tmp_path / f"{name}{rows}", predictions, places=places)
+            for name, predictions in (("right", ANSWERS[:rows]), ("wrong", worse))
+        ]
+        found = compare_runs(runs, resampling=Resampling(500))
+        test = found["runs"][1]["against_best"]
+        assert test["clear"] is False
+        assert says in test["says"]
+        assert "clearly ahead" not in found["says"]
+
+
+def test_runs_are_compared_without_their_weights(tmp_path: Path) -> None:
+    """Large models are thrown away; what they answered is still there."""
+    runs = [write_classifier(tmp_path / name, guesses(right, 1)) for name, right in (("a", 0.3), ("b", 0.9))]
+    whole = compare_runs(runs, resampling=Resampling(300))
+    for run in runs:
+        shutil.rmtree(run / "model")
+    assert compare_runs(runs, resampling=Resampling(300)) == whole
+
+
+@pytest.mark.parametrize("report", ["[]", "{}", "3", "{"])
+def test_a_report_that_is_none_is_damaged(tmp_path: Path, report: str) -> None:
+    run = write_classifier(tmp_path / "a", guesses(0.5, 1))
+    (run / "report.json").write_text(report)
+    with pytest.raises(RunError, match="damaged"):
+        compare_runs([run])
 
 
 def test_the_difference_is_that_of_the_report(tmp_path: Path) -> None:

@@ -99,6 +99,14 @@ def test_training_rows_are_known_again_in_a_file_that_has_grown(run: Run, tmp_pa
     assert f"{len(taught)} of {len(taught) + len(new)} rows taught this run" in found["note"]
 
 
+def test_a_damaged_list_of_what_taught_is_told(run: Run, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(run.folder, tmp_path / "run"))
+    taught = copied / "data" / "taught.npz"
+    taught.write_bytes(taught.read_bytes()[:700])
+    note = Run(copied).evaluate(str(run.folder.parent / "new.csv"))["note"]
+    assert "data/taught.npz is damaged" in note
+
+
 def test_a_base_that_learned_held_out_rows_is_told(run: Run, tmp_path: Path) -> None:
     """Another seed deals the rows out anew: most of the new test rows taught the run that is the base."""
     folder = run.folder.parent

@@ -346,6 +346,14 @@ def test_columns_that_are_kept_stand_beside_their_answers(
     assert rows["k9"]["label"] in LABELS  # the answer's
 
 
+def test_no_kept_column_takes_the_name_of_another(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "texts.csv").write_text("text,label,given(label)\nthe cup final,A,B\n")
+    for keep in (["label", "given(label)"], ["given(label)", "label"]):
+        predict(run, tmp_path / "texts.csv", tmp_path / "out.csv", keep=keep)
+        (row,) = read_back(tmp_path / "out.csv")
+        assert (row["given(given(label))"], row["given(label)"]) == ("A", "B")
+
+
 def test_a_column_to_keep_that_is_not_there_is_refused_before_anything_is_written(
     run: Run, tmp_path: Path
 ) -> None:

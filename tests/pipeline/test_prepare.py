@@ -141,7 +141,7 @@ def test_groups_of_a_given_file_are_taken_out_of_the_others(tmp_path: Path) -> N
     prepared = prepare_with(train, test=test, split={"group": "patient"})
     assert reasons_of(prepared) == {"leak_group": 20}
     assert {row.detail[:17] for row in prepared.rejected} == {"of the group 'p1'", "of the group 'p2'"}
-    assert any("stay together, and intervals are drawn" in note for note in prepared.notes)
+    assert any("'patient' stay together." in note for note in prepared.notes), "two groups can't be drawn"
     bare = write_csv(tmp_path / "bare.csv", ["text", "label"], [row[:2] for row in rows[120:]])
     prepared = prepare_with(train, test=bare, split={"group": "patient"})
     assert reasons_of(prepared) == {}

@@ -14,8 +14,7 @@ import tiny_texts as texts
 from gptailor.data.read import ReadResult
 from gptailor.data.segments import Encoded
 from gptailor.errors import DataError
-from gptailor.pipeline.texts.objective import documents_of
-from gptailor.pipeline.texts.rows import PreparedTexts, prepare_texts
+from gptailor.pipeline.texts.rows import PreparedTexts, documents_of, prepare_texts
 from gptailor.pipeline.texts.tokens import ledger_lines, tokenize_texts
 from gptailor.recipe import DataSettings, build_recipe
 from gptailor.tasks.cells import Mend

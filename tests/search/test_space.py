@@ -212,6 +212,15 @@ def test_a_wrong_tune_section_is_told_in_words(tune: dict[str, Any], words: str)
     assert "#" not in str(caught.value)  # the names of pydantic's branches
 
 
+def test_what_no_frozen_head_reads_is_not_searched(rehearsal: Rehearsal) -> None:
+    """It would be announced and never drawn."""
+    for space in ({}, {"train.learning_rate": [1e-4, 3e-4]}):
+        with pytest.raises(RecipeError, match="frozen body"):
+            space_of(replace(rehearsal, uneven=False), space, approach="frozen")
+    both = {"approach": ["frozen", "full"], "train.learning_rate": [1e-4, 3e-4]}
+    assert len(space_of(rehearsal, both)) == 2
+
+
 @pytest.mark.parametrize("approach", ["auto", "full"])
 def test_a_condition_that_no_trial_meets_is_refused(approach: str, rehearsal: Rehearsal) -> None:
     """Nothing would be tried, and the search would say that nothing was better."""

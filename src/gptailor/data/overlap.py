@@ -16,10 +16,9 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from gptailor.data.shingles import UNSPACED
+from gptailor.data.shingles import UNSPACED, words_of
 
 RUN, UNSPACED_RUN = 13, 26  # words; characters of a script without spaces
-WORD = re.compile(f"[{UNSPACED}]|[^\\W{UNSPACED}]+")
 LETTER = re.compile(f"[{UNSPACED}]")
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no bit of a word's hash is lost
 
@@ -66,8 +65,8 @@ def run_hashes(text: str) -> Hashes:
 
 
 def _read(text: str) -> Words:
-    words = WORD.findall(text.lower())
-    letters = [len(word) == 1 and LETTER.match(word) is not None for word in words]
+    words = words_of(text)
+    letters = [LETTER.match(word) is not None for word in words]
     return np.array([_word_hash(word) for word in words], np.uint64), np.array(letters, np.bool_)
 
 

@@ -108,10 +108,11 @@ def label_set_scores(
         scores[name] = interval(float(points[place]), np.concatenate(means)[:, place])
     rows = resampling.num_units(len(answers))
     scores["subset_accuracy"] = unless_all_alike(scores["subset_accuracy"], rows)
-    if scores["subset_accuracy"].value == 1:  # then no resample differs, whatever the score
-        low = scores["subset_accuracy"].low
-        scores |= {name: Score(1.0, low, 1.0) for name in SUMMARIES if scores[name].value == 1}
-        scores["hamming_loss"] = Score(0.0, 0.0, 1 - low)  # of a wrong set at most all labels are wrong
+    whole = scores["subset_accuracy"]
+    if whole.value in (0, 1):  # then no resample differs, whatever the score
+        scores |= {name: whole for name in SUMMARIES if scores[name].value == whole.value}
+    if whole.value == 1:
+        scores["hamming_loss"] = Score(0.0, 0.0, 1 - whole.low)  # of a wrong set at most all labels are wrong
     classes = {name: class_scores(one(point), one(drawn)) for name, one in PER_CLASS.items()}
     units = resampling.units(len(answers))
     for name, member in (("precision", predictions), ("recall", answers), ("f1", answers)):

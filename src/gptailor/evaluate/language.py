@@ -18,8 +18,9 @@ from transformers import PreTrainedModel
 
 from gptailor.data.batch import to_device
 from gptailor.data.blocks import TokenStore, collate_blocks, num_blocks, target_pieces, targets_by_piece
-from gptailor.evaluate.metrics import interval
-from gptailor.evaluate.resampling import Resampling
+from gptailor.errors import number_of
+from gptailor.evaluate.metrics import interval, interval_in_words
+from gptailor.evaluate.resampling import FEWEST_GROUPS, Resampling
 from gptailor.models.forward import learned_states, target_nats
 from gptailor.types import FloatArray, IntArray, Score
 
@@ -121,11 +122,12 @@ def saves_enough(gap: Score, theirs: PieceNats) -> bool:
 
 def saving_in_words(gap: Score, theirs: PieceNats, *, name: str) -> str:
     """A sentence about bits that are surely saved, and whether that is worth it."""
-    saved = f"The model needs {-gap.value:.3f} bits per byte less than {name}"
-    measured = f"(95 % interval {-gap.high:.3f} to {-gap.low:.3f})"
+    turned = Score(-gap.value, -gap.high, -gap.low)
+    saved = f"The model needs {turned.value:.3f} bits per byte less than {name}"
+    saved += interval_in_words(turned, "{:.3f}".format)
     if saves_enough(gap, theirs):
-        return f"{saved} {measured}: worth it."
-    return f"{saved} {measured}, under {NOTICED:.1%} of its {theirs.bits_per_byte:.3f}: hardly worth it."
+        return f"{saved}: worth it."
+    return f"{saved}, under {NOTICED:.1%} of its {theirs.bits_per_byte:.3f}: hardly worth it."
 
 
 def loss_difference(ours: PieceNats, theirs: PieceNats, *, resampling: Resampling) -> Score:
@@ -142,6 +144,15 @@ def at_constant_cost(pieces: PieceNats, bits_per_byte: float) -> PieceNats:
 def num_units(pieces: PieceNats) -> int:
     """How many things the intervals are over: documents, or pieces where there are few documents."""
     return _by_document(Resampling(), pieces).num_units(len(pieces.nats))
+
+
+def of_how_few(pieces: PieceNats) -> str:
+    """What to know of an interval over the pieces of few documents, or of few groups of them; else empty."""
+    count = len(np.unique(pieces.documents))
+    if count >= FEWEST_GROUPS or 2 * count > len(pieces.documents):
+        return ""
+    documents = number_of(count, "document or group of them", "documents or groups of them")
+    return f" The held-out text is of {documents} only: the interval is of these, not of others."
 
 
 def _by_document(resampling: Resampling, pieces: PieceNats) -> Resampling:

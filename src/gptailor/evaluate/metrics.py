@@ -85,8 +85,8 @@ def classification_scores(
     }
     scores["macro_f1"] = unshifted(scores["macro_f1"].value, SUMMARIES["macro_f1"](resampled))
     scores["accuracy"] = unless_all_alike(scores["accuracy"], resampling.num_units(len(answers)))
-    if scores["accuracy"].value == 1:  # then no resample differs, whatever the score
-        scores |= {name: Score(1.0, scores["accuracy"].low, 1.0) for name in SUMMARIES}
+    if scores["accuracy"].value in (0, 1):  # then no resample differs, whatever the score
+        scores |= dict.fromkeys(SUMMARIES, scores["accuracy"])
     classes = {
         name: class_scores(statistic(point), statistic(resampled)) for name, statistic in PER_CLASS.items()
     }
@@ -162,19 +162,20 @@ def bootstrap_share(values: FloatArray, *, resampling: Resampling = ROWS) -> Sco
 
 
 def unless_all_alike(score: Score, rows: int) -> Score:
-    """The score of so many rows' shares; where all are 0 or all are 1, with Wilson's interval.
+    """The score of so many rows' shares; where all are 0 or all are 1, or there are too few to be drawn,
+    with Wilson's interval.
 
     Then no resample differs from another, and 20 right of 20 would be 100 % for sure.
     """
     if rows == 0:  # nothing is known of it
         return Score(score.value, 0.0, 1.0)
-    if score.low != score.high or score.value not in (0.0, 1.0):
+    if has_interval(score) and (score.low != score.high or score.value not in (0.0, 1.0)):
         return score
-    low, high = share_interval(round(score.value * rows), rows)
-    return Score(score.value, low, high)
+    low, high = share_interval(score.value * rows, rows)
+    return Score(score.value, min(low, score.value), max(high, score.value))
 
 
-def share_interval(right: int, rows: int) -> tuple[float, float]:
+def share_interval(right: float, rows: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share of rows (1927)."""
     centre = (right + NORMAL**2 / 2) / (rows + NORMAL**2)
     half = NORMAL / (rows + NORMAL**2) * math.sqrt(right * (rows - right) / rows + NORMAL**2 / 4)
@@ -186,8 +187,11 @@ def interval(value: float, resampled: FloatArray) -> Score:
     """A point value with the 95 % percentile interval of its resamples, shape (R,).
 
     The interval is stretched to hold the value itself: a statistic that is biased under resampling
-    (the calibration error is) could otherwise report a number outside its own interval.
+    (the calibration error is) could otherwise report a number outside its own interval. Where none
+    was drawn there is no interval: NaN.
     """
+    if not len(resampled):
+        return Score(value, math.nan, math.nan)
     low, high = np.quantile(resampled, INTERVAL)
     return Score(value, min(float(low), value), max(float(high), value))
 
@@ -204,6 +208,16 @@ def unshifted(value: float, resampled: FloatArray) -> Score:
     if abs(shift) <= SHIFTED * float(resampled.std()):
         return interval(value, resampled)
     return interval(value, np.clip(2 * value - resampled, 0.0, 1.0))
+
+
+def has_interval(score: Score) -> bool:
+    """Whether enough was drawn to tell one."""
+    return math.isfinite(score.low) and math.isfinite(score.high)
+
+
+def interval_in_words(score: Score, write: Callable[[float], str]) -> str:
+    """Its ends as a sentence has them, after a blank; "" where there are none."""
+    return f" (95 % interval {write(score.low)} to {write(score.high)})" if has_interval(score) else ""
 
 
 def as_json(scores: Any) -> Any:
@@ -243,22 +257,19 @@ def verdict(
     baseline = BASELINE_NAMES.get(best_baseline, best_baseline)
     ours = ours_name[:1].upper() + ours_name[1:]
     inside = ours_name[:1].lower() + ours_name[1:] if ours.startswith("The ") else ours_name
-    low, high = _points(difference.low * points), _points(difference.high * points)
-    measured = f"(95 % interval {low} to {high})"
+    between = interval_in_words(difference, lambda value: _points(value * points))
     gap = _points(abs(difference.value) * points)
     advice = CHEAPER.get(best_baseline, f"use {baseline} if it is cheaper, or label more rows")
     if same_predictions:
         says = f"{ours} gives the same answers as {baseline}, row by row: {advice}."
     elif difference.low > 0:
-        says = f"{ours} is {gap} points of {metric_name} ahead of {baseline} {measured}: worth it."
+        says = f"{ours} is {gap} points of {metric_name} ahead of {baseline}{between}: worth it."
     elif difference.high < 0:
-        says = (
-            f"{ours} is {gap} points of {metric_name} worse than {baseline} {measured}: don't ship {inside}."
-        )
+        says = f"{ours} is {gap} points of {metric_name} worse than {baseline}{between}: don't ship {inside}."
     else:
         side = "ahead of" if difference.value >= 0 else "behind"
         says = (
-            f"No clear difference: {inside} is {gap} points of {metric_name} {side} {baseline} {measured}; "
+            f"No clear difference: {inside} is {gap} points of {metric_name} {side} {baseline}{between}; "
             f"{advice}."
         )
     return {

@@ -10,7 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from gptailor.evaluate.metrics import BASELINE_NAMES, CHEAPER, as_json, check_rows, interval
+from gptailor.evaluate.metrics import (
+    BASELINE_NAMES,
+    CHEAPER,
+    as_json,
+    check_rows,
+    interval,
+    interval_in_words,
+)
 from gptailor.evaluate.resampling import ROWS, Resampling, columns
 from gptailor.types import EvalReport, FloatArray, IntArray, Predictions, Score
 
@@ -82,17 +89,15 @@ def number_verdict(
     """Whether the model is worth it against the best baseline, and one sentence that says so."""
     baseline = BASELINE_NAMES.get(best_baseline, best_baseline)
     advice = CHEAPER.get(best_baseline, f"use {baseline} if it is cheaper, or label more rows")
-    between = f"(95 % interval {difference.low:+.3g} to {difference.high:+.3g})"
+    between = interval_in_words(difference, "{:+.3g}".format)
     if same_predictions:
         says = f"{ours_name} gives the same answers as {baseline}, row by row: {advice}."
     elif difference.high < 0:
-        says = f"{ours_name} is off by {-difference.value:.3g} less than {baseline} {between}: worth it."
+        says = f"{ours_name} is off by {-difference.value:.3g} less than {baseline}{between}: worth it."
     elif difference.low > 0:
-        says = f"{ours_name} is off by {difference.value:.3g} more than {baseline} {between}: don't ship it."
+        says = f"{ours_name} is off by {difference.value:.3g} more than {baseline}{between}: don't ship it."
     else:
-        says = (
-            f"No clear difference: {difference.value:+.3g} in error against {baseline} {between}; {advice}."
-        )
+        says = f"No clear difference: {difference.value:+.3g} in error against {baseline}{between}; {advice}."
     return {
         "best_baseline": best_baseline,
         "metric": "rmse",

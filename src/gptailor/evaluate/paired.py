@@ -42,12 +42,13 @@ def difference_of(ours: FloatArray, theirs: FloatArray) -> tuple[Score, float]:
     """Ours minus theirs with its interval and its two-sided bootstrap p-value, from (1 + R,) scores.
 
     The p-value is twice the share of resamples on the other side of zero, each share counted with one
-    more so that it is never 0 (Davison & Hinkley 1997, equation 4.11); ties count for both sides.
+    more so that it is never 0 (Davison & Hinkley 1997, equation 4.11); ties count for both sides. Of
+    too few rows it is 1.
     """
     gaps = ours - theirs
     drawn = gaps[1:]
-    sides = ((drawn <= 0).sum(), (drawn >= 0).sum())
-    return interval(float(gaps[0]), drawn), min(1.0, 2 * (1 + int(min(sides))) / (1 + len(drawn)))
+    sides = [len(drawn) - int(np.count_nonzero(side)) for side in (drawn > 0, drawn < 0)]
+    return interval(float(gaps[0]), drawn), min(1.0, 2 * (1 + min(sides)) / (1 + len(drawn)))
 
 
 def corrected_for_all_pairs(drawn: Mapping[str, FloatArray]) -> dict[frozenset[str], float]:

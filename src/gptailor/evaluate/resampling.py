@@ -17,6 +17,7 @@ from scipy import sparse
 from gptailor.errors import number_of
 from gptailor.types import FloatArray, IntArray
 
+FEWEST_UNITS = 6  # five that all agree do so by chance once in sixteen: an interval would be made up
 FEWEST_GROUPS = 10  # fewer spread too little, drawn as groups: then rows are drawn, which is to be said
 CHUNK_CELLS = 4_000_000  # numbers held at once: 32 MB
 
@@ -76,14 +77,16 @@ class Resampling:
         return found
 
     def sums(self, rows: FloatArray) -> FloatArray:
-        """(1 + R, K): the sums of (N, K) as they are, then those of each resample."""
+        """(1 + R, K): the sums of (N, K) as they are, then those of each resample; of fewer things than
+        `FEWEST_UNITS` none is drawn.
+        """
         by_unit = self._table(self.units(len(rows)), rows)
         drawn = [times @ by_unit for times in self._times(len(by_unit))]
         return np.concatenate([by_unit.sum(axis=0, keepdims=True), *drawn])
 
     def drawn(self, tables: Sequence[FloatArray]) -> Iterator[list[FloatArray]]:
         """Of several (N, K) tables of the same rows the sums as they are, (1, K), then in pieces those of
-        each resample, (R', K); all by the same draws, which are made once.
+        each resample, (R', K), as in `sums`; all by the same draws, which are made once.
         """
         units = self.units(len(tables[0])) if tables else np.arange(0)
         by_unit = [self._table(units, rows) for rows in tables]
@@ -114,7 +117,7 @@ class Resampling:
         """How often each unit is drawn, in pieces of shape (R', U): what indexing would give, a product of
         matrices then does with less memory."""
         rng = np.random.default_rng(self.seed)
-        for size in self._pieces(num_units):
+        for size in self._pieces(num_units) if num_units >= FEWEST_UNITS else ():
             drawn = rng.integers(num_units, size=(size, num_units))
             drawn += np.arange(size)[:, None] * num_units
             times = np.bincount(drawn.ravel(), minlength=size * num_units)

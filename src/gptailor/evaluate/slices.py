@@ -133,10 +133,13 @@ def slice_rows(
 
 
 def worst_slice(slices: Sequence[Slice], *, are_numbers: bool = False) -> Slice | None:
-    """The slice with the lowest score (numbers: the largest error) among those large enough to judge."""
-    judged = [one for one in slices if one.p is not None]
+    """Of the slices of `FEWEST_ROWS` rows or more the one with the lowest score (numbers: the largest error),
+    if the others are better.
+    """
     sign = -1 if are_numbers else 1
-    return min(judged, key=lambda one: (sign * one.score.value, one.p), default=None)
+    large = [one for one in slices if len(one.rows) >= FEWEST_ROWS]
+    worst = min(large, key=lambda one: (sign * one.score.value, one.p is None, one.p), default=None)
+    return worst if worst is not None and sign * worst.score.value < sign * worst.rest else None
 
 
 def share_right(right: int, rows: int) -> Score:

@@ -137,7 +137,14 @@ def predict_to(
 def _names_of_kept(keep: Sequence[str], header: Sequence[str]) -> dict[str, str]:
     """What each kept column is called beside the answers: as in its file, unless an answer is called so."""
     taken = {*header, "value", "labels", "probabilities"}  # the latter in JSON alone
-    return {column: f"given({column})" if column in taken else column for column in keep}
+    names: dict[str, str] = {}
+    for column in keep:
+        name = column
+        while name in taken or (name != column and name in keep):
+            name = f"given({name})"
+        names[column] = name
+        taken.add(name)
+    return names
 
 
 def refuse_sampling(opened: Run, sampling: Mapping[str, Any] | None) -> None:

@@ -16,6 +16,7 @@ from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.paired import corrected_for_all_pairs, difference_of, resampled_scores
 from gptailor.evaluate.resampling import ROWS, Resampling
 from gptailor.pipeline.finished import read_report
+from gptailor.pipeline.modest import few_in_words
 from gptailor.pipeline.scored_rows import ScoredRows, groups_in, read_scored_rows, road_of
 from gptailor.recipe import APPROACHES, BESIDE, leaves, load_recipe
 from gptailor.report.facts import (
@@ -173,21 +174,28 @@ def _tests(entries: Sequence[Entry], metric: str, *, resampling: Resampling) -> 
             resamples=max(resampling.resamples, RESAMPLES_PER_PAIR * math.comb(len(same), 2)),
             groups=reduce(join_groups, map(groups_in, lines)),  # what any of the runs drew together
         )
-        drawn = resampled_scores(dict(zip(same, sums, strict=True)), score, resampling=enough)
+        rows_of = dict(zip(same, sums, strict=True))
+        drawn = resampled_scores(rows_of, score, resampling=enough)
         corrected = corrected_for_all_pairs(drawn)
         for name in (name for name in drawn if name != best.name):
             gap, p = difference_of(drawn[name], drawn[best.name])
             holms = corrected[frozenset((name, best.name))]
-            clear = holms < CLEAR
-            between = f"95 % interval {score_text(gap.low)} to {score_text(gap.high)}, p = {_p_text(holms)}"
+            telling = (rows_of[name] != rows_of[best.name]).any(axis=1)
+            few = few_in_words(telling, enough, decided=holms < CLEAR)
+            clear = holms < CLEAR and not few
+            drift = _drift(entries, name, metric, float(drawn[name][0]))
+            says = f"{_signed(gap.value)}{drift}, {few}"
+            if not few:
+                word = "clearly different" if clear else "no clear difference"
+                between = f"95 % interval {score_text(gap.low)} to {score_text(gap.high)}"
+                says = f"{word}: {_signed(gap.value)} ({between}, p = {_p_text(holms)}){drift}"
             found[name] = {
                 "difference": as_json(gap),
                 "p": round(p, 6),
                 "p_holm": round(holms, 6),
                 "clear": clear,
                 "rows": len(first.keys),
-                "says": f"{'clearly different' if clear else 'no clear difference'}: "
-                f"{_signed(gap.value)} ({between}){_drift(entries, name, metric, float(drawn[name][0]))}",
+                "says": says + enough.caveat(len(telling)),
             }
     found.pop(best.name, None)
     return found

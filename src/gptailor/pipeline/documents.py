@@ -7,6 +7,7 @@ may be larger than memory.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ from gptailor.pipeline.leaks import refuse_all_leaked, refuse_same_file
 from gptailor.pipeline.task import idle_in_words
 from gptailor.pipeline.taught import Marks, marks_of
 from gptailor.recipe import DataSettings, Recipe
+from gptailor.report.words import REASONS
 from gptailor.types import PARTS, Part
 
 
@@ -120,11 +122,19 @@ def _refuse_unknown_columns(settings: DataSettings) -> None:
 
 
 def _refuse_too_little(files: list[Divided], where: str) -> None:
+    """Raises DataError where a part has nothing, with what was left out of the training file."""
     present = {int(part) for file in files for part in np.unique(file.parts)}
     empty = [part for number, part in enumerate(PARTS) if number not in present]
     if empty:
         raise DataError(
-            f"there is too little text: nothing is left for {' and '.join(empty)}.",
+            f"there is too little text: nothing is left for {' and '.join(empty)}.{_left_out(files[0])}",
             where=where,
             fix="Give more text (some ten thousand characters at least), or --validation and --test files.",
         )
+
+
+def _left_out(file: Divided) -> str:
+    """Why documents have no part, each reason with their number; empty where all have one."""
+    counts = Counter(reason for reason, _ in file.reasons.values()).most_common()
+    told = ", ".join(f"{REASONS[reason].format(one='document')} ({count:,})" for reason, count in counts)
+    return f" Left out: {told}." if told else ""

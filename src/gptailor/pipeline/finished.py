@@ -29,18 +29,20 @@ def read_report(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise RunError("there is no such folder.", where=str(folder), fix="Check the path of the run.")
     path = folder / REPORT
+    damage = "it holds no test scores"
     try:
-        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        report = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise RunError(
-            f"is damaged: {error}.", where=str(path), fix=f"Run {_maker(folder)} again with --overwrite."
-        ) from None
+        report, damage = None, str(error)
     except FileNotFoundError:
         raise RunError(
             "this run is not finished (no report.json).",
             where=str(folder),
             fix=f"Run the same {_maker(folder)} again: it goes on where it stopped.",
         ) from None
+    if not isinstance(report, dict) or "test" not in report:
+        fix = f"Run {_maker(folder)} again with --overwrite."
+        raise RunError(f"is damaged: {damage}.", where=str(path), fix=fix)
     return report
 
 

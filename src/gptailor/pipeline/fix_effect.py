@@ -133,12 +133,16 @@ def _says(effect: Mapping[str, Any], shop: Workshop) -> str:
     kind, difference = shop.kind, effect["difference"]
     before, after = (effect[name][kind.metric]["value"] for name in ("without", "with"))
     low, high = difference["low"], difference["high"]
-    better, worse = (low > 0, high < 0) if kind.higher_is_better else (high < 0, low > 0)
+    between = ""
+    better = worse = False
+    if low is not None:  # of a handful of rows there is no interval
+        between = f", {low:+.3f} to {high:+.3f}"
+        better, worse = (low > 0, high < 0) if kind.higher_is_better else (high < 0, low > 0)
     judged = "better" if better else "worse" if worse else "no clear difference"
     said = (
         f"{number_of(effect['relabelled'], 'label')} corrected and {number_of(effect['dropped'], 'row')} "
         f"dropped: a head on frozen features goes from {before:.3f} to {after:.3f} {kind.metric_name} on the "
-        f"same test rows, {judged} ({difference['value']:+.3f}, {low:+.3f} to {high:+.3f})"
+        f"same test rows, {judged} ({difference['value']:+.3f}{between})"
     )
     if effect["relabelled_in_test"]:
         rows = number_of(effect["relabelled_in_test"], "corrected row")

@@ -15,6 +15,7 @@ from gptailor.data.read import OTHER_NAMES, ReadResult, Roles, doubts, infer_rol
 from gptailor.data.roles import LABEL_NAMES
 from gptailor.data.split import join_groups, value_groups
 from gptailor.errors import DataError, number_of
+from gptailor.evaluate.resampling import Resampling
 from gptailor.pipeline.columns import take_roles
 from gptailor.pipeline.fixes import Fixes, apply_fixes
 from gptailor.pipeline.labels import cells_of, read_labels
@@ -22,7 +23,7 @@ from gptailor.recipe import CleanSettings, DataSettings, Recipe, SplitSettings
 from gptailor.report.words import REASONS
 from gptailor.tasks.classification import refuse_unknown_labels, refuse_unknown_slices
 from gptailor.tasks.labels import labels_of
-from gptailor.types import AnswerForm, Example, RawExample, Reason, RejectedRow
+from gptailor.types import AnswerForm, Example, IntArray, RawExample, Reason, RejectedRow
 
 NEAR = "~"  # begins the name of a group that nobody asked for: near-duplicates
 
@@ -170,8 +171,10 @@ def noted(guesses: Iterable[str], *told: str) -> dict[str, str]:
     return {"note": " ".join(said)} if said else {}
 
 
-def notes_on_groups(settings: DataSettings, held_out: Mapping[str, tuple[ReadResult, object]]) -> list[str]:
-    """What to know of a split by group."""
+def notes_on_groups(
+    settings: DataSettings, held_out: Mapping[str, tuple[ReadResult, object]], tested: IntArray
+) -> list[str]:
+    """What to know of a split by group; `tested` is the group of each test row."""
     column = settings.split.group
     if column is None:
         return []
@@ -181,4 +184,7 @@ def notes_on_groups(settings: DataSettings, held_out: Mapping[str, tuple[ReadRes
         for location, part in ((settings.validation, "validation"), (settings.test, "test"))
         if location is not None and column not in held_out[part][0].columns
     ]
-    return [*unknown, f"Rows with the same {column!r} stay together, and intervals are drawn by them."]
+    drawn = Resampling(groups=tested)
+    by_them = drawn.num_units(len(tested)) == drawn.num_groups(len(tested))
+    told = ", and intervals are drawn by them." if by_them else f".{drawn.caveat(len(tested))}"
+    return [*unknown, f"Rows with the same {column!r} stay together{told}"]

@@ -113,12 +113,9 @@ def evaluate_labels(
     logits = predictor.logits([item for _, item in kept])
     near_seed = near_seed_of(recipe)
     examples = drawn_together([to_example(row, None) for row, _ in kept], near_seed=near_seed)
-    settings: dict[str, Any] = {
-        "label_names": known,
-        "resampling": Resampling(
-            recipe.evaluate.resamples, recipe.seed, value_groups([row.group for row in examples])
-        ),
-    }
+    groups = value_groups([row.group for row in examples])
+    drawn = Resampling(recipe.evaluate.resamples, recipe.seed, groups)
+    settings: dict[str, Any] = {"label_names": known, "resampling": drawn}
     temperature = predictor.bundle.temperature
     report = kind_of(form).evaluate(logits, answers, split="new", temperature=temperature, **settings)
     assert report.predictions is not None
@@ -138,7 +135,7 @@ def evaluate_labels(
             columns=slice_columns(examples),
             **settings,
         ),
-        **noted(doubts(location, file.notes), note_of(enumerate(texts))),
+        **noted(doubts(location, file.notes), note_of(enumerate(texts)), drawn.caveat(report.size)),
     }
 
 

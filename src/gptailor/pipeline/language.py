@@ -40,13 +40,13 @@ from gptailor.pipeline.causal import (
 )
 from gptailor.pipeline.documents import PreparedDocuments, marks_by_part, prepare_documents
 from gptailor.pipeline.documents_tokens import choose_block, ledger_lines, repair_document, write_tokens
-from gptailor.pipeline.folder import TAUGHT, base_revision_of, file_hashes, refuse_other_data
+from gptailor.pipeline.folder import base_revision_of, file_hashes, refuse_other_data
 from gptailor.pipeline.language_story import finish_language, seal
 from gptailor.pipeline.objective import Objective, Validation
 from gptailor.pipeline.place import Listener, Trained, TrainingPlace
 from gptailor.pipeline.settle import cost_in_words, settle_plan
 from gptailor.pipeline.task import refuse_frozen
-from gptailor.pipeline.taught import keep_taught, taught_before
+from gptailor.pipeline.taught import is_written, keep_taught, taught_before
 from gptailor.pipeline.training import train
 from gptailor.recipe import (
     Recipe,
@@ -199,7 +199,7 @@ def open_for_teaching(
 ) -> None:
     """Writes what became of every document, and which texts teach; says which taught the base already."""
     approach = shop.recipe.approach.kind
-    written = (folder / TAUGHT).exists()  # the training text may be a gigabyte
+    written = is_written(folder)  # the training text may be a gigabyte
     parts: tuple[Part, ...] = ("validation", "test") if written else PARTS
     marks = marks_by_part(prepared, shop.recipe.data, *parts)
     before, told = taught_before(shop.base, approach, marks, one="document")

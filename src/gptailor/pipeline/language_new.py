@@ -11,7 +11,7 @@ from typing import Any
 from gptailor.data.blocks import num_blocks
 from gptailor.data.read import is_doubt
 from gptailor.errors import DataError
-from gptailor.evaluate.language import piece_nats, text_scores
+from gptailor.evaluate.language import of_how_few, piece_nats, text_scores
 from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.resampling import ROWS, Resampling
 from gptailor.models.writer import Writer
@@ -82,5 +82,5 @@ def evaluate_language(
         **total,
         "block_tokens": length,
         "scores": as_json(scores),
-        **noted(guesses, note_of(numbered_pieces(file, settings, "test"))),
+        **noted(guesses, note_of(numbered_pieces(file, settings, "test")), of_how_few(drawn)),
     }

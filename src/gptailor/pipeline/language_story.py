@@ -13,7 +13,6 @@ import numpy as np
 
 from gptailor import __version__
 from gptailor.data.blocks import num_blocks, targets_by_piece
-from gptailor.errors import number_of
 from gptailor.evaluate.language import (
     PieceNats,
     at_constant_cost,
@@ -21,6 +20,7 @@ from gptailor.evaluate.language import (
     compressed_bits_per_byte,
     loss_difference,
     num_units,
+    of_how_few,
     piece_nats,
     saves_enough,
     saving_in_words,
@@ -28,7 +28,7 @@ from gptailor.evaluate.language import (
     unigram_nats,
 )
 from gptailor.evaluate.metrics import as_json
-from gptailor.evaluate.resampling import FEWEST_GROUPS, Resampling
+from gptailor.evaluate.resampling import FEWEST_UNITS, Resampling
 from gptailor.models.approach import adapt_full
 from gptailor.models.bundle import find_model_folder, read_bundle, write_bundle
 from gptailor.models.load import (
@@ -57,7 +57,6 @@ if TYPE_CHECKING:
     from gptailor.pipeline.language import LanguageResult, LanguageShop
 
 PARITY_TOKENS = 64
-FEWEST_UNITS = 5  # held-out documents or pieces; an interval over fewer says nothing
 SEEN_BY_XZ = 1_200_000  # tokens of the training text: its window reaches no further back
 MOST_COMPRESSED = 4_000_000  # tokens of a held-out part that xz is asked for: it holds them in memory
 HARDEST = 8  # held-out pieces on the page
@@ -229,17 +228,8 @@ def judge_language(
         "best_baseline": best,
         "difference": as_json(gap),
         "worth_it": saves_enough(gap, tested[best]),
-        "says": says + _of_how_few(ours),
+        "says": says + of_how_few(ours),
     }
-
-
-def _of_how_few(pieces: PieceNats) -> str:
-    """What to know of an interval over the pieces of few documents, or of few groups of them; else empty."""
-    count = len(np.unique(pieces.documents))
-    if count >= FEWEST_GROUPS or 2 * count > len(pieces.documents):
-        return ""
-    documents = number_of(count, "document or group of them", "documents or groups of them")
-    return f" The held-out text is of {documents} only: the interval is of these, not of others."
 
 
 def tell_language(

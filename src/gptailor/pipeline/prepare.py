@@ -128,7 +128,6 @@ def _prepare(recipe: Recipe, say: Callable[[str], None]) -> Prepared:
     says = [
         *notes_on(cells, form, cleaned, asked=asked),
         *notes_on_names(label_names, form, settings),
-        *notes_on_groups(settings, held_out),
         *idle_in_words(recipe),
     ]
     locations = (settings.train, *(getattr(settings, part) for part in held_out))
@@ -137,7 +136,9 @@ def _prepare(recipe: Recipe, say: Callable[[str], None]) -> Prepared:
         say(line)
     say("splitting")
     parts, near_groups, late = _split(kept, cells, recipe, label_names, form, given=given)
-    for line in late:
+    tested = value_groups([example.group for example in parts["test"]])
+    of_split = [*notes_on_groups(settings, held_out, tested), *late]
+    for line in of_split:
         say(line)
     rejected = [
         *(row for file in files for row in file.rejected),
@@ -157,7 +158,7 @@ def _prepare(recipe: Recipe, say: Callable[[str], None]) -> Prepared:
         cleaned=cleaned,
         leaks=leaks,
         near_groups=near_groups,
-        notes=[*(note for file in files for note in file.notes), *([hint] if hint else []), *says, *late],
+        notes=[*(note for file in files for note in file.notes), *([hint] if hint else []), *says, *of_split],
         form=with_scale(form, parts["train"]),
         fixes=fixes,
     )

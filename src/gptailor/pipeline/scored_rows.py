@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from gptailor.data.ledger import undo_defusing
+from gptailor.errors import ModelError
 from gptailor.evaluate import label_sets, metrics
 from gptailor.evaluate.metrics import Counts
 from gptailor.evaluate.paired import FromSums
@@ -23,6 +24,7 @@ from gptailor.evaluate.preference import right_shares
 from gptailor.evaluate.text_metrics import METRICS, TextAnswers
 from gptailor.models.bundle import find_model_folder, read_bundle
 from gptailor.pipeline.finished import BITS
+from gptailor.recipe import load_recipe
 from gptailor.tasks.labels import labels_in
 from gptailor.types import AnswerForm, FloatArray, IntArray
 
@@ -79,7 +81,7 @@ def read_scored_rows(run: Path, road: Road) -> ScoredRows | None:
     with path.open(encoding="utf-8", newline="") as file:
         cells = list(csv.DictReader(file))
     lines = [{name: undo_defusing(cell or "") for name, cell in line.items()} for line in cells]
-    form = read_bundle(find_model_folder(run)).answer
+    form = _form_of(run)
     seen: Counter[Hashable] = Counter()
     keys: list[Hashable] = []
     for line in lines:
@@ -87,6 +89,16 @@ def read_scored_rows(run: Path, road: Road) -> ScoredRows | None:
         keys.append((key, seen[key]))  # a text may stand there twice
         seen[key] += 1
     return ScoredRows(keys, lines, form)
+
+
+def _form_of(run: Path) -> AnswerForm:
+    """What its labels stand in a cell by; also where the weights are gone."""
+    try:
+        return read_bundle(find_model_folder(run)).answer
+    except ModelError:
+        recipe = load_recipe(run / "recipe.yaml")
+        kind = "single" if recipe.task_answer == "auto" else recipe.task_answer
+        return AnswerForm(kind, recipe.data.label_separator or "")
 
 
 def groups_in(lines: Sequence[Line]) -> IntArray:

@@ -146,7 +146,7 @@ def _told(
     return {
         "score": score,
         "test": f"{test} against the other rows, one-sided; Holm's correction over "
-        f"{number_of(judged, 'slice')} of 20 rows or more",
+        f"{number_of(judged, 'slice')} of 20 rows, or groups of them, or more",
         "by": {column: [told(one) for one in slices if one.column == column] for column in by},
         "worst": None if worst is None else {"by": worst.column, **told(worst)},
         "warnings": [

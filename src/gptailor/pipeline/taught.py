@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import zipfile
 from array import array
 from collections.abc import Iterable, Mapping
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from gptailor.data.shingles import key_of, words_of
 from gptailor.errors import ModelError, number_of
+from gptailor.launch import write_atomically
 from gptailor.models.bundle import BUNDLE_FILE, read_bundle
 from gptailor.models.names import Base
 from gptailor.pipeline.folder import TAUGHT
@@ -59,20 +61,28 @@ def marks_of(texts: Iterable[tuple[int, str]]) -> Marks:
 
 def taught_by(folder: Path) -> tuple[Hashes, Hashes]:
     """The texts of a run's own, and those of its base; empty where it didn't write that down."""
-    return _read(folder, "own"), _read(folder, "base")
+    found = _read(folder) or {}
+    return found.get("own", NONE), found.get("base", NONE)
 
 
-def _read(folder: Path, name: str) -> Hashes:
-    """`folder` is the run's, or that of its model."""
+def is_written(folder: Path) -> bool:
+    """Whether a run's file of them is there, and whole."""
+    return bool(_read(folder))
+
+
+def _read(folder: Path) -> dict[str, Hashes] | None:
+    """What is in the file; nothing where there is none, None where it is damaged.
+
+    `folder` is the run's, or that of its model.
+    """
     for run in (folder, folder.resolve().parent):
         if (run / TAUGHT).is_file():
             try:
-                with np.load(run / TAUGHT, allow_pickle=False) as found:
-                    hashes: Hashes = found[name]
-                    return hashes
+                with (run / TAUGHT).open("rb") as file, np.load(file, allow_pickle=False) as found:
+                    return {name: found[name] for name in ("own", "base", "test")}
             except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
-                break
-    return NONE
+                return None
+    return {}
 
 
 def in_weights(base: Base, approach: str) -> Hashes:
@@ -93,12 +103,14 @@ def in_weights(base: Base, approach: str) -> Hashes:
 def keep_taught(folder: Path, parts: Mapping[Part, Marks], base: Base, approach: str) -> None:
     """Writes down which texts teach a run, or choose among its weights, and which test it."""
     own, test = np.union1d(parts["train"].hashes, parts["validation"].hashes), np.unique(parts["test"].hashes)
-    np.savez(folder / TAUGHT, own=own, test=test, base=in_weights(base, approach))
+    packed = io.BytesIO()
+    np.savez(packed, own=own, test=test, base=in_weights(base, approach))
+    write_atomically(folder / TAUGHT, packed.getvalue())
 
 
 def holds_the_test(folder: Path, asked: Marks) -> bool:
     """Whether most of a run's sealed test texts are among these, whatever the file is called."""
-    sealed = _read(folder, "test")
+    sealed = (_read(folder) or {}).get("test", NONE)
     return len(sealed) > 0 and 2 * int(np.isin(sealed, asked.hashes).sum()) >= len(sealed)
 
 
@@ -124,6 +136,8 @@ def taught_before(
 
 def already_taught(folder: Path, asked: Marks, *, one: str = "row") -> str:
     """What to say of a file that a run is scored on, where some of it taught the run; else nothing."""
+    if _read(folder) is None:
+        return f"{TAUGHT} is damaged: whether some of this taught the run, nobody can tell."
     count = asked.count_in(np.union1d(*taught_by(folder)))
     if not count:
         return ""

@@ -156,7 +156,7 @@ def slices_by_column(slices: Mapping[str, Any]) -> Iterator[str]:
 
 
 def worst_slice_text(slices: Mapping[str, Any]) -> str:
-    """The slice with the worst score of those large enough to judge; empty where there is none."""
+    """The worst slice of twenty rows or more; empty where none is worse than the rest."""
     worst, metric = mapping(slices.get("worst")), metric_of(str(slices.get("score")))
     score, rest = measured(worst.get(str(slices.get("score")))), finite(worst.get("rest"))
     if score is None or rest is None:
@@ -166,7 +166,7 @@ def worst_slice_text(slices: Mapping[str, Any]) -> str:
     named = visible(clip(f"{worst.get('by')} {str(worst.get('slice'))!r}", 80))
     return (
         f"Worst slice: {named}, {inside(metric.title)} {score_text(score.value)}{between} on {rows}; "
-        f"the rest {score_text(rest)}."
+        f"the rest {score_text(rest)}{'; too few to judge' if finite(worst.get('p')) is None else ''}."
     )
 
 

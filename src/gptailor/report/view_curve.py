@@ -50,8 +50,9 @@ def slices_section(report: Values) -> dict[str, Any] | None:
             columns.append({"name": str(name), "rows": rows})
     if not columns:
         return None
+    none = f"{metric.title} by slice; none of twenty rows or more is worse than the rest."
     return {
-        "lead": worst_slice_text(slices) or f"{metric.title} by slice; none is large enough to judge.",
+        "lead": worst_slice_text(slices) or none,
         "columns": columns,
         "warnings": [str(warning) for warning in rows_of(slices.get("warnings"))],
         "note": f"Bars are {inside(metric.title)}: {metric.explains}. Whiskers are 95 % intervals. "

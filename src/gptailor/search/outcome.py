@@ -98,10 +98,13 @@ def says(
     if difference is not None:
         ends = (difference["low"], difference["high"])
         sign = 1 if higher_is_better else -1
-        low, high = sorted(sign * end for end in ends)
+        between = ""
+        if None not in ends:  # of a handful of rows there is no interval
+            low, high = sorted(sign * end for end in ends)
+            between = f"{low:+.4f} to {high:+.4f}; "
         line += (
             f" On the sealed test set, opened once: {sign * difference['value']:+.4f} "
-            f"({low:+.4f} to {high:+.4f}; above zero is better)."
+            f"({between}above zero is better)."
         )
     return line
 

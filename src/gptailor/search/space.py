@@ -73,7 +73,11 @@ def build_space(recipe: Recipe, rehearsal: Rehearsal) -> list[Dimension]:
 
 
 def default_space(recipe: Recipe, rehearsal: Rehearsal) -> list[Dimension]:
-    """What is usually worth trying, around the usual values."""
+    """What is usually worth trying, around the usual values.
+
+    Raises:
+        RecipeError: the approach has nothing to try.
+    """
     given = recipe.approach.kind
     approaches = list(rehearsal.approaches) if given == "auto" else [given]
     space = [Dimension("approach", "approach", choices=tuple(approaches))] if len(approaches) > 1 else []
@@ -101,7 +105,14 @@ def default_space(recipe: Recipe, rehearsal: Rehearsal) -> list[Dimension]:
     if recipe.task == "preference":
         tried["preference.beta"] = _strengths(recipe)
     shared = [Dimension(path, path, choices=values) for path, values in tried.items()]
-    return space + [one for one in shared if any(map(one.belongs_to, approaches))]
+    space += [one for one in shared if any(map(one.belongs_to, approaches))]
+    if not space:
+        raise RecipeError(
+            "there is nothing to search: a head on a frozen body finds its one setting by itself.",
+            where="approach",
+            fix="Search with another approach (--approach auto tries them all), or run `gptailor fit`.",
+        )
+    return space
 
 
 def recipe_of(recipe: Recipe, space: Sequence[Dimension], values: Mapping[str, Value]) -> Recipe:
@@ -199,6 +210,8 @@ def _dimension(name: str, entry: Any, recipe: Recipe, rehearsal: Rehearsal) -> D
         ends = tuple(entry)
     for value in ends:
         _try(recipe, path, only, value)
+    if not any(dimension.belongs_to(str(kind)) for kind in tried if isinstance(tried, list)):
+        raise RecipeError("no trial reads it: a head on a frozen body has no such setting")
     return dimension
 
 

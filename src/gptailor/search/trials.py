@@ -115,6 +115,12 @@ def used_up(search: Search, trials: Sequence[Tried]) -> dict[str, set[Value]]:
     return {approach.name: gone}
 
 
+def used_up_whole(trials: Sequence[Tried]) -> bool:
+    """Whether the last draws were all known already."""
+    last = [one for one in trials if one.state in ("complete", "pruned")][-REPEATED:]
+    return len(last) == REPEATED and all(one.same_as is not None for one in last)
+
+
 def counted(trials: Sequence[Tried]) -> list[Tried]:
     """The trials that cost the budget something: those that ran or are running."""
     return [one for one in trials if one.state in ("complete", "pruned", "running") and one.same_as is None]
@@ -255,8 +261,7 @@ def _may_begin(search: Search, trials: Sequence[Tried]) -> bool:
         if not any(one.state == "running" for one in trials):  # others end theirs: it was said before
             search.say(f"the time is spent ({search.recipe.tune.time}, with what the finalists need)")
         return False
-    last = [one for one in trials if one.state in ("complete", "pruned")][-REPEATED:]
-    if len(last) == REPEATED and all(one.same_as is not None for one in last):
+    if used_up_whole(trials):
         search.say(f"the last {REPEATED} draws were known already: the space is used up")
         return False
     return True

@@ -39,7 +39,7 @@ from gptailor.search.finalists import (
 from gptailor.search.outcome import RESULT, read_result, result_of, write_result
 from gptailor.search.space import Dimension, build_space
 from gptailor.search.study import Study, Tried
-from gptailor.search.trials import Search, run_trials, trials_asked
+from gptailor.search.trials import Search, run_trials, trials_asked, used_up_whole
 
 HASH, SECONDS = "data.sha256", "seconds.txt"
 SPACE = "space.json"
@@ -197,7 +197,8 @@ def settle(search: Search, trials: list[Tried], work: Path) -> Final:
     if not finalists:
         told = "no trial reached what the recipe's own settings reached: they stay"
         if nothing_else(trials):
-            told = "nothing else was tried: the recipe's own settings stay; give more trials or time"
+            told = "nothing else was tried: the recipe's own settings stay"
+            told += "" if used_up_whole(trials) else "; give more trials or time"
         search.say(told)
         return Final([], [], None)
     final = compare_finalists(

@@ -17,7 +17,7 @@ from gptailor.evaluate.language import (
     saving_in_words,
     text_scores,
 )
-from gptailor.evaluate.metrics import as_json
+from gptailor.evaluate.metrics import as_json, interval_in_words
 from gptailor.evaluate.preference import by_length, right_shares, share_difference, share_score
 from gptailor.evaluate.resampling import ROWS, Resampling
 from gptailor.evaluate.text_baselines import fit_taste
@@ -25,7 +25,7 @@ from gptailor.evaluate.text_metrics import METRICS, paired_text_difference, sign
 from gptailor.models.answerer import Answerer
 from gptailor.models.approach import adapt_full
 from gptailor.models.load import load_trainable_language_model
-from gptailor.pipeline.modest import kept_modest
+from gptailor.pipeline.modest import FEWEST_ROWS, kept_modest
 from gptailor.pipeline.texts.answers import (
     PROMPTED,
     VALIDATION_SHARE,
@@ -40,12 +40,12 @@ from gptailor.pipeline.texts.answers import (
 )
 from gptailor.pipeline.texts.objective import (
     by_token,
-    documents_of,
     log_likelihoods,
     margins_as_trained,
     resampling_of,
     row_nats,
 )
+from gptailor.pipeline.texts.rows import documents_of
 from gptailor.report.facts import inside, metric_of, score_text
 from gptailor.report.words import BASELINES
 from gptailor.types import FloatArray, Part, Score
@@ -55,7 +55,6 @@ if TYPE_CHECKING:
     from gptailor.pipeline.texts.shop import TextShop
     from gptailor.pipeline.texts.tokens import TokenizedRow
 
-FEWEST_ROWS = 10  # test rows
 ENOUGH_STOP = 0.95  # of the validation answers, or the model is kept from going round in circles
 NO_REPEAT = 3  # tokens, as is usual for summaries (Paulus et al. 2018)
 
@@ -340,15 +339,15 @@ def _verdict_of(
             "says": "No baseline was run.",
         }
     name, title = BASELINES[best].short, inside(metric_of(metric).title)
-    between = f"(95 % interval {score_text(gap.low)} to {score_text(gap.high)})"
+    between = interval_in_words(gap, score_text)
     if few:
         says = f"{title} {score_text(gap.value)} against {name}, on {resampling.told(rows)}: too few to tell."
     elif gap.low > 0:
-        says = f"The model's {title} is {score_text(gap.value)} above {name} {between}: worth it."
+        says = f"The model's {title} is {score_text(gap.value)} above {name}{between}: worth it."
     elif gap.high < 0:
-        says = f"The model's {title} is {score_text(-gap.value)} below {name} {between}: don't ship it."
+        says = f"The model's {title} is {score_text(-gap.value)} below {name}{between}: don't ship it."
     else:
-        says = f"No clear difference: {title} {score_text(gap.value)} against {name} {between}."
+        says = f"No clear difference: {title} {score_text(gap.value)} against {name}{between}."
     said = {
         "metric": metric,
         "best_baseline": best,
@@ -366,10 +365,10 @@ def _verdict_by_bits(ours: PieceNats, base: PieceNats | None, resampling: Resamp
         return _verdict_of("bits_per_byte", None, None)
     gap = bits_difference(ours, base, resampling=resampling)
     turned = Score(-gap.value, -gap.high, -gap.low)
-    between = f"(95 % interval {score_text(turned.low)} to {score_text(turned.high)})"
+    between = interval_in_words(turned, score_text)
     drawn, rows = replace(resampling, groups=ours.documents), len(ours.nats)
     few = drawn.num_groups(rows) < FEWEST_ROWS
-    says = f"No clear difference to the base as it came {between}."
+    says = f"No clear difference to the base as it came{between}."
     if few:
         change = f"{gap.value:+.3f} bits per byte against the base as it came"
         says = f"{change}, on {drawn.told(rows)}: too few to tell."

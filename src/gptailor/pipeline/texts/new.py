@@ -29,9 +29,10 @@ from gptailor.pipeline.folder import base_of
 from gptailor.pipeline.held_out import noted
 from gptailor.pipeline.slices import score_text_slices, slice_columns
 from gptailor.pipeline.texts.answers import ALWAYS, samplings
-from gptailor.pipeline.texts.objective import documents_of, log_likelihoods, margins_as_trained, sequence_nats
+from gptailor.pipeline.texts.objective import log_likelihoods, margins_as_trained, sequence_nats
 from gptailor.pipeline.texts.rows import (
     as_taught,
+    documents_of,
     read_texts,
     refuse_missing_columns,
     with_near,
@@ -144,6 +145,7 @@ def evaluate_texts(
         )
         drawn = replace(resampling, groups=documents_of([row for _, row, _ in asked]))
         scores = {**as_json(text_answer_scores(answers, metrics=names, resampling=drawn)), **scores}
+    few = replace(resampling, groups=documents_of(used)).caveat(len(used))
     read = len(file.rows) + len(file.rejected)
     return {
         "file": location,
@@ -155,7 +157,7 @@ def evaluate_texts(
         "slices": score_text_slices(
             nats, lengths=lengths, columns=slice_columns(used), resampling=resampling
         ),
-        **noted(doubts(location, file.notes), note_of(enumerate(map(as_taught, used)))),
+        **noted(doubts(location, file.notes), note_of(enumerate(map(as_taught, used))), few),
     }
 
 
@@ -187,6 +189,8 @@ def evaluate_preferences(
         for raw, row in read_rows
         if not isinstance(row, RejectedRow)
     ]
+    if state.get("one_question"):
+        rows = without_question(rows)
     if near_seed is not None:
         rows = with_near(rows, near_seed)
     pairs = [pair for row in rows if (pair := _pair(answerer, row)) is not None]
@@ -210,7 +214,11 @@ def evaluate_preferences(
         "answers": 0,
         "left_out": read - len(pairs),
         "scores": as_json({"preference_accuracy": score}),
-        **noted(doubts(location, file.notes), note_of(enumerate(as_taught(pair.row) for pair in pairs))),
+        **noted(
+            doubts(location, file.notes),
+            note_of(enumerate(as_taught(pair.row) for pair in pairs)),
+            drawn.caveat(len(pairs)),
+        ),
     }
 
 

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial, reduce
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from gptailor.data.batch import collate_texts, length_buckets, pack, to_device
-from gptailor.data.split import join_groups, value_groups
 from gptailor.errors import Interrupted
 from gptailor.evaluate.language import PieceNats
 from gptailor.evaluate.preference import ranking_score, right_shares
@@ -25,11 +24,11 @@ from gptailor.models.approach import Adapted
 from gptailor.models.forward import keeps_documents_apart, learned_states, target_nats
 from gptailor.models.lean import is_lean
 from gptailor.pipeline.objective import Objective, Rates, Validation, usual_rates
+from gptailor.pipeline.texts.rows import documents_of
 from gptailor.pipeline.texts.shop import TextShop
 from gptailor.pipeline.texts.tokens import TokenizedRow
 from gptailor.recipe import PreferenceSettings
 from gptailor.tasks.completion_form import CompletionForm
-from gptailor.tasks.form import TextRow
 from gptailor.tasks.presets import PRESETS
 from gptailor.train.loss import answer_log_likelihoods, language_loss, preference_loss
 from gptailor.types import Batch, FloatArray, IntArray, TokenizedExample
@@ -252,12 +251,6 @@ def resampling_of(shop: TextShop, rows: Sequence[TokenizedRow]) -> Resampling:
     """How intervals over these rows are drawn."""
     evaluate = shop.recipe.evaluate
     return Resampling(evaluate.resamples, shop.recipe.seed, documents_of([row.row for row in rows]))
-
-
-def documents_of(rows: Sequence[TextRow]) -> IntArray:
-    """(N,) ids: alike for rows that were drawn together: by the form's groups, the person's, or likeness."""
-    columns = ([getattr(row, name) for row in rows] for name in ("group", "together", "near"))
-    return reduce(join_groups, map(value_groups, columns))
 
 
 def sequence_nats(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import lru_cache, partial, reduce
 
 import numpy as np
 
@@ -128,16 +128,15 @@ def prepare_texts(
     if leaks and not kept:
         refuse_all_held_out(leaks[0], settings)
     leaks += take_test_out_of_validation(held_out, settings, remove_leaks)
-    notes = notes_on_groups(
-        settings, {part: (file, None) for part, file in zip(held_out, files[1:], strict=True)}
-    )
-    notes += [*remarks, *idle_in_words(recipe)]
+    notes = [*remarks, *idle_in_words(recipe)]
     locations = (settings.train, *(getattr(settings, part) for part in held_out))
     for line in (*doubts_in(locations, files), *notes):
         say(line)
     say("splitting")
     parts, near_groups, late = split(kept, recipe, held_out)
-    for line in late:
+    given_files = {part: (file, None) for part, file in zip(held_out, files[1:], strict=True)}
+    of_split = [*notes_on_groups(settings, given_files, documents_of(parts["test"])), *late]
+    for line in of_split:
         say(line)
     rejected = [row for file in files for row in file.rejected] + rejected + repeated + leaks
     dropped = {(row.source, row.row) for row in rejected}
@@ -152,7 +151,7 @@ def prepare_texts(
         leaks=len(leaks),
         near_groups=near_groups,
         one_question=one_question,
-        notes=[*(note for file in files for note in file.notes), *notes, *late],
+        notes=[*(note for file in files for note in file.notes), *notes, *of_split],
     )
 
 
@@ -375,6 +374,12 @@ def split(
             fix="Add rows, or change data.split.",
         )
     return parts, int((np.bincount(near) > 1).sum()), late
+
+
+def documents_of(rows: Sequence[TextRow]) -> IntArray:
+    """(N,) ids: alike for rows that were drawn together: by the form's groups, the person's, or likeness."""
+    columns = ([getattr(row, name) for row in rows] for name in ("group", "together", "near"))
+    return reduce(join_groups, map(value_groups, columns))
 
 
 def with_near(rows: Sequence[TextRow], seed: int) -> list[TextRow]:
