@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import gptailor.search
 import tiny
 from fake_search import rehearsal_of
 from gptailor.errors import FolderBusyError, GptailorError, InputError, RecipeError, RunError
@@ -542,6 +543,7 @@ def test_without_optuna_the_install_command_is_told(
 ) -> None:
     from gptailor import cli
 
+    monkeypatch.setattr(gptailor, "search", gptailor.search)  # the package that others hold comes back
     for name in [name for name in sys.modules if name.startswith("gptailor.search")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "optuna", None)

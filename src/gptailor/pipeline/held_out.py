@@ -167,7 +167,7 @@ def doubts_in(locations: Iterable[str], files: Iterable[ReadResult]) -> list[str
 
 def noted(guesses: Iterable[str], *told: str) -> dict[str, str]:
     """The `note` of an evaluation: what was assumed of its file, and what else is to be known; or nothing."""
-    said = [*(f"{guess}." for guess in guesses), *filter(None, told)]
+    said = [*(f"{guess}." for guess in guesses), *map(str.strip, filter(None, told))]
     return {"note": " ".join(said)} if said else {}
 
 
