@@ -207,9 +207,11 @@ def test_scratch_is_compared_with_one_fit_and_not_with_the_best_of_three() -> No
 
 
 def test_the_page_says_who_learned_from_fewer_rows() -> None:
-    fits = [replace(cell("full", "ab", seed=seed), refitted=seed == 1) for seed in (0, 1)]
+    fits = [
+        replace(cell("full", "ab" * 3, answers="ab" * 3, seed=seed), refitted=seed == 1) for seed in (0, 1)
+    ]
     by_seed = {seed: {"full": fits[seed]} for seed in (0, 1)}
-    told = make_line("toy", "all", by_seed, train_rows=5000, test_rows=2)
+    told = make_line("toy", "all", by_seed, train_rows=5000, test_rows=6)
     assert told.not_refitted == {"full": 1}
     measured = {"days": ["2026-11-22"], "code": ["abc", "def"]}
     found = {

@@ -479,3 +479,20 @@ def test_every_setting_is_read_somewhere() -> None:
         if not re.search(rf"\.{re.escape(key.split('.')[-1])}\b", code)
     ]
     assert unread == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"train": {"epochs": 3}}, "train.epochs: there is no such setting. It is called 'length' here."),
+        ({"train": {"lr": 1e-4}}, "It is called 'learning_rate' here."),
+        ({"approach": {"kind": "lora", "r": 8}}, "It is called 'rank' here."),
+        ({"train": {"length": "0 epochs"}}, "not a length"),
+        ({"train": {"length": 3}}, 'write it like "3 epochs"'),
+        ({"data": "news.csv"}, "data: holds settings of its own, such as data.train"),
+    ],
+)
+def test_what_people_bring_from_elsewhere_is_answered(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        build_recipe({"data": {"train": "x.csv"}, **change})
+    assert words in str(caught.value)

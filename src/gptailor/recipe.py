@@ -246,10 +246,11 @@ class TrainSettings(Settings):
     )
     save_every: str | None = Field(None, description='"200 steps"; null: at every validation')
 
-    @field_validator("length", "save_every")
+    @field_validator("length", "save_every", mode="before")
     @classmethod
-    def _is_duration(cls, value: str | None) -> str | None:
-        if value is not None and not LENGTH.match(value):
+    def _is_duration(cls, value: object) -> object:
+        found = LENGTH.match(value) if isinstance(value, str) else None
+        if value is not None and (found is None or float(found[1]) == 0):
             raise ValueError(f'{value!r} is not a length; write it like "3 epochs" or "500 steps"')
         return value
 
@@ -269,7 +270,11 @@ class EvaluateSettings(Settings):
         description="columns of the tested file to score by (of labels and written answers)",
     )
     metrics: list[WrittenScore] = Field([], description="scores, the first decides; []: by preset")
-    prompted_rows: int = Field(300, ge=10, description="test rows for zero- and few-shot (quick)")
+    prompted_rows: int = Field(
+        300,
+        ge=10,
+        description="test rows for zero- and few-shot (quick), at most: fewer where they would take too long",
+    )
     generated_rows: int = Field(
         200, ge=10, description="test rows whose answers are written out (text tasks)"
     )
@@ -511,11 +516,25 @@ def _with_approach_kind(values: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
+# What other tools call our settings.
+ELSEWHERE = {
+    **dict.fromkeys(("epochs", "num_epochs", "num_train_epochs", "max_steps"), "length"),
+    **dict.fromkeys(("lr", "learning_rate_multiplier"), "learning_rate"),
+    **dict.fromkeys(("r", "lora_r", "lora_rank"), "rank"),
+    "lora_alpha": "alpha",
+    "per_device_train_batch_size": "batch_size",
+    "warmup_ratio": "warmup",
+    "lr_scheduler_type": "schedule",
+}
+
+
 def _describe(fault: Any) -> str:
     path = _path(fault["loc"])
     key = ".".join(path) or "recipe"
     if fault["type"] == "extra_forbidden":
-        hint = did_you_mean(str(fault["loc"][-1]), _known_keys(path[:-1], fault["loc"]))
+        known, name = [*_known_keys(path[:-1], fault["loc"])], str(fault["loc"][-1])
+        usual = ELSEWHERE.get(name)
+        hint = f" It is called {usual!r} here." if usual in known else did_you_mean(name, known)
         return f"{key}: there is no such setting.{hint}"
     if fault["type"] == "missing":
         return f"{key}: is missing"
@@ -524,6 +543,8 @@ def _describe(fault: Any) -> str:
         return f"{key}: {kind!r} is none of {', '.join(APPROACHES)}.{did_you_mean(kind, APPROACHES)}"
     if fault["type"] == "union_tag_not_found":
         return f"{key}: has no kind; write one of {', '.join(APPROACHES)}"
+    if fault["type"] == "model_type":
+        return f"{key}: holds settings of its own, such as {key}.{next(_known_keys(path, fault['loc']), '')}"
     message = str(fault["msg"]).removeprefix("Value error, ")
     return f"{key}: {message} (is {reprlib.repr(fault['input'])})"
 

@@ -20,7 +20,7 @@ import pytest
 import gptailor
 import tiny
 from gptailor.data.ledger import read_ledger
-from gptailor.errors import DataError, ModelError, RunError
+from gptailor.errors import DataError, InputError, ModelError, RunError
 from gptailor.models import predictor as predictor_module
 from gptailor.pipeline import run as run_module
 from gptailor.pipeline.answers import predict_inputs, predict_to
@@ -344,6 +344,26 @@ def test_columns_that_are_kept_stand_beside_their_answers(
     assert rows["k7"]["given(label)"] == f"{apostrophe}=gold"
     assert rows["k8"]["given(label)"] == "none"
     assert rows["k9"]["label"] in LABELS  # the answer's
+
+
+def test_what_a_table_holds_where_there_is_no_text_has_no_answer(run: Run) -> None:
+    found = run.predict(["the cup final", None, float("nan"), ""])  # type: ignore[list-item]
+    assert [answer is None for answer in found] == [False, True, True, True]
+    with pytest.raises(InputError, match="text 2: is of type int"):
+        run.predict(["the cup final", 7])  # type: ignore[list-item]
+
+
+def test_a_plain_text_is_said_to_be_one(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("the cup final\nthe bank and the price\n")
+    said: list[str] = []
+    predict(run, tmp_path / "lines.txt", tmp_path / "out.csv", say=said.append)
+    assert any("is read as one text; with --columns text" in line for line in said)
+    said.clear()
+    assert (
+        predict(run, tmp_path / "lines.txt", tmp_path / "out.csv", say=said.append, columns="text")["rows"]
+        == 2
+    )
+    assert not said
 
 
 def test_no_kept_column_takes_the_name_of_another(run: Run, tmp_path: Path) -> None:

@@ -222,7 +222,7 @@ def test_a_label_that_cleaning_took_is_not_called_another_spelling(tmp_path: Pat
     told = str(caught.value)
     assert "'refund': in 1 row; training's 4 rows of it went: label too rare to learn (4)" in told
     assert "'martian': in 1 row\n" in told + "\n"
-    assert "martian=business" in str(caught.value.fix)
+    assert "martian=NAME" in str(caught.value.fix)
     assert "refund=" not in str(caught.value.fix)
 
 
@@ -494,14 +494,33 @@ def test_a_label_that_went_is_known_however_it_was_written(tmp_path: Path, raw: 
 
 
 def test_only_strange_labels_of_a_test_file_need_names(tmp_path: Path) -> None:
-    """As the message says that tells of them: --test-label-names martian=business."""
+    """As the message says that tells of them: --test-label-names martian=NAME, a known one."""
     train = write_csv(tmp_path / "train.csv", ["text", "label"], easy_rows(60))
     tested = [(text, "martian" if label == "business" else label) for text, label in easy_rows(9, start=100)]
     test = write_csv(tmp_path / "test.csv", ["text", "label"], tested)
-    with pytest.raises(DataError, match="--test-label-names martian=business"):
+    with pytest.raises(DataError, match="--test-label-names martian=NAME"):
         prepare_with(train, test=test)
     prepared = prepare_with(train, test=test, test_label_names={"martian": "business"})
     assert len(prepared.parts["test"]) == 9
+
+
+def test_labels_that_hold_labels_are_told_and_not_divided(tmp_path: Path) -> None:
+    cells = ["sports;business", "chess;yoga"]  # half of them known: too few to take the sign for granted
+    rows = [(text, cells[n % 2]) for n, (text, _) in enumerate(easy_rows(12, start=300))]
+    path = write_csv(tmp_path / "train.csv", ["text", "label"], [*easy_rows(90), *rows])
+    prepared = prepare_with(path)
+    assert cells[0] in prepared.label_names
+    assert any("--set 'data.label_separator=;' reads several" in note for note in prepared.notes)
+    others = [(text, "Sports; Games & Fun") for text, _ in easy_rows(8, start=300)]
+    path = write_csv(tmp_path / "named.csv", ["text", "label"], [*easy_rows(90), *others])
+    assert not any("label_separator" in note for note in prepare_with(path).notes), "a name with a sign in it"
+
+
+def test_labels_that_read_as_if_there_were_none_are_told(tmp_path: Path) -> None:
+    rows = [(f"{text} once", "nan") for text, _ in easy_rows(6)]
+    path = write_csv(tmp_path / "train.csv", ["text", "label"], [*easy_rows(60), *rows])
+    notes = prepare_with(path).notes
+    assert any("'nan' (6 rows); where that is so, leave the cells empty" in note for note in notes)
 
 
 def test_where_nothing_is_left_it_says_where_the_rows_went(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 import tiny_texts as texts
-from gptailor.errors import RecipeError
+from gptailor.errors import DataError, RecipeError
 from gptailor.pipeline.task import (
     IDLE,
     OF_A_FILE,
@@ -98,6 +98,16 @@ def test_columns_of_two_tasks_are_refused() -> None:
         (texts.preferences(20), "preference"),
         ([{**row, "label": "x"} for row in texts.preferences(20)], "preference"),
         (
+            [
+                {
+                    "input": {"messages": [{"role": "user", "content": "a"}]},
+                    "preferred_output": [{"role": "assistant", "content": "b"}],
+                    "non_preferred_output": [{"role": "assistant", "content": "c"}],
+                }
+            ],
+            "preference",
+        ),
+        (
             [{"chosen": texts.chat("a", "b")["messages"], "rejected": texts.chat("a", "c")["messages"]}],
             "preference",
         ),
@@ -105,6 +115,15 @@ def test_columns_of_two_tasks_are_refused() -> None:
 )
 def test_the_task_of_a_layout(tmp_path: Path, rows: list[dict[str, Any]], task: str) -> None:
     assert settled(write(tmp_path / "f.jsonl", rows)) == task
+
+
+@pytest.mark.parametrize("labels", [("true", "false"), (True, False)])
+def test_thumbs_up_and_down_are_no_classes_of_prompts(tmp_path: Path, labels: tuple[Any, Any]) -> None:
+    rows = [{**row, "label": labels[n % 2]} for n, row in enumerate(answered("prompt", "completion"))]
+    path = write(tmp_path / "f.jsonl", rows)
+    with pytest.raises(DataError, match="thumb up or down"):
+        settled(path)
+    assert settled(path, label="label") == "classification", "whoever asks for it gets it"
 
 
 def test_a_squad_file_is_for_completion(tmp_path: Path) -> None:

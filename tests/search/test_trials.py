@@ -338,6 +338,7 @@ def test_a_forecast_is_told_after_every_trial(tmp_path: Path) -> None:
     assert "dropout" in told[1]
 
 
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")  # threads share the filters
 def test_several_processes_share_a_study(tmp_path: Path) -> None:
     """Two at once: together they run the budget, and one trial is the recipe's own."""
     results: list[int] = []

@@ -211,7 +211,8 @@ def _infer_label(columns: Sequence[str], shapes: dict[str, _Shape]) -> str:
         raise DataError(
             "no column looks like a label (few distinct values, each repeated).",
             fix=f"{_listing(list(shapes), shapes)}\n"
-            "Name it with --label COLUMN, or learn from texts alone with --task language.",
+            "Name it with --label COLUMN; where an answer is written, a prompt and an answer with --prompt "
+            "COLUMN --completion COLUMN; or learn from texts alone with --task language.",
         )
     raise AmbiguousColumnError("label", candidates, _listing(candidates, shapes))
 

@@ -20,6 +20,7 @@ from gptailor.models.predictor import Answer
 from gptailor.models.sampling import Sampling
 from gptailor.pipeline.rank import rank_file, refuse_without_labels
 from gptailor.pipeline.run import Run, load
+from gptailor.pipeline.task import is_prose
 from gptailor.types import RawExample, RejectedRow
 
 OPTION_NAMES = {"num_beams": "beams"}  # where the command line has another word for a field of Sampling
@@ -85,6 +86,8 @@ def predict_to(
         _refuse_unwritable(out, location)
     opened = load(run, precision=precision)
     refuse_sampling(opened, sampling)
+    if opened.task != "language" and columns is None and is_prose(location):
+        say(f"{location} is read as one text; with --columns text each of its lines is one")
     writes = opened.task != "classification"
     labelled = not writes and opened.predictor.form.kind != "score"
     names: Sequence[str] = opened.predictor.label_names if labelled else ()

@@ -70,6 +70,9 @@ def check_recipe(
         "suspects": len(suspects_in_data(prepared)),
         "lengths": length_histogram(tokens),
         "notes": [*prepared.notes, *passed_over_by_frozen(recipe)],
+        "faults": [
+            f"{row.source}:{row.row}: {row.detail}" for row in prepared.rejected if row.reason == "unreadable"
+        ],
     }
     rendered = tuple(
         RenderedExample(

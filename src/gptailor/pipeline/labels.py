@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -17,11 +18,14 @@ from gptailor.evaluate.numbers import quantile_bins
 from gptailor.models.readout import number_text
 from gptailor.recipe import DataSettings
 from gptailor.tasks.classification import MINIMUM_ROWS, collect_labels, name_labels
-from gptailor.tasks.labels import label_cell, labels_in, labels_of, names_as_texts, number_in
+from gptailor.tasks.labels import LOOKED_AT, label_cell, labels_in, labels_of, names_as_texts, number_in
 from gptailor.types import AnswerForm, Example, RawExample, RejectedRow, TokenizedExample
 
 SHOWN = 6
 MANY_NUMBERS = 30  # different ones; fewer may be classes
+PARTING = (";", "|", ",")  # what stands between labels in tables
+FEWEST_SETS, LEAST_SETS = 5, 0.02  # cells, and of all, that look like several labels
+MISSING = {"nan", "null", "n/a", "#n/a", "<na>"}  # what programs write where there is nothing
 
 
 def read_labels(
@@ -131,6 +135,25 @@ def hint_of_numbers(rows: Sequence[RawExample], form: AnswerForm) -> str:
     )
 
 
+def hint_of_sets(rows: Sequence[RawExample], form: AnswerForm) -> str:
+    """What to type where label cells look like several labels that one sign parts; some cells alone prove
+    nothing, so none is divided unasked.
+    """
+    looked_at = rows[:LOOKED_AT] if form.kind == "single" else []
+    cells = [row.fields["label"].strip() for row in looked_at]
+    alone = {cell.casefold() for cell in cells}
+    for sign in PARTING:
+        parts = [[one.strip().casefold() for one in cell.split(sign)] for cell in cells if sign in cell]
+        known = sum(alone.issuperset(ones) for ones in parts)
+        if known >= FEWEST_SETS and known >= LEAST_SETS * len(cells):
+            flag = shlex.quote(f"data.label_separator={sign}")
+            return (
+                f"{number_of(known, 'label')} of {len(cells):,} are others with {sign!r} between, each taken "
+                f"as a class of its own; --set {flag} reads several labels a row"
+            )
+    return ""
+
+
 def notes_on(cells: Sequence[str], form: AnswerForm, cleaned: CleanResult, *, asked: bool) -> Iterator[str]:
     """What was made of the label cells, in words."""
     if form.kind == "multiple":
@@ -147,6 +170,9 @@ def notes_on(cells: Sequence[str], form: AnswerForm, cleaned: CleanResult, *, as
         their = "its" if len(rare) == 1 else "their"
         what = f"taken out of {their} rows" if form.kind == "multiple" else f"dropped with {their} rows"
         yield f"{number_of(len(rare), 'label is', 'labels are')} too rare to learn and {what}: {shown}{more}"
+    if form.kind == "single" and (missing := Counter(cell for cell in cells if cell.casefold() in MISSING)):
+        shown = ", ".join(f"{cell!r} ({number_of(count, 'row')})" for cell, count in missing.most_common())
+        yield f"labels that read as if there were none: {shown}; where that is so, leave the cells empty"
     if form.kind == "score":
         numbers = np.array([float(cell) for cell in cells])
         low, middle, high = (number_text(float(edge)) for edge in np.quantile(numbers, [0, 0.5, 1]))

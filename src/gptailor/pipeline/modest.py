@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from gptailor.evaluate.resampling import FEWEST_UNITS, Resampling
@@ -39,5 +38,6 @@ def kept_modest(said: dict[str, Any], telling: Any, resampling: Resampling) -> d
     few = few_in_words(telling, resampling, decided=decided)
     if not few:
         return {**said, "says": said["says"] + resampling.caveat(len(telling))}
-    stem = said["says"].rpartition(":")[0] if decided else re.split("[;:]", said["says"])[0]
+    says = said["says"]  # what it advises goes
+    stem = says.rpartition(":")[0] if decided else says.partition(";" if ";" in says else ":")[0]
     return {**said, "worth_it": False, "too_few": True, "says": f"{stem}, {few}."}

@@ -33,6 +33,7 @@ from gptailor.pipeline.labels import (
     cells_of,
     classes_of,
     hint_of_numbers,
+    hint_of_sets,
     notes_on,
     notes_on_names,
     read_labels,
@@ -89,7 +90,7 @@ def _prepare(recipe: Recipe, say: Callable[[str], None]) -> Prepared:
     form = _form_of(taken, recipe)
     rows, unlabelled = read_labels(taken, form, settings.label_names)
     asked = recipe.task_answer != "auto"
-    hint = "" if asked else hint_of_numbers(taken, form)
+    hint = "" if asked else hint_of_numbers(taken, form) or hint_of_sets(taken, form)
     if hint:  # before anything is refused for it
         say(hint)
     sources = tuple(at for at in (settings.train, settings.validation) if at is not None)

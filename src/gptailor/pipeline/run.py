@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -98,23 +99,36 @@ class Run:
         """The scores that `evaluate` prints, the deciding one first among its kin."""
         return kind_of(self.predictor.form).printed
 
-    def predict(self, texts: Iterable[str]) -> list[Any]:
-        """One answer per text, in order: an `Answer` of a classifier, None for a text that is empty after
-        cleaning; of other runs what they write, drawn as `predict` draws it.
+    def predict(self, texts: Iterable[str | Mapping[str, str]]) -> list[Any]:
+        """One answer per text, in order: an `Answer` of a classifier, None for a text that is missing (None,
+        NaN) or empty after cleaning; of other runs what they write, drawn as `predict` draws it.
+
+        Raises:
+            InputError: something isn't text; see `answer` for runs that write.
         """
         texts = [texts] if isinstance(texts, str) else texts
         if self.task == "classification":
-            return list(self.predictor.predict(texts))
+            return list(self.predictor.predict(map(_text_in, itertools.count(1), texts)))
         return [one.text.strip() for one in self.answer(texts)]
 
-    def answer(self, texts: Iterable[str], sampling: Sampling | None = None) -> list[Generated]:
+    def answer(
+        self, texts: Iterable[str | Mapping[str, str]], sampling: Sampling | None = None
+    ) -> list[Generated]:
         """What is written for each text, with its token ids, log-probabilities, and why it ended.
 
+        Where the prompt is made of several columns, a mapping gives their values by name.
+
         Raises:
-            InputError: a text is empty, or the prompt is made of several columns.
+            InputError: a text is empty, or isn't text, or the prompt is made of several columns.
             ModelError: the run is a classifier.
         """
-        return self.answerer.answer([self.answerer.feed_text(text) for text in texts], sampling)
+        fed = [
+            self.answerer.feed_values(one)
+            if isinstance(one, Mapping)
+            else self.answerer.feed_text(_text_in(place, one))
+            for place, one in enumerate(texts, 1)
+        ]
+        return self.answerer.answer(fed, sampling)
 
     def answer_file(
         self,
@@ -291,6 +305,16 @@ class Run:
         """The run's recipe; where only the model was copied here, the usual one."""
         path = self.folder / "recipe.yaml"
         return load_recipe(path) if path.exists() else Recipe(data=DataSettings(train=location))
+
+
+def _text_in(place: int, text: object) -> str:
+    """A text as it is; "" for what a table holds where there is none."""
+    if isinstance(text, str):
+        return text
+    if text is None or (isinstance(text, float) and math.isnan(text)) or type(text).__name__ == "NAType":
+        return ""
+    what = f"is of type {type(text).__name__}, not text."
+    raise InputError(what, where=f"text {place}", fix="Give strings.")
 
 
 def load(folder: str | Path, *, precision: Precision = "fp32") -> Run:

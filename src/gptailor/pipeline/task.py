@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from functools import reduce
 from pathlib import Path
 
 from gptailor.data.read import iterate_rows
 from gptailor.data.roles import LABEL_NAMES, infer_roles
 from gptailor.data.source import is_stream
-from gptailor.errors import GptailorError, RecipeError
+from gptailor.errors import DataError, GptailorError, RecipeError
 from gptailor.recipe import FrozenApproach, Recipe
 from gptailor.tasks.chat import infer_chat
 from gptailor.tasks.columns import AmbiguousRoleError
@@ -181,6 +181,7 @@ def task_of_columns(recipe: Recipe) -> Task:
         return "chat"
     if recipe.data.text is not None:
         return "classification"
+    _refuse_thumbs(columns, rows, where=location)
     try:
         roles = infer_completion(columns, rows)
     except AmbiguousRoleError as error:  # told, or asked, once the task is completion
@@ -194,6 +195,19 @@ def task_of_columns(recipe: Recipe) -> Task:
     if _has_label(columns, rows, LABEL_NAMES & sure):
         return "classification"
     return "classification" if _label_of(columns, rows) in roles.answer else "completion"  # they are classes
+
+
+def _refuse_thumbs(columns: Sequence[str], rows: Sequence[RawExample], *, where: str) -> None:
+    """Raises DataError for answers with a thumb up or down: the label is of the answer, not of the prompt."""
+    if {"prompt", "completion", "label"} <= {*columns}:
+        thumbs = {row.fields.get("label", "").strip().lower() for row in rows}
+        if thumbs <= {"true", "false"}:
+            raise DataError(
+                "these are answers with a thumb up or down (KTO), from which nothing learns here.",
+                where=where,
+                fix="Keep the rows whose label is true and learn their answers (--task completion), or pair "
+                "good answers with bad ones (--task preference).",
+            )
 
 
 def is_prose(location: str) -> bool:

@@ -113,10 +113,10 @@ def refuse_unknown_labels(
     elif strangers and len(strangers[0]) > LONGEST_SHOWN:
         fixes.append("These are texts: look which of its columns holds the labels.")
     elif strangers:
-        pairs = ",".join(f"{bare}={name}" for bare, name in zip(strangers[:3], known, strict=False))
-        pairs = shlex.quote(pairs) + (",..." if len(strangers) > 3 else "")
+        pairs = shlex.quote(",".join(f"{bare}=NAME" for bare in strangers[:3]))
         fixes.append(
-            f"Say which is which, such as {flag} {pairs} (labels are never guessed), or mend the file."
+            f"Say which is which, as in {flag} {pairs}, each NAME a known label (none is guessed), or mend "
+            "the file."
         )
     shown = [*map(_quoted, known[:MOST_SHOWN]), *(["..."] if len(known) > MOST_SHOWN else [])]
     raise_together(

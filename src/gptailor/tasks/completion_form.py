@@ -94,8 +94,8 @@ class CompletionForm:
             raise InputError(
                 f"the prompt is made of several columns: {columns}.",
                 where="prompt",
-                fix=f"Give them by name, or the whole prompt as the template writes it: "
-                f"{self.roles.template.prompt!r}.",
+                fix="Give them by name (in a file, in Python as a mapping, to a server as values), or the "
+                f"whole prompt as the template writes it: {self.roles.template.prompt!r}.",
             )
         column = self.roles.question or self.roles.inputs[0]
         found = self.ask(RawExample({column: text}, "input", 1))

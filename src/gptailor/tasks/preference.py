@@ -25,8 +25,14 @@ from gptailor.types import Example, RawExample, Reason, RejectedRow, Segment
 
 NAMES: dict[str, tuple[str, ...]] = {
     "prompt": ("prompt", "question", "instruction", "query", "input", "conversations", "messages"),
-    "chosen": ("chosen", "accepted", "preferred", "chosen_response", "response_chosen"),
-    "rejected": ("rejected", "dispreferred", "rejected_response", "response_rejected"),
+    "chosen": ("chosen", "accepted", "preferred", "chosen_response", "response_chosen", "preferred_output"),
+    "rejected": (
+        "rejected",
+        "dispreferred",
+        "rejected_response",
+        "response_rejected",
+        "non_preferred_output",
+    ),
     "system": ("system", "system_prompt"),
     "chosen_score": ("chosen_score", "score_chosen", "chosen_rating"),
     "rejected_score": ("rejected_score", "score_rejected", "rejected_rating"),
@@ -102,7 +108,8 @@ def infer_preference(
     if missing:
         raise DataError(
             f"no column is named for the {' and the '.join(missing)} answer.",
-            fix=f"Columns are: {', '.join(columns)}. Preference needs prompt, chosen and rejected.",
+            fix=f"Columns are: {', '.join(columns)}. Preference needs prompt, chosen and rejected; name "
+            "them with --prompt COLUMN --set data.chosen=COLUMN --set data.rejected=COLUMN.",
         )
     before = found["prompt"] or "the common beginning of both"
     return PreferenceRoles(

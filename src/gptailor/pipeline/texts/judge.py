@@ -339,15 +339,18 @@ def _verdict_of(
             "says": "No baseline was run.",
         }
     name, title = BASELINES[best].short, inside(metric_of(metric).title)
-    between = interval_in_words(gap, score_text)
+    between, signed = (
+        interval_in_words(gap, score_text),
+        ("+" if gap.value > 0 else "") + score_text(gap.value),
+    )
     if few:
-        says = f"{title} {score_text(gap.value)} against {name}, on {resampling.told(rows)}: too few to tell."
+        says = f"{title} {signed} against {name}, on {resampling.told(rows)}: too few to tell."
     elif gap.low > 0:
         says = f"The model's {title} is {score_text(gap.value)} above {name}{between}: worth it."
     elif gap.high < 0:
         says = f"The model's {title} is {score_text(-gap.value)} below {name}{between}: don't ship it."
     else:
-        says = f"No clear difference: {title} {score_text(gap.value)} against {name}{between}."
+        says = f"No clear difference: {title} {signed} against {name}{between}."
     said = {
         "metric": metric,
         "best_baseline": best,

@@ -294,6 +294,14 @@ def _asker(answerer: Answerer, rows: Sequence[RawExample], text: str | None, *, 
     by_line = is_stream(where) and columns == ["text"] and _takes_one_text(answerer.form)
     if text is None and not by_line and not isinstance(answerer.form, PlainForm):
         refuse_missing_columns(answerer.form, columns, where=where)
+        turns = answerer.form.roles.turns if isinstance(answerer.form, ChatForm) else ""
+        if turns and turns not in columns:
+            told = ", ".join(columns)
+            raise DataError(
+                f"there is no column {turns!r}, which held the conversations in training; it has {told}.",
+                where=where,
+                fix="Name the column of what is asked with --text COLUMN.",
+            )
         return answerer.feed_row
     column = text or ("text" if "text" in columns else None)
     chosen = infer_roles(columns, rows, text=column, label=None, need_label=False).text
