@@ -17,13 +17,14 @@ import numpy as np
 import numpy.typing as npt
 
 from gptailor.data.shingles import UNSPACED, words_of
+from gptailor.types import BoolArray
 
 RUN, UNSPACED_RUN = 13, 26  # words; characters of a script without spaces
 LETTER = re.compile(f"[{UNSPACED}]")
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no bit of a word's hash is lost
 
 Hashes = npt.NDArray[np.uint64]
-Words = tuple[Hashes, npt.NDArray[np.bool_]]  # of each word its hash, and whether it is such a letter
+Words = tuple[Hashes, BoolArray]  # of each word its hash, and whether it is such a letter
 
 
 @dataclass(frozen=True, slots=True)

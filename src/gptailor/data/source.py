@@ -214,10 +214,7 @@ def find_encoding(source: Source) -> tuple[str, str]:
         counts = f"{number_of(bad, 'line')} {isnt} not UTF-8, {good:,} {others} would be"
         return "cp1252", f"encoding: Windows-1252 ({counts}), such as {word!r}; {GUESSED}"
     if bad:
-        return (
-            "utf-8",
-            f"encoding: UTF-8, with {number_of(bad, 'line')} that {isnt} not",
-        )
+        return "utf-8", f"encoding: UTF-8, with {number_of(bad, 'line')} that {isnt} not"
     return "utf-8", "encoding: UTF-8"
 
 

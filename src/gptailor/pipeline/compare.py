@@ -181,8 +181,9 @@ def _tests(entries: Sequence[Entry], metric: str, *, resampling: Resampling) -> 
             gap, p = difference_of(drawn[name], drawn[best.name])
             holms = corrected[frozenset((name, best.name))]
             telling = (rows_of[name] != rows_of[best.name]).any(axis=1)
-            few = few_in_words(telling, enough, decided=holms < CLEAR)
-            clear = holms < CLEAR and not few
+            decided = holms < CLEAR
+            few = few_in_words(telling, enough, decided=decided)
+            clear = decided and not few
             drift = _drift(entries, name, metric, float(drawn[name][0]))
             says = f"{_signed(gap.value)}{drift}, {few}"
             if not few:

@@ -7,7 +7,6 @@ may be larger than memory.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,12 +19,11 @@ from gptailor.errors import DataError, did_you_mean
 from gptailor.pipeline.documents_split import DROPPED, Divided, all_in, divide, held_by, numbered_pieces
 from gptailor.pipeline.documents_survey import Documents, pieces_of, refuse_stream, survey
 from gptailor.pipeline.folder import hash_files
-from gptailor.pipeline.held_out import near_seed_of
+from gptailor.pipeline.held_out import near_seed_of, reasons_in_words
 from gptailor.pipeline.leaks import refuse_all_leaked, refuse_same_file
 from gptailor.pipeline.task import idle_in_words
 from gptailor.pipeline.taught import Marks, marks_of
 from gptailor.recipe import DataSettings, Recipe
-from gptailor.report.words import REASONS
 from gptailor.types import PARTS, Part
 
 
@@ -126,15 +124,10 @@ def _refuse_too_little(files: list[Divided], where: str) -> None:
     present = {int(part) for file in files for part in np.unique(file.parts)}
     empty = [part for number, part in enumerate(PARTS) if number not in present]
     if empty:
+        told = reasons_in_words((reason for reason, _ in files[0].reasons.values()), one="document")
+        more = f" Left out: {told}." if told else ""
         raise DataError(
-            f"there is too little text: nothing is left for {' and '.join(empty)}.{_left_out(files[0])}",
+            f"there is too little text: nothing is left for {' and '.join(empty)}.{more}",
             where=where,
             fix="Give more text (some ten thousand characters at least), or --validation and --test files.",
         )
-
-
-def _left_out(file: Divided) -> str:
-    """Why documents have no part, each reason with their number; empty where all have one."""
-    counts = Counter(reason for reason, _ in file.reasons.values()).most_common()
-    told = ", ".join(f"{REASONS[reason].format(one='document')} ({count:,})" for reason, count in counts)
-    return f" Left out: {told}." if told else ""

@@ -160,6 +160,12 @@ def why_gone(
     }
 
 
+def reasons_in_words(reasons: Iterable[Reason], *, one: str = "row") -> str:
+    """Why rows, or whatever `one` is, were left out: each reason with its number, the largest first."""
+    counts = Counter(reasons).most_common()
+    return ", ".join(f"{REASONS[reason].format(one=one)} ({count:,})" for reason, count in counts)
+
+
 def doubts_in(locations: Iterable[str], files: Iterable[ReadResult]) -> list[str]:
     """What was assumed of the files and could be wrong."""
     return [line for place, file in zip(locations, files, strict=True) for line in doubts(place, file.notes)]

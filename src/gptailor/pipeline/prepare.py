@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -26,6 +25,7 @@ from gptailor.pipeline.held_out import (
     near_seed_of,
     notes_on_groups,
     read_held_out,
+    reasons_in_words,
     refuse_strange_labels,
     why_gone,
 )
@@ -43,7 +43,6 @@ from gptailor.pipeline.leaks import Leak, refuse_same_file, remove_leaks, take_t
 from gptailor.pipeline.leaks import rejected as rejected_leaks
 from gptailor.pipeline.task import idle_in_words
 from gptailor.recipe import Recipe
-from gptailor.report.words import REASONS
 from gptailor.tasks.classification import refuse_unknown_slices, to_example
 from gptailor.tasks.labels import LOOKED_AT, infer_form, label_of, refuse_separator_without_sets
 from gptailor.types import PARTS, AnswerForm, Example, IntArray, Part, RawExample, RejectedRow
@@ -113,8 +112,9 @@ def _prepare(recipe: Recipe, say: Callable[[str], None]) -> Prepared:
     try:
         label_names = classes_of(cells, form, roles.label or "")
     except DataError as error:
-        what = f"{error.what}{_dropped_in_words([*unlabelled, *went])}"
-        raise DataError(what, where=settings.train, fix=error.fix) from None
+        told = reasons_in_words(row.reason for row in (*unlabelled, *went))
+        more = f" Dropped: {told}." if told else ""
+        raise DataError(f"{error.what}{more}", where=settings.train, fix=error.fix) from None
     for part in held_out:
         refuse_strange_labels(
             given[part],
@@ -190,13 +190,6 @@ def _form_of(rows: Sequence[RawExample], recipe: Recipe) -> AnswerForm:
     separator = recipe.data.label_separator
     refuse_separator_without_sets(kind, separator)
     return infer_form([row.fields["label"] for row in rows[:LOOKED_AT]], kind=kind, separator=separator)
-
-
-def _dropped_in_words(rejected: Sequence[RejectedRow]) -> str:
-    """Why rows went, each reason with their number; empty where none did."""
-    counts = Counter(row.reason for row in rejected).most_common()
-    told = ", ".join(f"{REASONS[reason].format(one='row')} ({count:,})" for reason, count in counts)
-    return f" Dropped: {told}." if told else ""
 
 
 def _text(row: RawExample) -> str:

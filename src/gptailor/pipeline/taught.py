@@ -136,9 +136,10 @@ def taught_before(
 
 def already_taught(folder: Path, asked: Marks, *, one: str = "row") -> str:
     """What to say of a file that a run is scored on, where some of it taught the run; else nothing."""
-    if _read(folder) is None:
+    found = _read(folder)
+    if found is None:
         return f"{TAUGHT} is damaged: whether some of this taught the run, nobody can tell."
-    count = asked.count_in(np.union1d(*taught_by(folder)))
+    count = asked.count_in(np.union1d(found.get("own", NONE), found.get("base", NONE)))
     if not count:
         return ""
     told = number_of(len(asked), one)
