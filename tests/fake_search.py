@@ -50,6 +50,7 @@ def rehearsal_of(
         usual_rates={"full": 3e-4, "lora": 1e-3, "scratch": 1e-3},
         num_rows=850,
         trainings=1,
+        last_fit=1.0,
         one_label=True,
         uneven=True,
         takes_dropout=takes_dropout,

@@ -88,7 +88,7 @@ def test_a_signal_saves_this_very_step_and_the_run_goes_on_to_the_same_weights(
     assert not (Path(str(recipe.out)) / "report.json").exists()
     said: list[str] = []
     run = fit_recipe(recipe, listener=Listener(say=said.append))
-    assert f"going on after step {step}" in said
+    assert (f"going on after step {step}" if step < 14 else "it was trained to its end before") in said
     assert weights(run.folder) == alone
 
 

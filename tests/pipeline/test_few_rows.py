@@ -391,7 +391,7 @@ def test_with_many_rows_training_is_done_anew_with_the_validation_rows(
 def test_all_folds_together_share_the_minutes(
     shop: Workshop, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(settle, "measured_plan", lambda *_, **__: (_plan_of(_[2], _[3]), 60.0))
+    monkeypatch.setattr(settle, "timed_plan", lambda *given, **_: (given[3], 60.0))
     timed = build_shop(place, tmp_path, train={"minutes": 1, "length": "60 steps"})
     trainings = note_trainings(monkeypatch)
     trained_so = run_trained(timed, FullApproach(), place_of(tmp_path / "run", timed))
@@ -399,10 +399,6 @@ def test_all_folds_together_share_the_minutes(
     assert timed.environment["steps"] == int(60 * STEPPING / 6)
     assert trained_so is not None
     assert trained_so.trained.stopped == "time"
-
-
-def _plan_of(_: Any, plan: Any) -> Any:
-    return plan
 
 
 @pytest.mark.parametrize("why", ["beaten", "given"])

@@ -636,7 +636,7 @@ def test_every_task_asks_its_default_the_test_rows(task: str, place: Path, tmp_p
     beside = str(tmp_path / "run" / "tune" / "own")
     rival = fit_sealed(recipe.model_copy(update={"train": other, "out": beside}))
     assert not (rival / "openings.jsonl").exists()
-    report = fit_recipe(recipe, rival=rival, after_search=True).report
+    report = fit_recipe(recipe, rival=rival, search=rival.parent).report
     (opening,) = (tmp_path / "run" / "openings.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(opening)["command"] == "tune"
     metric = "loss" if task == "language" else "preference_accuracy"

@@ -26,6 +26,7 @@ from gptailor.pipeline.folder import (
     refuse_search,
 )
 from gptailor.pipeline.frozen import best_strength_of, run_frozen
+from gptailor.pipeline.handover import Handover
 from gptailor.pipeline.keep import find_suspects, keep
 from gptailor.pipeline.ladder import climb
 from gptailor.pipeline.language import fit_language, seal_language
@@ -80,12 +81,13 @@ def fit_recipe(
     overwrite: bool = False,
     listener: Listener | None = None,
     rival: Path | None = None,
-    after_search: bool = False,
+    search: Path | None = None,
 ) -> Run:
     """Reads, cleans, splits, tokenizes, trains, compares, tests and reports; resumes what was begun.
 
     A rival is the folder of another run of the same split, whose model is asked the test rows when they are
-    opened. Only the last fit of a search (`after_search`) goes into its folder before it has ended.
+    opened. The last fit of a search, which kept its trials in that folder, may go where it hasn't ended, and
+    goes on from what a trial has trained.
 
     Raises:
         GptailorError: something the person can mend; the message says what.
@@ -95,12 +97,14 @@ def fit_recipe(
     assert recipe.task is not None  # settled
     refuse_missing_trackers(recipe.trackers)
     folder = claim_folder(recipe, overwrite=overwrite)
-    if not after_search:
+    if search is None:
         refuse_search(folder)
     with one_writer(folder), catch_signals() as stop:
         if open_for_fit(folder, recipe, listener.say):
             listener.say(f"{folder} is finished; nothing to do")
             return Run(folder)
+        if search is not None:
+            Handover(search).take(recipe, folder)
         if asked is None and recipe.task != "classification":
             listener.say(f"task: {recipe.task} (another: --task)")
         with tracked(recipe, folder, listener.say) as track:
@@ -109,12 +113,16 @@ def fit_recipe(
     return Run(folder)
 
 
-def fit_sealed(recipe: Recipe, listener: Listener | None = None) -> Path:
-    """Fits in the recipe's folder, which it returns, and leaves the test rows sealed; resumes."""
+def fit_sealed(recipe: Recipe, listener: Listener | None = None, *, search: Path | None = None) -> Path:
+    """Fits in the recipe's folder, which it returns, and leaves the test rows sealed; resumes, as
+    `fit_recipe` does.
+    """
     assert recipe.task is not None  # settled
     folder, listener = claim_folder(recipe), listener or Listener()
     with one_writer(folder), catch_signals() as stop:
         open_for_fit(folder, recipe, listener.say)
+        if search is not None:
+            Handover(search).take(recipe, folder)
         ROADS[recipe.task].seal(recipe, folder, listener, stop)
     return folder
 

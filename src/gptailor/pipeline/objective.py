@@ -32,6 +32,10 @@ class Validation:
     shown: Mapping[str, float]
     compared: float | None = None  # where settings scale the loss: comparable in a search; higher is better
 
+    def line(self, step: int) -> dict[str, float | str]:
+        """Its line in metrics.jsonl."""
+        return {"kind": "validation", "step": step, "loss": self.loss, **self.shown}
+
 
 @dataclass(frozen=True, slots=True)
 class Objective:

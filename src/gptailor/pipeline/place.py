@@ -27,6 +27,8 @@ from gptailor.train.checkpoint import (
 )
 from gptailor.types import StepResult
 
+LOG = "metrics.jsonl"  # a line per step and per validation
+
 
 @dataclass(frozen=True, slots=True)
 class Listener:
@@ -69,7 +71,7 @@ class TrainingPlace:
     """Where a training run writes: its checkpoints and its log. State that outlives a call."""
 
     folder: Path  # of the checkpoints
-    log: Path  # metrics.jsonl
+    log: Path
     seed: int
     environment: Mapping[str, Any]
     stop: StopRequest
@@ -84,7 +86,7 @@ class TrainingPlace:
         """The place in a run's folder; the listener hears of it."""
         return cls(
             folder=run / "checkpoints",
-            log=run / "metrics.jsonl",
+            log=run / LOG,
             seed=seed,
             environment=environment,
             stop=stop,
@@ -115,16 +117,16 @@ class TrainingPlace:
         load_optimizer(newest.path, model, optimizer)
         with self.log.open("r+b") as log:
             log.truncate(progress.log_bytes)
-        self.say(f"going on after step {newest.step}")
+        told = (
+            "it was trained to its end before" if progress.stopped else f"going on after step {newest.step}"
+        )
+        self.say(told)
         return newest.step, progress
 
     def inside(self, name: str) -> TrainingPlace:
         """A place of its own under this one, for one fold; its log lies with its checkpoints."""
         folder = self.folder / name
-        return dataclasses.replace(self, folder=folder, log=folder / "metrics.jsonl", track=lambda _: None)
-
-    def log_step(self, result: StepResult) -> None:
-        self.write({"kind": "step", **dataclasses.asdict(result)})
+        return dataclasses.replace(self, folder=folder, log=folder / LOG, track=lambda _: None)
 
     def write(self, line: Mapping[str, float | str]) -> None:
         """Appends one line to the log."""
@@ -167,6 +169,11 @@ class TrainingPlace:
             seconds=sum(line["seconds"] for line in steps),
             tokens=sum(line["num_tokens"] for line in steps),
         )
+
+
+def line_of(result: StepResult) -> dict[str, float | str]:
+    """A step's line in metrics.jsonl."""
+    return {"kind": "step", **dataclasses.asdict(result)}
 
 
 def curves_from(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:

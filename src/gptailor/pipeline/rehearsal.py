@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from gptailor.pipeline.causal import estimate_weights
 from gptailor.pipeline.classify import by_text, classify_rows
 from gptailor.pipeline.fit import LONGEST_AUTO_SECONDS, open_workshop
 from gptailor.pipeline.frozen import features_of, run_frozen
+from gptailor.pipeline.handover import Handover
 from gptailor.pipeline.labels import answers_of
 from gptailor.pipeline.objective import usual_rates
 from gptailor.pipeline.place import Listener
@@ -101,11 +103,14 @@ def rehearse_classification(recipe: Recipe, folder: Path, listener: Listener) ->
         usual_rates=usual_rates(estimate_weights(shop.base, writes=False)),
         num_rows=len(shop.tokens.rows["train"]),
         trainings=len(splits_of(shop)),
+        last_fit=last_fit_of(shop),
         one_label=one_label,
         uneven=one_label and are_uneven(answers_of(shop.tokens.rows["train"])),
         takes_dropout=takes_dropout(load_config(shop.base)),
         judged_on=WHAT_CHOSE if asked_are_fixed(recipe) else HELD_OUT,
-        trial=lambda tried: rehearse_trial(dataclasses.replace(shop, recipe=tried), measured),
+        trial=lambda tried: rehearse_trial(
+            dataclasses.replace(shop, recipe=tried), measured, Handover(folder)
+        ),
         repeat=repeat,
         gap=gap,
     )
@@ -132,11 +137,17 @@ def without_test(shop: Workshop) -> Workshop:
     return dataclasses.replace(shop, tokens=sealed)
 
 
-def rehearse_trial(shop: Workshop, measured: Measured) -> Iterator[Look]:
+def last_fit_of(shop: Workshop) -> float:
+    """Times a trial that the last fit takes: a refit at most, or all folds of few rows and one on all."""
+    return trainings_of(shop) / len(splits_of(shop)) if few_rows(shop) else float(refits(shop))
+
+
+def rehearse_trial(shop: Workshop, measured: Measured, handover: Handover) -> Iterator[Look]:
     """The looks of the recipe's approach; `auto` is the better of frozen and full, as in a fit.
 
     Under 200 training rows they are those of the folds that may choose, one after the other: a score is the
-    folds' mean, and the last one that of all their answers together.
+    folds' mean, and the last one that of all their answers together. Of more rows the training is left to the
+    last fit.
     """
     (frozen, trainable, longest), fallback = parts_of(shop.recipe), -math.inf
     if frozen is not None:
@@ -151,6 +162,7 @@ def rehearse_trial(shop: Workshop, measured: Measured) -> Iterator[Look]:
     number = 0
     for train_rows, validation_rows in splits:
         adapted = adapt(shop, trainable)
+        leave = partial(handover.leave, shop.recipe, shop.environment, adapted)
         looks = rehearse(
             shop.recipe,
             adapted,
@@ -159,6 +171,7 @@ def rehearse_trial(shop: Workshop, measured: Measured) -> Iterator[Look]:
             measured=measured,
             trainings=trainings,
             keep_best=asks_best,
+            leave=None if few_rows(shop) else leave,
         )
         for look in looks:
             if look.forecast * trainings > longest:

@@ -11,10 +11,11 @@ from typing import Any
 
 from gptailor.models.approach import Adapted, put_weights, weights_of
 from gptailor.models.rows import used_rows_only
+from gptailor.pipeline.handover import Ended
 from gptailor.pipeline.objective import Objective
-from gptailor.pipeline.place import Progress
+from gptailor.pipeline.place import Progress, line_of
 from gptailor.pipeline.plan import Plan, plan_for, with_rate
-from gptailor.pipeline.settle import Measured, rehearsed_plan, timed_plan
+from gptailor.pipeline.settle import Measured, choices_of, measured_plan, timed_plan
 from gptailor.pipeline.training import judge, optimizer_of, steps_of
 from gptailor.recipe import Recipe
 from gptailor.types import StepResult
@@ -85,6 +86,7 @@ class Rehearsal:
     usual_rates: Mapping[str, float]  # by approach
     num_rows: int  # that train
     trainings: int  # of a trial: by folds where there are few rows
+    last_fit: float  # times a trial that the last fit of a recipe takes, after that of its trial
     one_label: bool  # one label a row: only then there are class weights and label smoothing
     uneven: bool  # whether some labels have so many more rows than others that class weights change much
     takes_dropout: bool  # whether the base has any outside attention
@@ -105,17 +107,18 @@ def rehearse(
     measured: Measured,
     trainings: int = 1,
     keep_best: bool = False,
+    leave: Callable[[Ended], None] | None = None,
 ) -> Iterator[Look]:
     """Trains as `train` does, with the same steps and the same judgement, and writes nothing.
 
     `trainings` is how many of this length a fit takes, which share its minutes. With `keep_best` the model
-    holds its best weights after the last look.
+    holds its best weights after the last look; with `leave` too, which is told how the training ended.
 
     Raises:
         NonFiniteError: loss or gradient is not a number.
     """
     settings = recipe.train
-    plan, forecast = rehearsed_plan(
+    plan, forecast = measured_plan(
         settings,
         adapted,
         objective,
@@ -124,13 +127,18 @@ def rehearse(
         measured=measured,
         trainings=trainings,
     )
+    choices = {} if leave is None else choices_of(settings, adapted, plan, forecast)
+    keep_best = keep_best or leave is not None
     progress, best, number, score = Progress(), {}, 0, -math.inf
+    lines: list[Mapping[str, Any]] = []
     with _stepping(recipe, adapted, objective, plan) as steps:
         for result in steps:
+            lines.append(line_of(result))
             if result.step != plan.steps and result.step % plan.validate_every != 0:
                 continue
             number += 1
             validation = objective.validate(plan.precision)
+            lines.append(validation.line(result.step))
             progress = judge(progress, validation, result.step, plan=plan, settings=settings)
             if progress.best_step == result.step:
                 score = validation.score if validation.compared is None else validation.compared
@@ -148,6 +156,8 @@ def rehearse(
             if progress.stopped:
                 break
         put_weights(adapted, best)
+        if leave is not None:
+            leave(Ended(progress, lines, choices))
     adapted.trained.eval()
 
 

@@ -43,21 +43,16 @@ def settle_plan(
     if "micro_batch_size" not in environment:
         if settings.dropout != TrainSettings().dropout and not takes_dropout(adapted.plain.config):
             place.say("this base has no dropout outside attention: train.dropout changes nothing")
-        plan, seconds = measured_plan(settings, adapted, objective, plan, seed=place.seed, say=place.say)
-        steps = steps_within(settings.minutes, plan, seconds * trainings)
-        peak, spare = memory_in_training(adapted)
-        choices = {
-            "micro_batch_size": plan.micro_batch_size,
-            "precision": plan.precision,
-            "workers": plan.workers,
-            "compiled": plan.compiled,
-            **({"learning_rate": plan.learning_rate} if settings.learning_rate == "find" else {}),
-            **({"steps": steps} if settings.minutes else {}),
-            "forecast_seconds": round(seconds * steps / plan.steps, 1),
-            "memory_bytes": peak,
-            "memory_spare_bytes": spare,
-        }
-        environment.update(remember(path, choices))
+        found, forecast = measured_plan(
+            settings,
+            adapted,
+            objective,
+            approach=approach,
+            seed=place.seed,
+            say=place.say,
+            trainings=trainings,
+        )
+        environment.update(remember(path, choices_of(settings, adapted, found, forecast)))
     plan = with_rate(settings, plan, float(environment.get("learning_rate", plan.learning_rate)))
     return dataclasses.replace(
         shortened(plan, int(environment.get("steps", plan.steps))),
@@ -82,39 +77,42 @@ def _still_compiled(environment: dict[str, Any], path: Path, place: TrainingPlac
     return False
 
 
-def rehearsed_plan(
-    settings: TrainSettings,
-    adapted: Adapted,
-    objective: Objective,
-    *,
-    approach: str,
-    seed: int,
-    measured: Measured,
-    trainings: int = 1,
-) -> tuple[Plan, float]:
-    """The plan of a trial and its seconds at most; what is in `measured` isn't measured again.
-
-    `trainings` of this length share the minutes.
-    """
-    plan = plan_for(settings, adapted, objective, approach)
-    plan, seconds = measured_plan(settings, adapted, objective, plan, seed=seed, measured=measured)
-    steps = steps_within(settings.minutes, plan, seconds * trainings)
-    return shortened(plan, steps), seconds * steps / plan.steps
+def choices_of(settings: TrainSettings, adapted: Adapted, plan: Plan, forecast: float) -> dict[str, Any]:
+    """What environment.json keeps of a plan that was measured: it is measured once."""
+    peak, spare = memory_in_training(adapted)
+    return {
+        "micro_batch_size": plan.micro_batch_size,
+        "precision": plan.precision,
+        "workers": plan.workers,
+        "compiled": plan.compiled,
+        **({"learning_rate": plan.learning_rate} if settings.learning_rate == "find" else {}),
+        **({"steps": plan.steps} if settings.minutes else {}),
+        "forecast_seconds": round(forecast, 1),
+        "memory_bytes": peak,
+        "memory_spare_bytes": spare,
+    }
 
 
 def measured_plan(
     settings: TrainSettings,
     adapted: Adapted,
     objective: Objective,
-    plan: Plan,
     *,
+    approach: str,
     seed: int,
     say: Callable[[str], None] = lambda _: None,
     measured: Measured | None = None,
+    trainings: int = 1,
 ) -> tuple[Plan, float]:
-    """The plan with what is tried on this machine, and the seconds its training will take at most."""
+    """The plan with what is tried on this machine, and the seconds its training will take at most.
+
+    What is in `measured` isn't measured again. `trainings` of this length share the minutes.
+    """
+    plan = plan_for(settings, adapted, objective, approach)
     plan, seconds = timed_plan(settings, adapted, objective, plan, measured=measured)
-    return found_plan(settings, adapted, objective, plan, seed=seed, say=say), seconds
+    plan = found_plan(settings, adapted, objective, plan, seed=seed, say=say)
+    steps = steps_within(settings.minutes, plan, seconds * trainings)
+    return shortened(plan, steps), seconds * steps / plan.steps
 
 
 def timed_plan(

@@ -18,6 +18,7 @@ from gptailor.models.load import load_config, takes_dropout
 from gptailor.models.names import Base
 from gptailor.pipeline.causal import adapt_causal, choose_text_approach, estimate_weights
 from gptailor.pipeline.documents import prepare_documents
+from gptailor.pipeline.handover import Handover
 from gptailor.pipeline.language import language_objective, open_language_shop
 from gptailor.pipeline.language import write_data as write_language_data
 from gptailor.pipeline.objective import usual_rates
@@ -47,14 +48,15 @@ def rehearse_texts(recipe: Recipe, folder: Path, listener: Listener) -> Rehearsa
 
     measured: Measured = {}
 
-    def train(tried: Recipe) -> Iterator[Look]:
+    def train(tried: Recipe, kept: bool) -> Iterator[Look]:
         mine = dataclasses.replace(shop, recipe=tried)
         approach = choose_text_approach(tried, shop.base)
         adapted = adapt_causal(
             tried, shop.base, shop.text.tokenizer, approach, device=shop.environment["device"]
         )
         objective = objective_of(mine, adapted, place)
-        return rehearse(tried, adapted, objective, approach=approach.kind, measured=measured)
+        leave = partial(Handover(folder).leave, tried, shop.environment, adapted) if kept else None
+        return rehearse(tried, adapted, objective, approach=approach.kind, measured=measured, leave=leave)
 
     rehearsal = text_rehearsal(
         train,
@@ -85,12 +87,13 @@ def rehearse_language(recipe: Recipe, folder: Path, listener: Listener) -> Rehea
 
     measured: Measured = {}
 
-    def train(tried: Recipe) -> Iterator[Look]:
+    def train(tried: Recipe, kept: bool) -> Iterator[Look]:
         mine = dataclasses.replace(shop, recipe=tried)
         approach = choose_text_approach(tried, shop.base)
         adapted = adapt_causal(tried, shop.base, shop.tokenizer, approach, device=shop.environment["device"])
         objective = language_objective(mine, adapted)
-        return rehearse(tried, adapted, objective, approach=approach.kind, measured=measured)
+        leave = partial(Handover(folder).leave, tried, shop.environment, adapted) if kept else None
+        return rehearse(tried, adapted, objective, approach=approach.kind, measured=measured, leave=leave)
 
     return text_rehearsal(
         train,
@@ -104,7 +107,7 @@ def rehearse_language(recipe: Recipe, folder: Path, listener: Listener) -> Rehea
 
 
 def text_rehearsal(
-    train: Callable[[Recipe], Iterator[Look]],
+    train: Callable[[Recipe, bool], Iterator[Look]],
     *,
     metric: str,
     allowed: tuple[str, ...],
@@ -113,11 +116,14 @@ def text_rehearsal(
     own: str,
     base: Base,
 ) -> Rehearsal:
-    """What a search asks, where a repeat is another seed and a score, mostly, minus the validation loss."""
+    """What a search asks, where a repeat is another seed and a score, mostly, minus the validation loss.
+
+    `train` gives the looks of a recipe; of a trial its training is kept for the last fit.
+    """
 
     def repeat(recipe: Recipe, number: int, _: Settled | None) -> Repeat:
         score = -math.inf
-        for look in train(recipe.model_copy(update={"seed": recipe.seed + 1 + number})):
+        for look in train(recipe.model_copy(update={"seed": recipe.seed + 1 + number}), False):
             score = look.score
         return Repeat(score)
 
@@ -128,11 +134,12 @@ def text_rehearsal(
         usual_rates=rates,
         num_rows=num_rows,
         trainings=1,
+        last_fit=0.0,
         one_label=False,
         uneven=False,
         takes_dropout=takes_dropout(load_config(base)),
         judged_on=WHAT_CHOSE,
-        trial=train,
+        trial=lambda tried: train(tried, True),
         repeat=repeat,
         gap=gap_of_seeds,
         own_approach=own,

@@ -23,7 +23,7 @@ from gptailor.models.dropout import draws_from_the_process, use_streams
 from gptailor.models.lean import LeanBody, is_lean, lean_training
 from gptailor.models.rows import used_rows_only
 from gptailor.pipeline.objective import Objective, Validation
-from gptailor.pipeline.place import Progress, Trained, TrainingPlace
+from gptailor.pipeline.place import Progress, Trained, TrainingPlace, line_of
 from gptailor.pipeline.plan import Plan
 from gptailor.recipe import TrainSettings
 from gptailor.train.checkpoint import (
@@ -74,14 +74,13 @@ def train(
         )
         with closing(steps):
             for result in steps:
-                place.log_step(result)
+                place.write(line_of(result))
                 at_end = result.step == last
                 validates = end_at is None and (at_end or result.step % plan.validate_every == 0)
                 if validates:
                     validation = objective.validate(plan.precision)
                     progress = judge(progress, validation, result.step, plan=plan, settings=settings)
-                    where = {"step": result.step, "loss": validation.loss}
-                    place.write({"kind": "validation", **where, **validation.shown})
+                    place.write(validation.line(result.step))
                 elif at_end:
                     stopped = "time" if plan.in_time else "length"
                     progress = dataclasses.replace(progress, best_step=last, stopped=stopped)

@@ -35,6 +35,7 @@ class Search:
     say: Callable[[str], None]
     began: float = field(default_factory=time.monotonic)
     decided: Callable[[], bool] = lambda: False  # whether the winner is chosen: then no trial begins
+    drop: Callable[[Recipe], None] = lambda _: None  # what a trial of a recipe has trained
 
     @property
     def most_trials(self) -> float:
@@ -163,6 +164,7 @@ def _run(search: Search, running: Running) -> None:
         place=place,
         centre=centre,
     )
+    drop_beaten(search)
     told = search.rehearsal.told(seen.score)
     name = inside(metric_of(search.rehearsal.metric).title)
     came = seen.note or f"{name} {told:.4f}"
@@ -227,6 +229,18 @@ def _places(search: Search, recipe: Recipe, seen: _Seen) -> tuple[dict[str, Valu
     return place_of(recipe, search.space, approach=approach, rate=rate) if approach else None, centre
 
 
+def drop_beaten(search: Search) -> None:
+    """Forgets what was trained by trials that are no finalists any more: the last fit is none of theirs."""
+    trials = search.study.trials()
+    if not any(one.own and one.state == "complete" for one in trials):
+        return
+    finalists = choose_finalists(trials, search.recipe_of, most=search.recipe.tune.finalists)
+    kept = [search.recipe, *(finalist.recipe for finalist in finalists)]
+    for one in trials:
+        if one.state == "complete" and (recipe := search.recipe_of(one)) not in kept:
+            search.drop(recipe)
+
+
 def forecast(search: Search, trials: Sequence[Tried]) -> float:
     """Seconds that the trials still to come will take, as those before them did."""
     done = [one for one in counted(trials) if one.state != "running"]
@@ -241,7 +255,7 @@ def closing_seconds(search: Search, trials: Sequence[Tried]) -> float:
     """Seconds that the finalists and the last fits will take, by the mean trial that ran to its end.
 
     Finalists are those of the trials so far, and one of those to come. After each repeat half of them go on;
-    the winner and the recipe's own are fitted with a refit.
+    the winner and the recipe's own are fitted.
     """
     whole = [one.seconds for one in trials if one.state == "complete" and one.same_as is None]
     settings = search.recipe.tune
@@ -251,7 +265,11 @@ def closing_seconds(search: Search, trials: Sequence[Tried]) -> float:
         running = min(running, len(found) + 1)
     for _ in range(settings.seeds):
         repeats, running = repeats + 1 + running, num_going_on(running)
-    return (repeats / search.rehearsal.trainings + 2 * 2) * sum(whole) / max(1, len(whole))
+    return (
+        (repeats / search.rehearsal.trainings + 2 * search.rehearsal.last_fit)
+        * sum(whole)
+        / max(1, len(whole))
+    )
 
 
 def _may_begin(search: Search, trials: Sequence[Tried]) -> bool:

@@ -20,6 +20,7 @@ from gptailor.launch import catch_signals, in_use, one_writer, write_atomically
 from gptailor.pipeline.finished import REQUEST, SEARCH
 from gptailor.pipeline.fit import fit_recipe, fit_sealed
 from gptailor.pipeline.folder import FILES, as_searched, claim_folder, hash_files, refuse_fitted
+from gptailor.pipeline.handover import Handover
 from gptailor.pipeline.place import Listener
 from gptailor.pipeline.rehearsal import rehearse_classification
 from gptailor.pipeline.rehearse import Rehearsal
@@ -172,7 +173,8 @@ def open_search(recipe: Recipe, work: Path, listener: Listener, *, before: float
         ]
     )
     listener.say(f"searching: {budget}; {', '.join(dimension.name for dimension in space)}")
-    return Search(recipe, space, rehearsal, study, listener.say, began, decided=(work / DECIDED).exists)
+    decided = (work / DECIDED).exists
+    return Search(recipe, space, rehearsal, study, listener.say, began, decided, Handover(work).drop)
 
 
 def keep_decision(trials: Sequence[Tried], recipe: Recipe, work: Path) -> None:
@@ -217,16 +219,19 @@ def settle(search: Search, trials: list[Tried], work: Path) -> Final:
 
 
 def fit_winner(recipe: Recipe, final: Final, folder: Path, listener: Listener) -> Run:
-    """The last fit. Where a trial won, the recipe's own settings answer the test rows beside it."""
-    own = recipe.model_copy(update={"tune": TuneSettings(), "out": str(folder / SEARCH / "own")})
+    """The last fit, from what a trial trained; where it won, the recipe's own answer the test rows beside."""
+    work = folder / SEARCH
+    own = recipe.model_copy(update={"tune": TuneSettings(), "out": str(work / "own")})
     best = recipe if final.winner is None else final.winner.recipe
     best = best.model_copy(update={"tune": TuneSettings(), "out": str(folder)})
     rival = None
     if final.winner is not None and not Run(folder).is_finished:
         listener.say("fitting the recipe's own settings, to compare")
-        rival = fit_sealed(own, listener)
+        rival = fit_sealed(own, listener, search=work)
     listener.say("fitting the winner" if final.winner else "fitting the recipe's own settings")
-    return fit_recipe(best, listener=listener, rival=rival, after_search=True)
+    run = fit_recipe(best, listener=listener, rival=rival, search=work)
+    Handover(work).clear()
+    return run
 
 
 def study_name(recipe: Recipe) -> str:

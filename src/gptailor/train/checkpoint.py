@@ -34,14 +34,15 @@ def save_checkpoint(
     *,
     step: int,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | None,
     state: Mapping[str, Any],
     environment: Mapping[str, Any],
 ) -> Checkpoint:
     """Commits the trainable weights, the optimizer and the run's state as `folder/step-000200`.
 
     A step follows from those before it, so one that is committed already stays as it is.
-    `state["best_step"]`, if given, names the checkpoint without which this one can't finish the run.
+    `state["best_step"]`, if given, names the checkpoint without which this one can't finish the run. A
+    training that has ended needs no optimizer any more.
 
     Raises:
         CheckpointError: it could not be written; older checkpoints are untouched.
@@ -49,7 +50,8 @@ def save_checkpoint(
     """
     final = checkpoint_path(folder, step)
     temporary = folder / f"{TEMPORARY}{step:06d}-{os.getpid()}"
-    weights, moments = trainable_tensors(model), optimizer_tensors(model, optimizer)
+    weights = trainable_tensors(model)
+    moments = {} if optimizer is None else optimizer_tensors(model, optimizer)
     _refuse_non_finite({**weights, **moments}, step)
     with clear_errors(folder, needed=_size(weights)):
         if final.exists() and not faults(final):
