@@ -148,17 +148,17 @@ def test_a_training_that_was_half_moved_is_moved_whole_the_next_time(
     search.mkdir()
     run.mkdir()
     leave_one(search, recipe)
-    rename, count = Path.rename, 0
+    replace, count = Path.replace, 0
 
     def fails(self: Path, target: Path) -> Path:
         nonlocal count
         count += 1
         if count > moved:
             raise KeyboardInterrupt
-        return rename(self, target)
+        return replace(self, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "rename", fails)
+        patch.setattr(Path, "replace", fails)
         with pytest.raises(KeyboardInterrupt):
             Handover(search).take(recipe, run)
     Handover(search).take(recipe, run)

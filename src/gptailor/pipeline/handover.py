@@ -70,7 +70,7 @@ class Handover:
             )
             with clear_errors(self.search, needed=0):
                 shutil.rmtree(final, ignore_errors=True)  # of a trial that was killed after it
-                partial.rename(final)
+                partial.replace(final)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -84,7 +84,7 @@ class Handover:
             return
         for name in (ENVIRONMENT, LOG, CHECKPOINTS):
             with clear_errors(run, needed=0), suppress(FileNotFoundError):
-                (place / name).rename(run / name)
+                (place / name).replace(run / name)
 
     def drop(self, recipe: Recipe) -> None:
         """Forgets a training that no fit will ask for."""
