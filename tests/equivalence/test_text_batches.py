@@ -165,7 +165,7 @@ def test_a_preference_step_is_the_mean_over_its_pairs_however_it_is_cut(
             nats = by_hand(adapted.plain, one)
             sums[place_, side], counts[place_, side] = nats.sum().item(), len(nats)
     if loss != "simpo":
-        sums -= np.load(tmp_path / "train.npy")[:ROWS]
+        sums -= np.load(tmp_path / "train.fp32.npy")[:ROWS]
     gap = torch.from_numpy((sums if loss == "dpo" else sums / counts) @ [1.0, -1.0])
     expected = {
         "dpo": -functional.logsigmoid(0.1 * gap),
@@ -184,14 +184,14 @@ def test_the_reference_is_the_bases_own_and_made_once(
     adapted = adapted_to(recipe, shop)
     preference_objective(shop, adapted, tmp_path)
     rows = shop.tokens.rows["train"]
-    kept = np.load(tmp_path / "train.npy")
+    kept = np.load(tmp_path / "train.fp32.npy")
     expected = [[by_hand(adapted.plain, one).sum().item() for one in row.sequences] for row in rows]
     np.testing.assert_allclose(kept, expected, rtol=1e-10)
     np.testing.assert_allclose(log_likelihoods(adapted, rows[3:4]), kept[3:4], rtol=1e-10)
-    assert len(np.load(tmp_path / "validation.npy")) == len(shop.tokens.rows["validation"])
+    assert len(np.load(tmp_path / "validation.fp32.npy")) == len(shop.tokens.rows["validation"])
     monkeypatch.setattr(objectives, "log_likelihoods", lambda *_: pytest.fail("made again"))
     preference_objective(shop, adapted, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["train.npy", "validation.npy"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train.fp32.npy", "validation.fp32.npy"]
 
 
 def test_a_reference_that_is_stopped_goes_on_with_the_same_bits(
@@ -216,7 +216,7 @@ def test_a_reference_that_is_stopped_goes_on_with_the_same_bits(
     preference_objective(shop, adapted, tmp_path / "stopped", stop=stop)
     parts = [len(shop.tokens.rows[part]) for part in ("train", "validation")]
     assert sum(asked) == sum(parts), "none twice"
-    for name in ("train.npy", "validation.npy"):
+    for name in ("train.fp32.npy", "validation.fp32.npy"):
         whole, again = ((tmp_path / folder / name).read_bytes() for folder in ("whole", "stopped"))
         assert whole == again
     preference_objective(shop, adapted, None)

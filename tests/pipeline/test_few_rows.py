@@ -391,7 +391,7 @@ def test_with_many_rows_training_is_done_anew_with_the_validation_rows(
 def test_all_folds_together_share_the_minutes(
     shop: Workshop, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(settle, "timed_plan", lambda *given, **_: (given[3], 60.0))
+    monkeypatch.setattr(settle, "timed_plan", lambda *given, **_: (given[3], 60.0, (0, 0)))
     timed = build_shop(place, tmp_path, train={"minutes": 1, "length": "60 steps"})
     trainings = note_trainings(monkeypatch)
     trained_so = run_trained(timed, FullApproach(), place_of(tmp_path / "run", timed))

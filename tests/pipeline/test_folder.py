@@ -425,6 +425,7 @@ def test_names_that_begin_like_ours_are_not_ours(name: str, place: Path, tmp_pat
     (tmp_path / "run" / name).touch()
     with pytest.raises(RunError, match="is not a run folder and not empty"):
         fit_recipe(recipe_for(place, tmp_path / "run"))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [name], "something of ours was left there"
 
 
 def test_what_was_begun_and_never_made_whole_is_no_work(tmp_path: Path) -> None:

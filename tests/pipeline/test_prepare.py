@@ -157,6 +157,20 @@ def test_columns_with_blanks_around_the_plus_are_all_read(columns: str, tmp_path
     assert all(example.text.startswith("title") for part in PARTS for example in prepared.parts[part])
 
 
+def test_columns_that_nobody_reads_are_named(tmp_path: Path) -> None:
+    header = "id,title,body,label,who,when,language\n"
+    rows = [f"{n},title {n},body {n} of it,{'ab'[n % 2]},w{n % 9},{2000 + n},x\n" for n in range(60)]
+    (tmp_path / "rows.csv").write_text(header + "".join(rows))
+    data = {"train": str(tmp_path / "rows.csv"), "text": "title+body", "split": {"group": "who"}}
+    values = {"data": data, "evaluate": {"slices": ["language"]}, "task": "classification"}
+    said: list[str] = []
+    prepared = prepare(build_recipe(values), said.append)
+    assert "not read: id, when" in prepared.notes
+    assert "not read: id, when" in said
+    data |= {"text": "body"}
+    assert "not read: id, title, when" in prepare(build_recipe(values)).notes
+
+
 @pytest.mark.parametrize(
     ("labels", "expected"),
     [

@@ -723,7 +723,7 @@ def test_every_preference_loss(
     reference = run.folder / "data" / "reference"
     assert reference.exists() is (loss != "simpo")
     if loss != "simpo":
-        kept = np.load(reference / "train.npy")
+        kept = np.load(reference / "train.fp32.npy")
         assert kept.shape == (run.report["data"]["train"], 2)
         assert (kept < 0).all()
 
@@ -793,7 +793,7 @@ def test_the_reference_of_another_base_is_never_reused(place: Place, preference_
     expected = results(place.fit(place.recipe("anew-alone", data=data, base="qwen2")))
     with pytest.raises(Crash):
         place.fit(place.recipe("anew", data=data, base="gpt2"), crash_at=1)
-    assert (place.folder / "anew" / "data" / "reference" / "train.npy").exists()
+    assert (place.folder / "anew" / "data" / "reference" / "train.fp32.npy").exists()
     assert results(place.fit(place.recipe("anew", data=data, base="qwen2"))) == expected
 
 
@@ -1287,5 +1287,5 @@ def test_a_reference_that_a_power_cut_left_short_is_made_again(
     expected = results(place.fit(place.recipe(f"{name}-alone", data=data)))
     with pytest.raises(Crash):
         place.fit(place.recipe(name, data=data), crash_at=1)
-    (place.folder / name / "data" / "reference" / "train.npy").write_bytes(left)
+    (place.folder / name / "data" / "reference" / "train.fp32.npy").write_bytes(left)
     assert results(place.fit(place.recipe(name, data=data))) == expected

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 
 import tiny
 from fake_search import recipe_with, rehearsal_of
-from gptailor.errors import CheckpointError
+from gptailor.errors import RecipeError, RunError
 from gptailor.models.approach import Adapted
 from gptailor.pipeline import handover, training
 from gptailor.pipeline.fit import fit_recipe
@@ -131,13 +132,14 @@ def untimed(log: Path) -> list[dict[str, Any]]:
     return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
-def leave_one(search: Path, recipe: Recipe, value: float = 1.0) -> Adapted:
+def leave_one(search: Path, recipe: Recipe, value: float = 1.0) -> list[str]:
     model = torch.nn.Linear(2, 2)
     torch.nn.init.constant_(model.weight, value)
     adapted = Adapted(plain=model, trained=model, head=model)  # type: ignore[arg-type]
     ended = Ended(Progress(best_step=2, score=0.5, stopped="early"), [{"kind": "step", "step": 1}], {"a": 1})
-    Handover(search).leave(recipe, {"threads": 2}, adapted, ended)
-    return adapted
+    said: list[str] = []
+    Handover(search).leave(recipe, {"threads": 2}, "1234", said.append, adapted, ended)
+    return said
 
 
 @pytest.mark.parametrize("moved", [0, 1, 2])
@@ -163,7 +165,11 @@ def test_a_training_that_was_half_moved_is_moved_whole_the_next_time(
             Handover(search).take(recipe, run)
     Handover(search).take(recipe, run)
     assert (run / "metrics.jsonl").read_text(encoding="utf-8") == '{"kind": "step", "step": 1}\n'
-    assert json.loads((run / "environment.json").read_text(encoding="utf-8")) == {"threads": 2, "a": 1}
+    assert json.loads((run / "environment.json").read_text(encoding="utf-8")) == {
+        "threads": 2,
+        "a": 1,
+        "data_hash": "1234",
+    }
     assert (run / "checkpoints" / "step-000002" / "weights.safetensors").exists()
 
 
@@ -171,10 +177,20 @@ def test_a_run_that_trains_already_stays_as_it_is(tmp_path: Path) -> None:
     search, run, recipe = tmp_path / "tune", tmp_path / "run", recipe_with()
     search.mkdir()
     leave_one(search, recipe)
-    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "step-000009").mkdir(parents=True)
+    (run / "checkpoints" / "step-000009" / "manifest.json").touch()
     Handover(search).take(recipe, run)
     assert [path.name for path in run.iterdir()] == ["checkpoints"]
-    assert not list((run / "checkpoints").iterdir())
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000009"]
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_takes_one_over(tmp_path: Path) -> None:
+    search, run, recipe = tmp_path / "tune", tmp_path / "run", recipe_with()
+    search.mkdir()
+    leave_one(search, recipe)
+    (run / "checkpoints" / ".partial-000001-7").mkdir(parents=True)
+    Handover(search).take(recipe, run)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000002"]
 
 
 def test_other_settings_take_nothing_over(tmp_path: Path) -> None:
@@ -206,9 +222,73 @@ def test_a_full_disk_leaves_nothing_half(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("gptailor.train.checkpoint.save_file", full)
-    with pytest.raises(CheckpointError, match="could not be written"):
-        leave_one(tmp_path, recipe_with())
+    (told,) = leave_one(tmp_path, recipe_with())
+    assert "isn't kept for the last fit" in told
+    assert "No space left" in told
     assert not list((tmp_path / TRAININGS).iterdir())
+
+
+def test_what_dead_processes_left_is_swept(tmp_path: Path) -> None:
+    leave_one(tmp_path, recipe_with())
+    for name in (".gone-abc.999999999", ".abc.999999999", f".abc.{os.getpid()}"):
+        (tmp_path / TRAININGS / name).mkdir()
+    Handover(tmp_path).sweep()
+    left = {path.name for path in (tmp_path / TRAININGS).iterdir()}
+    assert left == {key_of(recipe_with()), f".abc.{os.getpid()}"}
+
+
+def test_all_but_some_are_forgotten_at_once(tmp_path: Path) -> None:
+    for seed in (1, 2, 3):
+        leave_one(tmp_path, recipe_with(seed=seed))
+    Handover(tmp_path).clear(but=[recipe_with(seed=2)])
+    assert [path.name for path in (tmp_path / TRAININGS).iterdir()] == [key_of(recipe_with(seed=2))]
+    Handover(tmp_path).drop(recipe_with(seed=2))
+    assert not list((tmp_path / TRAININGS).iterdir())
+    Handover(tmp_path).clear()
+    assert not (tmp_path / TRAININGS).exists()
+
+
+@pytest.mark.parametrize("task", ["classification", "language"])
+def test_data_that_changed_after_the_trials_are_refused(task: str, place: Path, tmp_path: Path) -> None:
+    """The rows of the new split may have taught what was trained before."""
+    original = place / str(DATA[task]["train"])
+    file = tmp_path / original.name
+    file.write_bytes(original.read_bytes())
+    recipe = recipe_of(place, f"changed-{task}", task=task, approach="full")
+    data = recipe.data.model_copy(update={"train": str(file)})
+    recipe = recipe.model_copy(update={"data": data, "out": str(tmp_path / "run")})
+
+    def change(line: str) -> None:
+        if line.startswith("fitting the "):
+            file.write_bytes(original.read_bytes() + original.read_bytes().splitlines()[-1] + b"\n")
+
+    with pytest.raises(RunError, match="the data files changed"):
+        tune_recipe(recipe, listener=Listener(say=change))
+    file.write_bytes(original.read_bytes())
+    assert tune_recipe(recipe).run.is_finished
+
+
+def test_a_start_that_was_refused_leaves_the_next_nothing_to_trust(place: Path, tmp_path: Path) -> None:
+    recipe = recipe_of(place, "unused", task="language", approach="full")
+    recipe = recipe.model_copy(update={"out": str(tmp_path / "run")})
+    one = recipe.model_copy(update={"tune": recipe.tune.model_copy(update={"seeds": 1})})
+    with pytest.raises(RecipeError, match="one repeat can't win"):
+        tune_recipe(one)
+    work = tmp_path / "run" / "tune"
+    left = [work / "environment.json", work / "data" / "tokens" / "train" / "tokens.bin"]
+    assert all(path.exists() for path in left)
+    for path in left:
+        path.write_bytes(b"of settings that were mended since")
+    seen: list[bool] = []
+
+    def look(line: str) -> None:
+        if line.startswith("searching"):
+            seen.extend(path.read_bytes().startswith(b"of settings") for path in left)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tune_recipe(recipe, listener=Listener(say=look))
+    assert seen == [False, False]
 
 
 def test_where_it_lies_and_what_was_searched_change_no_key() -> None:

@@ -252,13 +252,17 @@ def set_head(model: PreTrainedModel, weights: FloatArray) -> None:
             head.bias.zero_()
 
 
-def weights_of(adapted: Adapted) -> dict[str, torch.Tensor]:
-    """A copy of the weights that may change."""
-    return {
-        name: parameter.detach().clone()
-        for name, parameter in adapted.trained.named_parameters()
-        if parameter.requires_grad
-    }
+def weights_of(adapted: Adapted, into: dict[str, torch.Tensor] | None = None) -> dict[str, torch.Tensor]:
+    """A copy of the weights that may change, in main memory; into an older copy, where there is one."""
+    copies = into or {}
+    for name, parameter in adapted.trained.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if name in copies:
+            copies[name].copy_(parameter.detach())
+        else:
+            copies[name] = parameter.detach().to("cpu", copy=True)
+    return copies
 
 
 def put_weights(adapted: Adapted, weights: dict[str, torch.Tensor]) -> None:

@@ -11,6 +11,8 @@ from gptailor.tasks.classification import slice_fields
 from gptailor.tasks.columns import refuse_unknown
 from gptailor.types import RawExample, RejectedRow
 
+MOST_NAMED = 8  # columns that one line names
+
 
 def take_roles(
     file: ReadResult, roles: Roles, settings: DataSettings, *, slices: Sequence[str] = ()
@@ -39,12 +41,29 @@ def refuse_unknown_of_split(split: SplitSettings, columns: Sequence[str], *, whe
             refuse_unknown([column], columns, purpose=purpose, flag=flag, where=where)
 
 
+def notes_on_unread(
+    columns: Sequence[str], read: Sequence[str], settings: SplitSettings, *, slices: Sequence[str] = ()
+) -> list[str]:
+    """A line with the columns that are left lying, if any; the split's and the slices' are read, too."""
+    read = [*read, *slices, settings.group or "", settings.time or ""]
+    left = [column for column in columns if column not in read]
+    if not left:
+        return []
+    more = f" and {len(left) - MOST_NAMED} more" if len(left) > MOST_NAMED else ""
+    return [f"not read: {', '.join(left[:MOST_NAMED])}{more}"]
+
+
 def refuse_unknown_kept(
     wanted: Sequence[str], held: Sequence[RawExample | RejectedRow], *, where: str
 ) -> None:
     """Raises DataError where the first rows of a file have no column that shall stand beside the answers."""
     columns = list(dict.fromkeys(name for row in held for name in row.fields))
     refuse_unknown(wanted, columns, purpose="keep", flag="--keep ", where=where)
+
+
+def parts_of(text: str, columns: Sequence[str]) -> list[str]:
+    """The column or columns that a text is made of: `a+b` is two, unless one has that name."""
+    return [text] if text in columns else text.split("+")
 
 
 def joined(row: RawExample, columns: str) -> str:

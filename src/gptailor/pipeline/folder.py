@@ -27,6 +27,9 @@ from gptailor.recipe import Recipe, TuneSettings, build_recipe, differences, dum
 from gptailor.types import Bundle
 
 DESKTOP = (".DS_Store", "Thumbs.db", "desktop.ini")  # what file managers leave anywhere
+CHECKPOINTS, ENVIRONMENT = "checkpoints", "environment.json"
+REFERENCE = "data/reference"  # what the base gave the answers of preferences
+DATA_HASH = "data_hash"
 TAUGHT = "data/taught.npz"  # hashes of the texts that taught the run
 FILES = ("train", "target", "validation", "validation_target", "test", "test_target", "fix")  # of a recipe
 UNWRITABLE = re.compile("[\ud800-\udfff]")  # bytes of a name that aren't UTF-8
@@ -37,7 +40,7 @@ def claim_folder(recipe: Recipe, *, overwrite: bool = False) -> Path:
     """The folder of this run; an old one is moved aside if the person said --overwrite.
 
     Raises:
-        RunError: it can't be made or moved, or another process is writing there.
+        RunError: it can't be made or moved, it holds something else, or another process is writing there.
     """
     folder = Path(recipe.out) if recipe.out else default_folder(recipe)
     if folder.exists() and not folder.is_dir():
@@ -65,6 +68,7 @@ def claim_folder(recipe: Recipe, *, overwrite: bool = False) -> Path:
             where=str(folder),
             fix="Choose another with --out.",
         ) from None
+    _refuse_foreign(folder)  # before anything of ours lies among it
     return folder
 
 
@@ -144,7 +148,6 @@ def open_for_fit(folder: Path, recipe: Recipe, say: Callable[[str], None] = lamb
         RunError: the folder holds another run, or something else.
     """
     if not (folder / REQUEST).exists():
-        refuse_foreign(folder)
         write_atomically(folder / REQUEST, dump_recipe(recipe))
         return False
     differing = differences(_as_fitted(read_request(folder)), _as_fitted(recipe))
@@ -153,14 +156,14 @@ def open_for_fit(folder: Path, recipe: Recipe, say: Callable[[str], None] = lamb
         if not differing:
             say(f"{folder} was begun with other data, and nothing was made yet: it begins anew")
         for name in (
-            "environment.json",
+            ENVIRONMENT,
             "data/summary.json",
             TAUGHT,
             "metrics.jsonl",
             "trackers.json",
         ):
             (folder / name).unlink(missing_ok=True)
-        for name in ("data/reference", "tracking/tensorboard"):  # likelihoods and curves of another recipe
+        for name in (REFERENCE, "tracking/tensorboard"):  # likelihoods and curves of another recipe
             shutil.rmtree(folder / name, ignore_errors=True)
         write_atomically(folder / REQUEST, dump_recipe(recipe))
         return False
@@ -191,7 +194,7 @@ def _began_with_other_data(folder: Path, recipe: Recipe) -> bool:
     return now is not None and now != then
 
 
-def refuse_foreign(folder: Path) -> None:
+def _refuse_foreign(folder: Path) -> None:
     """Raises RunError where a folder without a run holds something else."""
     if (folder / REQUEST).exists():
         return
@@ -211,7 +214,6 @@ def _as_fitted(recipe: Recipe) -> Recipe:
 
 def refuse_fitted(folder: Path) -> None:
     """Raises RunError where the last fit of a search would: it would be found out only at the end."""
-    refuse_foreign(folder)
     if (folder / REQUEST).exists() and not (folder / SEARCH).exists() and holds_work(folder):
         raise RunError(
             "holds a run that `fit` made; a search ends with a fit of its own.",
@@ -232,14 +234,14 @@ def refuse_search(folder: Path) -> None:
 
 def holds_work(folder: Path) -> bool:
     """Whether a run got as far as a whole checkpoint or a model."""
-    whole = (folder / "checkpoints").glob("**/step-*/manifest.json")
+    whole = (folder / CHECKPOINTS).glob("**/step-*/manifest.json")
     return (folder / "model").exists() or any(whole)
 
 
 def base_revision_of(folder: Path) -> str | None:
     """The revision of the base that a run was begun with; None where none was begun."""
     try:
-        values = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        values = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
         return str(values["base_revision"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -322,11 +324,9 @@ def refuse_other_data(
     *,
     fix: str = "Put the old files back, choose another folder with --out, or use --overwrite.",
 ) -> None:
-    """Raises RunError if the run was begun with other data than what the files hold now."""
+    """Raises RunError if the run, or the trial that trained it, had other data than the files hold now."""
     summary = folder / "data" / "summary.json"
-    if not summary.exists():
-        return
-    then = _data_hash_of(summary)
+    then = _data_hash_of(summary) if summary.exists() else _data_hash_of(folder / ENVIRONMENT) or data_hash
     if then != data_hash:
         raise RunError(
             "the data files changed since this run was begun." if then else f"{summary} is damaged.",
@@ -335,9 +335,9 @@ def refuse_other_data(
         )
 
 
-def _data_hash_of(summary: Path) -> str | None:
+def _data_hash_of(file: Path) -> str | None:
     try:
-        found: str | None = json.loads(summary.read_text(encoding="utf-8")).get("data_hash")
+        found: str | None = json.loads(file.read_text(encoding="utf-8")).get(DATA_HASH)
     except (OSError, ValueError, AttributeError):
         found = None
     return found

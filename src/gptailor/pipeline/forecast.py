@@ -13,7 +13,7 @@ from gptailor.models.approach import Adapted
 from gptailor.models.load import load_tokenizer
 from gptailor.models.names import resolve_base
 from gptailor.pipeline.kinds import kind_of
-from gptailor.pipeline.measure import memory_in_training, trained_bytes
+from gptailor.pipeline.measure import trained_bytes
 from gptailor.pipeline.objective import Objective
 from gptailor.pipeline.plan import plan_for, steps_within
 from gptailor.pipeline.prepare import Prepared
@@ -61,9 +61,9 @@ def forecast_training(
         approach: full, lora or scratch.
         trainings: How many of this length share the time.
     """
-    plan, seconds = timed_plan(settings, adapted, objective, plan_for(settings, adapted, objective, approach))
+    plan = plan_for(settings, adapted, objective, approach)
+    plan, seconds, (peak, spare) = timed_plan(settings, adapted, objective, plan)
     steps = steps_within(settings.minutes, plan, seconds * trainings)
-    peak, spare = memory_in_training(adapted)
     return {
         "approach": approach,
         "steps": steps,

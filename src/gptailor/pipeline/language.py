@@ -241,7 +241,8 @@ def train_language(shop: LanguageShop, samples: list[Sample], place: TrainingPla
     if not isinstance(approach, ScratchApproach):
         samples = [replace(s, before=continue_sample(shop, adapted.plain, s.prompt_ids)) for s in samples]
     plan = settle_plan(shop.recipe.train, shop.environment, adapted, objective, approach.kind, place)
-    place.say(cost_in_words(approach.kind, shop.environment))
+    if not place.has_ended:
+        place.say(cost_in_words(approach.kind, shop.environment))
     trained = train(adapted, objective, plan=plan, settings=shop.recipe.train, place=place)
     samples = [replace(s, after=continue_sample(shop, adapted.plain, s.prompt_ids)) for s in samples]
     validation = nats_on(shop, adapted, "validation")

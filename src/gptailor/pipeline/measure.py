@@ -85,6 +85,8 @@ def measure_step(adapted: Adapted, objective: Objective, plan: Plan) -> tuple[fl
     seconds = 0.0
     weights = [weight for weight in adapted.trained.parameters() if weight.requires_grad]
     on_gpu = adapted.plain.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()  # of what was trained before in this process
     # What AdamW will hold from the first step on; a GPU has no room to lend where that doesn't fit.
     moments = [torch.empty_like(weight) for weight in weights for _ in range(2)] if on_gpu else []
     with engine(adapted, plan) as (workers, lean):

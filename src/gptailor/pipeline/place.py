@@ -15,6 +15,7 @@ import torch
 
 from gptailor.errors import RunError
 from gptailor.launch import StopRequest
+from gptailor.pipeline.folder import CHECKPOINTS
 from gptailor.train.checkpoint import (
     clear_errors,
     forget_after,
@@ -85,7 +86,7 @@ class TrainingPlace:
     ) -> TrainingPlace:
         """The place in a run's folder; the listener hears of it."""
         return cls(
-            folder=run / "checkpoints",
+            folder=run / CHECKPOINTS,
             log=run / LOG,
             seed=seed,
             environment=environment,
@@ -122,6 +123,12 @@ class TrainingPlace:
         )
         self.say(told)
         return newest.step, progress
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its training came to its end before: then there is nothing left to step."""
+        newest, _ = newest_verified(self.folder)
+        return newest is not None and bool(read_state(newest.path)["progress"]["stopped"])
 
     def inside(self, name: str) -> TrainingPlace:
         """A place of its own under this one, for one fold; its log lies with its checkpoints."""

@@ -16,7 +16,7 @@ from gptailor.data.split import join_groups, split_rows, value_groups
 from gptailor.data.views import chained, each, picked
 from gptailor.errors import DataError
 from gptailor.models.readout import label_text, labels_named
-from gptailor.pipeline.columns import take_roles
+from gptailor.pipeline.columns import notes_on_unread, parts_of, take_roles
 from gptailor.pipeline.fixes import Fixes, apply_fixes, read_fixes, refuse_faults
 from gptailor.pipeline.held_out import (
     NEAR,
@@ -126,7 +126,9 @@ def _prepare(recipe: Recipe, say: Callable[[str], None]) -> Prepared:
                 labels, labelled, went, cleaned.label_merges, form, settings.clean
             ),
         )
+    read = [*parts_of(roles.text, train_file.columns), roles.label or ""]
     says = [
+        *notes_on_unread(train_file.columns, read, settings.split, slices=recipe.evaluate.slices),
         *notes_on(cells, form, cleaned, asked=asked),
         *notes_on_names(label_names, form, settings),
         *idle_in_words(recipe),

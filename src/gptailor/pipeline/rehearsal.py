@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from gptailor.evaluate.resampling import Resampling
+from gptailor.models.approach import Adapted
 from gptailor.models.load import head_name, load_config, takes_dropout
 from gptailor.models.readout import decide, probabilities_of
 from gptailor.pipeline.causal import estimate_weights
 from gptailor.pipeline.classify import by_text, classify_rows
 from gptailor.pipeline.fit import LONGEST_AUTO_SECONDS, open_workshop
 from gptailor.pipeline.frozen import features_of, run_frozen
-from gptailor.pipeline.handover import Handover
+from gptailor.pipeline.handover import Ended, Handover
 from gptailor.pipeline.labels import answers_of
 from gptailor.pipeline.objective import usual_rates
 from gptailor.pipeline.place import Listener
@@ -44,7 +45,16 @@ from gptailor.pipeline.trained import (
     steps_after_folds,
     trainings_of,
 )
-from gptailor.pipeline.workshop import Candidate, Workshop, few_rows, group_of, num_taught, pool_of, refits
+from gptailor.pipeline.workshop import (
+    Candidate,
+    Workshop,
+    few_rows,
+    group_of,
+    may_refit,
+    num_taught,
+    pool_of,
+    refits,
+)
 from gptailor.recipe import AutoApproach, FrozenApproach, FullApproach, Recipe
 from gptailor.report.words import HELD_OUT, WHAT_CHOSE
 from gptailor.types import AnswerForm, FloatArray, IntArray
@@ -63,11 +73,13 @@ class Seen:
 
 def rehearse_classification(recipe: Recipe, folder: Path, listener: Listener) -> Rehearsal:
     """Reads, cleans, splits and tokenizes once. The folder keeps what is measured of the machine."""
-    shop = without_test(open_workshop(recipe, prepare(recipe, listener.say), folder, listener))
+    prepared = prepare(recipe, listener.say)
+    shop = without_test(open_workshop(recipe, prepared, folder, listener))
     kind = shop.kind
     one_label = kind.form.kind == "single"
     refuse_unrepeatable(shop)
     measured: Measured = {}  # once for all trials and repeats
+    handover = Handover(folder)
 
     def gap(ours: Sequence[Repeat], theirs: Sequence[Repeat]) -> Gap:
         answers, mine, others = (
@@ -109,7 +121,9 @@ def rehearse_classification(recipe: Recipe, folder: Path, listener: Listener) ->
         takes_dropout=takes_dropout(load_config(shop.base)),
         judged_on=WHAT_CHOSE if asked_are_fixed(recipe) else HELD_OUT,
         trial=lambda tried: rehearse_trial(
-            dataclasses.replace(shop, recipe=tried), measured, Handover(folder)
+            dataclasses.replace(shop, recipe=tried),
+            measured,
+            partial(handover.leave, tried, shop.environment, prepared.data_hash, listener.say),
         ),
         repeat=repeat,
         gap=gap,
@@ -139,10 +153,12 @@ def without_test(shop: Workshop) -> Workshop:
 
 def last_fit_of(shop: Workshop) -> float:
     """Times a trial that the last fit takes: a refit at most, or all folds of few rows and one on all."""
-    return trainings_of(shop) / len(splits_of(shop)) if few_rows(shop) else float(refits(shop))
+    return trainings_of(shop) / len(splits_of(shop)) if few_rows(shop) else float(may_refit(shop))
 
 
-def rehearse_trial(shop: Workshop, measured: Measured, handover: Handover) -> Iterator[Look]:
+def rehearse_trial(
+    shop: Workshop, measured: Measured, leave: Callable[[Adapted, Ended], None]
+) -> Iterator[Look]:
     """The looks of the recipe's approach; `auto` is the better of frozen and full, as in a fit.
 
     Under 200 training rows they are those of the folds that may choose, one after the other: a score is the
@@ -162,7 +178,6 @@ def rehearse_trial(shop: Workshop, measured: Measured, handover: Handover) -> It
     number = 0
     for train_rows, validation_rows in splits:
         adapted = adapt(shop, trainable)
-        leave = partial(handover.leave, shop.recipe, shop.environment, adapted)
         looks = rehearse(
             shop.recipe,
             adapted,
@@ -171,7 +186,7 @@ def rehearse_trial(shop: Workshop, measured: Measured, handover: Handover) -> It
             measured=measured,
             trainings=trainings,
             keep_best=asks_best,
-            leave=None if few_rows(shop) else leave,
+            leave=None if few_rows(shop) else partial(leave, adapted),
         )
         for look in looks:
             if look.forecast * trainings > longest:

@@ -1,4 +1,4 @@
-"""A training run that leaves nothing behind: trials are many, and few of them are kept."""
+"""A training run that writes nothing as it goes: trials are many, and few of them come to their end."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from gptailor.models.approach import Adapted, put_weights, weights_of
 from gptailor.models.rows import used_rows_only
@@ -109,7 +111,7 @@ def rehearse(
     keep_best: bool = False,
     leave: Callable[[Ended], None] | None = None,
 ) -> Iterator[Look]:
-    """Trains as `train` does, with the same steps and the same judgement, and writes nothing.
+    """Trains as `train` does, with the same steps and the same judgement, and writes nothing itself.
 
     `trainings` is how many of this length a fit takes, which share its minutes. With `keep_best` the model
     holds its best weights after the last look; with `leave` too, which is told how the training ended.
@@ -118,7 +120,7 @@ def rehearse(
         NonFiniteError: loss or gradient is not a number.
     """
     settings = recipe.train
-    plan, forecast = measured_plan(
+    plan, forecast, memory = measured_plan(
         settings,
         adapted,
         objective,
@@ -127,9 +129,10 @@ def rehearse(
         measured=measured,
         trainings=trainings,
     )
-    choices = {} if leave is None else choices_of(settings, adapted, plan, forecast)
+    choices = {} if leave is None else choices_of(settings, plan, forecast, memory)
     keep_best = keep_best or leave is not None
-    progress, best, number, score = Progress(), {}, 0, -math.inf
+    progress, number, score = Progress(), 0, -math.inf
+    best: dict[str, torch.Tensor] = {}
     lines: list[Mapping[str, Any]] = []
     with _stepping(recipe, adapted, objective, plan) as steps:
         for result in steps:
@@ -142,7 +145,7 @@ def rehearse(
             progress = judge(progress, validation, result.step, plan=plan, settings=settings)
             if progress.best_step == result.step:
                 score = validation.score if validation.compared is None else validation.compared
-                best = weights_of(adapted) if keep_best else {}
+                best = weights_of(adapted, best) if keep_best else {}
             yield Look(
                 number,
                 score,
@@ -177,7 +180,7 @@ def teach(
     """
     settings = recipe.train
     plan = plan_for(settings, adapted, objective, settled.approach)
-    plan, _ = timed_plan(settings, adapted, objective, plan, measured=measured)
+    plan, _, _ = timed_plan(settings, adapted, objective, plan, measured=measured)
     plan = dataclasses.replace(with_rate(settings, plan, settled.learning_rate), steps=steps)
     with _stepping(recipe, adapted, objective, plan) as stepping:
         for _ in stepping:

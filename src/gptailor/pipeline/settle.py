@@ -20,8 +20,9 @@ from gptailor.pipeline.range_test import curve_in_words, propose_rate, range_tes
 from gptailor.recipe import TrainSettings
 from gptailor.report.terminal import bytes_text, duration_text
 
-# By what a step's cost depends on: the micro-batch that fits, and the seconds of a token.
-Measured = dict[tuple[object, ...], tuple[int, float]]
+Memory = tuple[int, int]  # bytes that training takes, and that stay free
+# By what a step's cost depends on: the micro-batch that fits, the seconds of a token, and the memory.
+Measured = dict[tuple[object, ...], tuple[int, float, Memory]]
 
 
 def settle_plan(
@@ -43,7 +44,7 @@ def settle_plan(
     if "micro_batch_size" not in environment:
         if settings.dropout != TrainSettings().dropout and not takes_dropout(adapted.plain.config):
             place.say("this base has no dropout outside attention: train.dropout changes nothing")
-        found, forecast = measured_plan(
+        found, forecast, memory = measured_plan(
             settings,
             adapted,
             objective,
@@ -52,7 +53,7 @@ def settle_plan(
             say=place.say,
             trainings=trainings,
         )
-        environment.update(remember(path, choices_of(settings, adapted, found, forecast)))
+        environment.update(remember(path, choices_of(settings, found, forecast, memory)))
     plan = with_rate(settings, plan, float(environment.get("learning_rate", plan.learning_rate)))
     return dataclasses.replace(
         shortened(plan, int(environment.get("steps", plan.steps))),
@@ -77,9 +78,9 @@ def _still_compiled(environment: dict[str, Any], path: Path, place: TrainingPlac
     return False
 
 
-def choices_of(settings: TrainSettings, adapted: Adapted, plan: Plan, forecast: float) -> dict[str, Any]:
+def choices_of(settings: TrainSettings, plan: Plan, forecast: float, memory: Memory) -> dict[str, Any]:
     """What environment.json keeps of a plan that was measured: it is measured once."""
-    peak, spare = memory_in_training(adapted)
+    peak, spare = memory
     return {
         "micro_batch_size": plan.micro_batch_size,
         "precision": plan.precision,
@@ -103,16 +104,16 @@ def measured_plan(
     say: Callable[[str], None] = lambda _: None,
     measured: Measured | None = None,
     trainings: int = 1,
-) -> tuple[Plan, float]:
-    """The plan with what is tried on this machine, and the seconds its training will take at most.
+) -> tuple[Plan, float, Memory]:
+    """The plan with what is tried on this machine, and what its training will take at most: seconds, memory.
 
     What is in `measured` isn't measured again. `trainings` of this length share the minutes.
     """
     plan = plan_for(settings, adapted, objective, approach)
-    plan, seconds = timed_plan(settings, adapted, objective, plan, measured=measured)
+    plan, seconds, memory = timed_plan(settings, adapted, objective, plan, measured=measured)
     plan = found_plan(settings, adapted, objective, plan, seed=seed, say=say)
     steps = steps_within(settings.minutes, plan, seconds * trainings)
-    return shortened(plan, steps), seconds * steps / plan.steps
+    return shortened(plan, steps), seconds * steps / plan.steps, memory
 
 
 def timed_plan(
@@ -122,20 +123,23 @@ def timed_plan(
     plan: Plan,
     *,
     measured: Measured | None = None,
-) -> tuple[Plan, float]:
-    """The plan with a micro-batch that fits and blocks compiled where that pays; and its seconds at most."""
+) -> tuple[Plan, float, Memory]:
+    """The plan with a micro-batch that fits and blocks compiled where that pays; its seconds at most, and its
+    memory.
+    """
     known: Measured = {} if measured is None else measured
     tokens = plan.steps * plan.batch_size * float(objective.lengths.mean())
     sizes = (trained_bytes(adapted), plan.batch_size, plan.micro_batch_size, plan.precision)
     key = (*sizes, settings.dropout, settings.attention_dropout, settings.gradient_checkpointing)
     if key not in known:
         tried, seconds = measure_plan(adapted, objective, plan)
-        known[key] = tried.micro_batch_size, seconds / tokens
-    micro, seconds_of_token = known[key]
+        known[key] = tried.micro_batch_size, seconds / tokens, memory_in_training(adapted)
+    micro, seconds_of_token, memory = known[key]
     plan, seconds = dataclasses.replace(plan, micro_batch_size=micro), seconds_of_token * tokens
-    return choose_compiled(
+    plan, seconds = choose_compiled(
         adapted, objective, plan, seconds, wanted=settings.compile, minutes=settings.minutes
     )
+    return plan, seconds, memory
 
 
 def found_plan(

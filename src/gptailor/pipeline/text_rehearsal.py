@@ -47,6 +47,7 @@ def rehearse_texts(recipe: Recipe, folder: Path, listener: Listener) -> Rehearsa
     )
 
     measured: Measured = {}
+    handover = Handover(folder)
 
     def train(tried: Recipe, kept: bool) -> Iterator[Look]:
         mine = dataclasses.replace(shop, recipe=tried)
@@ -55,7 +56,11 @@ def rehearse_texts(recipe: Recipe, folder: Path, listener: Listener) -> Rehearsa
             tried, shop.base, shop.text.tokenizer, approach, device=shop.environment["device"]
         )
         objective = objective_of(mine, adapted, place)
-        leave = partial(Handover(folder).leave, tried, shop.environment, adapted) if kept else None
+        leave = (
+            partial(handover.leave, tried, shop.environment, shop.prepared.data_hash, listener.say, adapted)
+            if kept
+            else None
+        )
         return rehearse(tried, adapted, objective, approach=approach.kind, measured=measured, leave=leave)
 
     rehearsal = text_rehearsal(
@@ -86,13 +91,18 @@ def rehearse_language(recipe: Recipe, folder: Path, listener: Listener) -> Rehea
     shop = dataclasses.replace(shop, stores={part: shop.stores[part] for part in seen})
 
     measured: Measured = {}
+    handover = Handover(folder)
 
     def train(tried: Recipe, kept: bool) -> Iterator[Look]:
         mine = dataclasses.replace(shop, recipe=tried)
         approach = choose_text_approach(tried, shop.base)
         adapted = adapt_causal(tried, shop.base, shop.tokenizer, approach, device=shop.environment["device"])
         objective = language_objective(mine, adapted)
-        leave = partial(Handover(folder).leave, tried, shop.environment, adapted) if kept else None
+        leave = (
+            partial(handover.leave, tried, shop.environment, prepared.data_hash, listener.say, adapted)
+            if kept
+            else None
+        )
         return rehearse(tried, adapted, objective, approach=approach.kind, measured=measured, leave=leave)
 
     return text_rehearsal(

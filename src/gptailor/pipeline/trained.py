@@ -68,7 +68,9 @@ def run_trained(
             f"(--approach {settings.kind} runs it anyway)"
         )
         return None
-    place.say(cost_in_words(settings.kind, shop.environment, trainings=trainings))
+    left = trainings - place.has_ended
+    if left:
+        place.say(cost_in_words(settings.kind, shop.environment, trainings=left))
     if few_rows(shop):
         return _refit_on_all(shop, settings, adapted, plan=plan, place=place)
     outcome = train(adapted, objective, plan=plan, settings=shop.recipe.train, place=place)

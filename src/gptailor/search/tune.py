@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,8 +20,8 @@ from gptailor.errors import FolderBusyError, InputError, RecipeError, RunError, 
 from gptailor.launch import catch_signals, in_use, one_writer, write_atomically
 from gptailor.pipeline.finished import REQUEST, SEARCH
 from gptailor.pipeline.fit import fit_recipe, fit_sealed
-from gptailor.pipeline.folder import FILES, as_searched, claim_folder, hash_files, refuse_fitted
-from gptailor.pipeline.handover import Handover
+from gptailor.pipeline.folder import ENVIRONMENT, FILES, as_searched, claim_folder, hash_files, refuse_fitted
+from gptailor.pipeline.handover import TRAININGS, Handover
 from gptailor.pipeline.place import Listener
 from gptailor.pipeline.rehearsal import rehearse_classification
 from gptailor.pipeline.rehearse import Rehearsal
@@ -93,6 +94,7 @@ def tune_recipe(recipe: Recipe, *, overwrite: bool = False, listener: Listener |
             trials = run_trials(search)
         with alone(work, "another process compares the best and fits the winner: waiting for it", listener):
             if (folder / RESULT).exists():
+                Handover(work).clear()  # of a trial that ended since
                 return Tuned(Run(folder), read_result(folder))
             trials = decided_among(trials, work)
             with catch_signals():
@@ -144,6 +146,9 @@ def open_search(recipe: Recipe, work: Path, listener: Listener, *, before: float
         begun = (work / REQUEST).exists()
         if begun:
             refuse_other_request(work, recipe)
+        else:
+            forget_refused(work)
+        Handover(work).sweep()
         assert recipe.task is not None  # settled
         rehearsal = REHEARSALS[recipe.task](recipe, work, listener)
         if recipe.tune.seeds < rehearsal.fewest_repeats:
@@ -177,8 +182,17 @@ def open_search(recipe: Recipe, work: Path, listener: Listener, *, before: float
     return Search(recipe, space, rehearsal, study, listener.say, began, decided, Handover(work).drop)
 
 
+def forget_refused(work: Path) -> None:
+    """Takes away what a start left that was refused, perhaps for other settings than today's."""
+    for name in ("data", TRAININGS):
+        shutil.rmtree(work / name, ignore_errors=True)
+    (work / ENVIRONMENT).unlink(missing_ok=True)
+
+
 def keep_decision(trials: Sequence[Tried], recipe: Recipe, work: Path) -> None:
     """Writes down which trials the winner was chosen among: a later start goes on with them alone."""
+    if (work / DECIDED).exists():
+        return
     ended = [one.number for one in trials if one.state not in ("running", "waiting")]
     told = {"asked": trials_asked(recipe.tune), "trials": ended}
     write_atomically(work / DECIDED, json.dumps(told))
@@ -224,13 +238,14 @@ def fit_winner(recipe: Recipe, final: Final, folder: Path, listener: Listener) -
     own = recipe.model_copy(update={"tune": TuneSettings(), "out": str(work / "own")})
     best = recipe if final.winner is None else final.winner.recipe
     best = best.model_copy(update={"tune": TuneSettings(), "out": str(folder)})
-    rival = None
+    handover, rival = Handover(work), None
+    handover.clear(but=[own, best])  # the fits need the room
     if final.winner is not None and not Run(folder).is_finished:
         listener.say("fitting the recipe's own settings, to compare")
         rival = fit_sealed(own, listener, search=work)
     listener.say("fitting the winner" if final.winner else "fitting the recipe's own settings")
     run = fit_recipe(best, listener=listener, rival=rival, search=work)
-    Handover(work).clear()
+    handover.clear()
     return run
 
 

@@ -97,9 +97,10 @@ def preference_objective(
     def refer(rows: Sequence[TokenizedRow], name: str) -> FloatArray | None:
         if not needed or folder is None:
             return np.zeros((len(rows), 2)) if needed else None
-        return reference_of(adapted, rows, folder / name, precision=precision, stop=stop or StopRequest())
+        path = folder / f"{name}.{precision}.npy"  # trials of a search may differ by it
+        return reference_of(adapted, rows, path, precision=precision, stop=stop or StopRequest())
 
-    train_reference, seen_reference = refer(rows, "train.npy"), refer(looked_at, "validation.npy")
+    train_reference, seen_reference = refer(rows, "train"), refer(looked_at, "validation")
 
     def collated(pairs: Sequence[TokenizedRow], reference: FloatArray | None) -> Batch:
         batch = collate_pairs(pairs)

@@ -17,7 +17,7 @@ from gptailor.pipeline.causal import (
     adapt_causal,
     choose_text_approach,
 )
-from gptailor.pipeline.folder import file_hashes, refuse_other_data
+from gptailor.pipeline.folder import REFERENCE, file_hashes, refuse_other_data
 from gptailor.pipeline.objective import Objective
 from gptailor.pipeline.place import Listener, Trained, TrainingPlace
 from gptailor.pipeline.settle import cost_in_words, settle_plan
@@ -88,7 +88,8 @@ def train_texts(shop: TextShop, place: TrainingPlace) -> TextResult:
     settings = shop.recipe.train
     objective = objective_of(shop, adapted, place)
     plan = settle_plan(settings, shop.environment, adapted, objective, approach.kind, place)
-    place.say(cost_in_words(approach.kind, shop.environment))
+    if not place.has_ended:
+        place.say(cost_in_words(approach.kind, shop.environment))
     trained = train(adapted, objective, plan=plan, settings=settings, place=place)
     validation = row_nats(adapted, shop.tokens.rows["validation"], shop)
     return TextResult(approach, adapted, trained, validation)
@@ -97,9 +98,9 @@ def train_texts(shop: TextShop, place: TrainingPlace) -> TextResult:
 def objective_of(shop: TextShop, adapted: Adapted, place: TrainingPlace) -> Objective:
     """What the task asks of training."""
     if shop.recipe.task == "preference":
-        if shop.recipe.preference.loss != "simpo":
+        folder = place.folder.parent / REFERENCE
+        if shop.recipe.preference.loss != "simpo" and not folder.exists():
             place.say("the base's own likelihood of every answer, once")
-        folder = place.folder.parent / "data" / "reference"
         return preference_objective(shop, adapted, folder, stop=place.stop)
     return answer_objective(shop, adapted)
 

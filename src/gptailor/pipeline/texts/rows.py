@@ -15,6 +15,7 @@ from gptailor.data.read import ReadResult, read_rows
 from gptailor.data.repair import repair
 from gptailor.data.split import join_groups, split_rows, value_groups
 from gptailor.errors import DataError, did_you_mean, number_of
+from gptailor.pipeline.columns import notes_on_unread
 from gptailor.pipeline.folder import hash_files
 from gptailor.pipeline.held_out import doubts_in, near_seed_of, notes_on_groups
 from gptailor.pipeline.leaks import refuse_same_file, take_test_out_of_validation
@@ -128,7 +129,11 @@ def prepare_texts(
     if leaks and not kept:
         refuse_all_held_out(leaks[0], settings)
     leaks += take_test_out_of_validation(held_out, settings, remove_leaks)
-    notes = [*remarks, *idle_in_words(recipe)]
+    unread = []
+    if isinstance(form, CompletionForm):
+        read = [*form.roles.inputs, *form.roles.answer]
+        unread = notes_on_unread(train_file.columns, read, settings.split, slices=slices)
+    notes = [*unread, *remarks, *idle_in_words(recipe)]
     locations = (settings.train, *(getattr(settings, part) for part in held_out))
     for line in (*doubts_in(locations, files), *notes):
         say(line)
