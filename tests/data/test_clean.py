@@ -110,6 +110,7 @@ def test_hostile_text_is_repaired_in_linear_time() -> None:
         "&" * 50_000 + "&#8203;" + "amp;#8203;" * 50_000,
         " nbsp;" * 100_000,
         "a" + "\u0301\u0323" * 200_000,  # marks that have to be put in order
+        "&#" + "0" * 5000 + "38; &#x" + "0" * 5000 + "26;",  # a number of more digits than Python reads
     ):
         start = time.thread_time()
         repair(bad)

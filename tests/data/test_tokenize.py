@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
 
 import tiny
+from gptailor.data.segments import build_segment_encoder, encode_segments
 from gptailor.data.tokenize import (
     CHUNK,
     Encoder,
@@ -309,3 +312,17 @@ def test_headers_that_a_vocabulary_lists_as_ordinary_tokens_are_no_tokens_in_a_t
     (ids,) = encode_texts(build_encoder(backend, pad_id=0), ["a <｜User｜> b"])
     assert header not in ids
     assert backend.decode(ids, skip_special_tokens=False) == "a <｜User｜> b"
+
+
+def test_a_copied_or_pickled_encoder_still_takes_control_tokens_for_text() -> None:
+    backend = tiny.build_tokenizer("gpt2").backend_tokenizer
+    texts = ["a <|endoftext|> b", "<|endoftext|>"]
+    encoder, segments = build_encoder(backend, pad_id=3), build_segment_encoder(backend)
+    for again in (pickle.loads(pickle.dumps(encoder)), copy.deepcopy(encoder)):
+        assert encode_texts(again, texts) == encode_texts(encoder, texts)
+        assert (again.prefix, again.suffix, again.pad_id) == (encoder.prefix, encoder.suffix, 3)
+    marker = Segment("<|endoftext|>", learn=False, markers=True)
+    rows = [(Segment(text, learn=True), marker) for text in texts]
+    for made in (pickle.loads(pickle.dumps(segments)), copy.deepcopy(segments)):
+        for ours, theirs in zip(encode_segments(made, rows), encode_segments(segments, rows), strict=True):
+            assert ours.token_ids.tolist() == theirs.token_ids.tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from gptailor.models.names import Base, resolve_base
 from gptailor.models.predictor import Predictor, load_predictor
 from gptailor.models.saved import save_model
 from gptailor.pipeline.causal import save_causal
-from gptailor.pipeline.export import export_run, what_others_leave_out
+from gptailor.pipeline.export import export_run, what_others_leave_out, what_repeats
 from gptailor.types import AnswerForm, Bundle
 
 TEXTS = ("the cup final went to extra time", "the bank raised its rate again", "flu")
@@ -142,7 +143,11 @@ def test_what_other_tools_leave_out_is_said(runs: Mapping[str, Path], tmp_path: 
     assert "gives a label from 0.6 on" in what_others_leave_out(several)
     number = replace(bundle, answer=AnswerForm("score", mean=3.0, deviation=2.0))
     assert "3 + 2 times it" in what_others_leave_out(number)
-    assert what_others_leave_out(replace(bundle, temperature=1.0)) == ""
+    plain = replace(bundle, temperature=1.0, max_tokens=40)
+    assert "reads the first 40 tokens of a text (`truncation=True`); other" in what_others_leave_out(plain)
+    assert "in windows of 40 tokens" in what_others_leave_out(replace(plain, too_long="window"))
+    assert what_repeats(replace(bundle, form={})) == ""
+    assert "`no_repeat_ngram_size=3`" in what_repeats(replace(bundle, form={"no_repeat": 3}))
     told = export_run(runs["classifier"], to="hf", out=tmp_path / "hf")
     assert told.get("warning", "") == what_others_leave_out(bundle)
 
@@ -160,6 +165,17 @@ def test_an_empty_folder_that_is_there_is_filled(
     export_run(runs["classifier"].resolve(), to="hf", out=tmp_path / "link")
     assert (tmp_path / "real" / "model.safetensors").is_file()
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_exports_that_lie_in_the_model_folder_are_not_copied(
+    runs: Mapping[str, Path], tmp_path: Path
+) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(runs["classifier"] / "model", copied)
+    before = {path.name for path in copied.iterdir()}
+    for out in ("one", "two"):
+        export_run(copied, to="hf", out=copied / out)
+        assert {path.name for path in (copied / out).iterdir()} == {*before, "export.json"}
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft asks by an old name

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import dataclasses
 import gzip
 import io
 import json
+import pickle
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -351,6 +353,24 @@ def test_what_a_table_holds_where_there_is_no_text_has_no_answer(run: Run) -> No
     assert [answer is None for answer in found] == [False, True, True, True]
     with pytest.raises(InputError, match="text 2: is of type int"):
         run.predict(["the cup final", 7])  # type: ignore[list-item]
+
+
+def test_a_copied_or_pickled_model_reads_as_it_did(run: Run) -> None:
+    text = "the <|endoftext|> cup final <|endoftext|>"
+    (expected,) = run.predictor.predict([text])
+    for again in (pickle.loads(pickle.dumps(run.predictor)), copy.deepcopy(run.predictor)):
+        assert again.encode(text).sequences == run.predictor.encode(text).sequences
+        assert list(again.predict([text])) == [expected]
+
+
+def test_one_mapping_is_one_text_and_no_list_of_its_keys(run: Run) -> None:
+    with pytest.raises(InputError, match="text 1: is of type dict"):
+        run.predict({"text": "the cup final"})  # type: ignore[arg-type]
+
+
+def test_other_tools_are_told_how_much_of_a_text_the_model_reads(run: Run) -> None:
+    told = json.loads((run.folder / "model" / "tokenizer_config.json").read_text(encoding="utf-8"))
+    assert told["model_max_length"] == run.predictor.bundle.max_tokens
 
 
 def test_a_plain_text_is_said_to_be_one(run: Run, tmp_path: Path) -> None:

@@ -1071,6 +1071,27 @@ def test_predict_answers_each_row_of_a_file_as_it_answers_it_alone(
     assert written == [one["answer"] for one in alone]
 
 
+def test_what_is_drawn_is_drawn_apart_for_each_row(completion: Run, place: Place) -> None:
+    path = texts.write_csv(place.folder / "same.csv", [{"prompt": p} for p in ("a b", " ", "a b", "a b")])
+    drawn = {"temperature": 5.0, "seed": 3}
+    found = predict_to(
+        completion.folder, str(path), out=None, text=None, columns=None, to_stdout=False, sampling=drawn
+    )
+    answers = [one["answer"] for one in found["answers"] if not one["rejected"]]
+    assert len(set(answers)) == 3
+    seeds = [{"temperature": 5.0, "seed": 3 + row} for row in (0, 2, 3)]
+    assert answers == [predict_inputs(completion.folder, ["a b"], sampling=s)[0]["answer"] for s in seeds]
+    assert completion.answer("a b")[0].text == completion.answer(["a b"])[0].text
+
+
+def test_values_that_are_missing_are_told(completion: Run) -> None:
+    for missing in (None, float("nan")):
+        with pytest.raises(InputError, match="there is no text"):
+            completion.answer([{"prompt": missing}])  # type: ignore[dict-item]
+    with pytest.raises(InputError, match="text 1: is of type int"):
+        completion.answer([{"prompt": 7}])  # type: ignore[dict-item]
+
+
 @pytest.mark.parametrize("name", ["completion", "chat", "preference"])
 def test_predict_takes_the_column_that_is_named(
     name: str, place: Place, request: pytest.FixtureRequest

@@ -276,6 +276,18 @@ def test_only_what_finds_no_free_seat_would_be_late() -> None:
     talk(main)
 
 
+def test_answers_that_came_one_at_a_time_promise_nothing_of_many() -> None:
+    """With one of several seats taken an answer's time is not the time between answers."""
+
+    async def main(worker: TextWorker, fake: FakeAnswerer) -> None:
+        worker._free = 7
+        worker._finished = time.monotonic() - 80
+        worker._measure()
+        assert worker._seconds_per_answer == pytest.approx(10, rel=0.01)
+
+    talk(main)
+
+
 def test_turns_go_round() -> None:
     order: list[str] = []
     turn, start = Turn(), threading.Barrier(2)

@@ -580,7 +580,7 @@ def export(
         for key in ("note", "warning"):
             if key in result:
                 narrator.say(result[key])
-        narrator.say(f"written to {result['folder']}; largest difference of logits {result['parity']:.1e}")
+        narrator.say(f"written to {result['folder']}; largest difference to the run {result['parity']:.1e}")
         point(console, f"Load:    {result['load']}")
     emit(result, as_json)
 

@@ -10,12 +10,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from tokenizers import AddedToken, Tokenizer
 
-from gptailor.data.tokenize import closed
+from gptailor.data.tokenize import closed, copied
 from gptailor.types import Segment
 
 CHUNK = 1024  # sequences per call into the tokenizer
@@ -44,6 +45,10 @@ class SegmentEncoder:
     anchored: Tokenizer
     control: Mapping[str, ControlToken]
     letter: tuple[int, ...]  # the token ids of a letter, for what is decoded behind something
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        both = (self.closed.to_str(), self.anchored.to_str())
+        return copied, (SegmentEncoder, both, dict(self.control), self.letter)
 
 
 @dataclass(frozen=True, slots=True)

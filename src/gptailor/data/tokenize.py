@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -44,6 +44,19 @@ class Encoder:
     @property
     def overhead(self) -> int:
         return len(self.prefix) + len(self.suffix)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return copied, (Encoder, (self.backend.to_str(),), self.prefix, self.suffix, self.pad_id)
+
+
+def copied(make: Callable[..., Any], closed_ones: Sequence[str], *others: Any) -> Any:
+    """What holds closed tokenizers, from a pickle: they don't pickle that they are closed."""
+    from tokenizers import Tokenizer
+
+    backends = [Tokenizer.from_str(state) for state in closed_ones]
+    for backend in backends:
+        backend.encode_special_tokens = True
+    return make(*backends, *others)
 
 
 def closed(backend: Tokenizer) -> tuple[Tokenizer, list[dict[str, Any]]]:

@@ -226,6 +226,10 @@ class Answerer:
             pad=self.pad,
         )
 
+    def shown(self, answer: Generated) -> str:
+        """An answer as a person reads it; of a text that goes on, the blank it begins with is a part."""
+        return answer.text if self.task == "language" else answer.text.strip()
+
     def decoder(self) -> Decoder:
         """A decoder of its own, for requests that come and go."""
         return Decoder(self.model, decode=self.decode, end=self.end_ids, pad=self.pad, context=self.context)

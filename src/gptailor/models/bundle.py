@@ -49,7 +49,7 @@ def read_bundle(folder: Path) -> Bundle:
             where=str(folder),
             fix="Give a run folder made by `gptailor fit`, or finish the run by fitting again.",
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(
             f"can't be read: {error}", where=str(path), fix="The file is damaged; fit again."
         ) from None

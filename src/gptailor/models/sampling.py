@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy as np
 from gptailor.errors import InputError, NonFiniteError
 from gptailor.types import FloatArray
 
+LONGEST_STOP = 500  # characters: each is looked for after every token
 _UNSIGNED = (1 << 64) - 1  # as a mask: of a negative number, its 64 bits
 
 
@@ -63,6 +64,8 @@ class Sampling:
         stop: Any = (self.stop,) if isinstance(self.stop, str) else self.stop
         if not isinstance(stop, list | tuple) or not all(isinstance(text, str) and text for text in stop):
             raise _refusal("stop", self.stop, "a text or several, none of them empty")
+        if any(len(text) > LONGEST_STOP for text in stop):
+            raise _refusal("stop", f"{stop[0][:20]}...", f"texts of at most {LONGEST_STOP} characters")
         object.__setattr__(self, "stop", tuple(stop))
         if self.num_beams > 1 and self.temperature > 0:
             raise InputError(
@@ -76,6 +79,13 @@ class Sampling:
                 where="num_beams",
                 fix="Set no_repeat to 0, or num_beams to 1.",
             )
+
+
+def drawn_apart(sampling: Sampling, place: int) -> Sampling:
+    """How the answer at a place among several is drawn: with a seed of its own, or all would be one draw."""
+    if sampling.temperature == 0 or not place:
+        return sampling
+    return replace(sampling, seed=(sampling.seed + place) % _UNSIGNED)
 
 
 # field, kind, lowest, highest, in words

@@ -22,8 +22,17 @@ from gptailor.types import FloatArray
 PARITY_TOLERANCE = 1e-3
 
 
-def save_model(folder: Path, *, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Writes weights, configuration and tokenizer beside the folder, then swaps it in by renaming."""
+def save_model(
+    folder: Path,
+    *,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    max_tokens: int | None = None,
+) -> None:
+    """Writes weights, configuration and tokenizer beside the folder, then swaps it in by renaming.
+
+    `max_tokens`: how much of a text a classifier reads, where that is less than it could.
+    """
     partial = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     config: Any = model.config
@@ -31,7 +40,7 @@ def save_model(folder: Path, *, model: PreTrainedModel, tokenizer: PreTrainedTok
     model.save_pretrained(partial)
     config.use_cache = False
     tokenizer.save_pretrained(partial)
-    _limit_length(partial, config)
+    _limit_length(partial, config, max_tokens)
     for path in (*partial.iterdir(), partial):
         sync(path)
     if folder.exists():
@@ -110,13 +119,13 @@ def replay_nats(folder: Path, probes: Sequence[Mapping[str, Any]]) -> float:
     return within_tolerance(difference, "the saved model's log-probabilities", where=folder)
 
 
-def _limit_length(folder: Path, config: Any) -> None:
-    """Keeps other tools from feeding more than the model can read."""
+def _limit_length(folder: Path, config: Any, max_tokens: int | None) -> None:
+    """Keeps other tools from feeding more than the model can read, or than it learned to."""
     path = folder / "tokenizer_config.json"
     values = json.loads(path.read_text(encoding="utf-8"))
-    context = int(getattr(config, "max_position_embeddings", 0) or 0)
-    if context:
-        values["model_max_length"] = min(context, int(values.get("model_max_length") or context))
+    limits = [getattr(config, "max_position_embeddings", 0), values.get("model_max_length"), max_tokens]
+    if known := [int(limit) for limit in limits if limit]:
+        values["model_max_length"] = min(known)
     values["split_special_tokens"] = True
     if values.get("tokenizer_class") == "TokenizersBackend":  # the name that older releases know, too
         values["tokenizer_class"] = "PreTrainedTokenizerFast"

@@ -45,7 +45,8 @@ def predict_inputs(
         found = list(zip(texts, opened.answer(texts, chosen), strict=True))
         if opened.task == "language":
             return [{"text": text, "continuation": answer.text} for text, answer in found]
-        return [{"text": text, **_written_fields(answer)} for text, answer in found]
+        shown = opened.answerer.shown
+        return [{"text": text, **_written_fields(answer, shown(answer))} for text, answer in found]
     answers = opened.predict(texts)
     empty = [place for place, answer in enumerate(answers, 1) if answer is None]
     if empty:
@@ -102,7 +103,8 @@ def predict_to(
         if writes:
             chosen = _sampling(opened.answerer.usual, sampling)
             for row, given, written in opened.answer_file(location, sampling=chosen, **asked):
-                yield row, describe_written(row, given, written), written is not None
+                shown = "" if written is None else opened.answerer.shown(written)
+                yield row, describe_written(row, given, written, shown), written is not None
         elif rank:
             for one in rank_file(opened, location, **asked):
                 told = {**describe_row(one.row, one.text, one.answer), "doubt": one.doubt}
@@ -169,17 +171,19 @@ def describe_row(row: RawExample | RejectedRow, text: str, answer: Answer | None
     return {**told, "label": None, "probability": None, "rejected": reason}
 
 
-def describe_written(row: RawExample | RejectedRow, prompt: str, answer: Generated | None) -> dict[str, Any]:
+def describe_written(
+    row: RawExample | RejectedRow, prompt: str, answer: Generated | None, shown: str
+) -> dict[str, Any]:
     """One output row of a run that writes."""
     told = {"source": row.source, "row": row.row, "prompt": prompt}
     if answer is not None:
-        return {**told, **_written_fields(answer), "rejected": ""}
+        return {**told, **_written_fields(answer, shown), "rejected": ""}
     reason = row.detail if isinstance(row, RejectedRow) else "no prompt"
     return {**told, "answer": "", "ended": "", "tokens": "", "rejected": reason}
 
 
-def _written_fields(answer: Generated) -> dict[str, Any]:
-    return {"answer": answer.text.strip(), "ended": answer.finished, "tokens": len(answer.token_ids)}
+def _written_fields(answer: Generated, shown: str) -> dict[str, Any]:
+    return {"answer": shown, "ended": answer.finished, "tokens": len(answer.token_ids)}
 
 
 def _sampling(usual: Sampling, wanted: Mapping[str, Any] | None) -> Sampling:

@@ -86,7 +86,7 @@ def export_run(run: Path, *, to: str, out: Path | None, precision: str | None = 
         told = FORMATS[to](_Job(run, bundle, partial, chosen))
         if bundle.task != "classification" and (partial / "tokenizer.json").exists():
             begin = begin_token(load_tokenizer(Base(str(run), partial, "", "folder")), bundle)
-            warnings = [add_only(partial, begin)]
+            warnings = [add_only(partial, begin), what_repeats(bundle)]
             if bundle.task in ("chat", "preference"):
                 warnings.append(read_markers(partial))
             told |= {"warning": "; ".join(filter(None, warnings))} if any(warnings) else {}
@@ -111,7 +111,25 @@ def what_others_leave_out(bundle: Bundle) -> str:
     steps = [f"divides the logits by {temperature:.4g} before it takes probabilities"] * (temperature != 1)
     if form.kind == "multiple" and form.cutoff != 0.5:
         steps.append(f"gives a label from {form.cutoff:.3g} on")
-    return f"this run {' and '.join(steps)}; other tools don't" if steps else ""
+    ways = {
+        "window": f"reads longer texts in windows of {bundle.max_tokens} tokens",
+        "cut": f"reads the first {bundle.max_tokens} tokens of a text (`truncation=True`)",
+    }
+    steps += [ways[bundle.too_long]] if bundle.too_long in ways else []
+    *most, last = steps or [""]
+    told = f"{', '.join(most)} and {last}" if most else last
+    return f"this run {told}; other tools don't" if told else ""
+
+
+def what_repeats(bundle: Bundle) -> str:
+    """That this run's answers don't repeat themselves where other tools' may; empty where they may here."""
+    count = bundle.form.get("no_repeat")
+    if not count:
+        return ""
+    return (
+        f"this run writes no {count} tokens twice in an answer; `no_repeat_ngram_size={count}` comes near "
+        "(it counts the prompt, too)"
+    )
 
 
 def _put_in_place(made: Path, folder: Path) -> None:
@@ -164,9 +182,16 @@ def _choose_precision(wanted: str | None, to: str) -> Precision:
 
 def _write_folder(job: _Job) -> dict[str, Any]:
     """A plain transformers folder: what `model/` is already."""
-    shutil.copytree(job.bundle.path, job.folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("export"))
+    _copy_model(job)
     load = load_saved_classifier if job.bundle.task == "classification" else load_saved_language_model
     return {"parity": _compare(load(job.folder), job)}
+
+
+def _copy_model(job: _Job, *leaving_out: str) -> None:
+    """The model folder's files; exports that lie in it, this one among them, are none of its own."""
+    others = [path.parent.name for path in job.bundle.path.glob("*/export.json")]
+    patterns = shutil.ignore_patterns("export", ".*", *others, *leaving_out)
+    shutil.copytree(job.bundle.path, job.folder, dirs_exist_ok=True, ignore=patterns)
 
 
 def _write_merged(job: _Job) -> dict[str, Any]:
@@ -209,8 +234,7 @@ def _write_adapter(job: _Job) -> dict[str, Any]:
 
 def _write_onnx(job: _Job) -> dict[str, Any]:
     """The graph, and beside it what is needed around it: tokenizer, label names, how texts are cleaned."""
-    weights = shutil.ignore_patterns("export", "*.safetensors", "*.safetensors.index.json")
-    shutil.copytree(job.bundle.path, job.folder, dirs_exist_ok=True, ignore=weights)
+    _copy_model(job, "*.safetensors", "*.safetensors.index.json")
     return write_onnx(job.bundle, job.folder / "model.onnx")
 
 

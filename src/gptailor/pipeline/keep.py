@@ -35,7 +35,7 @@ def keep(folder: Path, shop: Workshop, chosen: Candidate) -> tuple[Bundle, Predi
     """Saves the model, proves that what was saved is what was trained, and seals the bundle."""
     path = folder / "model"
     rows = shop.tokens.rows["validation"][:PARITY_ROWS]
-    save_model(path, model=chosen.model, tokenizer=shop.tokenizer)
+    save_model(path, model=chosen.model, tokenizer=shop.tokenizer, max_tokens=shop.tokens.max_tokens)
     if chosen.adapter is not None:
         save_adapter(folder / "adapter", chosen.adapter, shop.base)
     logits = classify_rows(adapt_full(chosen.model), rows, pad_id=shop.encoder.pad_id)

@@ -88,7 +88,7 @@ def evaluate_labels(
             {
                 "text": joined(row, roles.text),
                 "label": row.fields.get(roles.label or "", ""),
-                "group": row.fields.get(group, ""),
+                "group": row.fields.get(group, "") if group else "",
                 **slice_fields(row, slices),
             },
             row.source,

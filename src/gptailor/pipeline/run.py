@@ -17,7 +17,7 @@ from gptailor.models.answerer import Answerer, load_answerer
 from gptailor.models.bundle import find_model_folder, read_bundle
 from gptailor.models.decode import Generated
 from gptailor.models.predictor import CHUNK, Answer, Predictor, load_predictor
-from gptailor.models.sampling import Sampling
+from gptailor.models.sampling import Sampling, drawn_apart
 from gptailor.models.writer import Writer, open_writer
 from gptailor.pipeline.columns import joined, refuse_unknown_kept
 from gptailor.pipeline.finished import read_report
@@ -106,29 +106,32 @@ class Run:
         Raises:
             InputError: something isn't text; see `answer` for runs that write.
         """
-        texts = [texts] if isinstance(texts, str) else texts
+        texts = [texts] if isinstance(texts, str | Mapping) else texts
         if self.task == "classification":
             return list(self.predictor.predict(map(_text_in, itertools.count(1), texts)))
-        return [one.text.strip() for one in self.answer(texts)]
+        return [self.answerer.shown(one) for one in self.answer(texts)]
 
     def answer(
         self, texts: Iterable[str | Mapping[str, str]], sampling: Sampling | None = None
     ) -> list[Generated]:
         """What is written for each text, with its token ids, log-probabilities, and why it ended.
 
-        Where the prompt is made of several columns, a mapping gives their values by name.
+        Where the prompt is made of several columns, a mapping gives their values by name. What is drawn is
+        drawn with the next seed for each.
 
         Raises:
             InputError: a text is empty, or isn't text, or the prompt is made of several columns.
             ModelError: the run is a classifier.
         """
+        texts = [texts] if isinstance(texts, str | Mapping) else texts
         fed = [
-            self.answerer.feed_values(one)
+            self.answerer.feed_values({name: _text_in(place, value) for name, value in one.items()})
             if isinstance(one, Mapping)
             else self.answerer.feed_text(_text_in(place, one))
             for place, one in enumerate(texts, 1)
         ]
-        return self.answerer.answer(fed, sampling)
+        usual = sampling or self.answerer.usual
+        return self.answerer.answer(fed, [drawn_apart(usual, place) for place in range(len(fed))])
 
     def answer_file(
         self,

@@ -34,6 +34,8 @@ from gptailor.serve.texts import chat_completions, completions
 from gptailor.serve.writing import ServableAnswerer
 from gptailor.types import FloatArray
 
+LARGE = 4096  # probabilities of one answer: writing more takes so long that it is done beside the others
+
 
 class ErrorDetail(BaseModel):
     """What went wrong: a sentence, its kind, and a word for programs."""
@@ -95,9 +97,12 @@ async def classify(request: Request) -> Response:
             encoded, deadline_seconds=end - time.monotonic(), request_id=request.state.request_id
         )
         probabilities = await unless_left(request, work)
-    return json_response(
-        _answer(batcher.predictor, encoded, probabilities, request_id=request.state.request_id)
-    )
+    request_id = request.state.request_id
+
+    def answer() -> Response:
+        return json_response(_answer(batcher.predictor, encoded, probabilities, request_id=request_id))
+
+    return await anyio.to_thread.run_sync(answer) if probabilities.size > LARGE else answer()
 
 
 def _answer(

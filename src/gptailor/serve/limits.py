@@ -107,7 +107,7 @@ class Gate:
         try:
             await self._pass(scope, receive, answer)
         except (ClientLeft, ClientDisconnect):
-            pass
+            status = CLIENT_LEFT  # whatever its stream began with
         except (Exception, asyncio.CancelledError) as error:
             if status != CLIENT_LEFT:
                 raise  # half an answer is out; only closing the connection can tell

@@ -58,7 +58,8 @@ class _Written(Response):
                 while teller.missing:
                     for place, event in await ticket.take():
                         teller.add(place, event)
-        await json_response(teller.whole())(scope, receive, send)
+        response = await anyio.to_thread.run_sync(lambda: json_response(teller.whole()))
+        await response(scope, receive, send)
 
     @asynccontextmanager
     async def _ticket(self, asked: Asked, seconds: float) -> AsyncIterator[Ticket]:

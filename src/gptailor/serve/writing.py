@@ -289,6 +289,8 @@ class TextWorker:
     def _measure(self) -> None:
         now = time.monotonic()
         seconds, self._finished = now - self._finished, now
+        writing = max(1, self.items - self.waiting)
+        seconds *= writing / (writing + self._free)  # with all seats taken they would come so much faster
         known = self._seconds_per_answer or seconds
         self._seconds_per_answer = 0.9 * known + 0.1 * seconds
 

@@ -23,7 +23,7 @@ from gptailor.models.answerer import Answerer
 from gptailor.models.approach import adapt_full
 from gptailor.models.decode import Generated
 from gptailor.models.load import load_trainable_language_model
-from gptailor.models.sampling import Sampling
+from gptailor.models.sampling import Sampling, drawn_apart
 from gptailor.pipeline.columns import joined, refuse_unknown_kept
 from gptailor.pipeline.folder import base_of
 from gptailor.pipeline.held_out import noted
@@ -71,6 +71,7 @@ def answer_file(
     """
     rows = iterate_rows(location, columns=columns, say=say)
     ask: Ask | None = None
+    before = 0  # rows
     while held := list(itertools.islice(rows, CHUNK)):
         readable = [row for row in held if not isinstance(row, RejectedRow)]
         if ask is None and readable:
@@ -78,8 +79,10 @@ def answer_file(
             ask = _asker(answerer, readable, text, where=location)
         fed = iter([ask(row) for row in readable] if ask is not None else ())
         asked = [row if isinstance(row, RejectedRow) else next(fed) for row in held]
+        places = [place for place, one in enumerate(asked, before) if not isinstance(one, RejectedRow)]
         prompts = [one for one in asked if not isinstance(one, RejectedRow)]
-        answers = iter(answerer.answer(prompts, sampling))
+        answers = iter(answerer.answer(prompts, [drawn_apart(sampling, place) for place in places]))
+        before += len(held)
         for row, ids in zip(held, asked, strict=True):
             if isinstance(ids, RejectedRow):
                 yield replace(ids, fields=row.fields), "", None
@@ -114,7 +117,7 @@ def evaluate_texts(
     rows = [
         replace(
             row,
-            together=raw.fields.get(group, ""),
+            together=raw.fields.get(group, "") if group else "",
             slices=tuple((column, raw.fields.get(column, "")) for column in slices),
         )
         for raw, row in zip(file.rows, found, strict=True)
@@ -185,7 +188,7 @@ def evaluate_preferences(
     group = str(state.get("group") or "")  # the column that training kept together
     read_rows = ((raw, form.read(raw)) for raw in file.rows)
     rows = [
-        replace(row, together=raw.fields.get(group, ""))
+        replace(row, together=raw.fields.get(group, "") if group else "")
         for raw, row in read_rows
         if not isinstance(row, RejectedRow)
     ]
