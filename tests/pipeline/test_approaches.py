@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 import gptailor
 import tiny
+from gptailor.models.bundle import read_bundle
 from gptailor.pipeline import training
 from gptailor.pipeline.fit import fit_recipe
 from gptailor.pipeline.place import Listener
@@ -150,10 +151,12 @@ def test_a_fit_finishes_and_its_model_loads_and_answers_the_same_anywhere(
 
 
 @each_family
-def test_a_saved_tokenizer_lets_no_tool_feed_more_than_the_model_reads(family: str, fit: Fit) -> None:
-    model, tokenizer = load_anywhere(fit(family, "full").run.folder / "model")
+def test_a_saved_tokenizer_lets_no_tool_feed_more_than_the_run_reads(family: str, fit: Fit) -> None:
+    folder = fit(family, "full").run.folder / "model"
+    model, tokenizer = load_anywhere(folder)
     batch = tokenizer(["the bank " * 200], truncation=True, return_tensors="pt")
-    assert batch.input_ids.shape == (1, 64)
+    assert batch.input_ids.shape == (1, read_bundle(folder).max_tokens)
+    assert batch.input_ids.shape[1] < 64, "the model's own limit says nothing of the run's"
     with torch.no_grad():
         assert torch.isfinite(model(**batch).logits).all()
 

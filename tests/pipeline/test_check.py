@@ -15,7 +15,7 @@ from rich.console import Console
 import gptailor
 import tiny
 from gptailor.errors import DataError, GptailorError
-from gptailor.pipeline import forecast, settle, trackers
+from gptailor.pipeline import settle, trackers
 from gptailor.pipeline.check import check_recipe
 from gptailor.pipeline.fit import fit_recipe, open_workshop
 from gptailor.pipeline.forecast import forecast_fit
@@ -231,7 +231,6 @@ def test_check_and_fit_expect_the_same(
     """A training is said to take 10 seconds; few rows take six of them, more rows a second one."""
     monkeypatch.setattr(settle, "measure_plan", lambda _adapted, _objective, plan: (plan, 10.0))
     monkeypatch.setattr(settle, "memory_in_training", lambda _: (3 * 10**9, 5 * 10**9))
-    monkeypatch.setattr(forecast, "memory_in_training", lambda _: (3 * 10**9, 5 * 10**9))
     news = str(tiny.write_news(tmp_path / "news.csv", rows=rows))
     recipe = recipe_for(base, news, approach="full", train={"length": "2 steps"}, out=str(tmp_path / "run"))
     shown: list[CheckReport] = []
