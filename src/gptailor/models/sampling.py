@@ -85,7 +85,7 @@ def drawn_apart(sampling: Sampling, place: int) -> Sampling:
     """How the answer at a place among several is drawn: with a seed of its own, or all would be one draw."""
     if sampling.temperature == 0 or not place:
         return sampling
-    return replace(sampling, seed=(sampling.seed + place) % _UNSIGNED)
+    return replace(sampling, seed=(sampling.seed + place) & _UNSIGNED)
 
 
 # field, kind, lowest, highest, in words

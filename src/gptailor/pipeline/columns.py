@@ -61,6 +61,11 @@ def refuse_unknown_kept(
     refuse_unknown(wanted, columns, purpose="keep", flag="--keep ", where=where)
 
 
+def value_of(row: RawExample, column: str | None) -> str:
+    """A row's value of a column; "" where none is asked for, or it has none."""
+    return "" if column is None else row.fields.get(column, "")
+
+
 def parts_of(text: str, columns: Sequence[str]) -> list[str]:
     """The column or columns that a text is made of: `a+b` is two, unless one has that name."""
     return [text] if text in columns else text.split("+")

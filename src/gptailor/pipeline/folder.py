@@ -28,6 +28,7 @@ from gptailor.types import Bundle
 
 DESKTOP = (".DS_Store", "Thumbs.db", "desktop.ini")  # what file managers leave anywhere
 CHECKPOINTS, ENVIRONMENT = "checkpoints", "environment.json"
+LOG = "metrics.jsonl"  # a line per step and per validation
 REFERENCE = "data/reference"  # what the base gave the answers of preferences
 DATA_HASH = "data_hash"
 TAUGHT = "data/taught.npz"  # hashes of the texts that taught the run
@@ -116,7 +117,7 @@ def next_to(run: Path, asked: Recipe, *, search: bool = False) -> Path:
 def _fit_begun(folder: Path, asked: Recipe) -> bool:
     if not (folder / REQUEST).exists() or (folder / REPORT).exists() or (folder / SEARCH).exists():
         return False
-    return not differences(_as_fitted(read_request(folder)), _as_fitted(asked))
+    return not differences(as_fitted(read_request(folder)), as_fitted(asked))
 
 
 def _search_begun(folder: Path, asked: Recipe) -> bool:
@@ -150,7 +151,7 @@ def open_for_fit(folder: Path, recipe: Recipe, say: Callable[[str], None] = lamb
     if not (folder / REQUEST).exists():
         write_atomically(folder / REQUEST, dump_recipe(recipe))
         return False
-    differing = differences(_as_fitted(read_request(folder)), _as_fitted(recipe))
+    differing = differences(as_fitted(read_request(folder)), as_fitted(recipe))
     anew = not holds_work(folder) and (bool(differing) or _began_with_other_data(folder, recipe))
     if anew:
         if not differing:
@@ -159,7 +160,7 @@ def open_for_fit(folder: Path, recipe: Recipe, say: Callable[[str], None] = lamb
             ENVIRONMENT,
             "data/summary.json",
             TAUGHT,
-            "metrics.jsonl",
+            LOG,
             "trackers.json",
         ):
             (folder / name).unlink(missing_ok=True)
@@ -207,7 +208,7 @@ def _refuse_foreign(folder: Path) -> None:
         )
 
 
-def _as_fitted(recipe: Recipe) -> Recipe:
+def as_fitted(recipe: Recipe) -> Recipe:
     """The recipe without what a fit doesn't read."""
     return recipe.model_copy(update={"tune": TuneSettings()})
 

@@ -17,9 +17,17 @@ import psutil
 from gptailor.cache import content_key
 from gptailor.errors import CheckpointError
 from gptailor.models.approach import Adapted
-from gptailor.pipeline.folder import CHECKPOINTS, DATA_HASH, ENVIRONMENT, REFERENCE, holds_work
-from gptailor.pipeline.place import LOG, Progress
-from gptailor.recipe import Recipe, TuneSettings, identity_of
+from gptailor.pipeline.folder import (
+    CHECKPOINTS,
+    DATA_HASH,
+    ENVIRONMENT,
+    LOG,
+    REFERENCE,
+    as_fitted,
+    holds_work,
+)
+from gptailor.pipeline.place import Progress
+from gptailor.recipe import Recipe, identity_of
 from gptailor.train.checkpoint import clear_errors, save_checkpoint
 
 TRAININGS = "trainings"  # in the folder of a search
@@ -79,11 +87,7 @@ class Handover:
             step=progress.best_step,
             model=adapted.trained,
             optimizer=None,
-            state={
-                "progress": dataclasses.asdict(progress),
-                "score": progress.score,
-                "best_step": progress.best_step,
-            },
+            state=progress.state,
             environment=environment,
         )
 
@@ -134,8 +138,7 @@ class Handover:
 
 def key_of(recipe: Recipe) -> str:
     """The same for recipes that train the same; where the run lies and what was searched don't matter."""
-    fitted = recipe.model_copy(update={"tune": TuneSettings(), "out": None})
-    return content_key(identity_of(fitted))[:16]
+    return content_key(identity_of(as_fitted(recipe)))[:16]
 
 
 def _discard(folder: Path) -> None:

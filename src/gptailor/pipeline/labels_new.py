@@ -19,7 +19,7 @@ from gptailor.errors import DataError
 from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.resampling import Resampling
 from gptailor.models.predictor import Predictor
-from gptailor.pipeline.columns import joined
+from gptailor.pipeline.columns import joined, value_of
 from gptailor.pipeline.held_out import drawn_together, near_seed_of, noted, why_rare
 from gptailor.pipeline.kinds import kind_of
 from gptailor.pipeline.labels import read_labels, without_labels
@@ -82,13 +82,13 @@ def evaluate_labels(
     file = read_rows(location, columns=columns)
     roles = _roles_of(file.columns, file.rows, remembered, text=text, label=label)
     refuse_unknown_slices(slices, file.columns, file=location)
-    group = recipe.data.split.group or ""
+    group = recipe.data.split.group or None
     rows: Sequence[RawExample] = [
         RawExample(
             {
                 "text": joined(row, roles.text),
                 "label": row.fields.get(roles.label or "", ""),
-                "group": row.fields.get(group, "") if group else "",
+                "group": value_of(row, group),
                 **slice_fields(row, slices),
             },
             row.source,

@@ -44,7 +44,7 @@ from gptailor.pipeline.folder import base_revision_of, file_hashes, refuse_other
 from gptailor.pipeline.language_story import finish_language, seal
 from gptailor.pipeline.objective import Objective, Validation
 from gptailor.pipeline.place import Listener, Trained, TrainingPlace
-from gptailor.pipeline.settle import cost_in_words, settle_plan
+from gptailor.pipeline.settle import settle_plan, tell_cost
 from gptailor.pipeline.task import refuse_frozen
 from gptailor.pipeline.taught import is_written, keep_taught, taught_before
 from gptailor.pipeline.training import train
@@ -241,8 +241,7 @@ def train_language(shop: LanguageShop, samples: list[Sample], place: TrainingPla
     if not isinstance(approach, ScratchApproach):
         samples = [replace(s, before=continue_sample(shop, adapted.plain, s.prompt_ids)) for s in samples]
     plan = settle_plan(shop.recipe.train, shop.environment, adapted, objective, approach.kind, place)
-    if not place.has_ended:
-        place.say(cost_in_words(approach.kind, shop.environment))
+    tell_cost(place, approach.kind, shop.environment)
     trained = train(adapted, objective, plan=plan, settings=shop.recipe.train, place=place)
     samples = [replace(s, after=continue_sample(shop, adapted.plain, s.prompt_ids)) for s in samples]
     validation = nats_on(shop, adapted, "validation")

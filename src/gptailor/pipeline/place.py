@@ -15,7 +15,7 @@ import torch
 
 from gptailor.errors import RunError
 from gptailor.launch import StopRequest
-from gptailor.pipeline.folder import CHECKPOINTS
+from gptailor.pipeline.folder import CHECKPOINTS, LOG
 from gptailor.train.checkpoint import (
     clear_errors,
     forget_after,
@@ -27,8 +27,6 @@ from gptailor.train.checkpoint import (
     save_checkpoint,
 )
 from gptailor.types import StepResult
-
-LOG = "metrics.jsonl"  # a line per step and per validation
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +50,11 @@ class Progress:
     stale: int = 0  # validations without gain
     stopped: str = ""
     log_bytes: int = 0
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """As it stands in a checkpoint."""
+        return {"progress": dataclasses.asdict(self), "score": self.score, "best_step": self.best_step}
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +158,7 @@ class TrainingPlace:
             step=step,
             model=model,
             optimizer=optimizer,
-            state={
-                "progress": dataclasses.asdict(progress),
-                "score": progress.score,
-                "best_step": progress.best_step,
-            },
+            state=progress.state,
             environment=self.environment,
         )
         prune(self.folder, keep={progress.best_step, step})

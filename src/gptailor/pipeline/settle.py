@@ -161,6 +161,13 @@ def found_plan(
     return plan if rate is None else with_rate(settings, plan, rate)
 
 
+def tell_cost(place: TrainingPlace, kind: str, environment: Mapping[str, Any], *, trainings: int = 1) -> None:
+    """Says before step 1 what so many trainings cost, less the first where it came to its end before."""
+    left = trainings - place.has_ended
+    if left:
+        place.say(cost_in_words(kind, environment, trainings=left))
+
+
 def cost_in_words(kind: str, environment: Mapping[str, Any], *, trainings: int = 1) -> str:
     """What is said before step 1, of the step that was measured when the run began."""
     told = f"{kind}: training, about {duration_text(environment['forecast_seconds'] * trainings)} at most"

@@ -21,6 +21,7 @@ from typing import Any, cast
 
 from gptailor.errors import MissingExtraError
 from gptailor.launch import write_atomically
+from gptailor.pipeline.folder import LOG
 from gptailor.recipe import Recipe, dump_recipe, leaves
 from gptailor.report.facts import clip, mapping, scores
 
@@ -136,7 +137,7 @@ def tracked(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Iterato
     if not recipe.trackers:
         yield lambda _: None
         return
-    before, ids = _read_lines(folder / "metrics.jsonl"), _read_ids(folder / IDS)
+    before, ids = _read_lines(folder / LOG), _read_ids(folder / IDS)
     last = last_steps(before)
     # What comes after it waited where the run was killed.
     whole = max(last.get("validation", 0), int(ids.get(CLOSED, 0)))
@@ -160,7 +161,7 @@ def tracked(recipe: Recipe, folder: Path, say: Callable[[str], None]) -> Iterato
         yield trackers.log
     except BaseException:
         trackers.close(None)
-        ended = max(last_steps(_read_lines(folder / "metrics.jsonl")).values(), default=0)
+        ended = max(last_steps(_read_lines(folder / LOG)).values(), default=0)
         with suppress(OSError):  # it would hide what went wrong
             write_atomically(folder / IDS, json.dumps({**ids, CLOSED: str(ended)}, indent=1))
         raise

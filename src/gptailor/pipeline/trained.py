@@ -18,7 +18,7 @@ from gptailor.pipeline.classify import by_text, classification_objective, classi
 from gptailor.pipeline.objective import Objective
 from gptailor.pipeline.place import Trained, TrainingPlace
 from gptailor.pipeline.plan import Plan
-from gptailor.pipeline.settle import cost_in_words, settle_plan
+from gptailor.pipeline.settle import settle_plan, tell_cost
 from gptailor.pipeline.training import train
 from gptailor.pipeline.workshop import (
     FOLDS,
@@ -68,9 +68,7 @@ def run_trained(
             f"(--approach {settings.kind} runs it anyway)"
         )
         return None
-    left = trainings - place.has_ended
-    if left:
-        place.say(cost_in_words(settings.kind, shop.environment, trainings=left))
+    tell_cost(place, settings.kind, shop.environment, trainings=trainings)
     if few_rows(shop):
         return _refit_on_all(shop, settings, adapted, plan=plan, place=place)
     outcome = train(adapted, objective, plan=plan, settings=shop.recipe.train, place=place)

@@ -20,8 +20,9 @@ import numpy as np
 from gptailor.cache import content_key
 from gptailor.errors import NonFiniteError
 from gptailor.launch import write_atomically
+from gptailor.pipeline.folder import as_fitted
 from gptailor.pipeline.rehearse import Gap, Rehearsal, Repeat, Settled
-from gptailor.recipe import Recipe, TuneSettings, identity_of
+from gptailor.recipe import Recipe, identity_of
 from gptailor.search.study import Tried
 
 # Standard errors that the winner is ahead of the recipe's own: odds of two to one. Who loses by it loses as
@@ -162,8 +163,7 @@ class Repeats:
         """A repeat of a trial's recipe, from the folder or made now."""
         trial, recipe = finalist.trial, finalist.recipe
         # By what is fitted: another database numbers other settings.
-        settings = recipe.model_copy(update={"tune": TuneSettings(), "out": None})
-        key = content_key(identity_of(settings), json.dumps(trial.settled, sort_keys=True))[:8]
+        key = content_key(identity_of(as_fitted(recipe)), json.dumps(trial.settled, sort_keys=True))[:8]
         path = self.folder / f"trial-{trial.number}-{number + 1}-{key}.json"
         if path.exists():
             return _read(path)

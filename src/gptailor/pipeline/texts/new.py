@@ -24,7 +24,7 @@ from gptailor.models.approach import adapt_full
 from gptailor.models.decode import Generated
 from gptailor.models.load import load_trainable_language_model
 from gptailor.models.sampling import Sampling, drawn_apart
-from gptailor.pipeline.columns import joined, refuse_unknown_kept
+from gptailor.pipeline.columns import joined, refuse_unknown_kept, value_of
 from gptailor.pipeline.folder import base_of
 from gptailor.pipeline.held_out import noted
 from gptailor.pipeline.slices import score_text_slices, slice_columns
@@ -113,11 +113,11 @@ def evaluate_texts(
     refuse_unknown_slices(slices, file.columns, file=location)
     refuse_missing_columns(answerer.form, file.columns, where=location)
     found = [answerer.form.read(row) for row in file.rows]
-    group = str(answerer.bundle.form.get("group") or "")  # the column that training kept together
+    group = answerer.bundle.form.get("group") or None  # the column that training kept together
     rows = [
         replace(
             row,
-            together=raw.fields.get(group, "") if group else "",
+            together=value_of(raw, group),
             slices=tuple((column, raw.fields.get(column, "")) for column in slices),
         )
         for raw, row in zip(file.rows, found, strict=True)
@@ -185,10 +185,10 @@ def evaluate_preferences(
     assert isinstance(chat, ChatForm)
     form = restore_preference_form(state, chat)
     file = read_texts(location, None, columns)
-    group = str(state.get("group") or "")  # the column that training kept together
+    group = state.get("group") or None  # the column that training kept together
     read_rows = ((raw, form.read(raw)) for raw in file.rows)
     rows = [
-        replace(row, together=raw.fields.get(group, "") if group else "")
+        replace(row, together=value_of(raw, group))
         for raw, row in read_rows
         if not isinstance(row, RejectedRow)
     ]

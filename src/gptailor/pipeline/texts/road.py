@@ -20,7 +20,7 @@ from gptailor.pipeline.causal import (
 from gptailor.pipeline.folder import REFERENCE, file_hashes, refuse_other_data
 from gptailor.pipeline.objective import Objective
 from gptailor.pipeline.place import Listener, Trained, TrainingPlace
-from gptailor.pipeline.settle import cost_in_words, settle_plan
+from gptailor.pipeline.settle import settle_plan, tell_cost
 from gptailor.pipeline.task import refuse_frozen
 from gptailor.pipeline.taught import keep_taught, marks_of, taught_before
 from gptailor.pipeline.texts.objective import answer_objective, preference_objective, row_nats
@@ -88,8 +88,7 @@ def train_texts(shop: TextShop, place: TrainingPlace) -> TextResult:
     settings = shop.recipe.train
     objective = objective_of(shop, adapted, place)
     plan = settle_plan(settings, shop.environment, adapted, objective, approach.kind, place)
-    if not place.has_ended:
-        place.say(cost_in_words(approach.kind, shop.environment))
+    tell_cost(place, approach.kind, shop.environment)
     trained = train(adapted, objective, plan=plan, settings=settings, place=place)
     validation = row_nats(adapted, shop.tokens.rows["validation"], shop)
     return TextResult(approach, adapted, trained, validation)

@@ -15,7 +15,7 @@ from gptailor.data.read import ReadResult, read_rows
 from gptailor.data.repair import repair
 from gptailor.data.split import join_groups, split_rows, value_groups
 from gptailor.errors import DataError, did_you_mean, number_of
-from gptailor.pipeline.columns import notes_on_unread
+from gptailor.pipeline.columns import notes_on_unread, value_of
 from gptailor.pipeline.folder import hash_files
 from gptailor.pipeline.held_out import doubts_in, near_seed_of, notes_on_groups
 from gptailor.pipeline.leaks import refuse_same_file, take_test_out_of_validation
@@ -190,8 +190,8 @@ def mean(
             rejected.append(found)
             continue
         # Beside the fields: a template may name a column `group` or `time`.
-        together, time = (_value(raw, column) for column in (settings.split.group, settings.split.time))
-        values = tuple((column, _value(raw, column)) for column in slices)
+        together, time = (value_of(raw, column) for column in (settings.split.group, settings.split.time))
+        values = tuple((column, value_of(raw, column)) for column in slices)
         kept.append(replace(found, together=together, time=time, slices=values))
     return kept, rejected
 
@@ -402,7 +402,3 @@ def _called_alike(rows: Sequence[TextRow], near: IntArray) -> list[TextRow]:
         replace(row, near=names[group]) if sizes[group] > 1 else row
         for row, group in zip(rows, near.tolist(), strict=True)
     ]
-
-
-def _value(row: RawExample, column: str | None) -> str:
-    return "" if column is None else row.fields.get(column, "")
