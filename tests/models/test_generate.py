@@ -231,6 +231,7 @@ def test_who_may_have_to_move_waits_while_others_are_between_pools(model: Any) -
         assert not between & decoder.waiting
     assert sorted(ended) == [*long, short]
     assert ended[0] == short, "it fits its pool, so that it needn't wait for those that don't"
+    assert decoder.drawn == 20 * 14 + 2, "nothing is written between pools"
 
 
 @pytest.mark.usefixtures("small_pools")

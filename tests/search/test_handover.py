@@ -138,7 +138,7 @@ def leave_one(search: Path, recipe: Recipe, value: float = 1.0) -> list[str]:
     adapted = Adapted(plain=model, trained=model, head=model)  # type: ignore[arg-type]
     ended = Ended(Progress(best_step=2, score=0.5, stopped="early"), [{"kind": "step", "step": 1}], {"a": 1})
     said: list[str] = []
-    Handover(search).leave(recipe, {"threads": 2}, "1234", said.append, adapted, ended)
+    Handover(search).leave({"threads": 2}, "1234", said.append, recipe, adapted, ended)
     return said
 
 

@@ -27,7 +27,7 @@ class FakeDecoder:
         self.owner = owner
         self.seated: dict[int, list[int]] = {}
         self.queue: dict[int, list[int]] = {}
-        self.handles = 0
+        self.handles = self.drawn = 0
 
     @property
     def busy(self) -> bool:
@@ -61,6 +61,7 @@ class FakeDecoder:
             token = tokens.pop(0)
             if token == 13:
                 raise NonFiniteError("the model's logits are not numbers.")
+            self.drawn += 1
             result = None if tokens else Generated((), "", "stop", "end_token", (), (), 1)
             events.append(Event(handle, chr(token), (), result))
             if result:
@@ -122,7 +123,10 @@ async def until(condition: Callable[[], Any]) -> None:
 def test_what_waits_takes_the_place_of_what_is_done() -> None:
     async def main(worker: TextWorker, fake: FakeAnswerer) -> None:
         texts = ["ab", "cdefg", "hi", "jklm"]
+        told: list[tuple[int, int]] = []
+        worker.on_step = lambda tokens_written, tokens_read: told.append((tokens_written, tokens_read))
         assert await written(worker, *texts) == texts
+        assert [sum(tokens) for tokens in zip(*told, strict=True)] == [13, 13]
         assert await asyncio.gather(*(written(worker, text) for text in texts)) == [[text] for text in texts]
         assert max(map(len, fake.steps)) == SLOTS
         assert worker.items == worker.waiting == 0

@@ -104,6 +104,7 @@ class Decoder:
         self._pools: dict[int, _Pool] = {}
         self._beams: deque[_Job] = deque()
         self._handles = 0
+        self.drawn = 0  # tokens of all answers so far, what ends them too
 
     @property
     def busy(self) -> bool:
@@ -174,6 +175,7 @@ class Decoder:
     def _take(self, job: _Job, token: ScoredToken) -> Event:
         """Appends a token to an answer and says what there is to show."""
         job.drawn += 1
+        self.drawn += 1
         reason: Reason | None = None
         if token.token_id in self._end:
             reason = "end_token"

@@ -64,8 +64,9 @@ class Sampling:
         stop: Any = (self.stop,) if isinstance(self.stop, str) else self.stop
         if not isinstance(stop, list | tuple) or not all(isinstance(text, str) and text for text in stop):
             raise _refusal("stop", self.stop, "a text or several, none of them empty")
-        if any(len(text) > LONGEST_STOP for text in stop):
-            raise _refusal("stop", f"{stop[0][:20]}...", f"texts of at most {LONGEST_STOP} characters")
+        for text in stop:
+            if len(text) > LONGEST_STOP:
+                raise _refusal("stop", f"{text[:20]}...", f"texts of at most {LONGEST_STOP} characters")
         object.__setattr__(self, "stop", tuple(stop))
         if self.num_beams > 1 and self.temperature > 0:
             raise InputError(

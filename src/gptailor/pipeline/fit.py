@@ -18,6 +18,7 @@ from gptailor.models.predictor import Predictor, load_predictor
 from gptailor.pipeline.curve import has_curve, learning_curve
 from gptailor.pipeline.fix_effect import effect_of_fixes
 from gptailor.pipeline.folder import (
+    ENVIRONMENT,
     base_revision_of,
     claim_folder,
     file_hashes,
@@ -237,7 +238,7 @@ def open_workshop(recipe: Recipe, prepared: Prepared, folder: Path, listener: Li
         head = f"its old head ({labels}) is dropped, " if labels else ""
         listener.say(f"base {base.name} is a run: {head}its body goes on")
     shop = tokenized_workshop(recipe, prepared, base)
-    environment, changed = resolve_environment(folder / "environment.json", {"base_revision": base.revision})
+    environment, changed = resolve_environment(folder / ENVIRONMENT, {"base_revision": base.revision})
     environment["changed"] = changed
     for change in changed:
         listener.say(f"this machine differs from where the run began, so it is not bit-exact: {change}")

@@ -42,6 +42,9 @@ class Ended:
     choices: Mapping[str, Any]  # what was measured on this machine
 
 
+Leave = Callable[[Recipe, Adapted, Ended], None]  # keeps it for the last fit
+
+
 @dataclass(frozen=True, slots=True)
 class Handover:
     """Trainings that wait in a search's folder for a fit of the same recipe, and look as that fit's own."""
@@ -50,10 +53,10 @@ class Handover:
 
     def leave(
         self,
-        recipe: Recipe,
         environment: Mapping[str, Any],
         data_hash: str,
         say: Callable[[str], None],
+        recipe: Recipe,
         adapted: Adapted,
         ended: Ended,
     ) -> None:

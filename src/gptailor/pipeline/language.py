@@ -40,7 +40,7 @@ from gptailor.pipeline.causal import (
 )
 from gptailor.pipeline.documents import PreparedDocuments, marks_by_part, prepare_documents
 from gptailor.pipeline.documents_tokens import choose_block, ledger_lines, repair_document, write_tokens
-from gptailor.pipeline.folder import base_revision_of, file_hashes, refuse_other_data
+from gptailor.pipeline.folder import ENVIRONMENT, base_revision_of, file_hashes, refuse_other_data
 from gptailor.pipeline.language_story import finish_language, seal
 from gptailor.pipeline.objective import Objective, Validation
 from gptailor.pipeline.place import Listener, Trained, TrainingPlace
@@ -167,7 +167,7 @@ def open_language_shop(
             raise DataError(
                 f"the text of {part} is not one token long.", where=recipe.data.train, fix="Give more text."
             )
-    environment, changed = resolve_environment(folder / "environment.json", {"base_revision": base.revision})
+    environment, changed = resolve_environment(folder / ENVIRONMENT, {"base_revision": base.revision})
     environment["changed"] = changed
     for change in changed:
         listener.say(f"this machine differs from where the run began, so it is not bit-exact: {change}")

@@ -79,7 +79,7 @@ def rehearse_classification(recipe: Recipe, folder: Path, listener: Listener) ->
     one_label = kind.form.kind == "single"
     refuse_unrepeatable(shop)
     measured: Measured = {}  # once for all trials and repeats
-    handover = Handover(folder)
+    leave = partial(Handover(folder).leave, shop.environment, prepared.data_hash, listener.say)
 
     def gap(ours: Sequence[Repeat], theirs: Sequence[Repeat]) -> Gap:
         answers, mine, others = (
@@ -121,9 +121,7 @@ def rehearse_classification(recipe: Recipe, folder: Path, listener: Listener) ->
         takes_dropout=takes_dropout(load_config(shop.base)),
         judged_on=WHAT_CHOSE if asked_are_fixed(recipe) else HELD_OUT,
         trial=lambda tried: rehearse_trial(
-            dataclasses.replace(shop, recipe=tried),
-            measured,
-            partial(handover.leave, tried, shop.environment, prepared.data_hash, listener.say),
+            dataclasses.replace(shop, recipe=tried), measured, partial(leave, tried)
         ),
         repeat=repeat,
         gap=gap,

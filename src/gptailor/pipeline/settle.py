@@ -12,6 +12,7 @@ from gptailor.launch import remember, write_atomically
 from gptailor.models.approach import Adapted
 from gptailor.models.lean import can_compile
 from gptailor.models.load import takes_dropout
+from gptailor.pipeline.folder import ENVIRONMENT
 from gptailor.pipeline.measure import choose_compiled, measure_plan, memory_in_training, trained_bytes
 from gptailor.pipeline.objective import Objective
 from gptailor.pipeline.place import TrainingPlace
@@ -39,7 +40,7 @@ def settle_plan(
 
     `trainings` of this length share the minutes.
     """
-    path = place.folder.parent / "environment.json"
+    path = place.folder.parent / ENVIRONMENT
     plan = plan_for(settings, adapted, objective, approach)
     if "micro_batch_size" not in environment:
         if settings.dropout != TrainSettings().dropout and not takes_dropout(adapted.plain.config):

@@ -8,20 +8,22 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import t as students_t
 
 from gptailor.evaluate.preference import ranked_share
 from gptailor.launch import StopRequest
+from gptailor.models.approach import Adapted
 from gptailor.models.load import load_config, takes_dropout
 from gptailor.models.names import Base
 from gptailor.pipeline.causal import adapt_causal, choose_text_approach, estimate_weights
 from gptailor.pipeline.documents import prepare_documents
-from gptailor.pipeline.handover import Handover
+from gptailor.pipeline.handover import Handover, Leave
 from gptailor.pipeline.language import language_objective, open_language_shop
 from gptailor.pipeline.language import write_data as write_language_data
-from gptailor.pipeline.objective import usual_rates
+from gptailor.pipeline.objective import Objective, usual_rates
 from gptailor.pipeline.place import Listener, TrainingPlace
 from gptailor.pipeline.rehearse import Gap, Look, Rehearsal, Repeat, Settled, rehearse
 from gptailor.pipeline.settle import Measured
@@ -32,6 +34,14 @@ from gptailor.pipeline.texts.shop import open_text_shop
 from gptailor.recipe import Recipe, ScratchApproach
 from gptailor.report.words import WHAT_CHOSE
 from gptailor.types import Part
+
+
+class Built(NamedTuple):
+    """What a recipe trains."""
+
+    approach: str
+    adapted: Adapted
+    objective: Objective
 
 
 def rehearse_texts(recipe: Recipe, folder: Path, listener: Listener) -> Rehearsal:
@@ -46,25 +56,17 @@ def rehearse_texts(recipe: Recipe, folder: Path, listener: Listener) -> Rehearsa
         folder, seed=recipe.seed, environment=shop.environment, stop=StopRequest(), listener=listener
     )
 
-    measured: Measured = {}
-    handover = Handover(folder)
-
-    def train(tried: Recipe, kept: bool) -> Iterator[Look]:
-        mine = dataclasses.replace(shop, recipe=tried)
+    def build(tried: Recipe) -> Built:
         approach = choose_text_approach(tried, shop.base)
         adapted = adapt_causal(
             tried, shop.base, shop.text.tokenizer, approach, device=shop.environment["device"]
         )
-        objective = objective_of(mine, adapted, place)
-        leave = (
-            partial(handover.leave, tried, shop.environment, shop.prepared.data_hash, listener.say, adapted)
-            if kept
-            else None
-        )
-        return rehearse(tried, adapted, objective, approach=approach.kind, measured=measured, leave=leave)
+        mine = dataclasses.replace(shop, recipe=tried)
+        return Built(approach.kind, adapted, objective_of(mine, adapted, place))
 
     rehearsal = text_rehearsal(
-        train,
+        build,
+        partial(Handover(folder).leave, shop.environment, shop.prepared.data_hash, listener.say),
         metric="loss",
         allowed=("full", "lora"),
         rates=rates_of(shop)(estimate_weights(shop.base, writes=True)),
@@ -90,23 +92,16 @@ def rehearse_language(recipe: Recipe, folder: Path, listener: Listener) -> Rehea
     seen: tuple[Part, ...] = ("train", "validation")
     shop = dataclasses.replace(shop, stores={part: shop.stores[part] for part in seen})
 
-    measured: Measured = {}
-    handover = Handover(folder)
-
-    def train(tried: Recipe, kept: bool) -> Iterator[Look]:
-        mine = dataclasses.replace(shop, recipe=tried)
+    def build(tried: Recipe) -> Built:
         approach = choose_text_approach(tried, shop.base)
         adapted = adapt_causal(tried, shop.base, shop.tokenizer, approach, device=shop.environment["device"])
-        objective = language_objective(mine, adapted)
-        leave = (
-            partial(handover.leave, tried, shop.environment, prepared.data_hash, listener.say, adapted)
-            if kept
-            else None
+        return Built(
+            approach.kind, adapted, language_objective(dataclasses.replace(shop, recipe=tried), adapted)
         )
-        return rehearse(tried, adapted, objective, approach=approach.kind, measured=measured, leave=leave)
 
     return text_rehearsal(
-        train,
+        build,
+        partial(Handover(folder).leave, shop.environment, prepared.data_hash, listener.say),
         metric="loss",
         allowed=("scratch",) if isinstance(recipe.approach, ScratchApproach) else ("full", "lora"),
         rates=usual_rates(estimate_weights(shop.base, writes=True)),
@@ -117,7 +112,8 @@ def rehearse_language(recipe: Recipe, folder: Path, listener: Listener) -> Rehea
 
 
 def text_rehearsal(
-    train: Callable[[Recipe, bool], Iterator[Look]],
+    build: Callable[[Recipe], Built],
+    leave: Leave,
     *,
     metric: str,
     allowed: tuple[str, ...],
@@ -128,12 +124,24 @@ def text_rehearsal(
 ) -> Rehearsal:
     """What a search asks, where a repeat is another seed and a score, mostly, minus the validation loss.
 
-    `train` gives the looks of a recipe; of a trial its training is kept for the last fit.
+    `build` gives what a recipe trains; a trial's training is left for the last fit.
     """
+    measured: Measured = {}  # once for all trials and repeats
+
+    def train(tried: Recipe, *, kept: bool) -> Iterator[Look]:
+        built = build(tried)
+        return rehearse(
+            tried,
+            built.adapted,
+            built.objective,
+            approach=built.approach,
+            measured=measured,
+            leave=partial(leave, tried, built.adapted) if kept else None,
+        )
 
     def repeat(recipe: Recipe, number: int, _: Settled | None) -> Repeat:
         score = -math.inf
-        for look in train(recipe.model_copy(update={"seed": recipe.seed + 1 + number}), False):
+        for look in train(recipe.model_copy(update={"seed": recipe.seed + 1 + number}), kept=False):
             score = look.score
         return Repeat(score)
 
@@ -149,7 +157,7 @@ def text_rehearsal(
         uneven=False,
         takes_dropout=takes_dropout(load_config(base)),
         judged_on=WHAT_CHOSE,
-        trial=lambda tried: train(tried, True),
+        trial=partial(train, kept=True),
         repeat=repeat,
         gap=gap_of_seeds,
         own_approach=own,

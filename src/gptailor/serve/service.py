@@ -67,10 +67,10 @@ class Metrics:
         sizes = self.batch_size.labels(name)
         tokens, written = self.tokens.labels(name), self.written.labels(name)
 
-        def count(texts_written: int, tokens_read: int) -> None:
-            sizes.observe(texts_written)
+        def count(tokens_written: int, tokens_read: int) -> None:
+            sizes.observe(tokens_written)  # one for each answer in the run
             tokens.inc(tokens_read)
-            written.inc(texts_written)
+            written.inc(tokens_written)
 
         return count
 

@@ -36,6 +36,8 @@ class ServableDecoder(Protocol):
     def waiting(self) -> set[int]: ...
     @property
     def free(self) -> int: ...
+    @property
+    def drawn(self) -> int: ...
     def add(self, request: Request) -> int: ...
     def cancel(self, handle: int) -> None: ...
     def step(self) -> list[Event]: ...
@@ -101,7 +103,7 @@ class TextWorker:
         self, answerer: ServableAnswerer, *, queue_items: int, turn: AbstractContextManager[Any]
     ) -> None:
         self.answerer, self.max_items, self._turn = answerer, queue_items, turn
-        self.on_step: Callable[[int, int], None] = lambda *_: None  # told answers written, prompt tokens read
+        self.on_step: Callable[[int, int], None] = lambda *_: None  # told tokens written, prompt tokens read
         self.waiting = 0  # answers of which nothing is computed yet
         self._free = 0  # seats for them, after the last step
         self._changed = threading.Condition()
@@ -255,6 +257,7 @@ class TextWorker:
 
     def _step(self) -> None:
         decoder = self._own_decoder()
+        drawn = decoder.drawn
         try:
             events = decoder.step()
         except BaseException as error:  # whatever a model raises, the worker must go on
@@ -265,7 +268,7 @@ class TextWorker:
             if handle not in waiting and not answer.begun:
                 answer.begun = answer.ticket.begun = True
                 read += len(answer.request.prompt)
-        self.on_step(len(self._handles) - len(waiting), read)
+        self.on_step(decoder.drawn - drawn, read)
         with self._changed:
             self.waiting = len(waiting) + len(self._arrived)
             self._free = decoder.free

@@ -19,7 +19,7 @@ from gptailor.launch import remember, resolve_environment
 from gptailor.models.load import load_config, load_tokenizer
 from gptailor.models.names import Base, context_length, resolve_base
 from gptailor.pipeline.columns import refuse_unknown_of_split
-from gptailor.pipeline.folder import base_revision_of
+from gptailor.pipeline.folder import ENVIRONMENT, base_revision_of
 from gptailor.pipeline.place import Listener
 from gptailor.pipeline.texts.rows import FormMaker, PreparedTexts, prepare_texts
 from gptailor.pipeline.texts.tokens import TextTokens, choose_longest, refuse_window, tokenize_texts
@@ -127,7 +127,7 @@ def open_text_shop(recipe: Recipe, folder: Path, listener: Listener) -> TextShop
     """Reads, splits and tokenizes the rows, and settles the environment of the run."""
     refuse_window(recipe.data)
     text = open_base_text(recipe, folder)
-    environment = settle_environment(folder / "environment.json", text, listener)
+    environment = settle_environment(folder / ENVIRONMENT, text, listener)
     longest = choose_longest(recipe.data.max_tokens, text.context)
     today = datetime.fromisoformat(environment["today"])
     prepared = prepare_texts(recipe, form_maker(recipe, text, longest, today), listener.say)
