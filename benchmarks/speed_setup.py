@@ -107,6 +107,8 @@ def recipe_for(work: Work, rows: Rows, *, dropout: float, out: Path, precision: 
     """What a person would write for this work, with everything that the peer fixes fixed."""
     first, second = COLUMNS[work.task]
     names = {"classification": ("text", "label"), "completion": ("prompt", "completion")}[work.task]
+    rate = RATES[work.approach]
+    head = {"head_learning_rate": rate} if work.task == "classification" else {}  # the peer has one rate
     return build_recipe(
         {
             "task": work.task,
@@ -121,8 +123,8 @@ def recipe_for(work: Work, rows: Rows, *, dropout: float, out: Path, precision: 
             "train": {
                 "length": LONG,
                 "batch_size": work.batch_size,
-                "learning_rate": RATES[work.approach],
-                "head_learning_rate": RATES[work.approach],
+                "learning_rate": rate,
+                **head,
                 "schedule": "constant",
                 "warmup": 0,
                 "weight_decay": 0,

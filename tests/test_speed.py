@@ -23,6 +23,7 @@ from speed_bench import Bench, refuse_other_tokens
 from speed_table import BARS, Bar, Line, Spread, judge, make_line, make_share_line, rate
 
 import tiny
+from gptailor.pipeline.task import settle_task
 
 
 def run(
@@ -159,6 +160,13 @@ def test_a_bar_that_is_missed_stands_out() -> None:
 
 
 # The rows.
+
+
+@pytest.mark.parametrize("work", speed_works.WORKS, ids=lambda work: work.name)
+def test_the_product_takes_the_recipe_of_every_work(work: speed_works.Work, tmp_path: Path) -> None:
+    rows = speed_setup.Rows(tmp_path, tmp_path / "base", work.task)
+    recipe = speed_setup.recipe_for(work, rows, dropout=0.1, out=tmp_path / "run")
+    assert settle_task(recipe).task == work.task
 
 
 def test_peers_get_our_tokens_in_our_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
