@@ -17,8 +17,9 @@ from typing import Any
 
 from record import RESULTS, start_record, write_record
 
+from gptailor.models.language_model import LanguageModel
+from gptailor.models.names import context_length, read_config_file, resolve_base
 from gptailor.models.vocabulary import END_OF_TEXT
-from gptailor.models.writer import open_base
 from gptailor.pipeline.language_new import evaluate_language
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pretraining"))
@@ -44,14 +45,22 @@ def write_texts(path: Path, texts: list[str]) -> Path:
 
 def measure(base: str, texts: list[Path], *, block: int | None, separator: str) -> list[dict[str, Any]]:
     """One line for each text."""
-    writer = open_base(base, block=block)
+    language_model = open_base(base, block=block)
     lines = []
     for text in texts:
-        found = evaluate_language(writer, str(text), separator=separator)
+        found = evaluate_language(language_model, str(text), separator=separator)
         kept = {name: found[name] for name in ("rows", "bytes", "scores")}
         lines.append({"text": text.stem, **kept})
         print(row(lines[-1]), flush=True)
     return lines
+
+
+def open_base(name: str, *, block: int | None) -> LanguageModel:
+    """A base as it came; texts are read as they stand, in blocks as long as its context."""
+    base = resolve_base(name)
+    context = context_length(read_config_file(base.path))
+    untouched = dict.fromkeys(("repair_text", "unescape_entities", "drop_control", "squeeze_space"), False)
+    return LanguageModel(base.path, block=min(block or context, context), clean=untouched)
 
 
 def row(line: dict[str, Any]) -> str:

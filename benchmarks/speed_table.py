@@ -348,6 +348,7 @@ def results_text(found: Mapping[str, Any], lines: Sequence[Line]) -> str:
         "Losses: on the validation rows after the same rows, relative.",
     ]
     rounds = found["rounds"]
+    rates = "".join(f", {rate} GFLOP/s in {kind}" for kind, rate in host.get("gflops", {}).items())
     taken = f"Rounds: {rounds['first'][:16]} to {rounds['last'][:16]} (UTC), load of the machine before each "
     parts = [
         f"# Speed, {found['when'][:10]}",
@@ -355,7 +356,8 @@ def results_text(found: Mapping[str, Any], lines: Sequence[Line]) -> str:
         *notes,
         f"{taken}{min(rounds['load_before'])} to {max(rounds['load_before'])}; who begins takes turns.",
         f"{host['cores']} cores of {host['processor']}, {host['memory_gb']} GB, {found['device']}, "
-        f"{host['threads']} threads; load before the start {host['load_before']}. Python {host['python']}. "
+        f"{host['threads']} threads{rates}; load before the start {host['load_before']}. Python "
+        f"{host['python']}. "
         f"Packages: {packages}. Written by `python benchmarks/speed.py` of commit {found['commit'] or '?'}: "
         f"{found['steps']} steps a run, the first {WARM_UP} left out.",
     ]

@@ -244,6 +244,20 @@ def test_a_row_that_cannot_be_read_comes_as_it_is(write: Callable[..., str]) -> 
     assert [item.row for item in found] == [1, 2, 3]
 
 
+def test_the_column_is_found_behind_any_number_of_bad_rows(write: Callable[..., str]) -> None:
+    lines = ['["no object"]'] * 250 + [f'{{"id": {n}, "body": "text {n}"}}' for n in range(3)]
+    path = write("\n".join(lines), "late.jsonl")
+    found = [item for item in iterate_pieces(path, text="body") if isinstance(item, Piece)]
+    assert [piece.text for piece in found] == ["text 0", "text 1", "text 2"]
+    with pytest.raises(DataError, match="bodi"):
+        list(iterate_pieces(path, text="bodi"))
+
+
+def test_blanks_around_a_separator_do_not_count(write: Callable[..., str]) -> None:
+    path = write("one\n --- \ntwo\n")
+    assert len(pieces_of(path, separator=" ---")) == len(pieces_of(path, separator="---")) == 2
+
+
 @pytest.mark.parametrize(
     ("bad", "said"),
     [

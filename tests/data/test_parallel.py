@@ -83,6 +83,13 @@ def test_a_bad_line_costs_its_row_only(tmp_path: Path) -> None:
     assert result.rows[4].row == 6
 
 
+def test_files_of_which_most_can_not_be_read_are_refused(tmp_path: Path) -> None:
+    source = write(tmp_path / "a.zh", "\n".join(f"你好 {n}" for n in range(30)).encode("gbk"))
+    target = write(tmp_path / "a.en", "\n".join(f"hello {n}" for n in range(30)))
+    with pytest.raises(DataError, match="30 of 30 rows can't be read"):
+        read_parallel(source, target)
+
+
 def test_the_hash_is_of_both_files_in_order(tmp_path: Path) -> None:
     one, other = write(tmp_path / "a", "a\n"), write(tmp_path / "b", "b\n")
     packed = write(tmp_path / "a.gz", "a\n")

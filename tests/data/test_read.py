@@ -515,6 +515,22 @@ def test_a_damaged_json_array_gives_its_whole_objects(write: Write) -> None:
     assert [bad.row for bad in result.rejected] == [6, 20]
 
 
+def test_what_a_key_is_called_decides_nothing(write: Write) -> None:
+    """Too deep nesting is refused whole; a key that sounds like it costs its own object alone."""
+    rows = [json.dumps({"text": f"row {i}"}) for i in range(20)]
+    for key in ("text", "nested"):
+        result = read_rows(write("a.json", f'[{", ".join([*rows, f"""{{"{key}": 1, "{key}": 2}}"""])}]'))
+        assert len(result.rows) == 20
+
+
+def test_names_given_for_a_folder_are_said_to_be_unused(tmp_path: Path) -> None:
+    for label in ("good", "bad"):
+        (tmp_path / label).mkdir()
+        (tmp_path / label / "one.txt").write_text(f"a {label} text")
+    assert any("names given are not used" in note for note in read_rows(str(tmp_path), columns="a,b").notes)
+    assert not any("names given" in note for note in read_rows(str(tmp_path)).notes)
+
+
 def test_a_time_that_python_cannot_hold_costs_no_row(tmp_path: Path) -> None:
     kinds = {
         "nano": pa.timestamp("ns"),

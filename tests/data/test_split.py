@@ -190,6 +190,17 @@ def test_a_group_too_large_to_be_held_out_trains_and_closes_no_part() -> None:
     assert deal(groups=np.arange(3000), times=times)[1] == []
 
 
+def test_rows_without_a_time_are_counted_and_never_held_out() -> None:
+    times = [str(i) for i in range(60)] + [" "] * 40
+    parts, says = deal(["a"] * 100, times=times)
+    assert set(parts[60:]) == {"train"}
+    assert sizes(parts) == (70, 15, 15)
+    assert says == ["40 of 100 rows have no time: they count as the oldest"]
+    with pytest.raises(DataError, match=r"only 29 of 100 rows have a time, and the newest 30 are"):
+        deal(["a"] * 100, times=times[:29] + [""] * 71)
+    assert deal(["a"] * 100, times=times[:15] + [""] * 85, has_validation=True)[1]
+
+
 def test_group_stands_at_its_newest_row() -> None:
     groups = np.arange(100)
     groups[0] = 99

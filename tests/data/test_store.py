@@ -79,6 +79,7 @@ def test_views_are_what_lists_would_be() -> None:
         assert list(many) == few
         assert len(many) == len(few)
         assert many[0] == few[0]
+        assert many[-1] == few[-1]
         assert many[1:] == few[1:]
 
 

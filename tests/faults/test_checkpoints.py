@@ -212,6 +212,21 @@ def test_checkpoints_of_steps_that_are_taken_anew_are_forgotten(tmp_path: Path) 
     assert newest_verified(tmp_path)[1] == []
 
 
+def test_a_checkpoint_that_can_not_be_forgotten_is_not_gone_on_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Left in place it would stand for the step when that is taken anew."""
+    for step in (2, 4):
+        trainee().train(step).save(tmp_path, step)
+
+    def refuse(_: Path) -> Path:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(checkpoint, "_hide", refuse)
+    with pytest.raises(CheckpointError, match="Permission denied"):
+        checkpoint.forget_after(tmp_path, 2)
+
+
 def test_the_same_step_saved_again_is_never_missing(
     two: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import signal
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from transformers import (
 import gptailor
 import tiny
 from gptailor.errors import Interrupted, ModelError, NonFiniteError, RunError
+from gptailor.models import saved
 from gptailor.models.dropout import draws_from_the_process
 from gptailor.models.forward import (
     compute_features,
@@ -394,3 +396,11 @@ def test_a_base_that_cannot_be_loaded_once_more_has_words_all_the_same(
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
     with pytest.raises(ModelError, match="no memory is left"):
         load_language_model(resolve_base(str(tiny_bases["gpt2"])))
+
+
+def test_costs_that_are_no_numbers_are_no_proof(
+    tiny_bases: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(saved, "token_nats", lambda *_: [1.0, math.nan])
+    with pytest.raises(ModelError, match="nan"):
+        saved.replay_nats(tiny_bases["gpt2"], [{"token_ids": [1, 2, 3], "nats": [1.0, 1.0]}])

@@ -26,7 +26,7 @@ from gptailor.pipeline.suspects import suspects_in_data
 from gptailor.pipeline.tokens import sequences_of
 from gptailor.recipe import Recipe, build_recipe
 from gptailor.report.checked import print_check, print_estimate
-from gptailor.report.terminal import duration_text
+from gptailor.report.facts import seconds_text
 
 FROZEN = {"kind": "frozen", "strengths": [1]}
 
@@ -242,7 +242,7 @@ def test_check_and_fit_expect_the_same(
     said: list[str] = []
     fit_recipe(recipe, listener=Listener(say=said.append))
     (line,) = [line for line in said if "at most" in line]
-    told = f"about {duration_text(10 * trainings)} at most"
+    told = f"about {seconds_text(10 * trainings)} at most"
     assert line == f"full: training, {told}, 3.0 GB of memory (5.0 GB to spare)"
     with Console(width=200, record=True) as console:
         print_estimate(console, found.summary, found.estimate)

@@ -96,6 +96,19 @@ def test_a_run_has_the_curve_of_its_own_data(run: Run, place: Path, tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
+def test_rows_that_taught_the_base_are_told(run: Run, place: Path, tmp_path: Path) -> None:
+    few_steps = {"approach": "full", "train": {"length": "2 steps", "dropout": 0.0}}
+    taught = fit_recipe(recipe_of(place, **few_steps, out=str(tmp_path / "run")))
+    found = curve_of(recipe_of(place, base=str(taught.folder)))
+    rows = sum(taught.report["data"][part] for part in ("train", "validation"))
+    assert found["taught_before"] == rows
+    assert f"{rows} of the {rows} rows for training and validation taught the base" in found["says"]
+    # Of a frozen run only the head has learned, which a curve leaves behind.
+    untaught = curve_of(recipe_of(place, base=str(run.folder)))
+    assert untaught["taught_before"] == 0
+    assert "taught" not in untaught["says"]
+
+
 def test_validation_rows_that_are_given_judge(place: Path, tmp_path: Path) -> None:
     lines = (place / "news.csv").read_text(encoding="utf-8").splitlines()
     (tmp_path / "train.csv").write_text("\n".join(lines[:201]), encoding="utf-8")

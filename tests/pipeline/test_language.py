@@ -920,11 +920,12 @@ def test_a_continuation_depends_on_its_text_however_little_the_model_reads(full:
     run = Run(full.folder)
     short, long = "the cup final went to extra time", prose(1, 300)
     expected = [
-        run.writer.encoder.backend.encode(text, add_special_tokens=False).ids for text in (short, long)
+        run.language_model.encoder.backend.encode(text, add_special_tokens=False).ids
+        for text in (short, long)
     ]
-    assert list(run.answerer.feed_text(short)) == [run.writer.begin, *expected[0]]
+    assert list(run.answerer.feed_text(short)) == [run.language_model.begin, *expected[0]]
     begin, *read = run.answerer.feed_text(long)
-    assert begin == run.writer.begin
+    assert begin == run.language_model.begin
     assert 16 <= len(read) < 64
     assert read == expected[1][-len(read) :]
 
@@ -1110,7 +1111,7 @@ def test_documents_of_a_group_count_once(place: Place) -> None:
     data = {"train": str(path), "test": str(test), "split": {"group": "writer"}}
     given = place.fit(place.recipe("writers-given", data=data, length="1 steps"))
     resampling = Resampling(100, given.report["seed"])
-    again = evaluate_language(given.writer, str(test), group="writer", resampling=resampling)
+    again = evaluate_language(given.language_model, str(test), group="writer", resampling=resampling)
     for end in ("value", "low", "high"):
         assert again["scores"]["bits_per_byte"][end] == given.report["test"]["bits_per_byte"][end]
 

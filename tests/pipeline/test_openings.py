@@ -127,7 +127,10 @@ def test_a_base_that_learned_held_out_rows_is_told(run: Run, tmp_path: Path) -> 
     assert any(f"{data['test']} of {data['test']} test rows taught the base" in line for line in said)
     told = f"of which {data['test']} taught the base"
     assert told in (next_run.folder / "report.html").read_text(encoding="utf-8")
-    assert told in (next_run.folder / "README.md").read_text(encoding="utf-8")
+    card = (next_run.folder / "README.md").read_text(encoding="utf-8")
+    assert told in card
+    validation = data["validation"]
+    assert f"Of {validation} validation rows, {validation} taught the base" in card
     # What taught the base taught whatever goes on from it, too, also where its model folder is named.
     third = {**settings, "base": str(next_run.folder / "model"), "data": {"train": str(folder / "new.csv")}}
     last = gptailor.fit(build_recipe({**third, "out": str(tmp_path / "last")}))

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -312,7 +313,11 @@ def test_the_text_column_is_the_named_one_else_that_of_training_else_the_plain_o
     both = [text for _, text, _ in run.predict_file(str(file), text="note+headline")]
     assert both == ["the note of it the headline of it"]
     file.write_text("number,headline\n" + "".join(f"{n},the headline of {n}\n" for n in range(9)))
-    assert next(run.predict_file(str(file)))[1] == "the headline of 0"
+    said: list[str] = []
+    assert next(run.predict_file(str(file), say=said.append))[1] == "the headline of 0"
+    assert said == [f"{file}: columns: text is 'headline'; the training file has other names"]
+    assert next(run.predict_file(str(file), text="headline", say=said.append))[1] == "the headline of 0"
+    assert len(said) == 1, "what was named needn't be said"
     file.write_text("1,the first of them\n2,the second of them\n")
     assert next(run.predict_file(str(file), columns="id,text"))[1] == "the first of them"
     file.write_text("number,headline\n1,x\n")
@@ -496,6 +501,13 @@ def test_bf16_is_chosen_by_name_is_near_and_has_a_version_of_its_own(run: Run, t
     assert faster.predictor.version == f"{run.predictor.version}-bf16"
     (told,) = predict_inputs(run.folder, [text], precision="bf16")
     assert told["probabilities"] == near
+
+
+def test_answers_that_are_no_numbers_are_no_proof(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = gptailor.load(run.folder, precision="bf16").predictor
+    monkeypatch.setattr(predictor, "logits", lambda _: np.full((1, len(LABELS)), np.nan))
+    with pytest.raises(ModelError, match="off by nan"):
+        predictor.verify_probes()
 
 
 def test_bf16_that_is_far_off_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -656,6 +656,8 @@ def test_what_was_settled_is_kept_and_used_everywhere(
     assert written != [one.text.strip() for one in answerer.answer(prompts, Sampling(max_new_tokens=128))]
     told = predict_inputs(run.folder, [rows[0]["prompt"]], sampling={})
     assert told[0]["answer"] == written[0]
+    answerer.context = len(prompts[0]) + 1  # a base may read far more than memory holds
+    assert answerer.answer(prompts[:1])[0].reason == "context", "as the server's decoder ends"
     assert any("no run of 2 tokens twice" in note for note in details_of(run)["notes"])
 
 

@@ -176,6 +176,15 @@ def test_a_prompt_of_several_columns_is_asked_by_name(report: Any, details: Any)
     assert "of a longer `context` the sentences are read" in card
 
 
+def test_columns_of_any_name_are_names_on_the_card(report: Any, details: Any) -> None:
+    report |= {"task": "completion", "answer": None}
+    details |= {"columns": ["pro`mpt\n# Heading\n<script>", 'a "quoted" one'], "begin_ids": []}
+    card = body(render_card(report, details))
+    assert "\n# Heading" not in card
+    assert "`pro'mpt # Heading <script>`" in card
+    assert '{"pro`mpt\\n# Heading\\n<script>": "...", "a \\"quoted\\" one": "..."}' in card
+
+
 def test_the_best_step_is_told_where_steps_were_compared(report: Any, details: Any) -> None:
     assert "Steps: 600, the best at 408." in body(render_card(report, details))
     assert "Steps: 600." in body(render_card(report, {**details, "curves": []}))

@@ -279,6 +279,28 @@ def test_equal_texts_are_asked_once(tmp_path: Path) -> None:
     assert (len(file.rows), file.repeated) == (2, 1)
 
 
+def test_rows_in_another_order_go_on_with_what_was_labelled(tmp_path: Path) -> None:
+    """Of equal texts another one comes first then; with a run the order is the run's."""
+    rows = [LabelRow("a.csv", number, text) for number, text in ((6, "one"), (9, "two"), (5, "two"))]
+    file = LabelFile(rows, tmp_path / "out.csv", ["a", "b"])
+    file.label(0, "a")
+    file.label(1, "b")
+    again = LabelFile(sorted(rows, key=lambda row: row.row), tmp_path / "out.csv", ["a", "b"])
+    assert [(again.rows[place].text, label) for place, label in again.answers.items()] == [
+        ("one", "a"),
+        ("two", "b"),
+    ]
+
+
+def test_rows_that_are_not_asked_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text('text,when\none,1\ntwo,2,3\n" ",3\nthree,4\n')
+    said: list[str] = []
+    file = label_file(str(tmp_path / "rows.csv"), labels=["a"], text="text", say=said.append)
+    assert [row.text for row in file.rows] == ["one", "three"]
+    assert any(f"1 row can't be read, the first at {tmp_path / 'rows.csv'}:3" in line for line in said)
+    assert "1 row left out, without a text" in said
+
+
 def test_keys_never_meet_those_of_the_page(tmp_path: Path) -> None:
     names = [f"label {number}" for number in range(50)]
     labels = LabelFile([LabelRow("a", 1, "x")], tmp_path / "o.csv", names).state()["labels"]

@@ -65,7 +65,7 @@ def test_many_clients_at_once_get_what_each_would_get_alone(
 class Endless:
     """A decoder that writes more than a socket holds, and never comes to an end."""
 
-    busy, waiting, free = True, frozenset[int](), 1
+    busy, waiting, free, drawn = True, frozenset[int](), 1, 0
 
     def __init__(self) -> None:
         self.handles: list[int] = []

@@ -25,7 +25,7 @@ class FakeDecoder:
         self.jobs: dict[int, list[int]] = {}
         self.left: dict[int, int] = {}
         self.waiting: set[int] = set()
-        self.handles = 0
+        self.handles = self.drawn = 0
 
     @property
     def busy(self) -> bool:

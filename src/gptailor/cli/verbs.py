@@ -299,7 +299,7 @@ def evaluate(
     """Score a run on a new file with known answers."""
     with talking() as (console, narrator):
         from gptailor.pipeline.run import load
-        from gptailor.report.terminal import print_slices, print_table, score_text
+        from gptailor.report.terminal import print_slices, print_table, score_with_interval
 
         _say_what_is_loaded(run, narrator)
         opened, names = load(run), pairs_in(label_names, "--label-names")
@@ -325,7 +325,9 @@ def evaluate(
             elif opened.task == "classification":
                 shown = list(opened.shown_scores)
             print_table(
-                console, title, [(name.replace("_", " "), score_text(scores[name])) for name in shown]
+                console,
+                title,
+                [(name.replace("_", " "), score_with_interval(scores[name])) for name in shown],
             )
             print_slices(console, result)
             if "note" in result:
@@ -629,7 +631,8 @@ def doctor(
     """What this machine has and what is missing."""
     with talking() as (console, narrator):
         from gptailor.pipeline.doctor import examine
-        from gptailor.report.terminal import bytes_text, print_table
+        from gptailor.report.facts import bytes_text
+        from gptailor.report.terminal import print_table
 
         if clear_cache:
             from gptailor.cache import clear_cache as clear

@@ -89,9 +89,15 @@ def iterate_pieces(
         yield from _plain_pieces(source, encoding, separator)
         return
     rows = iterate_rows(location, columns=columns, say=say)
-    held = [item for _, item in zip(range(LOOK_AHEAD), rows, strict=False)]
-    good = [row for row in held if isinstance(row, RawExample)]
+    held: list[RawExample | RejectedRow] = []
+    good: list[RawExample] = []
     column = None
+    for item in rows:
+        held.append(item)
+        if isinstance(item, RawExample):
+            good.append(item)
+        if good and len(held) >= LOOK_AHEAD:
+            break
     if good:
         names = list(dict.fromkeys(name for row in good for name in row.fields))
         column = infer_roles(names, good, text=text, label=None, need_label=False).text
@@ -183,7 +189,7 @@ def _plain_pieces(source: Source, encoding: str, separator: str | None) -> Itera
     size, row, begins = 0, 1, True
     with closing(_lines(source, encoding)) as lines:
         for number, line in lines:
-            if separator is not None and line.strip() == separator:
+            if separator is not None and line.strip() == separator.strip():
                 yield from _flush(held, source.name, row, begins)
                 held, size, row, begins = [], 0, number + 1, True
                 continue

@@ -9,7 +9,15 @@ from typing import Any
 from gptailor.data.lines import MAX_COLUMNS, Item
 from gptailor.data.source import BAD_BYTES, BYTE_ORDER_MARKS, Source, length_in_bytes, read_whole
 from gptailor.data.squad import flatten_squad, is_squad
-from gptailor.data.values import DECODER, BadValueError, as_fields, as_text, json_kind, parse_json
+from gptailor.data.values import (
+    DECODER,
+    BadValueError,
+    TooDeepError,
+    as_fields,
+    as_text,
+    json_kind,
+    parse_json,
+)
 from gptailor.errors import DataError
 from gptailor.types import RawExample, RejectedRow
 
@@ -49,7 +57,7 @@ def read_json(source: Source, encoding: str) -> tuple[list[str], list[str], Iter
     try:
         value = parse_json(text)
     except BadValueError as error:
-        if not text.lstrip().startswith("[") or "nested" in str(error):
+        if not text.lstrip().startswith("[") or isinstance(error, TooDeepError):
             raise _unusable(source, str(error)) from None
         items: list[Any] = list(_salvage(text))
         notes.append(f"damaged: {error}; the objects that are whole were read")

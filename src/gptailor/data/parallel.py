@@ -8,7 +8,7 @@ from contextlib import closing
 from itertools import zip_longest
 
 from gptailor.data.lines import Item, read_lines
-from gptailor.data.read import ReadResult
+from gptailor.data.read import ReadResult, guarded, refuse_if_mostly_bad
 from gptailor.data.source import Source, find_encoding, find_source
 from gptailor.data.store import store_rows
 from gptailor.errors import DataError
@@ -36,7 +36,7 @@ def read_parallel(source: str, target: str) -> ReadResult:
 
     def joined() -> Iterator[RawExample]:
         lines = [
-            read_lines(one, encoding, name)
+            guarded(one, read_lines(one, encoding, name))
             for one, (encoding, _), name in zip(opened, encodings, COLUMNS, strict=True)
         ]
         for number, (left, right) in enumerate(zip_longest(*lines), start=1):
@@ -61,6 +61,7 @@ def read_parallel(source: str, target: str) -> ReadResult:
             if slipped[0]
             else "Mend the files so that line n of one is line n of the other.",
         )
+    refuse_if_mostly_bad(source, len(rows), rejected)
     digest = hashlib.sha256()
     for one in opened:
         with closing(one.open()) as stream:

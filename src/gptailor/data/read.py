@@ -48,7 +48,16 @@ from gptailor.data.views import each
 from gptailor.errors import DataError, number_of
 from gptailor.types import RawExample, RejectedRow
 
-__all__ = ["ReadResult", "Roles", "doubts", "infer_roles", "is_doubt", "iterate_rows", "read_rows"]
+__all__ = [
+    "ReadResult",
+    "Roles",
+    "doubts",
+    "infer_roles",
+    "is_doubt",
+    "iterate_rows",
+    "other_names",
+    "read_rows",
+]
 
 DELIMITED_SUFFIXES = {".csv", ".tsv", ".tab", ".psv"}
 TEXT_SUFFIXES = {".txt", ".text", ".md"}
@@ -107,9 +116,7 @@ def read_rows(location: str, *, columns: str | None = None) -> ReadResult:
                 raise DataError(error.what, where=location, fix=error.fix) from None
             return _collect(location, _open_source(source, columns), _hash_file(copy))
     if location.startswith("hub:"):
-        names, notes, items = read_hub(location, streaming=False)
-        opened = _Opened(names, lambda: notes, items)
-        return _collect(location, opened, "")
+        return _collect(location, _open_hub(location, columns, streaming=False), "")
     path = Path(location)
     if path.is_dir():
         return _collect(location, _open(location, columns), hash_folder(path))
@@ -136,6 +143,13 @@ def doubts(location: str, notes: Iterable[str]) -> list[str]:
     return [f"{location}: {note}" for note in notes if is_doubt(note)]
 
 
+def other_names(roles: Roles) -> str:
+    """The note that a file was read by other columns than training was."""
+    named = {"text": roles.text, "label": roles.label}
+    read = ", ".join(f"{role} is {column!r}" for role, column in named.items() if column is not None)
+    return f"columns: {read}; {OTHER_NAMES}"
+
+
 def is_doubt(note: str) -> bool:
     """Whether a note tells what was assumed of a file and could be wrong."""
     return note.endswith((ASSUMED, GUESSED, OTHER_NAMES))
@@ -154,7 +168,7 @@ def _collect(location: str, opened: _Opened, sha256: str) -> ReadResult:
     with collector_paused():
         rows = store_rows(good())
     columns = opened.columns
-    _refuse_if_mostly_bad(location, len(rows), rejected)
+    refuse_if_mostly_bad(location, len(rows), rejected)
     rows = _widened(rows, columns)
     return ReadResult(rows, rejected, tuple(columns), tuple(opened.notes()), sha256 or _hash_rows(rows))
 
@@ -185,7 +199,7 @@ def collector_paused() -> Iterator[None]:
             gc.enable()
 
 
-def _refuse_if_mostly_bad(location: str, good: int, rejected: Sequence[RejectedRow]) -> None:
+def refuse_if_mostly_bad(location: str, good: int, rejected: Sequence[RejectedRow]) -> None:
     total = good + len(rejected)
     if good and (total < FEW_ROWS or 2 * len(rejected) <= total):
         return
@@ -207,20 +221,24 @@ def _hash_file(path: Path) -> str:
 
 
 def _hash_rows(rows: Sequence[RawExample]) -> str:
-    """For rows that came from a stream or the hub, where there is no file to hash."""
+    """For rows of the hub, where there is no file to hash."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(repr(sorted(row.fields.items())).encode())
     return digest.hexdigest()
 
 
+def _open_hub(location: str, columns: str | None, *, streaming: bool) -> _Opened:
+    names, notes, items = read_hub(location, streaming=streaming)
+    return _Opened(names, lambda: _with(notes, columns), items)
+
+
 def _open(location: str, columns: str | None) -> _Opened:
     if location.startswith("hub:"):
-        names, notes, items = read_hub(location, streaming=True)
-        return _Opened(names, lambda: notes, items)
+        return _open_hub(location, columns, streaming=True)
     if location != "-" and Path(location).is_dir():
         names, notes, items = read_folder(Path(location))
-        return _Opened(names, lambda: notes, items)
+        return _Opened(names, lambda: _with(notes, columns), items)
     return _open_source(find_source(location), columns)
 
 
@@ -232,7 +250,7 @@ def _open_source(source: Source, columns: str | None) -> _Opened:
 def _opened(source: Source, columns: str | None) -> _Opened:
     if source.sample.startswith(b"PAR1"):
         names, notes, items = read_parquet(source)
-        return _Opened(names, lambda: _with(notes, columns), _guarded(source, items))
+        return _Opened(names, lambda: _with(notes, columns), guarded(source, items))
     encoding, note = find_encoding(source)
     text = sample_text(source, encoding)
     kind = find_kind(source, text, columns)
@@ -242,14 +260,14 @@ def _opened(source: Source, columns: str | None) -> _Opened:
         tally = Tally([])
         items = read_json_lines(source, encoding, tally)
         return _Opened(
-            tally.columns, lambda: _with([note, "format: JSON lines"], columns), _guarded(source, items)
+            tally.columns, lambda: _with([note, "format: JSON lines"], columns), guarded(source, items)
         )
     if kind == "json":
         names, notes, items = read_json(source, encoding)
         return _Opened(names, lambda: _with([note, "format: JSON", *notes], columns), items)
     name = (columns or "text").strip()
     if kind == "lines":
-        items = _guarded(source, read_lines(source, encoding, name))
+        items = guarded(source, read_lines(source, encoding, name))
         return _Opened([name], lambda: [note, "format: plain text, every line is a row"], items)
     document = RawExample({name: decode_whole(source, encoding)}, source.name, 1)
     notes = [note, "format: plain text, the file is one row (name its column to make every line a row)"]
@@ -328,7 +346,7 @@ def _open_delimited(source: Source, encoding: str, text: str, columns: str | Non
         notes.append(f"format: a file of `gptailor {verb}`, read without its apostrophes before formulas")
         make = _undone(make)
     items = read_delimited(source, encoding, layout, make, tally)
-    return _Opened(tally.columns, lambda: notes + tally.notes(), _guarded(source, items))
+    return _Opened(tally.columns, lambda: notes + tally.notes(), guarded(source, items))
 
 
 def _outputs(layout: Layout, columns: str | None, empty: frozenset[int]) -> dict[str, tuple[int, ...]]:
@@ -363,7 +381,7 @@ def _undone(make: Callable[[Row], dict[str, str]]) -> Callable[[Row], dict[str, 
     return lambda cells: {name: undo_defusing(cell) for name, cell in make(cells).items()}
 
 
-def _guarded(source: Source, items: Iterator[Item]) -> Iterator[Item]:
+def guarded(source: Source, items: Iterator[Item]) -> Iterator[Item]:
     with _told(source):
         yield from items
 

@@ -76,7 +76,7 @@ def split_rows(
 
     Raises:
         RecipeError: The shares leave nothing to train on.
-        DataError: The times can't be ordered.
+        DataError: The times can't be ordered, or fewer rows have one than are to be held out.
     """
     lengths = {len(values) for values in (labels, groups, times) if values is not None}
     if len(lengths) != 1:
@@ -90,7 +90,7 @@ def split_rows(
         keys = time_keys(times, name_of)
         newest = [max((keys[row], row) for row in rows) for rows in rows_of]
         places = _split_by_time(rows_of, newest, targets)
-        says = _late_in_words(rows_of, newest, places)
+        says = [*_undated_in_words(times, targets), *_late_in_words(rows_of, newest, places)]
     else:
         given = [()] * size if labels is None else labels
         places = _split_by_label(rows_of, given, targets, seed)
@@ -352,6 +352,22 @@ def _split_by_time(
         places[group] = part
         filled += size
     return places
+
+
+def _undated_in_words(times: Sequence[str], targets: Sequence[int]) -> list[str]:
+    """That rows have no time, which only train where as many have one as are held out."""
+    undated, held_out = sum(not time.strip() for time in times), sum(targets[1:])
+    if not undated:
+        return []
+    dated = len(times) - undated
+    if dated < held_out:
+        raise DataError(
+            f"only {dated:,} of {number_of(len(times), 'row')} have a time, and the newest {held_out:,} are "
+            "to be held out.",
+            where="data.split.time",
+            fix="Name the column that holds the times, fill it in, or leave the setting out.",
+        )
+    return [f"{undated:,} of {number_of(len(times), 'row')} have no time: they count as the oldest"]
 
 
 def _late_in_words(

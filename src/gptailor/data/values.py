@@ -15,7 +15,11 @@ class BadValueError(ValueError):
     """A value or row can't be used; the message says why."""
 
 
-class Literal(str):
+class TooDeepError(BadValueError):
+    """JSON is nested too deeply."""
+
+
+class JsonNumber(str):
     """A JSON number as it is spelled in the file."""
 
     __slots__ = ()
@@ -30,19 +34,19 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _constant(name: str) -> Literal | None:
+def _constant(name: str) -> JsonNumber | None:
     """Python writes a missing number of pandas as NaN, which is no JSON; nobody's text is meant by it."""
-    return None if name == "NaN" else Literal(name)
+    return None if name == "NaN" else JsonNumber(name)
 
 
 DECODER = json.JSONDecoder(
-    parse_int=Literal, parse_float=Literal, parse_constant=_constant, object_pairs_hook=_unique_keys
+    parse_int=JsonNumber, parse_float=JsonNumber, parse_constant=_constant, object_pairs_hook=_unique_keys
 )
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def parse_json(text: str) -> Any:
-    """JSON with its numbers as `Literal`.
+    """JSON with its numbers as `JsonNumber`.
 
     Raises:
         BadValueError: it isn't JSON, has a key twice, or is nested too deeply.
@@ -53,7 +57,7 @@ def parse_json(text: str) -> Any:
         place = f"character {error.pos + 1}" if error.lineno == 1 else f"line {error.lineno}"
         raise BadValueError(f"not JSON: {error.msg} at {place}") from None
     except RecursionError:
-        raise BadValueError(f"JSON nested more than {MAX_DEPTH} levels deep") from None
+        raise TooDeepError(f"JSON nested more than {MAX_DEPTH} levels deep") from None
 
 
 def parse_object(text: str) -> dict[str, str]:
@@ -115,7 +119,7 @@ def compact_json(value: Any) -> str:
 
 def _write(value: Any, pieces: list[str], depth: int) -> None:
     if depth > MAX_DEPTH:
-        raise BadValueError(f"JSON nested more than {MAX_DEPTH} levels deep")
+        raise TooDeepError(f"JSON nested more than {MAX_DEPTH} levels deep")
     if isinstance(value, dict):
         for count, (key, item) in enumerate(value.items()):
             pieces.append(("," if count else "{") + _encode(str(key)) + ":")
@@ -126,7 +130,7 @@ def _write(value: Any, pieces: list[str], depth: int) -> None:
             pieces.append("," if count else "[")
             _write(item, pieces, depth + 1)
         pieces.append("]" if value else "[]")
-    elif isinstance(value, Literal):
+    elif isinstance(value, JsonNumber):
         pieces.append(value)
     elif value is None or isinstance(value, (str, bool, int, float)):
         missing = isinstance(value, float) and isnan(value)
@@ -137,7 +141,7 @@ def _write(value: Any, pieces: list[str], depth: int) -> None:
 
 def json_kind(value: Any) -> str:
     """What a JSON value is, in words."""
-    if isinstance(value, Literal):
+    if isinstance(value, JsonNumber):
         return "a number"
     kinds = {dict: "an object", list: "an array", str: "a string", bool: "true or false", type(None): "null"}
     return kinds.get(type(value), "a value")

@@ -54,7 +54,8 @@ def picked(items: Sequence[Item], places: IntArray) -> Sequence[Item]:
 
 def chained(left: Sequence[Item], right: Sequence[Item]) -> Sequence[Item]:
     """The one and then the other: of lists a list, else a view."""
-    return [*left, *right] if isinstance(left, list) else Joined(left, right)
+    both_held = isinstance(left, list) and isinstance(right, list)
+    return [*left, *right] if both_held else Joined(left, right)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,5 +101,5 @@ class Joined(Sequence[Item]):
     def __getitem__(self, index: int | slice) -> Item | list[Item]:
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
-        size = len(self.left)
-        return self.left[index] if 0 <= index < size else self.right[index - size if index >= 0 else index]
+        index, size = range(len(self))[index], len(self.left)
+        return self.left[index] if index < size else self.right[index - size]

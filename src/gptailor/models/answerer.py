@@ -224,6 +224,7 @@ class Answerer:
             decode=self.decode,
             end=self.end_ids,
             pad=self.pad,
+            context=self.context,
         )
 
     def shown(self, answer: Generated) -> str:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from gptailor.errors import ModelError
-from gptailor.launch import sync
+from gptailor.launch import write_atomically
 from gptailor.types import AnswerForm, Bundle
 
 BUNDLE_FILE = "gptailor.json"
@@ -19,13 +19,8 @@ def write_bundle(bundle: Bundle) -> None:
     """Writes `gptailor.json`; the last file of a model folder, so a folder without it is unfinished."""
     values = dataclasses.asdict(bundle)
     values.pop("path")
-    path = bundle.path / BUNDLE_FILE
-    partial = path.with_name(f".{path.name}")
-    partial.write_text(
-        json.dumps({"version": BUNDLE_VERSION, **values}, indent=1, ensure_ascii=False), encoding="utf-8"
-    )
-    sync(partial)
-    partial.replace(path)
+    text = json.dumps({"version": BUNDLE_VERSION, **values}, indent=1, ensure_ascii=False)
+    write_atomically(bundle.path / BUNDLE_FILE, text)
 
 
 def read_bundle(folder: Path) -> Bundle:

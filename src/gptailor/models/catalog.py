@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from gptailor.errors import ModelError
 from gptailor.models.names import STARTER, Base, context_length, first_line, read_config_file
-from gptailor.report.terminal import bytes_text
+from gptailor.report.facts import bytes_text
 
 Source = Literal["starter", "run", "cache", "hub"]
 LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")  # how transformers names their architectures

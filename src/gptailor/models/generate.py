@@ -21,6 +21,7 @@ def generate(
     decode: Callable[[Sequence[int]], str],
     end: Collection[int],
     pad: int = 0,
+    context: int | None = None,
     top_log_probabilities: int = 0,
 ) -> list[Generated]:
     """The answer to every prompt (token ids), in order. Each is what it would be alone, bit for bit.
@@ -32,13 +33,14 @@ def generate(
         decode: From token ids to text, special tokens left out.
         end: Ids of the tokens that end an answer.
         pad: A token id for places that nothing reads.
+        context: Tokens of a prompt with its answer; None: as many as the model reads.
         top_log_probabilities: How many of the likeliest tokens of each step are told.
 
     Raises:
         InputError: a prompt is empty or leaves no room for an answer.
         NonFiniteError: the model's logits are not numbers.
     """
-    decoder = Decoder(model, decode=decode, end=end, pad=pad)
+    decoder = Decoder(model, decode=decode, end=end, pad=pad, context=context)
     settings = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
     places = {
         decoder.add(Request(tuple(prompt), own, top_log_probabilities)): place

@@ -24,8 +24,8 @@ from gptailor.models.names import Base
 from gptailor.models.replay import probe_difference, refuse_difference, torch_answers
 from gptailor.types import Bundle
 
-Precision = Literal["fp32", "bf16", "fp16"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
+StoredPrecision = Literal["fp32", "bf16", "fp16"]
+PRECISIONS: tuple[StoredPrecision, ...] = ("fp32", "bf16", "fp16")
 FAMILIES = ("gpt2", "llama", "qwen2")  # the names are those of transformers and of llama.cpp alike
 # What llama.cpp computes for these families, whatever config.json says.
 FIXED = {
@@ -41,7 +41,7 @@ STRETCHED = {"llama": ("default", "linear", "llama3"), "qwen2": ("default",), "g
 Array = npt.NDArray[np.generic]
 
 
-def write_gguf(bundle: Bundle, path: Path, *, name: str, precision: Precision) -> dict[str, Any]:
+def write_gguf(bundle: Bundle, path: Path, *, name: str, precision: StoredPrecision) -> dict[str, Any]:
     """Writes a language bundle to `path` and reads it back: every tensor bit by bit, then as a model.
 
     Returns what was written, the largest difference from the stored probes when transformers' own reader
@@ -103,7 +103,7 @@ def _refuse_other_shapes(config: Any, where: Path) -> None:
         raise refuse(f"its rotary positions are of the kind {rope!r}, which is not written yet.", str(where))
 
 
-def _write_shape(writer: Any, config: Any, *, name: str, precision: Precision) -> None:
+def _write_shape(writer: Any, config: Any, *, name: str, precision: StoredPrecision) -> None:
     """The sizes under llama.cpp's keys."""
     import gguf
 
@@ -147,7 +147,7 @@ def _write_words(writer: Any, words: Vocabulary) -> None:
 
 
 def _tensors(
-    model: PreTrainedModel, precision: Precision, *, where: str
+    model: PreTrainedModel, precision: StoredPrecision, *, where: str
 ) -> Iterator[tuple[str, tuple[Array, Any]]]:
     """Names, values and types as llama.cpp wants them."""
     import gguf

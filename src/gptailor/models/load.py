@@ -26,9 +26,9 @@ from transformers.models.auto import modeling_auto as auto
 from gptailor.errors import GptailorError, ModelError
 from gptailor.models.forward import refuse_looking_ahead
 from gptailor.models.names import Base, first_line, read_config_file
+from gptailor.models.vocabulary import PAD
 from gptailor.types import AnswerKind
 
-PAD = "<|pad|>"
 SAFELY: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
 DROPOUT_KEYS = (
     *("resid_pdrop", "embd_pdrop", "resid_dropout", "embed_dropout", "hidden_dropout"),

@@ -134,7 +134,8 @@ class Predictor:
                 )
             found, stored = self.logits([encoded]), np.array([probe["logits"]])
             difference = float(np.abs(found - stored).max())
-            off = max(off, float(np.abs(self.probabilities(found) - self.probabilities(stored)).max()))
+            apart = np.abs(self.probabilities(found) - self.probabilities(stored))
+            off = float(np.maximum(off, apart.max()))  # Python's own would pass over NaN
             if self.precision == "fp32" and not difference <= PROBE_TOLERANCE:
                 raise ModelError(
                     f"a stored probe is answered differently (logits differ by {difference:.2g}).",

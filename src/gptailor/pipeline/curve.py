@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from gptailor.errors import InputError
+from gptailor.errors import InputError, number_of
 from gptailor.evaluate.learning_curve import CurvePoint, forecast, nested_order, subset_sizes
 from gptailor.evaluate.metrics import as_json
 from gptailor.pipeline.classify import by_text
 from gptailor.pipeline.frozen import features_of, features_of_names, fit_head
 from gptailor.pipeline.labels import answers_of
+from gptailor.pipeline.taught import in_weights, marks_of
 from gptailor.pipeline.workshop import Workshop, folds_of
 from gptailor.recipe import FrozenApproach
 from gptailor.types import FloatArray, IntArray, Score, TokenizedExample
@@ -101,12 +102,14 @@ def learning_curve(
         for total, score in zip(wanted, found, strict=False)
     ]
     metric = "accuracy" if shop.kind.form.kind == "single" else shop.kind.metric
+    known = _known_to_base(shop)
     return {
         "metric": metric,
         "measured_with": "frozen",
         "approach": approach,
         "rows": rows,
         "held_out": splits.held_out,
+        "taught_before": known,
         "now": round(now, 6),
         "points": [
             {
@@ -121,7 +124,7 @@ def learning_curve(
         "band": [
             {"rows": size, **as_json(score)} for size, score in zip(band, found[len(wanted) :], strict=True)
         ],
-        "says": in_words(told, now=now, metric=metric, approach=approach),
+        "says": in_words(told, now=now, metric=metric, approach=approach) + _known_in_words(shop, known),
     }
 
 
@@ -200,6 +203,22 @@ def in_words(told: Sequence[Mapping[str, Any]], *, now: float, metric: str, appr
         f"{100 * high:.1f}); now, with {first['rows'] - first['more']:,}, it is {100 * now:.1f} %. {advice}"
         + " Measured on held-out rows, not on the test's"
         + ("." if approach == "frozen" else ", with frozen features; the model itself may gain differently.")
+    )
+
+
+def _known_to_base(shop: Workshop) -> int:
+    """How many of the texts that a curve is made from taught the run that is the base."""
+    seen = [*shop.tokens.examples["train"], *shop.tokens.examples["validation"]]
+    return marks_of(enumerate(one.text for one in seen)).count_in(in_weights(shop.base, "frozen"))
+
+
+def _known_in_words(shop: Workshop, known: int) -> str:
+    if not known:
+        return ""
+    rows = sum(len(shop.tokens.examples[part]) for part in ("train", "validation"))
+    return (
+        f" {known:,} of the {number_of(rows, 'row')} for training and validation taught the base "
+        f"{shop.base.name}: the scores flatter, and new rows may bring more."
     )
 
 

@@ -18,7 +18,7 @@ from gptailor.launch import write_atomically
 from gptailor.models.approach import put_adapter
 from gptailor.models.around import add_only, begin_token, read_markers
 from gptailor.models.bundle import BUNDLE_FILE, find_model_folder, read_bundle
-from gptailor.models.gguf_file import Precision, write_gguf
+from gptailor.models.gguf_file import StoredPrecision, write_gguf
 from gptailor.models.load import (
     load_classifier,
     load_config,
@@ -33,7 +33,7 @@ from gptailor.models.replay import probe_difference, refuse_difference, torch_an
 from gptailor.pipeline.folder import base_of
 from gptailor.types import Bundle
 
-PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+PRECISIONS: tuple[StoredPrecision, ...] = get_args(StoredPrecision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class _Job:
     run: Path
     bundle: Bundle
     folder: Path
-    precision: Precision
+    precision: StoredPrecision
 
 
 def export_run(run: Path, *, to: str, out: Path | None, precision: str | None = None) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def how_to_load(to: str, bundle: Bundle, folder: Path, *, vocabulary: int | None
     return f'transformers.pipeline("{purpose}", "{folder}")'
 
 
-def _choose_precision(wanted: str | None, to: str) -> Precision:
+def _choose_precision(wanted: str | None, to: str) -> StoredPrecision:
     if wanted is None:
         return "fp32"
     if to != "gguf":

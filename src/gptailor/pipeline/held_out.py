@@ -11,7 +11,7 @@ import numpy as np
 
 from gptailor.data.clean import CleanResult, clean_rows, mended_label, steps_of_settings
 from gptailor.data.duplicates import near_duplicate_groups
-from gptailor.data.read import OTHER_NAMES, ReadResult, Roles, doubts, infer_roles, read_rows
+from gptailor.data.read import ReadResult, Roles, doubts, infer_roles, other_names, read_rows
 from gptailor.data.roles import LABEL_NAMES
 from gptailor.data.split import join_groups, value_groups
 from gptailor.errors import DataError, number_of
@@ -58,8 +58,7 @@ def read_held_out(
         if label is None and not said and (settings.label is not None or form.kind == "score"):
             what = f"there is no column {sought!r}; it has {', '.join(file.columns)}."  # any number would do
             raise DataError(what, where=location, fix=fix)
-        read = f"columns: text is {roles.text!r}, label is {roles.label!r}; {OTHER_NAMES}"
-        file = dataclasses.replace(file, notes=(*file.notes, read))
+        file = dataclasses.replace(file, notes=(*file.notes, other_names(roles)))
     group = settings.split.group if settings.split.group in own else None
     grouped = settings.model_copy(update={"split": SplitSettings(group=group)})
     names = settings.test_label_names if is_test else settings.label_names

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from gptailor.data.clean import CleanResult, clean_rows
-from gptailor.data.read import Roles, doubts, infer_roles, read_rows
+from gptailor.data.read import Roles, doubts, infer_roles, other_names, read_rows
 from gptailor.data.roles import AmbiguousColumnError
 from gptailor.data.split import value_groups
 from gptailor.errors import DataError
@@ -81,31 +81,13 @@ def evaluate_labels(
     """
     file = read_rows(location, columns=columns)
     roles = _roles_of(file.columns, file.rows, remembered, text=text, label=label)
+    notes = [*file.notes, *_on_other_names(roles, remembered, text=text, label=label)]
     refuse_unknown_slices(slices, file.columns, file=location)
-    group = recipe.data.split.group or None
-    rows: Sequence[RawExample] = [
-        RawExample(
-            {
-                "text": joined(row, roles.text),
-                "label": row.fields.get(roles.label or "", ""),
-                "group": value_of(row, group),
-                **slice_fields(row, slices),
-            },
-            row.source,
-            row.row,
-        )
-        for row in file.rows
-    ]
+    rows = _taken(file.rows, roles, recipe.data.split.group, slices)
+    rows = _labelled(rows, predictor, remembered, recipe, names=names, location=location)
     form, known = predictor.form, predictor.label_names
-    rows, _ = read_labels(rows, form, names, known=known)
-    rows = without_labels(_spelled(rows, predictor, remembered, recipe), form, remembered.rare_labels)
-    carried = [labels_of(row.fields["label"], form) for row in rows]
-    several = form.kind == "multiple"
-    rare = partial(why_rare, rare=remembered.rare_labels)
-    refuse_unknown_labels(carried, known, file=location, flag="--label-names", sets=several, why_gone=rare)
-    labelled = [row for row in rows if row.fields["label"]]
-    encoded = predictor.encode_many([row.fields["text"] for row in labelled])
-    kept = [(row, item) for row, item in zip(labelled, encoded, strict=True) if item is not None]
+    encoded = predictor.encode_many([row.fields["text"] for row in rows])
+    kept = [(row, item) for row, item in zip(rows, encoded, strict=True) if item is not None]
     if not kept:
         raise DataError("has no row with text and label.", where=location, fix="Check its columns.")
     label_ids = {name: place for place, name in enumerate(known)}
@@ -135,15 +117,20 @@ def evaluate_labels(
             columns=slice_columns(examples),
             **settings,
         ),
-        **noted(doubts(location, file.notes), note_of(enumerate(texts)), drawn.caveat(report.size)),
+        **noted(doubts(location, notes), note_of(enumerate(texts)), drawn.caveat(report.size)),
     }
 
 
 def text_column_of(
-    held: Sequence[RawExample | RejectedRow], remembered: Remembered, text: str | None
+    held: Sequence[RawExample | RejectedRow],
+    remembered: Remembered,
+    text: str | None,
+    *,
+    where: str,
+    say: Callable[[str], None],
 ) -> str | None:
-    """The column that is asked: the named one, that of training or the plain one; None while no row could
-    be read.
+    """The column that is asked: the named one, that of training or the plain one, which is said where the
+    file has others; None while no row could be read.
     """
     rows = [row for row in held if isinstance(row, RawExample)]
     if not rows:
@@ -152,7 +139,10 @@ def text_column_of(
     trained = remembered.roles
     if text is None and trained and _has(columns, trained.text):
         return trained.text
-    return infer_roles(columns, rows, text=text, label=None, need_label=False).text
+    roles = infer_roles(columns, rows, text=text, label=None, need_label=False)
+    if text is None and trained and len(columns) > 1:
+        say(f"{where}: {other_names(replace(roles, label=None))}")
+    return roles.text
 
 
 def _roles_of(
@@ -177,6 +167,59 @@ def _roles_of(
         what = f"there is no column {trained.label!r}, which held the labels in training; it has "
         fix = "Name the column of the labels with --label. A file without labels is for `gptailor predict`."
         raise DataError(f"{what}{', '.join(columns)}.", where=rows[0].source, fix=fix) from None
+
+
+def _taken(
+    rows: Iterable[RawExample], roles: Roles, group: str | None, slices: Sequence[str]
+) -> list[RawExample]:
+    """The rows by what their columns are for."""
+    return [
+        RawExample(
+            {
+                "text": joined(row, roles.text),
+                "label": value_of(row, roles.label),
+                "group": value_of(row, group),
+                **slice_fields(row, slices),
+            },
+            row.source,
+            row.row,
+        )
+        for row in rows
+    ]
+
+
+def _labelled(
+    rows: Sequence[RawExample],
+    predictor: Predictor,
+    remembered: Remembered,
+    recipe: Recipe,
+    *,
+    names: Mapping[str, str],
+    location: str,
+) -> list[RawExample]:
+    """The rows with a label, read and spelled as training's were.
+
+    Raises:
+        DataError: there are labels that the run doesn't know.
+    """
+    form, known = predictor.form, predictor.label_names
+    rows, _ = read_labels(rows, form, names, known=known)
+    rows = without_labels(_spelled(rows, predictor, remembered, recipe), form, remembered.rare_labels)
+    carried = [labels_of(row.fields["label"], form) for row in rows]
+    several = form.kind == "multiple"
+    rare = partial(why_rare, rare=remembered.rare_labels)
+    refuse_unknown_labels(carried, known, file=location, flag="--label-names", sets=several, why_gone=rare)
+    return [row for row in rows if row.fields["label"]]
+
+
+def _on_other_names(
+    roles: Roles, remembered: Remembered, *, text: str | None, label: str | None
+) -> Iterator[str]:
+    """That a column was read which nobody named, where training read another."""
+    if (trained := remembered.roles) is None:
+        return
+    if (text is None and roles.text != trained.text) or (label is None and roles.label != trained.label):
+        yield other_names(roles)
 
 
 def _spelled(

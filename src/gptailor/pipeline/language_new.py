@@ -14,7 +14,7 @@ from gptailor.errors import DataError
 from gptailor.evaluate.language import of_how_few, piece_nats, text_scores
 from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.resampling import ROWS, Resampling
-from gptailor.models.writer import Writer
+from gptailor.models.language_model import LanguageModel
 from gptailor.pipeline.documents_split import all_in, numbered_pieces
 from gptailor.pipeline.documents_survey import survey
 from gptailor.pipeline.documents_tokens import write_store
@@ -23,7 +23,7 @@ from gptailor.recipe import CleanSettings, DataSettings, SplitSettings
 
 
 def evaluate_language(
-    writer: Writer,
+    language_model: LanguageModel,
     location: str,
     *,
     text: str | None = None,
@@ -42,7 +42,7 @@ def evaluate_language(
     Raises:
         DataError: there is no text.
     """
-    clean = CleanSettings(**{key: on for key, on in writer.clean.items() if key != "squeeze_space"})
+    clean = CleanSettings(**{key: on for key, on in language_model.clean.items() if key != "squeeze_space"})
     settings = DataSettings(
         train=location,
         text=text,
@@ -58,15 +58,15 @@ def evaluate_language(
     with tempfile.TemporaryDirectory() as folder:
         store = write_store(
             file,
-            writer.encoder,
+            language_model.encoder,
             Path(folder),
             settings=settings,
-            vocabulary=len(writer.tokenizer),
-            ends=(writer.begin, writer.end),
+            vocabulary=len(language_model.tokenizer),
+            ends=(language_model.begin, language_model.end),
         )
-        length = writer.block
+        length = language_model.block
         blocks = range(num_blocks(store, length))
-        pieces = piece_nats(writer.model, writer.head, store, length=length, blocks=blocks)
+        pieces = piece_nats(language_model.model, language_model.head, store, length=length, blocks=blocks)
         drawn = replace(pieces, documents=file.together[pieces.documents])
         scores = text_scores(drawn, resampling=resampling)
         total = {"tokens": int(pieces.tokens.sum()), "bytes": int(pieces.bytes.sum())}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from gptailor.cache import content_key
 from gptailor.data.clean import CleanResult, clean_rows
 from gptailor.data.duplicates import near_duplicate_groups
-from gptailor.data.read import Roles, collector_paused, infer_roles, read_rows
+from gptailor.data.read import ReadResult, Roles, collector_paused, infer_roles, read_rows
 from gptailor.data.split import join_groups, split_rows, value_groups
 from gptailor.data.views import chained, each, picked
 from gptailor.errors import DataError
@@ -81,12 +81,7 @@ def _prepare(recipe: Recipe, say: Callable[[str], None]) -> Prepared:
     settings = recipe.data
     refuse_same_file(settings)
     say(f"reading {settings.train}")
-    train_file = read_rows(settings.train, columns=settings.columns)
-    roles = infer_roles(train_file.columns, train_file.rows, text=settings.text, label=settings.label)
-    tested_here = recipe.evaluate.slices if settings.test is None else ()
-    refuse_unknown_slices(tested_here, train_file.columns, file=settings.train)
-    taken = take_roles(train_file, roles, settings, slices=tested_here)
-    form = _form_of(taken, recipe)
+    train_file, roles, taken, form = _read_train(recipe)
     rows, unlabelled = read_labels(taken, form, settings.label_names)
     asked = recipe.task_answer != "auto"
     hint = "" if asked else hint_of_numbers(taken, form) or hint_of_sets(taken, form)
@@ -109,12 +104,9 @@ def _prepare(recipe: Recipe, say: Callable[[str], None]) -> Prepared:
     leaks += take_test_out_of_validation(given, settings, remove_leaks)
     cells = cells_of(kept)
     went = [*reviewed, *cleaned.rejected, *rejected_leaks(leaks)]
-    try:
-        label_names = classes_of(cells, form, roles.label or "")
-    except DataError as error:
-        told = reasons_in_words(row.reason for row in (*unlabelled, *went))
-        more = f" Dropped: {told}." if told else ""
-        raise DataError(f"{error.what}{more}", where=settings.train, fix=error.fix) from None
+    label_names = _classes_left(
+        cells, form, roles.label or "", dropped=(*unlabelled, *went), where=settings.train
+    )
     for part in held_out:
         refuse_strange_labels(
             given[part],
@@ -165,6 +157,29 @@ def _prepare(recipe: Recipe, say: Callable[[str], None]) -> Prepared:
         form=with_scale(form, parts["train"]),
         fixes=fixes,
     )
+
+
+def _read_train(recipe: Recipe) -> tuple[ReadResult, Roles, Sequence[RawExample], AnswerForm]:
+    """The file, its columns, its rows by what the columns are for, and what a label cell holds."""
+    settings = recipe.data
+    file = read_rows(settings.train, columns=settings.columns)
+    roles = infer_roles(file.columns, file.rows, text=settings.text, label=settings.label)
+    tested_here = recipe.evaluate.slices if settings.test is None else ()
+    refuse_unknown_slices(tested_here, file.columns, file=settings.train)
+    taken = take_roles(file, roles, settings, slices=tested_here)
+    return file, roles, taken, _form_of(taken, recipe)
+
+
+def _classes_left(
+    cells: list[str], form: AnswerForm, label: str, *, dropped: Iterable[RejectedRow], where: str
+) -> list[str]:
+    """The classes that can be learned; where they are too few, the error says what became of the others."""
+    try:
+        return classes_of(cells, form, label)
+    except DataError as error:
+        told = reasons_in_words(row.reason for row in dropped)
+        more = f" Dropped: {told}." if told else ""
+        raise DataError(f"{error.what}{more}", where=where, fix=error.fix) from None
 
 
 def names_of(prepared: Prepared, example: Example) -> tuple[str, ...]:

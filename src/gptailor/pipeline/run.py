@@ -16,9 +16,9 @@ from gptailor.launch import Precision
 from gptailor.models.answerer import Answerer, load_answerer
 from gptailor.models.bundle import find_model_folder, read_bundle
 from gptailor.models.decode import Generated
+from gptailor.models.language_model import LanguageModel, open_language_model
 from gptailor.models.predictor import CHUNK, Answer, Predictor, load_predictor
 from gptailor.models.sampling import Sampling, drawn_apart
-from gptailor.models.writer import Writer, open_writer
 from gptailor.pipeline.columns import joined, refuse_unknown_kept
 from gptailor.pipeline.finished import read_report
 from gptailor.pipeline.held_out import near_seed_of
@@ -39,7 +39,7 @@ class Run:
     def __init__(self, folder: str | Path, *, precision: Precision = "fp32") -> None:
         self.folder, self.precision = Path(folder), precision
         self._predictor: Predictor | None = None
-        self._writer: Writer | None = None
+        self._language_model: LanguageModel | None = None
         self._answerer: Answerer | None = None
 
     def __repr__(self) -> str:
@@ -68,11 +68,11 @@ class Run:
         return read_bundle(find_model_folder(self.folder)).task
 
     @property
-    def writer(self) -> Writer:
+    def language_model(self) -> LanguageModel:
         """The language model in memory."""
-        if self._writer is None:
-            self._writer = open_writer(self.folder)
-        return self._writer
+        if self._language_model is None:
+            self._language_model = open_language_model(self.folder)
+        return self._language_model
 
     @property
     def answerer(self) -> Answerer:
@@ -179,7 +179,7 @@ class Run:
         while held := list(itertools.islice(rows, CHUNK)):
             if column is None and any(row.fields for row in held):
                 refuse_unknown_kept(needed, held, where=location)
-            column = column or text_column_of(held, self._remembered, text)
+            column = column or text_column_of(held, self._remembered, text, where=location, say=say)
             texts = [joined(row, column) if isinstance(row, RawExample) and column else "" for row in held]
             yield from zip(held, texts, self.predictor.predict(texts), strict=True)
 
@@ -289,7 +289,7 @@ class Run:
         if text is None and data.text is not None and there.issuperset(data.text.split("+")):
             text = data.text
         return evaluate_language(
-            self.writer,
+            self.language_model,
             location,
             text=text,
             columns=columns,

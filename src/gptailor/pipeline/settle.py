@@ -19,7 +19,7 @@ from gptailor.pipeline.place import TrainingPlace
 from gptailor.pipeline.plan import Plan, plan_for, shortened, steps_within, with_rate
 from gptailor.pipeline.range_test import curve_in_words, propose_rate, range_test
 from gptailor.recipe import TrainSettings
-from gptailor.report.terminal import bytes_text, duration_text
+from gptailor.report.facts import bytes_text, seconds_text
 
 Memory = tuple[int, int]  # bytes that training takes, and that stay free
 # By what a step's cost depends on: the micro-batch that fits, the seconds of a token, and the memory.
@@ -171,7 +171,7 @@ def tell_cost(place: TrainingPlace, kind: str, environment: Mapping[str, Any], *
 
 def cost_in_words(kind: str, environment: Mapping[str, Any], *, trainings: int = 1) -> str:
     """What is said before step 1, of the step that was measured when the run began."""
-    told = f"{kind}: training, about {duration_text(environment['forecast_seconds'] * trainings)} at most"
+    told = f"{kind}: training, about {seconds_text(environment['forecast_seconds'] * trainings)} at most"
     if "memory_bytes" not in environment:  # begun by an older version
         return told
     peak, spare = (bytes_text(environment[key]) for key in ("memory_bytes", "memory_spare_bytes"))

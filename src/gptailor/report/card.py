@@ -25,6 +25,7 @@ from gptailor.report.facts import (
     rows_of,
     score_text,
     scores,
+    scores_told,
     share_text,
     task_of,
     tested_on,
@@ -46,7 +47,8 @@ _MARKDOWN = re.compile(r"([\\`*_\[\]#|~$]|^[-+=]|(?<=\d)[.)](?=\s))")
 _LINKS = re.compile(r"(?i)((?:https?|ftp)(?=:)|www(?=\.)|@)")
 _FOLDERS = re.compile(r"(?<![^\s'\"=])(?:~|[A-Za-z]:\\|/)[^\s'\"]*[/\\]")
 _HUB_METRICS = {"micro_f1": "f1", "mae": "mae", "pearson": "pearsonr", "spearman": "spearmanr",
-                "macro_f1": "f1", "accuracy": "accuracy", "precision": "precision", "recall": "recall",
+                "macro_f1": "f1", "accuracy": "accuracy", "macro_precision": "precision",
+                "macro_recall": "recall",
                 "bleu": "bleu", "chrf": "chrf", "rouge_l": "rouge", "perplexity": "perplexity",
                 "exact_match": "exact_match", "f1": "f1"}  # fmt: skip
 
@@ -306,12 +308,10 @@ def _limits(report: Values, details: Values) -> Iterator[str]:
 
 
 def _openings(details: Values) -> Iterator[str]:
-    rows = []
-    for one in map(mapping, rows_of(details.get("openings"))):
-        told = ", ".join(
-            f"{m.title} {score_text(s.value)}" for _, m, s in list(scores(one.get("scores")))[:3]
-        )
-        rows.append([_plain(one.get("when", "")), _command(one.get("command", "")), told])
+    rows = [
+        [_plain(one.get("when", "")), _command(one.get("command", "")), scores_told(one)]
+        for one in map(mapping, rows_of(details.get("openings")))
+    ]
     if rows:
         yield f"Opened {'once' if len(rows) == 1 else f'{len(rows)} times'}; each look is listed.\n"
         yield from _table(["when", "by", "scores"], rows)

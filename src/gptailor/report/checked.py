@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gptailor.report.facts import (
+    bytes_text,
     count_text,
     finite,
     longest_sequence,
@@ -17,14 +18,14 @@ from gptailor.report.facts import (
     reason_text,
     rows_of,
     score_text,
+    seconds_text,
     task_of,
     visible,
 )
-from gptailor.report.terminal import bytes_text, duration_text
 from gptailor.report.words import Task
+from gptailor.types import PARTS
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
-PARTS = ("train", "validation", "test")
 FAULTS = 8  # rows that are told with their fault
 SHADES = ("bold green", "cyan")  # of learned tokens, in turn
 
@@ -202,7 +203,7 @@ def print_estimate(console: Console, summary: Mapping[str, Any], estimate: Mappi
     console.print(Text("\nwhat a fit would cost here (one real step, measured)", style="bold"))
     told = []
     if (seconds := finite(estimate.get("seconds"))) is not None:
-        told.append(f"about {duration_text(seconds)} at most")
+        told.append(f"about {seconds_text(seconds)} at most")
     if (steps := finite(estimate.get("steps"))) and told:
         several = finite(estimate.get("trainings")) or 1
         times = "" if several == 1 else f"{several:.0f} trainings of "

@@ -14,18 +14,17 @@ from gptailor.report.facts import (
     Measured,
     clip,
     count_text,
-    finite,
     inside,
     interval_text,
     mapping,
     measured,
     metric_of,
     score_text,
+    seconds_text,
 )
 from gptailor.report.page import render_template
 from gptailor.report.tables import table
-from gptailor.report.terminal import duration_text
-from gptailor.report.terminal import score_text as with_interval
+from gptailor.report.terminal import score_with_interval
 
 SHOWN_SCORES = 2  # columns of scores in the terminal
 PAGE_SCORES = 8
@@ -43,9 +42,9 @@ def print_comparison(console: Console, found: Mapping[str, Any]) -> None:
         board.add_column(inside(metric_of(name).title) + (" (95 % interval)" if name == metric else ""))
     board.add_column("training", justify="right")
     for place, run in enumerate(runs):
-        cells = [with_interval(run["scores"].get(name)) for name in names]
+        cells = [score_with_interval(run["scores"].get(name)) for name in names]
         name = Text(run["run"], style="bold" if place == 0 else "")
-        board.add_row(name, *cells, _seconds_text(run["training_seconds"]))
+        board.add_row(name, *cells, seconds_text(run["training_seconds"]))
     console.print(board)
     for run in runs[1:]:
         line = Text(f"{run['run']}: ", style="dim") + Text(run["against_best"]["says"])
@@ -87,7 +86,7 @@ def render_comparison(found: Mapping[str, Any]) -> str:
                     run["run"],
                     *(score_text(mapping(run["scores"].get(name)).get("value")) for name in names),
                     count_text(run["training_rows"]),
-                    _seconds_text(run["training_seconds"]),
+                    seconds_text(run["training_seconds"]),
                 ]
                 for run in runs
             ],
@@ -118,7 +117,7 @@ def _rungs(runs: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, Any
             "between": interval_text(one),
             "told": ", ".join(
                 str(part)
-                for part in (run["approach"], run["base"], _seconds_text(run["training_seconds"]))
+                for part in (run["approach"], run["base"], seconds_text(run["training_seconds"]))
                 if part and part != NO_VALUE
             ),
             "best": place == 0,
@@ -154,8 +153,3 @@ def _value_text(entry: Mapping[str, Any], run: str) -> str:
     if value is None:
         return NO_VALUE
     return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def _seconds_text(seconds: Any) -> str:
-    number = finite(seconds)
-    return NO_VALUE if number is None else duration_text(number)

@@ -107,6 +107,11 @@ def scores(raw: Any) -> Iterator[tuple[str, Metric, Measured]]:
             yield key, metric_of(key), score
 
 
+def scores_told(one: Mapping[str, Any]) -> str:
+    """The first scores of a look at the test set."""
+    return ", ".join(f"{m.title} {score_text(s.value)}" for _, m, s in list(scores(one.get("scores")))[:3])
+
+
 def longest_sequence(details: Mapping[str, Any]) -> float | None:
     """How many tokens the model sees at once."""
     return finite(mapping(details.get("lengths")).get("max_tokens")) or finite(details.get("block_tokens"))
@@ -122,11 +127,18 @@ def tested_on(report: Mapping[str, Any]) -> str:
     if data.get("divided") is True:
         on = f"the test part of {counted(rows, task.one, task.many)}, which"
     written = f" Answers were written to {count_text(answers)} of them." if answers else ""
-    known = finite(mapping(data.get("taught_before")).get("test"))
+    known, chose = (finite(mapping(data.get("taught_before")).get(part)) for part in ("test", "validation"))
+    taught = "taught the base or chose among its weights"
+    if chose:
+        held = counted(
+            finite(data.get("validation")) or chose, f"validation {task.one}", f"validation {task.many}"
+        )
+        written += (
+            f" Of {held}, {count_text(chose)} {taught}: what they chose, such as a threshold, is too sure."
+        )
     if known:
         tested = counted(rows, f"test {task.one}", f"test {task.many}")
-        learned = f"{count_text(known)} taught the base or chose among its weights"
-        return f"Measured on {tested}, of which {learned}.{written}"
+        return f"Measured on {tested}, of which {count_text(known)} {taught}.{written}"
     return f"Measured on {on} neither training nor the settings' choice saw.{written}"
 
 

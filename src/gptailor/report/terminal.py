@@ -12,8 +12,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from gptailor.report.facts import bytes_text as bytes_text
 from gptailor.report.facts import (
+    bytes_text,
     count_text,
     counted,
     finite,
@@ -24,14 +24,16 @@ from gptailor.report.facts import (
     metric_of,
     primary_metric,
     rows_of,
+    score_text,
+    seconds_text,
     share_text,
     slices_by_column,
     task_name,
     task_of,
+    tested_on,
     visible,
     worst_slice_text,
 )
-from gptailor.report.facts import score_text as number_text
 from gptailor.report.words import BASELINES, METRICS, Baseline, Task
 
 QUIET_SECONDS = 15.0  # between lines, where there is no terminal to draw a bar on
@@ -67,7 +69,7 @@ class Narrator:
             self._step(line)
         elif line["kind"] == "validation":
             known = [key for key in dict.fromkeys(("loss", *METRICS)) if key in line]
-            told = [f"{inside(metric_of(key).title)} {number_text(line[key])}" for key in known]
+            told = [f"{inside(metric_of(key).title)} {score_text(line[key])}" for key in known]
             target = self._progress.console if self._progress else self.console
             target.print(Text(f"  step {line['step']:,}: validation {', '.join(told)}", style="dim"))
 
@@ -107,27 +109,17 @@ class Narrator:
             left = (now - self._began) / self._seen * (self._total - line["step"])
             self.console.print(
                 f"  step {line['step']:,} of {self._total:,}: loss {line['loss']:.3f}, {speed}, "
-                f"{duration_text(left)} left"
+                f"{seconds_text(left)} left"
             )
 
 
-def duration_text(seconds: float) -> str:
-    """`45 s`, `3 min 20 s`, `2 h 5 min`."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def score_text(score: Any) -> str:
+def score_with_interval(score: Any) -> str:
     """`0.843 (0.812 to 0.871)`."""
     found = measured(score)
     if found is None:
         return "–"
     between = interval_text(found)
-    return number_text(found.value) + (f" ({between})" if between else "")
+    return score_text(found.value) + (f" ({between})" if between else "")
 
 
 def print_summary(console: Console, report: Mapping[str, Any], *, folder: str) -> None:
@@ -150,6 +142,8 @@ def print_summary(console: Console, report: Mapping[str, Any], *, folder: str) -
         least, share, exact = map(share_text, (threshold, covered.value, right.value))
         answers = f"Answers that are at least {least} sure: {share} of the rows, {exact} of them right."
         console.print(Text(answers, style="dim"))
+    if mapping(report.get("data")).get("taught_before"):
+        console.print(Text(tested_on(report), style="bold yellow"))
     print_slices(console, report)
     if says := mapping(report.get("curve")).get("says"):
         console.print(Text(str(says), style="dim"))
@@ -213,10 +207,10 @@ def _score_table(report: Mapping[str, Any]) -> Table:
             continue
         rows = found.get("rows")
         asked = f"  on {rows} rows" if rows and rows != test.get("rows") else ""
-        first, *others = (score_text(found.get(key)) for key in keys)
+        first, *others = (score_with_interval(found.get(key)) for key in keys)
         table.add_row(label, first + asked, *others)
     title = Text(f"this model ({report.get('approach')})", style="bold")
-    table.add_row(title, *(Text(score_text(test.get(key)), style="bold") for key in keys))
+    table.add_row(title, *(Text(score_with_interval(test.get(key)), style="bold") for key in keys))
     return table
 
 
@@ -226,7 +220,7 @@ def print_curve(console: Console, curve: Mapping[str, Any]) -> None:
     for head in ("training rows", inside(metric_of(str(curve.get("metric"))).title), "95 % interval"):
         table.add_column(head)
     for point in map(mapping, rows_of(curve.get("points"))):
-        table.add_row(count_text(point.get("rows")), number_text(point.get("score")), Text("measured", "dim"))
+        table.add_row(count_text(point.get("rows")), score_text(point.get("score")), Text("measured", "dim"))
     for one in map(mapping, rows_of(curve.get("forecasts"))):
         score = measured(one.get("score"))
         table.add_row(
@@ -234,7 +228,7 @@ def print_curve(console: Console, curve: Mapping[str, Any]) -> None:
                 Text(cell, "bold")
                 for cell in (
                     count_text(one.get("rows")),
-                    number_text(score.value if score else None),
+                    score_text(score.value if score else None),
                     interval_text(score),
                 )
             )

@@ -20,6 +20,7 @@ from gptailor.report.page import render_template
 from gptailor.report.plots import bar, difference
 from gptailor.report.tables import table
 from gptailor.report.tune_plots import history, parallel_coordinates, setting_name, value_of
+from gptailor.report.view import tile
 from gptailor.report.words import HELD_OUT
 
 LISTED = 10  # settings in the list of what mattered
@@ -137,16 +138,12 @@ def _keys(result: Mapping[str, Any], metric: str) -> list[dict[str, str]]:
         found = measured(test.get(title))
         if found is not None:
             keys.append(
-                _key(f"{metric}, {title}", score_text(found.value), interval_text(found), "sealed test set")
+                tile(f"{metric}, {title}", score_text(found.value), interval_text(found), "sealed test set")
             )
     for title in shown:
         validation = score_text(result[title]["validation"])
-        keys.append(_key(f"Validation, {title}", validation, "", f"trial {result[title]['trial']}"))
+        keys.append(tile(f"Validation, {title}", validation, "", f"trial {result[title]['trial']}"))
     return keys
-
-
-def _key(title: str, value: str, between: str, explains: str) -> dict[str, str]:
-    return {"title": title, "value": value, "between": between, "explains": explains}
 
 
 def _charts(result: Mapping[str, Any], metric: str) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -150,8 +151,11 @@ def usage(report: Mapping[str, Any], details: Mapping[str, Any]) -> str:
     }
     if columns := [str(column) for column in rows_of(details.get("columns"))]:
         code = code.replace(_WITH_GPTAILOR, _WITH_COLUMNS)
-        values["{columns}"] = ", ".join(f"`{column}`" for column in columns)
-        values["{values}"] = ", ".join(f'"{column}": "..."' for column in columns)
+        on_one_line = (" ".join(column.replace("`", "'").split()) for column in columns)
+        values["{columns}"] = ", ".join(f"`{column}`" for column in on_one_line)
+        values["{values}"] = ", ".join(
+            f'{json.dumps(column, ensure_ascii=False)}: "..."' for column in columns
+        )
     for name, value in values.items():
         code = code.replace(name, value)
     return code.strip()

@@ -128,7 +128,7 @@ def _keys(report: Values, details: Values) -> list[dict[str, str]]:
     for key in wanted[: 3 if automatic or "calibration_error" in found else 4]:
         metric, score = found[key]
         explains = metric.explains + ("" if metric.higher_is_better else ", less is better")
-        keys.append(_key(metric.title, score_text(score.value), interval_text(score), explains))
+        keys.append(tile(metric.title, score_text(score.value), interval_text(score), explains))
     if automatic and coverage is not None:
         right = measured(mapping(details.get("at_threshold")).get("accuracy"))
         explains = f"of the {task.many} get an answer at least {threshold:.2f} sure"
@@ -136,16 +136,17 @@ def _keys(report: Values, details: Values) -> list[dict[str, str]]:
         between = (
             f"{share_text(coverage.low)} to {share_text(coverage.high)}" if coverage.low is not None else ""
         )
-        keys.append(_key("Sure enough", share_text(coverage.value), between, explains))
+        keys.append(tile("Sure enough", share_text(coverage.value), between, explains))
     training, rows = mapping(report.get("training")), finite(mapping(report.get("data")).get("train"))
     seconds = finite(training.get("seconds"))
     if seconds is not None:
         on = f"to train on {counted(rows, task.one, task.many)}" if rows else "to train"
-        keys.append(_key("Training time", short_seconds(seconds), "", on))
+        keys.append(tile("Training time", short_seconds(seconds), "", on))
     return keys
 
 
-def _key(title: str, value: str, between: str, explains: str) -> dict[str, str]:
+def tile(title: str, value: str, between: str, explains: str) -> dict[str, str]:
+    """A number at the head of a page: what it is, its interval, and what it means."""
     return {"title": title, "value": value, "between": between, "explains": explains}
 
 

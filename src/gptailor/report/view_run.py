@@ -17,7 +17,7 @@ from gptailor.report.facts import (
     primary_metric,
     rows_of,
     score_text,
-    scores,
+    scores_told,
     seconds_text,
     task_of,
 )
@@ -67,14 +67,14 @@ def training_section(report: Values, details: Values) -> Section:
 
 def openings_section(details: Values) -> Section:
     """Each look at the test set."""
-    rows = []
-    for one in map(mapping, rows_of(details.get("openings"))):
-        told = ", ".join(
-            f"{m.title} {score_text(s.value)}" for _, m, s in list(scores(one.get("scores")))[:3]
-        )
-        rows.append(
-            {"when": str(one.get("when", "")), "command": str(one.get("command", "")), "scores": told}
-        )
+    rows = [
+        {
+            "when": str(one.get("when", "")),
+            "command": str(one.get("command", "")),
+            "scores": scores_told(one),
+        }
+        for one in map(mapping, rows_of(details.get("openings")))
+    ]
     if not rows:
         return None
     once = "It was opened once" if len(rows) == 1 else f"It was opened {len(rows)} times"

@@ -75,8 +75,6 @@ METRICS: dict[str, Metric] = {
     ),
     "pearson": Metric("Pearson's correlation", "how well the numbers rise and fall with the true ones"),
     "spearman": Metric("Spearman's correlation", "how well the order of the rows is found"),
-    "precision": Metric("Macro precision", "how often an answer is right, averaged over the classes"),
-    "recall": Metric("Macro recall", "how many of a class are found, averaged over the classes"),
     "calibration_error": Metric(
         "Calibration error",
         "how far the probabilities stand from the truth",

@@ -12,8 +12,7 @@ from gptailor.errors import NonFiniteError, RunError
 from gptailor.pipeline.fit import LONGEST_AUTO_SECONDS
 from gptailor.pipeline.rehearse import Rehearsal, Settled
 from gptailor.recipe import Recipe, TuneSettings, seconds_of
-from gptailor.report.facts import inside, metric_of
-from gptailor.report.terminal import duration_text
+from gptailor.report.facts import inside, metric_of, seconds_text
 from gptailor.search.finalists import choose_finalists, num_going_on
 from gptailor.search.space import Dimension, Value, as_taken, in_words, place_of, recipe_of
 from gptailor.search.study import Running, Study, TakenOverError, Tried, has_own
@@ -171,7 +170,7 @@ def _run(search: Search, running: Running) -> None:
     if seen.pruned and not seen.note:
         came = f"given up after {seen.looks} validations at {told:.4f}"
     settings = "the recipe's own settings" if running.own else in_words(values)
-    _tell(search, running.number, f"{settings}: {came}, {duration_text(time.monotonic() - began)}")
+    _tell(search, running.number, f"{settings}: {came}, {seconds_text(time.monotonic() - began)}")
 
 
 @dataclass(slots=True)
@@ -196,7 +195,7 @@ def _rehearse(search: Search, running: Running, recipe: Recipe) -> _Seen:
 
     def too_long(forecast: float) -> str:
         if forecast > longest:
-            return f"left out: it would take up to {duration_text(forecast)}"
+            return f"left out: it would take up to {seconds_text(forecast)}"
         return "given up: the time is spent" if time.monotonic() > end else ""
 
     try:
@@ -314,8 +313,8 @@ def _tell(search: Search, number: int, came: str) -> None:
     trials = search.study.trials()
     done = [one.score for one in trials if one.state == "complete" and one.score is not None]
     best = f"best {search.rehearsal.told(max(done)):.4f}; " if done else ""
-    left = duration_text(forecast(search, trials))
-    closing = duration_text(closing_seconds(search, trials))
+    left = seconds_text(forecast(search, trials))
+    closing = seconds_text(closing_seconds(search, trials))
     finished = sum(one.state != "running" for one in counted(trials))
     of = f" of {search.most_trials}" if math.isfinite(search.most_trials) else ""
     search.say(

@@ -22,6 +22,7 @@ from gptailor.serve.label_file import LabelFile, LabelRow, Stale
 from gptailor.serve.limits import SAFE_HEADERS, json_response
 from gptailor.serve.own_page import load_page
 from gptailor.serve.run import listen, server_config
+from gptailor.types import RejectedRow
 
 LOOPBACK = "127.0.0.1"
 MOST_BODY_BYTES = 100_000
@@ -44,10 +45,11 @@ def label_file(
         GptailorError: the file can't be read or changed, or there are no labels to choose from.
     """
     if run is None:
-        rows = _rows_in_order(location, text=text, columns=columns, say=say)
+        given = _rows_in_order(location, text=text, columns=columns, say=say)
     else:
-        rows, names = _most_telling_first(run, location, text=text, columns=columns, say=say)
+        given, names = _most_telling_first(run, location, text=text, columns=columns, say=say)
         labels = [*labels, *names]
+    rows = [row for row in given if isinstance(row, LabelRow) and row.text.strip()]
     chosen = [name for label in labels if (name := label.strip())]
     target = out or _usual_target(location)
     file = LabelFile(rows, target, chosen)
@@ -55,6 +57,11 @@ def label_file(
         raise InputError("has no row with a text.", where=location, fix="Check its columns.")
     if file.repeated:
         say(f"{number_of(file.repeated, 'row')} left out, with the text of another")
+    if bad := [row for row in given if isinstance(row, RejectedRow)]:
+        first = f"{bad[0].source}:{bad[0].row}: {bad[0].detail}"
+        say(f"{number_of(len(bad), 'row')} can't be read, the first at {first}")
+    if blank := len(given) - len(bad) - len(rows):
+        say(f"{number_of(blank, 'row')} left out, without a text")
     return file
 
 
@@ -170,19 +177,20 @@ def _place(body: dict[str, Any]) -> int:
     return place if isinstance(place, int) else -1
 
 
-def _rows_in_order(location: str, *, text: str | None, columns: str | None, say: Say) -> list[LabelRow]:
-    """The file's rows that have a text, as they stand there."""
+def _rows_in_order(
+    location: str, *, text: str | None, columns: str | None, say: Say
+) -> list[LabelRow | RejectedRow]:
+    """The file's rows as they stand there, and behind them those that can't be read."""
     file = read_rows(location, columns=columns)
     for line in doubts(location, file.notes):
         say(line)
     column = infer_roles(file.columns, file.rows, text=text, label=None, need_label=False).text
-    rows = [LabelRow(row.source, row.row, joined(row, column)) for row in file.rows]
-    return [row for row in rows if row.text.strip()]
+    return [*(LabelRow(row.source, row.row, joined(row, column)) for row in file.rows), *file.rejected]
 
 
 def _most_telling_first(
     folder: Path, location: str, *, text: str | None, columns: str | None, say: Say
-) -> tuple[list[LabelRow], Sequence[str]]:
+) -> tuple[list[LabelRow | RejectedRow], Sequence[str]]:
     """The file's rows in the order in which they teach the run most, and the run's labels."""
     # With these comes torch, which a page without a run can do without.
     from gptailor.pipeline.rank import rank_file
@@ -199,8 +207,11 @@ def _most_telling_first(
     say("ordering the rows: the most telling first")
     ranked = rank_file(run, location, text=text, columns=columns, say=say)
     # What cleaning leaves nothing of comes last; a page without a run shows it, so it may be labelled.
-    shown = [one for one in ranked if one.answer is not None or one.text.strip()]
-    return [LabelRow(one.row.source, one.row.row, one.text) for one in shown], run.predictor.label_names
+    rows = [
+        one.row if isinstance(one.row, RejectedRow) else LabelRow(one.row.source, one.row.row, one.text)
+        for one in ranked
+    ]
+    return rows, run.predictor.label_names
 
 
 def _usual_target(location: str) -> Path:

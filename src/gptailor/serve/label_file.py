@@ -12,7 +12,7 @@ import csv
 import json
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class LabelFile:
         self._stamp: tuple[int, int] | None = None
         self._names = out.with_name(f"{out.stem}.keys.json")
         self._kept = self._read_names()
-        self._read([*self._kept, *labels])
+        self._read([*self._kept, *labels], rows)
         wanted = {*(labels or self._kept), *self.answers.values()}
         before = [name for name in self._kept if name in wanted]
         self.labels = list(dict.fromkeys([*before, *labels, *self.answers.values()]))
@@ -164,12 +164,10 @@ class LabelFile:
     def _key(self, place: int) -> tuple[str, int]:
         return self.rows[place].source, self.rows[place].row
 
-    def _by_name(self) -> dict[tuple[str, str], int]:
-        """Places of rows by their file's name, where no two files have the same."""
-        sources = {row.source for row in self.rows}
-        times = Counter(Path(source).name for source in sources)
-        named = ((Path(row.source).name, row, place) for place, row in enumerate(self.rows))
-        return {(_as_written(name), str(row.row)): place for name, row, place in named if times[name] == 1}
+    def _places(self, given: Sequence[LabelRow]) -> dict[tuple[str, str], int]:
+        """Where each row's text is asked, by its source and number; another row may have stood for it."""
+        asked = {row.text: place for place, row in enumerate(self.rows)}
+        return {(_as_written(row.source), str(row.row)): asked[row.text] for row in given}
 
     def _read_names(self) -> list[str]:
         """The labels of earlier sittings, in the order of their keys."""
@@ -184,7 +182,7 @@ class LabelFile:
             raise InputError("isn't a list of labels.", where=where, fix=fix)
         return names
 
-    def _read(self, labels: Sequence[str]) -> None:
+    def _read(self, labels: Sequence[str], given: Sequence[LabelRow]) -> None:
         self._stamp = _stamp_of(self.out)
         if self._stamp is None:
             return
@@ -212,8 +210,8 @@ class LabelFile:
                 where=str(self.out),
                 fix="Take them out into another file, or write to another file with --out.",
             )
-        places = {(_as_written(row.source), str(row.row)): place for place, row in enumerate(self.rows)}
-        by_name = self._by_name()
+        places = self._places(given)
+        by_name = self._places(_named_alone(given))
         known = {_as_written(label): label for label in labels}
         for number, line in enumerate(lines, 2):
             place = places.get((line["source"], line["row"]))
@@ -236,6 +234,13 @@ class LabelFile:
                     where=f"{self.out}:{number}",
                     fix="Take one of the two lines out.",
                 )
+
+
+def _named_alone(rows: Sequence[LabelRow]) -> list[LabelRow]:
+    """The rows by their file's name alone, where no two files have the same."""
+    times = Counter(Path(source).name for source in {row.source for row in rows})
+    named = [replace(row, source=Path(row.source).name) for row in rows]
+    return [row for row in named if times[row.source] == 1]
 
 
 def _as_written(cell: str) -> str:

@@ -124,11 +124,16 @@ def newest_verified(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def forget_after(folder: Path, step: int) -> None:
-    """Removes the checkpoints of later steps, which will be taken anew: an old one would be gone on from."""
+    """Removes the checkpoints of later steps, which will be taken anew: an old one would be gone on from.
+
+    Raises:
+        CheckpointError: one can't be taken out of sight.
+    """
     for path in _newest_first(folder):
         if _step(path) > step:
-            with suppress(OSError):
-                _discard(_hide(path))
+            with clear_errors(folder, needed=0):
+                hidden = _hide(path)
+            _discard(hidden)
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:

@@ -20,7 +20,6 @@ from gptailor.train.optimize import clip_gradients, set_rates
 from gptailor.train.workers import Workers
 from gptailor.types import Batch, StepResult
 
-Precision = AbstractContextManager[object]
 ALONE = Workers(1)
 
 
@@ -34,7 +33,7 @@ def training_steps(
     steps: range,
     clip: float = 1.0,
     seed: int = 0,
-    precision: Callable[[], Precision] = nullcontext,
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
     workers: Workers = ALONE,
     lean: LeanBody | None = None,
 ) -> Iterator[StepResult]:
@@ -103,7 +102,7 @@ def accumulate(
     loss: LossFunction,
     *,
     weights: Sequence[nn.Parameter],
-    precision: Callable[[], Precision] = nullcontext,
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
     seed: int = 0,
     workers: Workers = ALONE,
     lean: LeanBody | None = None,

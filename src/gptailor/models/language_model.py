@@ -10,10 +10,10 @@ from gptailor.data.tokenize import build_encoder
 from gptailor.errors import ModelError
 from gptailor.models.bundle import find_model_folder, read_bundle
 from gptailor.models.load import load_saved_language_model, load_tokenizer, output_layer
-from gptailor.models.names import Base, context_length, read_config_file, resolve_base
+from gptailor.models.names import Base
 
 
-class Writer:
+class LanguageModel:
     """A loaded language model. Immutable after loading; used from one thread at a time."""
 
     def __init__(self, folder: Path, *, block: int, clean: Mapping[str, bool]) -> None:
@@ -29,7 +29,7 @@ class Writer:
         self.begin = int(self.end if begin is None else begin)
 
 
-def open_writer(run: Path) -> Writer:
+def open_language_model(run: Path) -> LanguageModel:
     """The language model of a run folder or a model folder.
 
     Raises:
@@ -41,14 +41,6 @@ def open_writer(run: Path) -> Writer:
         raise ModelError(
             "is a classifier; it labels texts and doesn't write any.",
             where=str(run),
-            fix="Use a run of --task language.",
+            fix="Use a run that writes: language modeling, completion or chat.",
         )
-    return Writer(folder, block=bundle.max_tokens, clean=bundle.clean)
-
-
-def open_base(name: str, *, block: int | None = None) -> Writer:
-    """A base as it came; texts are read as they stand, in blocks as long as its context."""
-    base = resolve_base(name)
-    context = context_length(read_config_file(base.path))
-    untouched = dict.fromkeys(("repair_text", "unescape_entities", "drop_control", "squeeze_space"), False)
-    return Writer(base.path, block=min(block or context, context), clean=untouched)
+    return LanguageModel(folder, block=bundle.max_tokens, clean=bundle.clean)
