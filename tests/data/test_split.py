@@ -195,10 +195,13 @@ def test_rows_without_a_time_are_counted_and_never_held_out() -> None:
     parts, says = deal(["a"] * 100, times=times)
     assert set(parts[60:]) == {"train"}
     assert sizes(parts) == (70, 15, 15)
-    assert says == ["40 of 100 rows have no time: they count as the oldest"]
-    with pytest.raises(DataError, match=r"only 29 of 100 rows have a time, and the newest 30 are"):
+    assert says == ["no time stands in 40 of 100 rows: such rows count as the oldest"]
+    with pytest.raises(DataError, match=r"only 29 of 100 rows have a time: too few"):
         deal(["a"] * 100, times=times[:29] + [""] * 71)
     assert deal(["a"] * 100, times=times[:15] + [""] * 85, has_validation=True)[1]
+    of_two = np.repeat(np.arange(50), 2)  # the one with a time speaks for the other
+    parts, _ = deal(groups=of_two, times=[time for one in range(50) for time in (str(one), "")])
+    assert set(parts[70:]) == {"validation", "test"}
 
 
 def test_group_stands_at_its_newest_row() -> None:

@@ -609,6 +609,19 @@ def test_the_newest_documents_test_and_the_oldest_train(place: Place) -> None:
     assert max(when["validation"]) < min(when["test"])
 
 
+def test_documents_without_a_time_are_counted_and_never_held_out(place: Place) -> None:
+    def prepared(name: str, *, dated: int) -> PreparedDocuments:
+        days = [{"day": f"2024-01-{1 + n % 28:02d}" if n < dated else ""} for n in range(40)]
+        data = {"train": str(marked(place, f"{name}.jsonl", days)), "split": {"time": "day"}}
+        return prepare_documents(place.recipe(name, data=data))
+
+    some = prepared("some-days", dated=25)
+    assert "no time stands in 15 of 40 documents: such documents count as the oldest." in some.notes
+    assert {row for part in ("validation", "test") for row in rows_by_part(some)[part]} <= set(range(25))
+    with pytest.raises(DataError, match="only 2 of 40 documents have a time: too few"):
+        prepared("few-days", dated=2)
+
+
 def test_short_documents_that_nearly_stand_in_a_held_out_file_are_left_out(place: Place) -> None:
     """Headlines have no run of thirteen words: they are compared whole, as rows of other tasks are."""
     lines = [prose(seed, 9).replace("\n", " ") for seed in range(700, 760)]

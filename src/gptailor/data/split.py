@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, overload
+from typing import Any, NoReturn, overload
 
 import numpy as np
 
@@ -89,8 +89,11 @@ def split_rows(
     if times is not None:
         keys = time_keys(times, name_of)
         newest = [max((keys[row], row) for row in rows) for rows in rows_of]
+        dated = sum(len(rows) for rows in rows_of if any(times[row].strip() for row in rows))
+        if dated < sum(targets[1:]):
+            refuse_few_times(dated, size)
         places = _split_by_time(rows_of, newest, targets)
-        says = [*_undated_in_words(times, targets), *_late_in_words(rows_of, newest, places)]
+        says = [*undated_in_words(times), *_late_in_words(rows_of, newest, places)]
     else:
         given = [()] * size if labels is None else labels
         places = _split_by_label(rows_of, given, targets, seed)
@@ -354,20 +357,24 @@ def _split_by_time(
     return places
 
 
-def _undated_in_words(times: Sequence[str], targets: Sequence[int]) -> list[str]:
-    """That rows have no time, which only train where as many have one as are held out."""
-    undated, held_out = sum(not time.strip() for time in times), sum(targets[1:])
-    if not undated:
-        return []
-    dated = len(times) - undated
-    if dated < held_out:
-        raise DataError(
-            f"only {dated:,} of {number_of(len(times), 'row')} have a time, and the newest {held_out:,} are "
-            "to be held out.",
-            where="data.split.time",
-            fix="Name the column that holds the times, fill it in, or leave the setting out.",
-        )
-    return [f"{undated:,} of {number_of(len(times), 'row')} have no time: they count as the oldest"]
+def undated_in_words(times: Sequence[str], *, one: str = "row") -> list[str]:
+    """That some have no time, where some don't; `one` is what is counted."""
+    undated = sum(not time.strip() for time in times)
+    told = number_of(len(times), one)
+    return [f"no time stands in {undated:,} of {told}: such {one}s count as the oldest"] if undated else []
+
+
+def refuse_few_times(num_dated: int, num_all: int, *, one: str = "row") -> NoReturn:
+    """Says that too few have a time, or stand beside one that has, for the newest to be held out.
+
+    Raises:
+        DataError: always.
+    """
+    raise DataError(
+        f"only {num_dated:,} of {number_of(num_all, one)} have a time: too few to hold out the newest.",
+        where="data.split.time",
+        fix="Name the column that holds the times, fill it in, or leave the setting out.",
+    )
 
 
 def _late_in_words(

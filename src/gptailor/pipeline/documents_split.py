@@ -14,7 +14,7 @@ import numpy as np
 
 from gptailor.data.duplicates import near_duplicate_groups, near_matches
 from gptailor.data.overlap import RUN, build_ngram_set, shares_a_run
-from gptailor.data.split import join_groups, time_keys, value_groups
+from gptailor.data.split import join_groups, refuse_few_times, time_keys, undated_in_words, value_groups
 from gptailor.data.store import StoredRows
 from gptailor.data.views import each
 from gptailor.errors import RecipeError, number_of
@@ -77,9 +77,12 @@ def divide(documents: Documents, recipe: Recipe, *, beside: Sequence[Documents],
     order = _in_turn(documents, kept, near, sizes, shares, seed=recipe.seed)
     _divide_whole(parts, owner, sizes, order, shares)
     several = int((np.bincount(near) > 1).sum())
+    if documents.times:
+        _refuse_undated(documents, order, owner[parts > 0])
     notes = (
         *_leaks(documents),
         *(ALL_ALIKE,) * alike,
+        *_undated(documents, kept),
         *_too_large(documents, order, sizes, shares, set(owner[parts == 0].tolist())),
     )
     return Divided(
@@ -278,6 +281,20 @@ def _repeats(documents: Documents, parts: IntArray, settings: DataSettings) -> I
             f"{repeated:,} of {pieces} share a run of {RUN} words with what is held out of the same text: "
             "where a text repeats itself, its score says less of new text."
         )
+
+
+def _undated(documents: Documents, kept: IntArray) -> list[str]:
+    """That documents have no time, where others have."""
+    times = [documents.times[one] for one in kept] if documents.times else []
+    return [f"{line}." for line in undated_in_words(times, one="document")]
+
+
+def _refuse_undated(documents: Documents, order: Sequence[Any], held_out: IntArray) -> None:
+    """Refuses to hold out as the newest what has no time, nor stands beside what has one."""
+    undated = [ones for ones in order if not any(documents.times[one].strip() for one in ones.tolist())]
+    if undated and np.isin(np.concatenate(undated), held_out).any():
+        every = sum(map(len, order))
+        refuse_few_times(every - sum(map(len, undated)), every, one="document")
 
 
 def _too_large(
