@@ -21,6 +21,8 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -309,7 +311,8 @@ def main() -> None:
     wanted = parser.parse_args()
     inside = -(-3 * wanted.kills // 10) if wanted.inside is None else wanted.inside
     began = time.perf_counter()
-    found = start_record()
+    with ProcessPoolExecutor(1, get_context("spawn")) as apart:  # a fork finds none of its threads
+        found = apart.submit(start_record).result()
     with tempfile.TemporaryDirectory(prefix="gptailor-kills-") as folder:
         ground = Ground(Path(folder))
         if wanted.kills:
