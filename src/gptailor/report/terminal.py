@@ -138,7 +138,7 @@ def print_summary(console: Console, report: Mapping[str, Any], *, folder: str) -
     sure = mapping(mapping(report.get("test")).get("at_threshold"))
     threshold, covered = finite(sure.get("threshold")), measured(sure.get("coverage"))
     right = measured(sure.get("accuracy"))
-    if threshold is not None and covered and right:
+    if threshold and covered and right:  # at 0 all answers are sure, and the table has told that
         least, share, exact = map(share_text, (threshold, covered.value, right.value))
         answers = f"Answers that are at least {least} sure: {share} of the rows, {exact} of them right."
         console.print(Text(answers, style="dim"))
