@@ -187,9 +187,10 @@ def _plain_pieces(source: Source, encoding: str, separator: str | None) -> Itera
     """A plain text line by line. A row is a document: numbered by the line it begins in."""
     held: list[str] = []
     size, row, begins = 0, 1, True
+    mark = None if separator is None else separator.strip()
     with closing(_lines(source, encoding)) as lines:
         for number, line in lines:
-            if separator is not None and line.strip() == separator.strip():
+            if mark is not None and line.strip() == mark:
                 yield from _flush(held, source.name, row, begins)
                 held, size, row, begins = [], 0, number + 1, True
                 continue

@@ -12,7 +12,7 @@ from gptailor.data.feeder import Feeder
 from gptailor.data.repair import repair
 from gptailor.data.segments import build_segment_encoder, counter_of, text_behind
 from gptailor.errors import InputError, ModelError, PromptTooLong, did_you_mean
-from gptailor.models.bundle import LONGEST_TEXT, find_model_folder, name_of, read_bundle
+from gptailor.models.bundle import LONGEST_TEXT, name_of, read_writing_bundle
 from gptailor.models.decode import Decoder, Generated, Request
 from gptailor.models.generate import FREELY, generate
 from gptailor.models.load import load_saved_language_model, load_tokenizer
@@ -283,14 +283,7 @@ def load_answerer(run: Path) -> Answerer:
     Raises:
         ModelError: it isn't a finished run, is a classifier, or doesn't give the answers that were stored.
     """
-    folder = find_model_folder(run)
-    bundle = read_bundle(folder)
-    if bundle.task == "classification":
-        raise ModelError(
-            "is a classifier; it labels texts and doesn't write any.",
-            where=str(run),
-            fix="Use a run whose answer is text.",
-        )
-    answerer = Answerer(folder, bundle)
+    bundle = read_writing_bundle(run)
+    answerer = Answerer(bundle.path, bundle)
     answerer.verify_probes()
     return answerer

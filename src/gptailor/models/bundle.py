@@ -61,3 +61,19 @@ def name_of(folder: Path) -> str:
     """What the run of a model folder is called, or the folder itself; "." has a name, too."""
     place = folder.resolve()
     return place.parent.name if place.name == "model" else place.name
+
+
+def read_writing_bundle(run: Path) -> Bundle:
+    """The bundle of a run folder or a model folder whose answer is text.
+
+    Raises:
+        ModelError: it isn't a finished run, or is a classifier.
+    """
+    bundle = read_bundle(find_model_folder(run))
+    if bundle.task == "classification":
+        raise ModelError(
+            "is a classifier; it labels texts and doesn't write any.",
+            where=str(run),
+            fix="Use a run whose answer is text.",
+        )
+    return bundle

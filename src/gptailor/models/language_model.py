@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gptailor.data.tokenize import build_encoder
-from gptailor.errors import ModelError
-from gptailor.models.bundle import find_model_folder, read_bundle
+from gptailor.models.bundle import read_writing_bundle
 from gptailor.models.load import load_saved_language_model, load_tokenizer, output_layer
 from gptailor.models.names import Base
 
@@ -35,12 +34,5 @@ def open_language_model(run: Path) -> LanguageModel:
     Raises:
         ModelError: it isn't a finished run, or is a classifier.
     """
-    folder = find_model_folder(run)
-    bundle = read_bundle(folder)
-    if bundle.task == "classification":
-        raise ModelError(
-            "is a classifier; it labels texts and doesn't write any.",
-            where=str(run),
-            fix="Use a run that writes: language modeling, completion or chat.",
-        )
-    return LanguageModel(folder, block=bundle.max_tokens, clean=bundle.clean)
+    bundle = read_writing_bundle(run)
+    return LanguageModel(bundle.path, block=bundle.max_tokens, clean=bundle.clean)

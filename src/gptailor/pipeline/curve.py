@@ -102,14 +102,14 @@ def learning_curve(
         for total, score in zip(wanted, found, strict=False)
     ]
     metric = "accuracy" if shop.kind.form.kind == "single" else shop.kind.metric
-    known = _known_to_base(shop)
+    before, flatters = _taught_before(shop)
     return {
         "metric": metric,
         "measured_with": "frozen",
         "approach": approach,
         "rows": rows,
         "held_out": splits.held_out,
-        "taught_before": known,
+        "taught_before": before,
         "now": round(now, 6),
         "points": [
             {
@@ -124,7 +124,7 @@ def learning_curve(
         "band": [
             {"rows": size, **as_json(score)} for size, score in zip(band, found[len(wanted) :], strict=True)
         ],
-        "says": in_words(told, now=now, metric=metric, approach=approach) + _known_in_words(shop, known),
+        "says": in_words(told, now=now, metric=metric, approach=approach) + flatters,
     }
 
 
@@ -206,20 +206,18 @@ def in_words(told: Sequence[Mapping[str, Any]], *, now: float, metric: str, appr
     )
 
 
-def _known_to_base(shop: Workshop) -> int:
-    """How many of the texts that a curve is made from taught the run that is the base."""
+def _taught_before(shop: Workshop) -> tuple[int, str]:
+    """How many of the texts that a curve is made from taught the run that is the base; and that in words."""
+    taught = in_weights(shop.base, "frozen")
+    if not len(taught):  # most bases are no run
+        return 0, ""
     seen = [*shop.tokens.examples["train"], *shop.tokens.examples["validation"]]
-    return marks_of(enumerate(one.text for one in seen)).count_in(in_weights(shop.base, "frozen"))
-
-
-def _known_in_words(shop: Workshop, known: int) -> str:
-    if not known:
-        return ""
-    rows = sum(len(shop.tokens.examples[part]) for part in ("train", "validation"))
-    return (
-        f" {known:,} of the {number_of(rows, 'row')} for training and validation taught the base "
+    count = marks_of(enumerate(one.text for one in seen)).count_in(taught)
+    told = (
+        f" {count:,} of the {number_of(len(seen), 'row')} for training and validation taught the base "
         f"{shop.base.name}: the scores flatter, and new rows may bring more."
     )
+    return count, told if count else ""
 
 
 def _scores(
