@@ -29,15 +29,15 @@ COMMON = ["--task", "--text", "--label", "--columns", "--label-names", "--test",
 COMMON += ["--test-label-names", "--validation", "--base", "--approach", "--seed", "--set", "--json"]
 COMMON += ["--prompt", "--completion", "--preset", "--source", "--target", "--test-target"]
 COMMON += ["--validation-target"]
-FITTED = [*COMMON, "--fix", "--minutes", "--slice"]
+FITTED = [*COMMON, "--fix", "--minutes", "--slice", "--out", "--baselines", "--overwrite"]
 LABELLED = ["--text", "--label", "--columns", "--label-names"]
 DRAWN = ["--temperature", "--top-p", "--top-k", "--min-p", "--repetition-penalty", "--stop", "--beams"]
 DRAWN += ["--max-new-tokens", "--seed"]
 OPTIONS = {
     "demo": ["--out", "--overwrite", "--json"],
     "check": [*FITTED, "--no-estimate"],
-    "fit": [*FITTED, "--out", "--baselines", "--overwrite"],
-    "tune": [*FITTED, "--out", "--baselines", "--overwrite", "--trials", "--time", "--storage"],
+    "fit": FITTED,
+    "tune": [*FITTED, "--trials", "--time", "--storage"],
     "curve": [*LABELLED, "--base", "--seed", "--set", "--more", "--page", "--json"],
     "suspects": [*LABELLED, "--base", "--top", "--out", "-o", "--seed", "--set", "--json"],
     "evaluate": [*LABELLED, "--target", "--slice", "--json"],
@@ -521,7 +521,13 @@ def test_predict_prints_one_json_object_for_inputs_and_files(invoke: Invoke) -> 
     file = invoke("predict", "run", "news.csv", "--json").result
     assert (file["rows"], file["answered"], file["rejected"], len(file["answers"])) == (120, 120, 0, 120)
     written = invoke("predict", "run", "news.csv", "-o", "answers.jsonl", "--json").result
-    assert written == {"rows": 120, "answered": 120, "rejected": 0, "file": "answers.jsonl"}
+    assert written == {
+        "rows": 120,
+        "answered": 120,
+        "rejected": 0,
+        "truncated": 0,
+        "file": "answers.jsonl",
+    }
 
 
 # Recipes.

@@ -39,7 +39,7 @@ Reason = Literal[
     "leak_exact",  # stands in the given test or validation file
     "leak_near",
     "leak_group",  # its group stands there
-    "too_long",  # only with too_long: drop
+    "too_long",  # its answer doesn't fit; any other row only with too_long: drop
     "nothing_to_learn",  # not one token that the loss could see
     "reviewed",  # a person's corrections say drop
 ]
@@ -73,13 +73,15 @@ class Segment:
     Only where `markers` is true do the strings of control tokens (`<|im_end|>`) become these tokens; anywhere
     else they are what a person wrote, and stay text. Where `cut` is true no token reaches over the beginning
     of the segment (none ever reaches from what isn't learned into what is, or back): an answer begins there,
-    learned or not, and when it was made, what stands before it had been encoded alone.
+    learned or not, and when it was made, what stands before it had been encoded alone. `left_out` counts the
+    tokens that a window in place of a long context lacks.
     """
 
     text: str
     learn: bool
     markers: bool = False
     cut: bool = False
+    left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)

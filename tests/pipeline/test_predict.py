@@ -32,6 +32,7 @@ from gptailor.types import RawExample, RejectedRow
 
 HEADER = ["source", "row", "text", "label", "probability", "abstained", "truncated", "rejected"]
 LABELS = ["business", "health", "sports"]
+COUNTS = {"rows": 12, "answered": 10, "rejected": 2, "truncated": 1}
 TEXTS = [
     "the cup final in town 3",
     "",
@@ -118,7 +119,7 @@ def test_every_input_row_has_its_row_in_order_with_the_bits_of_run_predict(
     source = write_texts(tmp_path / f"texts.{kind}")
     result = predict(run, source, tmp_path / "answers.csv")
     rows = read_csv(tmp_path / "answers.csv")
-    assert result == {"rows": 12, "answered": 10, "rejected": 2, "file": str(tmp_path / "answers.csv")}
+    assert result == {**COUNTS, "file": str(tmp_path / "answers.csv")}
     assert list(rows[0]) == [*HEADER, *(f"p({label})" for label in LABELS)]
     assert [int(row["row"]) for row in rows] == sorted(int(row["row"]) for row in rows)
     assert len({row["row"] for row in rows}) == len(TEXTS)
@@ -229,7 +230,7 @@ def test_standard_output_has_the_bytes_of_the_file(
 ) -> None:
     source = write_texts(tmp_path / "texts.csv")
     predict(run, source, tmp_path / "answers.csv")
-    assert predict(run, source, None, to_stdout=True) == {"rows": 12, "answered": 10, "rejected": 2}
+    assert predict(run, source, None, to_stdout=True) == COUNTS
     assert capsysbinary.readouterr().out == (tmp_path / "answers.csv").read_bytes()
 
 

@@ -51,14 +51,16 @@ def test_check_marks_the_answers_and_tells_faults(tmp_path: Path, base: str) -> 
 
 def test_odd_conversations_and_cut_ones_are_told_with_their_rows(tmp_path: Path, base: str) -> None:
     odd = [{"role": "system", "content": "you guard boats"}, {"role": "assistant", "content": "all moored"}]
-    long = [chat(40)[0], {"role": "assistant", "content": "to harbour and back " * 100}]
+    long = [*chat(40), chat(41)[0], {"role": "assistant", "content": "to harbour and back " * 100}]
     chats = [*(chat(n) for n in range(30)), odd, long, [{**odd[0], "content": "you sail"}, odd[1]]]
+    chats.append([chat(42)[0], long[-1]])
     recipe = build_recipe({"data": {"train": write_chats(tmp_path / "chats.jsonl", chats)}, "base": base})
     summary = check_recipe(recipe, estimate=False).summary
     assert (
         "2 conversations with no user turn: the assistant answers nothing (rows 31, 33)" in summary["notes"]
     )
-    assert [place.rsplit(":", 1)[1] for place in summary["cut"]] == ["32"]
+    assert [place.rsplit(":", 1)[1] for place in summary["cut"]] == ["32"], "its first answer is learned"
+    assert summary["dropped"] == {"too_long": 1}, "of the last nothing is"
     with Console(width=200, record=True) as console:
         print_check(console, {**summary, "faults": [f"a:{n}: bad" for n in range(11)]}, rendered=())
     told = console.export_text()

@@ -104,7 +104,7 @@ class Words:
 
     max_tokens = LONGEST
 
-    def learn(self, sequences: Any) -> Any:
+    def learn(self, sequences: Any, *, whole: bool) -> Any:  # noqa: ARG002
         sizes = [len("".join(segment.text for segment in one).split()) for one in sequences]
         return [(Encoded(np.arange(n, dtype=np.int32), np.arange(n) == n - 1), 0) for n in sizes]
 

@@ -1010,7 +1010,7 @@ def test_answers_that_never_begin_are_refused(place: Place) -> None:
     rows = [texts.chat(texts.words(seed, 90), "yes") for seed in range(30)]
     path = texts.write_jsonl(place.folder / "too-long.jsonl", rows)
     error = refusal(place, "too-long", data={"train": path})
-    assert "no answer begins within 64 tokens" in error.what
+    assert "no answer fits into 64 tokens" in error.what
     assert "data.max_tokens" in str(error.fix)
 
 

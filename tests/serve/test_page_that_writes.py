@@ -10,6 +10,7 @@ import browser
 import pytest
 from browser import Page, served, until
 
+from gptailor.data.feeder import PromptIds
 from gptailor.models.decode import Event, Generated, Request
 from gptailor.models.sampling import Sampling
 
@@ -73,17 +74,17 @@ class FakeWriter:
         self.pace = threading.Event()
         self.pace.set()
 
-    def _fed(self, asked: Any, text: str) -> tuple[int, ...]:
+    def _fed(self, asked: Any, text: str) -> PromptIds:
         self.asked.append(asked)
-        return tuple(map(ord, text))
+        return PromptIds(map(ord, text), left_out=max(0, len(text) - self.max_prompt_tokens))
 
-    def feed_text(self, text: str, *, whole: bool = False) -> tuple[int, ...]:  # noqa: ARG002
+    def feed_text(self, text: str, *, whole: bool = False) -> PromptIds:  # noqa: ARG002
         return self._fed(text, text)
 
-    def feed_values(self, values: Mapping[str, str], *, whole: bool = False) -> tuple[int, ...]:  # noqa: ARG002
+    def feed_values(self, values: Mapping[str, str], *, whole: bool = False) -> PromptIds:  # noqa: ARG002
         return self._fed(values, " ".join(values.values()))
 
-    def feed_messages(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+    def feed_messages(self, messages: Sequence[Mapping[str, Any]]) -> PromptIds:
         return self._fed(messages, messages[-1]["content"])
 
     def request(self, prompt: Sequence[int], sampling: Sampling, *, top: int = 0) -> Request:

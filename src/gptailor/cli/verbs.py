@@ -111,10 +111,13 @@ def check(
     validation_target: ValidationTargetOption = None,
     base: BaseOption = None,
     approach: ApproachOption = None,
+    out: OutOption = None,
     seed: SeedOption = None,
     minutes: MinutesOption = None,
     settings: SetOption = None,
+    baselines: BaselinesOption = None,
     slices: SliceOption = None,
+    overwrite: OverwriteOption = False,  # nothing is written; a fit's command can be checked
     no_estimate: Annotated[bool, typer.Option("--no-estimate", help="don't measure a real step")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -449,6 +452,11 @@ def predict(
             if not as_json:
                 for line in answers:
                     print(_answer_line(line))
+            cut = [str(place) for place, answer in enumerate(answers, 1) if answer["truncated"]]
+            if cut:
+                narrator.say(
+                    f"--input {', '.join(cut)}: longer than the model reads; part of it was left out"
+                )
             result: dict[str, Any] = {"answers": answers}
         else:
             if data == "-" and sys.stdin.isatty():
@@ -470,9 +478,11 @@ def predict(
                 console,
             )
             written = f"; written to {out}" if out else ""
+            cut_rows = result["truncated"]
+            in_part = f"; {cut_rows:,} longer than the model reads, part of each left out" if cut_rows else ""
             narrator.say(
                 f"{result['rows']:,} rows: {result['answered']:,} answered, {result['rejected']:,} without "
-                f"an answer (the reason stands in their row){written}"
+                f"an answer (the reason stands in their row){in_part}{written}"
             )
     emit(result, as_json)
 

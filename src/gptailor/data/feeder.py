@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
 from gptailor.data.segments import Encoded, SegmentEncoder, encode_segments
 from gptailor.types import Segment
+
+
+class PromptIds(tuple[int, ...]):
+    """The token ids of a prompt. `left_out`: how many tokens of it they lack."""
+
+    left_out: int
+
+    def __new__(cls, ids: Iterable[int] = (), left_out: int = 0) -> Self:
+        made = super().__new__(cls, ids)
+        made.left_out = left_out
+        return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,25 +40,42 @@ class Feeder:
     reserve: int
     chat: bool = False  # what is too long is cut at its end; a prompt at its beginning
 
-    def feed(self, prompts: Sequence[Sequence[Segment]]) -> list[tuple[int, ...] | None]:
+    def feed(self, prompts: Sequence[Sequence[Segment]]) -> list[PromptIds | None]:
         """The token ids of each prompt; None where a chat leaves no room for an answer."""
-        found: list[tuple[int, ...] | None] = []
-        for encoded in encode_segments(self.encoder, prompts, prefix=self.prefix):
-            ids = encoded.token_ids.tolist()
-            if self.chat:
-                found.append(tuple(ids) if len(ids) <= self.max_tokens - self.reserve else None)
-            else:
-                found.append(tuple(self._fitted(ids)))
+        found: list[PromptIds | None] = []
+        encoded = encode_segments(self.encoder, prompts, prefix=self.prefix)
+        for prompt, one in zip(prompts, encoded, strict=True):
+            ids = one.token_ids.tolist()
+            fitted = ids if self.chat else self._fitted(ids)
+            left_out = len(ids) - len(fitted) + sum(segment.left_out for segment in prompt)
+            refused = self.chat and len(ids) > self.max_tokens - self.reserve
+            found.append(None if refused else PromptIds(fitted, left_out))
         return found
 
-    def learn(self, sequences: Sequence[Sequence[Segment]]) -> Iterator[tuple[Encoded, int]]:
-        """Each sequence with its learned tokens, and how many tokens of it didn't fit."""
+    def learn(
+        self, sequences: Sequence[Sequence[Segment]], *, whole: bool = False
+    ) -> Iterator[tuple[Encoded, int]]:
+        """Each sequence with its learned tokens, and how many tokens of it didn't fit.
+
+        `whole`: it ends with its last answer that fits as a whole, if one does. To learn half of an answer is
+        to learn to break off.
+        """
         for encoded in encode_segments(self.encoder, sequences, prefix=self.prefix):
             size = len(encoded.token_ids)
             if not self.chat:
                 encoded = self._with_fitted_prompt(encoded)
-            kept = Encoded(encoded.token_ids[: self.max_tokens], encoded.learn[: self.max_tokens])
+            room = self._end_of_answers(encoded) if whole else self.max_tokens
+            kept = Encoded(encoded.token_ids[:room], encoded.learn[:room])
             yield kept, size - len(kept.token_ids)
+
+    def _end_of_answers(self, encoded: Encoded) -> int:
+        """Where the last answer ends that fits; a text that answers nothing keeps its beginning."""
+        asked = bool(encoded.learn.any()) and int(np.argmax(encoded.learn)) > len(self.prefix)
+        if len(encoded.learn) <= self.max_tokens or not asked:
+            return self.max_tokens
+        learn = encoded.learn[: self.max_tokens + 1]
+        ends = np.flatnonzero(learn[:-1] & ~learn[1:])
+        return int(ends[-1]) + 1 if len(ends) else 0
 
     def _fitted(self, ids: list[int]) -> list[int]:
         """A prompt that leaves room for the answer: its beginning goes, for its end leads to the answer."""

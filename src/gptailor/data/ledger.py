@@ -24,7 +24,7 @@ PLAIN_NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:[.,][0-9]+)*\.?|\.[0-9]+)(?:[eE][+-
 LABEL_COLUMNS = ("source", "row", "text", "label")  # of the file that `gptailor label` writes
 # How files of `gptailor predict` begin: of labels, and of written answers.
 PREDICTED_COLUMNS = ("source", "row", "text", "label", "probability", "abstained", "truncated", "rejected")
-WRITTEN_COLUMNS = ("source", "row", "prompt", "answer", "ended", "tokens", "rejected")
+WRITTEN_COLUMNS = ("source", "row", "prompt", "answer", "ended", "tokens", "truncated", "rejected")
 INVISIBLE = " \n\v\f\xa0\u200b\u2060\u3000\ufeff"  # what a spreadsheet may skip before it sees a formula
 
 

@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from gptailor.data.feeder import Feeder
+from gptailor.data.feeder import Feeder, PromptIds
 from gptailor.data.repair import repair
 from gptailor.data.segments import build_segment_encoder, counter_of, text_behind
 from gptailor.errors import InputError, ModelError, PromptTooLong, did_you_mean
@@ -118,7 +118,7 @@ class Answerer:
             return self.form.roles.template.prompt
         return self.form.template.source if isinstance(self.form, ChatForm) else None
 
-    def feed(self, segments: Sequence[Segment], *, whole: bool = False) -> tuple[int, ...]:
+    def feed(self, segments: Sequence[Segment], *, whole: bool = False) -> PromptIds:
         """The token ids of one prompt. `whole`: one that is too long isn't cut as in training.
 
         Raises:
@@ -126,16 +126,16 @@ class Answerer:
         """
         return self._fed(replace(self.feeder, chat=self.is_chat or whole), segments)
 
-    def feed_text(self, text: str, *, whole: bool = False) -> tuple[int, ...]:
+    def feed_text(self, text: str, *, whole: bool = False) -> PromptIds:
         """The token ids for one text; see `TextForm.ask_text`."""
         return self.feed(self.form.ask_text(text), whole=whole)
 
-    def feed_raw(self, text: str) -> tuple[int, ...]:
+    def feed_raw(self, text: str) -> PromptIds:
         """The token ids for a prompt as it stands: no template, no repair, as long as the model reads."""
         segments = [Segment(text, learn=False)] if text else []
         return self._fed(replace(self.feeder, max_tokens=self.context, reserve=1, chat=True), segments)
 
-    def feed_values(self, values: Mapping[str, str], *, whole: bool = False) -> tuple[int, ...]:
+    def feed_values(self, values: Mapping[str, str], *, whole: bool = False) -> PromptIds:
         """The token ids for the template's columns, given by name.
 
         Raises:
@@ -160,11 +160,11 @@ class Answerer:
             raise InputError(f"{asked.detail}.", where="values", fix="Give some text.")
         return self.feed(asked, whole=whole)
 
-    def _fed(self, feeder: Feeder, segments: Sequence[Segment]) -> tuple[int, ...]:
+    def _fed(self, feeder: Feeder, segments: Sequence[Segment]) -> PromptIds:
         [ids] = feeder.feed([segments])
         if ids is None:
             raise self._too_long(feeder)
-        return ids or tuple(self.end_ids)[:1]
+        return ids or PromptIds(tuple(self.end_ids)[:1])
 
     def _too_long(self, feeder: Feeder) -> PromptTooLong:
         what, fix = ("conversation", "Leave out its earliest turns.")
@@ -177,7 +177,7 @@ class Answerer:
             fix=fix,
         )
 
-    def feed_messages(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+    def feed_messages(self, messages: Sequence[Mapping[str, Any]]) -> PromptIds:
         """The token ids for a conversation in OpenAI's layout.
 
         Raises:
@@ -199,7 +199,7 @@ class Answerer:
         if replace(self.feeder, max_tokens=2 * room, reserve=0).feed([segments]) == [None]:
             raise self._too_long(self.feeder)
 
-    def feed_row(self, row: RawExample) -> tuple[int, ...] | RejectedRow:
+    def feed_row(self, row: RawExample) -> PromptIds | RejectedRow:
         """The token ids for a row of a file, or why it can't be asked."""
         asked = self.form.ask(row)
         if isinstance(asked, RejectedRow):
@@ -217,7 +217,7 @@ class Answerer:
         self, prompts: Sequence[Sequence[int]], sampling: Sampling | Sequence[Sampling] | None = None
     ) -> list[Generated]:
         """What is written after each prompt; greedy unless told otherwise."""
-        return generate(
+        written = generate(
             self.model,
             prompts,
             sampling or self.usual,
@@ -226,6 +226,8 @@ class Answerer:
             pad=self.pad,
             context=self.context,
         )
+        cut = [isinstance(prompt, PromptIds) and prompt.left_out > 0 for prompt in prompts]
+        return [replace(one, truncated=own) for one, own in zip(written, cut, strict=True)]
 
     def shown(self, answer: Generated) -> str:
         """An answer as a person reads it; of a text that goes on, the blank it begins with is a part."""

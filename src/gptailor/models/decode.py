@@ -52,6 +52,7 @@ class Generated:
 
     `finished` is OpenAI's word; `reason` says more: "stop" for an end token or a stop string, "length" for
     max_new_tokens or the end of the model's context. `num_drawn` counts every token that was computed.
+    `truncated`: part of the prompt did not fit and wasn't read.
     """
 
     token_ids: tuple[int, ...]
@@ -61,6 +62,7 @@ class Generated:
     log_probabilities: tuple[float, ...]
     top_log_probabilities: tuple[tuple[tuple[int, float], ...], ...]
     num_drawn: int
+    truncated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

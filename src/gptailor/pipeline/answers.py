@@ -44,7 +44,10 @@ def predict_inputs(
         chosen = _sampling(opened.answerer.usual, sampling)
         found = list(zip(texts, opened.answer(texts, chosen), strict=True))
         if opened.task == "language":
-            return [{"text": text, "continuation": answer.text} for text, answer in found]
+            return [
+                {"text": text, "continuation": answer.text, "truncated": answer.truncated}
+                for text, answer in found
+            ]
         shown = opened.answerer.shown
         return [{"text": text, **_written_fields(answer, shown(answer))} for text, answer in found]
     answers = opened.predict(texts)
@@ -96,7 +99,7 @@ def predict_to(
         refuse_without_labels(opened)
     header = [*WRITTEN_COLUMNS] if writes else header_for(names) + ["doubt"] * rank
     kept = _names_of_kept(keep, header)
-    counts = {"rows": 0, "answered": 0, "rejected": 0}
+    counts = {"rows": 0, "answered": 0, "rejected": 0, "truncated": 0}
 
     def described() -> Iterator[tuple[RawExample | RejectedRow, dict[str, Any], bool]]:
         asked: dict[str, Any] = {"text": text, "columns": columns, "needed": keep, "say": say}
@@ -117,12 +120,14 @@ def predict_to(
         for row, told, answered in described():
             counts["rows"] += 1
             counts["answered" if answered else "rejected"] += 1
+            counts["truncated"] += bool(told.get("truncated"))
             yield told | {name: row.fields.get(column, "") for column, name in kept.items()}
 
     def cells(row: dict[str, Any]) -> list[object]:
         beside = [row[name] for name in kept.values()]
         if writes:
-            return [*(row[name] for name in WRITTEN_COLUMNS), *beside]
+            cut = str(row["truncated"]).lower()
+            return [*((row | {"truncated": cut})[name] for name in WRITTEN_COLUMNS), *beside]
         doubt = [] if "doubt" not in row else ["" if row["doubt"] is None else repr(row["doubt"])]
         return [*csv_cells(row, names), *doubt, *beside]
 
@@ -179,11 +184,12 @@ def describe_written(
     if answer is not None:
         return {**told, **_written_fields(answer, shown), "rejected": ""}
     reason = row.detail if isinstance(row, RejectedRow) else "no prompt"
-    return {**told, "answer": "", "ended": "", "tokens": "", "rejected": reason}
+    return {**told, "answer": "", "ended": "", "tokens": "", "truncated": "", "rejected": reason}
 
 
 def _written_fields(answer: Generated, shown: str) -> dict[str, Any]:
-    return {"answer": shown, "ended": answer.finished, "tokens": len(answer.token_ids)}
+    told = {"answer": shown, "ended": answer.finished, "tokens": len(answer.token_ids)}
+    return {**told, "truncated": answer.truncated}
 
 
 def _sampling(usual: Sampling, wanted: Mapping[str, Any] | None) -> Sampling:

@@ -176,6 +176,20 @@ def noted(guesses: Iterable[str], *told: str) -> dict[str, str]:
     return {"note": " ".join(said)} if said else {}
 
 
+def cut_note(count: int) -> str:
+    """That some rows of an evaluation were longer than the model reads."""
+    longer = f"{number_of(count, 'row is', 'rows are')} longer than the model reads: part wasn't read."
+    return longer if count else ""
+
+
+def groups_unknown(location: str, column: str) -> str:
+    """That a given file lacks the column that keeps rows together."""
+    return (
+        f"{location} has no column {column!r}: whether its groups stand among the training rows, too, "
+        "nobody can tell."
+    )
+
+
 def notes_on_groups(
     settings: DataSettings, held_out: Mapping[str, tuple[ReadResult, object]], tested: IntArray
 ) -> list[str]:
@@ -184,8 +198,7 @@ def notes_on_groups(
     if column is None:
         return []
     unknown = [
-        f"{location} has no column {column!r}: whether its groups stand among the training rows, too, "
-        "nobody can tell."
+        groups_unknown(location, column)
         for location, part in ((settings.validation, "validation"), (settings.test, "test"))
         if location is not None and column not in held_out[part][0].columns
     ]

@@ -20,7 +20,7 @@ from gptailor.evaluate.metrics import as_json
 from gptailor.evaluate.resampling import Resampling
 from gptailor.models.predictor import Predictor
 from gptailor.pipeline.columns import joined, value_of
-from gptailor.pipeline.held_out import drawn_together, near_seed_of, noted, why_rare
+from gptailor.pipeline.held_out import cut_note, drawn_together, near_seed_of, noted, why_rare
 from gptailor.pipeline.kinds import kind_of
 from gptailor.pipeline.labels import read_labels, without_labels
 from gptailor.pipeline.slices import score_slices, slice_columns
@@ -102,11 +102,13 @@ def evaluate_labels(
     report = kind_of(form).evaluate(logits, answers, split="new", temperature=temperature, **settings)
     assert report.predictions is not None
     texts = [example.text for example in examples]
+    cut = sum(item.truncated for _, item in kept)
     return {
         "file": location,
         "read": len(file.rows) + len(file.rejected),
         "rows": report.size,
         "left_out": len(file.rows) + len(file.rejected) - report.size,
+        "truncated": cut,
         "scores": as_json(report.scores),
         "slices": score_slices(
             kind_of(form),
@@ -117,7 +119,7 @@ def evaluate_labels(
             columns=slice_columns(examples),
             **settings,
         ),
-        **noted(doubts(location, notes), note_of(enumerate(texts)), drawn.caveat(report.size)),
+        **noted(doubts(location, notes), note_of(enumerate(texts)), cut_note(cut), drawn.caveat(report.size)),
     }
 
 

@@ -17,6 +17,7 @@ from gptailor.serve.service import Service
 from gptailor.serve.writing import ServableAnswerer, TextWorker
 
 if TYPE_CHECKING:
+    from gptailor.data.feeder import PromptIds
     from gptailor.models.decode import Request
 
 MOST_CHOICES, MOST_STOPS, MOST_TOP = 128, 4, 20
@@ -91,10 +92,13 @@ IGNORED = (
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request that can be answered. `requests` holds n for each prompt, one prompt after the other."""
+    """A request that can be answered. `requests` holds n for each prompt, one prompt after the other; of each
+    `truncated` says whether part of its prompt isn't read.
+    """
 
     worker: TextWorker
     requests: tuple[Request, ...]
+    truncated: tuple[bool, ...]
     prompt_tokens: int
     chat: bool
     logprobs: bool
@@ -211,7 +215,7 @@ def _find_worker(content: Mapping[str, Any], service: Service, *, chat: bool) ->
     return workers[name]
 
 
-def _prompts(content: Mapping[str, Any], answerer: ServableAnswerer, *, most: int) -> list[tuple[int, ...]]:
+def _prompts(content: Mapping[str, Any], answerer: ServableAnswerer, *, most: int) -> list[PromptIds]:
     given, values, raw = content.get("prompt"), content.get("values"), bool(content.get("raw"))
     if values is not None:
         if given or raw:
@@ -239,7 +243,7 @@ def _check_length(text: str, answerer: ServableAnswerer, *, where: str, key: str
         raise refuse(f"{where} has {len(text):,} characters; {most}.", key=key, code="input_too_long")
 
 
-def _fed(feed: Callable[[], tuple[int, ...]], *, key: str, names: Sequence[str] = ()) -> tuple[int, ...]:
+def _fed(feed: Callable[[], PromptIds], *, key: str, names: Sequence[str] = ()) -> PromptIds:
     try:
         return feed()
     except InputError as error:
@@ -254,7 +258,7 @@ def _fed(feed: Callable[[], tuple[int, ...]], *, key: str, names: Sequence[str] 
 def _asked(
     content: Mapping[str, Any],
     worker: TextWorker,
-    prompts: list[tuple[int, ...]],
+    prompts: list[PromptIds],
     *,
     chat: bool,
     logprobs: bool,
@@ -278,6 +282,7 @@ def _asked(
             for number, prompt in enumerate(prompts)
             for place in range(n)
         ),
+        truncated=tuple(prompt.left_out > 0 for prompt in prompts for _ in range(n)),
         prompt_tokens=sum(map(len, prompts)),
         chat=chat,
         logprobs=logprobs,

@@ -46,6 +46,7 @@ class Teller:
         reason = self._finished[place]
         if not self.asked.chat:
             choice = {"index": place, "text": event.text, "logprobs": scores, "finish_reason": reason}
+            choice["truncated"] = self.asked.truncated[place]
             return [self._piece([choice])] if event.text or scores or reason else []
         deltas: list[tuple[Json, Json | None, str | None]] = []
         if not self._begun[place]:
@@ -83,7 +84,7 @@ class Teller:
         if self.asked.logprobs:
             empty = _chat_scores([]) if self.asked.chat else _completion_scores([], [], [], [])
             scores = {**empty, **self._tokens[place]}
-        answer: Json = {"text": self._texts[place]}
+        answer: Json = {"text": self._texts[place], "truncated": self.asked.truncated[place]}
         if self.asked.chat:
             answer = {"message": {"role": "assistant", "content": self._texts[place], "refusal": None}}
         return {"index": place, **answer, "logprobs": scores, "finish_reason": self._finished[place]}

@@ -85,7 +85,7 @@ async function* piecesOf(response) {
 async function stream(path, body, onText) {
   const asking = writing.asking = new AbortController();
   $("go").textContent = "Stop";
-  let text = "", reason = "", tokens = 0;
+  let text = "", reason = "", tokens = 0, truncated = false;
   try {
     const settings = { model: writing.model.id, temperature: numberIn("temperature"), max_tokens: numberIn("length") };
     const options = {
@@ -104,6 +104,7 @@ async function stream(path, body, onText) {
       const choice = piece.choices[0];
       if (!choice) continue;
       reason = choice.finish_reason || reason;
+      truncated = choice.truncated || truncated;
       const more = choice.delta ? choice.delta.content : choice.text;
       if (more) onText(text += more);
     }
@@ -117,7 +118,8 @@ async function stream(path, body, onText) {
   }
   const unit = tokens === 1 ? "1 token" : `${tokens} tokens`;
   const ends = { stop: "", length: `Cut off after ${unit}. Settings let it write more.`, stopped: "You stopped it.", broken: "It broke off here." };
-  const about = reason === "stop" && !text.trim() ? "The model ended at once: it wrote nothing." : ends[reason];
+  const ended = reason === "stop" && !text.trim() ? "The model ended at once: it wrote nothing." : ends[reason];
+  const about = [ended, truncated ? "Your text is longer than the model reads: part of it was left out." : ""].filter(Boolean).join(" ");
   $("spoken").textContent = [text, about].filter(Boolean).join(" ");
   return { text, about };
 }

@@ -61,7 +61,7 @@ class CompletionForm:
             pair = pair if isinstance(whole, RejectedRow) else replace(pair, group=whole.group)
         return TextRow(
             sequences=(example_of(pair, end=self.end),),
-            prompt=_prompt_of(pair),
+            prompt=_prompt_of(pair, cut),
             asked=pair.prompt,
             given=self._given(shown),
             references=references,
@@ -75,7 +75,7 @@ class CompletionForm:
     def ask(self, row: RawExample) -> tuple[Segment, ...] | RejectedRow:
         cut = self._cut(row)
         pair = to_pair(row if cut is None else cut.row, self.roles, mend=self.mend, needs_answer=False)
-        return pair if isinstance(pair, RejectedRow) else _prompt_of(pair)
+        return pair if isinstance(pair, RejectedRow) else _prompt_of(pair, cut)
 
     def ask_text(self, text: str) -> tuple[Segment, ...]:
         """The text in place of the template's one column, also where the template wrote it already; a whole
@@ -165,5 +165,6 @@ def restore_completion_roles(state: Mapping[str, Any]) -> CompletionRoles:
     )
 
 
-def _prompt_of(pair: Pair) -> tuple[Segment, ...]:
-    return (Segment(pair.prompt, learn=False),) if pair.prompt else ()
+def _prompt_of(pair: Pair, cut: Shortened | None) -> tuple[Segment, ...]:
+    left_out = 0 if cut is None else cut.left_out
+    return (Segment(pair.prompt, learn=False, left_out=left_out),) if pair.prompt else ()

@@ -26,7 +26,7 @@ from gptailor.models.load import load_trainable_language_model
 from gptailor.models.sampling import Sampling, drawn_apart
 from gptailor.pipeline.columns import joined, refuse_unknown_kept, value_of
 from gptailor.pipeline.folder import base_of
-from gptailor.pipeline.held_out import noted
+from gptailor.pipeline.held_out import cut_note, noted
 from gptailor.pipeline.slices import score_text_slices, slice_columns
 from gptailor.pipeline.texts.answers import ALWAYS, samplings
 from gptailor.pipeline.texts.objective import log_likelihoods, margins_as_trained, sequence_nats
@@ -131,7 +131,7 @@ def evaluate_texts(
         rows = without_question(rows)
     if near_seed is not None:
         rows = with_near(rows, near_seed)
-    nats, used, lengths = _nats(answerer, rows)
+    nats, used, lengths, cut = _nats(answerer, rows)
     scores: dict[str, Any] = as_json(text_scores(nats, resampling=resampling))
     own = answerer.bundle.form.get("metrics") or answerer.form.metrics
     names = [name for name in dict.fromkeys((*own, *ALWAYS)) if name in METRICS]
@@ -156,11 +156,12 @@ def evaluate_texts(
         "rows": len(used),
         "answers": len(asked),
         "left_out": read - len(used),
+        "truncated": cut,
         "scores": scores,
         "slices": score_text_slices(
             nats, lengths=lengths, columns=slice_columns(used), resampling=resampling
         ),
-        **noted(doubts(location, file.notes), note_of(enumerate(map(as_taught, used))), few),
+        **noted(doubts(location, file.notes), note_of(enumerate(map(as_taught, used))), cut_note(cut), few),
     }
 
 
@@ -210,16 +211,19 @@ def evaluate_preferences(
     drawn = replace(resampling, groups=documents_of([pair.row for pair in pairs]))
     score = share_score(right_shares(margins), resampling=drawn)
     read = len(file.rows) + len(file.rejected)
+    cut = sum(pair.cut > 0 for pair in pairs)
     return {
         "file": location,
         "read": read,
         "rows": len(pairs),
         "answers": 0,
         "left_out": read - len(pairs),
+        "truncated": cut,
         "scores": as_json({"preference_accuracy": score}),
         **noted(
             doubts(location, file.notes),
             note_of(enumerate(as_taught(pair.row) for pair in pairs)),
+            cut_note(cut),
             drawn.caveat(len(pairs)),
         ),
     }
@@ -251,16 +255,21 @@ def _first_of_each(rows: list[TextRow]) -> list[tuple[TextRow, tuple[str, ...]]]
     return [(first[key], tuple(known[key])) for key in keys]
 
 
-def _nats(answerer: Answerer, rows: list[TextRow]) -> tuple[PieceNats, list[TextRow], IntArray]:
-    """What the answers cost, the M rows that have one that fits, and (M,) tokens before the answer."""
+def _nats(answerer: Answerer, rows: list[TextRow]) -> tuple[PieceNats, list[TextRow], IntArray, int]:
+    """What the answers cost, the M rows that have one that fits, (M,) tokens before the answer, and of how
+    many of these rows something wasn't read.
+    """
     feeder: Feeder = answerer.feeder
     owners, sequences = [], []
+    cut = set()
     flat = [(place, example.segments) for place, row in enumerate(rows) for example in row.sequences]
     learned = feeder.learn([segments for _, segments in flat])
-    for (place, _), (encoded, _) in zip(flat, learned, strict=True):
+    for (place, _), (encoded, lost) in zip(flat, learned, strict=True):
         if encoded.learn[1:].any():
             owners.append(place)
             row = rows[place]
+            if lost or row.left_out:
+                cut.add(place)
             sequences.append(TokenizedExample(encoded.token_ids, encoded.learn, row.source, row.row))
     if not sequences:
         raise DataError(
@@ -278,7 +287,7 @@ def _nats(answerer: Answerer, rows: list[TextRow]) -> tuple[PieceNats, list[Text
         documents_of(chosen := [rows[place] for place in used.tolist()]),
     )
     before = np.bincount(owner, [int((~one.learn).sum()) for one in sequences]).astype(np.int64)
-    return pieces, chosen, before
+    return pieces, chosen, before, len(cut)
 
 
 def _takes_one_text(form: TextForm) -> bool:

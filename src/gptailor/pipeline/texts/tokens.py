@@ -75,7 +75,7 @@ def refuse_window(settings: DataSettings) -> None:
 
 
 def tokenize_texts(prepared: PreparedTexts, feeder: Feeder, settings: DataSettings) -> TextTokens:
-    """Tokenizes every part. Held-out rows are never dropped for their length.
+    """Tokenizes every part. No answer is learned in part; held-out rows are never dropped for their length.
 
     Raises:
         DataError: too little is left to learn from.
@@ -86,7 +86,7 @@ def tokenize_texts(prepared: PreparedTexts, feeder: Feeder, settings: DataSettin
     for part in PARTS:
         given = prepared.parts[part]
         flat = [sequences_of(row) for row in given]
-        learned = iter(feeder.learn([segments for one in flat for segments in one]))
+        learned = iter(feeder.learn([segments for one in flat for segments in one], whole=part == "train"))
         prompts = _prompts_of(given, feeder, asked=part != "train")
         rows[part] = []
         for row, own, prompt in zip(given, flat, prompts, strict=True):
@@ -103,7 +103,7 @@ def tokenize_texts(prepared: PreparedTexts, feeder: Feeder, settings: DataSettin
     empty = [part for part in PARTS if not rows[part]]
     if empty:
         raise DataError(
-            f"no row is left for {' and '.join(empty)}: no answer begins within {feeder.max_tokens} tokens.",
+            f"no row is left for {' and '.join(empty)}: no answer fits into {feeder.max_tokens} tokens.",
             where=settings.train,
             fix="Raise data.max_tokens, choose a base with a longer context, or give shorter rows.",
         )
@@ -183,6 +183,8 @@ def _why_not(
     """Why a row can't be used once its tokens are known."""
     row, sequences = found.row, found.sequences
     if not sequences or (row.sequences[0].rejected and len(sequences) < 2):
+        if part == "train" and found.cut:
+            return RejectedRow(row.source, row.row, "too_long", "its answer doesn't fit into data.max_tokens")
         detail = "no token of its answer fits" if segments else "it has no answer"
         return RejectedRow(row.source, row.row, "nothing_to_learn", detail)
     if part == "train" and settings.too_long == "drop" and found.cut:
