@@ -65,7 +65,8 @@ def open_base(name: str, *, block: int | None) -> LanguageModel:
 
 def row(line: dict[str, Any]) -> str:
     bits, perplexity = (line["scores"][name] for name in ("bits_per_byte", "perplexity"))
-    told = f"{bits['value']:.3f} ({bits['low']:.3f} to {bits['high']:.3f})"
+    drawn = bits["low"] is not None  # a short text has no interval
+    told = f"{bits['value']:.3f}" + (f" ({bits['low']:.3f} to {bits['high']:.3f})" if drawn else "")
     return f"| {line['text']} | {told} | {perplexity['value']:.1f} | {line['rows']:,} | {line['bytes']:,} |"
 
 

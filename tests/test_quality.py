@@ -424,3 +424,14 @@ def test_every_column_and_difference_has_its_place_in_the_tables() -> None:
 )
 def test_a_benchmark_that_runs_for_hours_can_at_least_begin(name: str) -> None:
     assert callable(importlib.import_module(name).main)
+
+
+@pytest.mark.parametrize("interval", [(1.4, 1.6), (None, None)])
+def test_a_text_without_an_interval_has_its_row_all_the_same(interval: tuple[Any, Any]) -> None:
+    low, high = interval
+    scores = {"bits_per_byte": {"value": 1.5, "low": low, "high": high}, "perplexity": {"value": 44.0}}
+    told = importlib.import_module("bits_per_byte").row(
+        {"text": "short", "rows": 1, "bytes": 9000, "scores": scores}
+    )
+    assert "| 1.500 |" in told or "| 1.500 (1.400 to 1.600) |" in told
+    assert ("to" in told) is (low is not None)

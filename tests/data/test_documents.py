@@ -191,6 +191,9 @@ def test_a_folder_is_read_to_its_depth_and_what_is_left_out_is_told(tmp_path: Pa
     notes = read_tree(tmp_path)[1]
     assert notes[0] == "folder: 5 text files, 4 of them in its subfolders"
     assert "1 data file left out (table.csv ...)" in notes[1]
+    assert len(notes) == 2
+    (tmp_path / "a" / "elsewhere").symlink_to(tmp_path / "b", target_is_directory=True)
+    assert read_tree(tmp_path)[1][2:] == ["folder: 1 linked folder not entered (a/elsewhere ...)"]
     before = hash_folder(tmp_path, tree=True)
     (tmp_path / "a" / "deep" / "two.txt").write_text("other")
     assert hash_folder(tmp_path, tree=True) != before

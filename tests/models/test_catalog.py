@@ -106,6 +106,8 @@ def test_cached_bases_are_measured_and_marked_in_the_hub_list(
     place: Path, tiny_bases: dict[str, Path]
 ) -> None:
     put(place / "hub", "somebody/story", tiny_bases["llama"])
+    [weights] = (place / "hub").glob("*somebody--story/snapshots/*/model.safetensors")
+    shutil.copy(weights, weights.with_name("consolidated.safetensors"))  # the same weights again
     found = look(place)
     cached = {entry.name: entry for entry in found.offline if entry.source == "cache"}
     assert set(cached) == {"openai-community/gpt2", "somebody/story"}

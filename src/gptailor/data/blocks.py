@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,7 @@ class TokenWriter:
         self._file = (folder / "tokens.bin").open("wb")
         self._size = 0
         self._open = self._ended = False
-        self._lists: dict[str, list[int]] = {name: [] for name in INDEX}
+        self._lists = {name: array("q") for name in INDEX}
 
     def add(self, ids: Sequence[int], *, document: int, num_bytes: int, begins: bool) -> None:
         """Appends a piece; `begins` where nothing of its document stands before it."""

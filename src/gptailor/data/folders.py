@@ -48,7 +48,7 @@ def read_folder(folder: Path) -> tuple[list[str], list[str], Iterator[Item]]:
 def read_tree(folder: Path) -> tuple[list[Path], list[str]]:
     """The text files of a folder and of all folders in it, by name, and notes of what is left out.
 
-    Hidden files and folders are left alone, and folders that are links are not entered.
+    Hidden files and folders are left alone; folders that are links are not entered, and noted.
 
     Raises:
         DataError: there is no text file, a folder can't be opened, or there are as many data files.
@@ -60,7 +60,16 @@ def read_tree(folder: Path) -> tuple[list[Path], list[str]]:
         raise _no_texts(folder, tables)
     deeper = sum(file.parent != folder for file in texts)
     told = f", {deeper:,} of them in its subfolders" if deeper else ""
-    return texts, [f"folder: {number_of(len(texts), 'text file')}{told}", *_tables_left_out(tables)]
+    notes = [f"folder: {number_of(len(texts), 'text file')}{told}", *_tables_left_out(tables)]
+    links = sorted(
+        Path(place, name).relative_to(folder).as_posix()
+        for place, inner, _ in os.walk(folder)
+        for name in inner
+        if not name.startswith(".") and Path(place, name).is_symlink()
+    )
+    if links:
+        notes.append(f"folder: {number_of(len(links), 'linked folder')} not entered ({links[0]} ...)")
+    return texts, notes
 
 
 def hash_folder(folder: Path, *, tree: bool = False) -> str:

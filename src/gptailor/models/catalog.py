@@ -6,11 +6,12 @@ import json
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Literal
 
 from gptailor.errors import ModelError
-from gptailor.models.names import STARTER, Base, context_length, first_line, read_config_file
+from gptailor.models.names import HUB_LEFT_OUT, STARTER, Base, context_length, first_line, read_config_file
 from gptailor.report.facts import bytes_text
 
 Source = Literal["starter", "run", "cache", "hub"]
@@ -181,7 +182,7 @@ def _measure(
         architectures = [str(kind) for kind in config.get("architectures") or []]
         if source == "cache" and not any(kind.endswith(LANGUAGE_MODELS) for kind in architectures):
             return LeftOut(name, f"not a causal language model ({', '.join(architectures) or 'unknown'})")
-        weights = sorted(folder.glob("*.safetensors"))
+        weights = [path for path in sorted(folder.glob("*.safetensors")) if not _is_left_out(path.name)]
         if not weights:
             return LeftOut(name, "no safetensors weights (pickled ones are never loaded)")
         return CatalogEntry(
@@ -195,6 +196,10 @@ def _measure(
         )
     except (ModelError, OSError, ValueError, TypeError) as error:
         return LeftOut(name, first_line(error))
+
+
+def _is_left_out(name: str) -> bool:
+    return any(fnmatch(name, pattern) for pattern in HUB_LEFT_OUT)
 
 
 def count_parameters(path: Path) -> int:

@@ -1,8 +1,8 @@
 """From a recipe's data settings to documents in parts.
 
-The data is read twice: to see what there is (`documents_survey`) and decide (`documents_split`), then to
-tokenize (`documents_tokens`). Neither reading holds more than a few numbers for each piece, so the data
-may be larger than memory.
+The data is read as a stream several times: to see what there is (`documents_survey`) and decide
+(`documents_split`), to find what repeats itself, then to tokenize (`documents_tokens`). No reading holds more
+than some hundred bytes for each document and piece of one, so the data may be larger than memory.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from gptailor.errors import DataError, did_you_mean
 from gptailor.pipeline.documents_split import DROPPED, Divided, all_in, divide, held_by, numbered_pieces
 from gptailor.pipeline.documents_survey import Documents, pieces_of, refuse_stream, survey
 from gptailor.pipeline.folder import hash_files
-from gptailor.pipeline.held_out import near_seed_of, reasons_in_words
+from gptailor.pipeline.held_out import groups_unknown, near_seed_of, reasons_in_words
 from gptailor.pipeline.leaks import refuse_all_leaked, refuse_same_file
 from gptailor.pipeline.task import idle_in_words
 from gptailor.pipeline.taught import Marks, marks_of
 from gptailor.recipe import DataSettings, Recipe
 from gptailor.types import PARTS, Part
+
+FAULTS_SHOWN = 3  # unreadable documents, where nothing is left
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +73,9 @@ def prepare_documents(recipe: Recipe, say: Callable[[str], None] = lambda _: Non
     if validations and tests:
         refuse_all_leaked(np.flatnonzero(files[1].parts != DROPPED).tolist(), settings)
     files += [all_in(documents, "test", settings, near_seed=seed) for documents in tests]
-    _refuse_too_little(files, settings.train)
+    _refuse_too_little(files, settings)
     notes = [note for file in files for note in (*file.documents.notes, *file.notes)]
+    notes += _ungrouped(settings)
     notes += idle_in_words(recipe)
     for note in notes:
         say(note)
@@ -119,15 +122,35 @@ def _refuse_unknown_columns(settings: DataSettings) -> None:
             )
 
 
-def _refuse_too_little(files: list[Divided], where: str) -> None:
-    """Raises DataError where a part has nothing, with what was left out of the training file."""
+def _ungrouped(settings: DataSettings) -> list[str]:
+    """The given files whose documents have no group, where the recipe keeps groups in one part."""
+    column = settings.split.group
+    given = ((settings.validation, settings.columns), (settings.test, settings.test_columns))
+    return [
+        groups_unknown(location, column)
+        for location, columns in given
+        if column is not None and location is not None and column not in columns_of(location, columns)
+    ]
+
+
+def _refuse_too_little(files: list[Divided], settings: DataSettings) -> None:
+    """Raises DataError where a part has nothing, with what was left out of the file that should fill it."""
     present = {int(part) for file in files for part in np.unique(file.parts)}
+    given = {"validation": settings.validation, "test": settings.test}
+    filled_by = {part: given.get(part) or settings.train for part in PARTS}
     empty = [part for number, part in enumerate(PARTS) if number not in present]
-    if empty:
-        told = reasons_in_words((reason for reason, _ in files[0].reasons.values()), one="document")
-        more = f" Left out: {told}." if told else ""
-        raise DataError(
-            f"there is too little text: nothing is left for {' and '.join(empty)}.{more}",
-            where=where,
-            fix="Give more text (some ten thousand characters at least), or --validation and --test files.",
-        )
+    if not empty:
+        return
+    where = filled_by[empty[0]]
+    own = [file for file in files if file.documents.location == where]
+    unreadable = [row for file in own for row in file.documents.rejected]
+    reasons = [reason for file in own for reason, _ in file.reasons.values()]
+    told = reasons_in_words([*reasons, *(row.reason for row in unreadable)], one="document")
+    more = f" Left out: {told}." if told else ""
+    parts = " and ".join(part for part in empty if filled_by[part] == where)
+    faults = [f"  {row.source}:{row.row}: {row.detail}" for row in unreadable[:FAULTS_SHOWN]]
+    raise DataError(
+        "\n".join([f"there is too little text: nothing is left for {parts}.{more}", *faults]),
+        where=where,
+        fix="Give more text (some ten thousand characters at least), or --validation and --test files.",
+    )

@@ -18,6 +18,7 @@ from gptailor.data.split import join_groups, refuse_few_times, time_keys, undate
 from gptailor.data.store import StoredRows
 from gptailor.data.views import each
 from gptailor.errors import RecipeError, number_of
+from gptailor.evaluate.resampling import FEWEST_UNITS
 from gptailor.pipeline.documents_survey import Documents, pieces_of
 from gptailor.pipeline.held_out import near_seed_of
 from gptailor.recipe import DataSettings, Recipe
@@ -31,6 +32,7 @@ ALL_ALIKE = (
     "Nearly all documents are near-duplicates of one another, so they can't be kept in one part: what is "
     "held out is nearly what was learned."
 )
+MOST_OF_A_SHORT_TEXT = 0.2  # that each held-out part may take of one for the sake of an interval
 HELD_OUT_BYTES = 1_000_000  # of validation and of test, at most, where the recipe leaves it open
 
 
@@ -63,7 +65,8 @@ def divide(documents: Documents, recipe: Recipe, *, beside: Sequence[Documents],
     shares = _shares(recipe, int(size[parts == 0].sum()), given)
     stay = len(kept) >= MANY_DOCUMENTS and _may_stay_whole(sizes[kept].tolist(), shares)
     whole = bool(documents.groups or documents.times) or stay
-    if not whole and _divide_each(parts, owner, size, shares):
+    of_ends = _shares_of_ends(recipe, shares, np.flatnonzero(parts == 0), owner, size)
+    if not whole and _divide_each(parts, owner, size, of_ends):
         alone = np.arange(len(sizes))
         notes = (*_leaks(documents), *_repeats(documents, parts, recipe.data))
         return Divided(documents, parts, reasons, divided=True, together=alone, notes=notes)
@@ -215,23 +218,70 @@ def _may_stay_whole(sizes: Sequence[int], shares: dict[Part, float]) -> bool:
     return sum(size for size in sizes if size <= room) >= min(2 * held, (1 + held) / 2) * total
 
 
+def _shares_of_ends(
+    recipe: Recipe, shares: dict[Part, float], kept: IntArray, owner: IntArray, size: IntArray
+) -> dict[Part, float]:
+    """The shares where documents are divided: of a short text as much as an interval needs, unless the recipe
+    names them. `kept`: the pieces that are divided among the parts.
+    """
+    long = kept[np.bincount(owner[kept])[owner[kept]] > sum(map(bool, shares.values()))]
+    if not long.size:
+        return shares
+    enough = FEWEST_UNITS * float(size[long].max() / size[kept].sum())
+    wanted = {"validation": recipe.data.split.validation, "test": recipe.data.split.test}
+    return {
+        part: max(share, enough)
+        if share and wanted[part] is None and enough <= MOST_OF_A_SHORT_TEXT
+        else share
+        for part, share in shares.items()
+    }
+
+
+@dataclass(slots=True)
+class _Ends:
+    """A document whose last pieces are held out. `training`: the bytes of those that train, in order."""
+
+    pieces: IntArray
+    training: list[int]
+    total: int
+    held: int = 0  # bytes
+
+    def hold_out(self, parts: IntArray, part: Part) -> int:
+        """Takes the last piece that trains for a part; its bytes."""
+        parts[self.pieces[len(self.training) - 1]] = PARTS.index(part)
+        size = self.training.pop()
+        self.held += size
+        return size
+
+
 def _divide_each(whole: IntArray, owner: IntArray, size: IntArray, shares: dict[Part, float]) -> bool:
     """The end of each document is held out: its last pieces test, those before them validate.
 
-    False, and nothing is changed, where the documents are too short for that.
+    Where a document's share is less than a piece, the longest documents give a piece each, until the part has
+    its share of all bytes. False, and nothing is changed, where the documents are too short for that.
     """
     parts = whole.copy()
-    for document in np.unique(owner[parts == 0]):
-        pieces = np.flatnonzero((owner == document) & (parts == 0))
-        middles = (np.cumsum(size[pieces]) - size[pieces] / 2) / size[pieces].sum()
-        parts[pieces[middles > 1 - shares["test"] - shares["validation"]]] = 1
-        parts[pieces[middles > 1 - shares["test"]]] = 2
-        if shares["test"] and len(pieces) >= 3:
-            parts[pieces[-1]] = 2
-        if shares["validation"] and len(pieces) >= 3 and not (parts[pieces] == 1).any():
-            parts[pieces[np.flatnonzero(parts[pieces] == 0)[-1]]] = 1
-    if not {0, *(PARTS.index(part) for part, share in shares.items() if share)} <= set(parts.tolist()):
-        return False
+    kept = np.flatnonzero(parts == 0)
+    among = np.split(kept, np.flatnonzero(np.diff(owner[kept])) + 1)
+    ends = [_Ends(pieces, size[pieces].tolist(), int(size[pieces].sum())) for pieces in among]
+    ends.sort(key=lambda one: -one.total)
+    behind = 0.0  # the share that this part and those behind it take
+    held_out: Sequence[Part] = [part for part in ("test", "validation") if shares[part]]
+    for number, part in enumerate(held_out):
+        spare = len(held_out) - number  # pieces that are left for what stands before
+        behind += shares[part]
+        taken, wanted = 0, shares[part] * int(size[kept].sum())
+        for one in ends:
+            while len(one.training) > spare and one.held + one.training[-1] <= behind * one.total:
+                taken += one.hold_out(parts, part)
+        before = -1
+        while before < taken:  # a piece of each, as long as most of it has room; one of all in any case
+            before = taken
+            for one in ends:
+                if len(one.training) > spare and (not taken or taken + one.training[-1] / 2 <= wanted):
+                    taken += one.hold_out(parts, part)
+        if not taken:
+            return False
     whole[:] = parts
     return True
 

@@ -103,7 +103,7 @@ def ledger_lines(prepared: PreparedDocuments, stores: dict[Part, TokenStore]) ->
 
 def kept_chunks(file: Divided, settings: DataSettings) -> Iterator[tuple[list[Kept], list[str]]]:
     """The pieces that have a part, some hundreds at a time, with their mended texts."""
-    kept = _kept(file, settings)
+    kept = kept_pieces(file, settings)
     while held := list(itertools.islice(kept, CHUNK)):
         yield held, [repair_document(piece.text, settings.clean) for _, _, piece, _ in held]
 
@@ -139,7 +139,7 @@ def _write_file(
                 writer.end(whole=True)
 
 
-def _kept(file: Divided, settings: DataSettings) -> Iterator[Kept]:
+def kept_pieces(file: Divided, settings: DataSettings) -> Iterator[Kept]:
     """The pieces of a file that have a part. A stretch begins anew after every piece that isn't beside it."""
     owner, parts = file.documents.piece_document, file.parts
     number = -1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
@@ -17,7 +18,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from gptailor.data.batch import to_device
 from gptailor.data.blocks import TokenStore, block_lengths, collate_blocks, is_whole, num_blocks, open_store
-from gptailor.data.documents import iterate_pieces
 from gptailor.data.ledger import summarize, write_ledger
 from gptailor.data.tokenize import Encoder, build_encoder
 from gptailor.errors import DataError, ModelError
@@ -39,7 +39,13 @@ from gptailor.pipeline.causal import (
     text_ends,
 )
 from gptailor.pipeline.documents import PreparedDocuments, marks_by_part, prepare_documents
-from gptailor.pipeline.documents_tokens import choose_block, ledger_lines, repair_document, write_tokens
+from gptailor.pipeline.documents_tokens import (
+    choose_block,
+    kept_pieces,
+    ledger_lines,
+    repair_document,
+    write_tokens,
+)
 from gptailor.pipeline.folder import ENVIRONMENT, base_revision_of, file_hashes, refuse_other_data
 from gptailor.pipeline.language_story import finish_language, seal
 from gptailor.pipeline.objective import Objective, Validation
@@ -349,13 +355,6 @@ def _training_texts(prepared: PreparedDocuments, recipe: Recipe) -> Iterator[str
     file, settings = prepared.files[0], recipe.data
     total = sum(file.documents.piece_bytes)
     stride = max(1, math.ceil(total / TOKENIZER_TEXT))
-    items = (
-        item
-        for item in iterate_pieces(
-            settings.train, text=settings.text, columns=settings.columns, separator=settings.separator
-        )
-        if hasattr(item, "text")
-    )
-    for number, piece in enumerate(items):
-        if file.parts[number] == 0 and number % stride == 0:
-            yield repair_document(piece.text, settings.clean)
+    pieces = (piece for part, _, piece, _ in kept_pieces(file, settings) if part == "train")
+    for piece in itertools.islice(pieces, 0, None, stride):
+        yield repair_document(piece.text, settings.clean)

@@ -71,6 +71,11 @@ def check_documents(
             "cut_tokens": 0,
         },
         "near_duplicate_groups": prepared.files[0].near_groups,
+        "faults": [
+            f"{row.source}:{row.row}: {row.detail}"
+            for file in prepared.files
+            for row in file.documents.rejected
+        ],
         "notes": [*prepared.notes, *([OTHER_TOKENS] if isinstance(recipe.approach, ScratchApproach) else [])],
     }
     found = CheckReport(summary, tuple(rendered), None)
@@ -115,4 +120,4 @@ def _forecast(recipe: Recipe, prepared: PreparedDocuments, say: Callable[[str], 
         approach = choose_text_approach(recipe, shop.base)
         adapted = adapt_causal(recipe, shop.base, shop.tokenizer, approach, device=shop.environment["device"])
         objective = language_objective(shop, adapted)
-        return forecast_training(adapted, objective, recipe.train, approach.kind)
+        return forecast_training(adapted, objective, recipe, approach.kind)
