@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from rich.console import Console
 import gptailor
 import tiny
 from gptailor.errors import DataError, GptailorError
-from gptailor.pipeline import settle, trackers
+from gptailor.pipeline import forecast, settle, trackers
 from gptailor.pipeline.check import check_recipe
 from gptailor.pipeline.fit import fit_recipe, open_workshop
 from gptailor.pipeline.forecast import forecast_fit
@@ -27,6 +28,7 @@ from gptailor.pipeline.tokens import sequences_of
 from gptailor.recipe import Recipe, build_recipe
 from gptailor.report.checked import print_check, print_estimate
 from gptailor.report.facts import seconds_text
+from gptailor.train import checkpoint
 
 FROZEN = {"kind": "frozen", "strengths": [1]}
 
@@ -253,6 +255,46 @@ def test_check_and_fit_expect_the_same(
     assert bounded is not None
     assert (bounded["steps"], bounded["seconds"]) == (1, 5 * bounded["trainings"])
     assert bounded["trainings"] == (6 if trainings == 6 else 1), "no refit where the time is bounded"
+
+
+def test_what_frozen_features_cost_is_measured_without_a_training(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients and moments of a base that is only read could be more than the machine has."""
+    monkeypatch.setattr(forecast, "adapt", lambda *_: pytest.fail("nothing is trained"))
+    recipe = recipe_for(base, str(tiny.write_news(tmp_path / "news.csv")), approach=FROZEN)
+    found = check_recipe(recipe).estimate
+    assert found is not None
+    assert set(found) == {"approach", "seconds", "memory_bytes", "memory_spare_bytes", "disk_free_bytes"}
+
+
+def test_a_disk_too_small_for_the_checkpoints_is_told(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Path] = []
+    full = SimpleNamespace(free=1000)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: (asked.append(Path(path)), full)[1])
+    news = str(tiny.write_news(tmp_path / "news.csv"))
+    recipe = recipe_for(base, news, approach="full", out=str(tmp_path / "not" / "yet"))
+    with pytest.raises(GptailorError, match="three checkpoints need"):
+        check_recipe(recipe)
+    assert asked == [tmp_path], "where the run will lie"
+
+
+def test_rows_that_make_no_folds_are_refused_as_by_fit(base: str, tmp_path: Path) -> None:
+    """All rows of one label are of one customer: no fold could learn both labels."""
+    path = tmp_path / "customers.csv"
+    with path.open("w", newline="") as file:
+        rows = [(f"the cup final number {n}", "sports", f"c{n % 10}") for n in range(30)]
+        rows += [(f"the bank and its rate {n}", "business", "one") for n in range(30)]
+        csv.writer(file).writerows([["text", "label", "customer"], *rows])
+    data = {"train": str(path), "split": {"group": "customer"}}
+    recipe = recipe_for(base, str(path), approach=FROZEN, data=data, out=str(tmp_path / "run"))
+    with pytest.raises(GptailorError) as checked:
+        check_recipe(recipe)
+    with pytest.raises(GptailorError) as fitted:
+        gptailor.fit(recipe)
+    assert str(checked.value) == str(fitted.value)
 
 
 # What it refuses.

@@ -221,6 +221,10 @@ def test_settings_for_one_label_are_refused(place: Path) -> None:
             gptailor.fit(
                 place / "topics.jsonl", settings={**settings, "train": {name: value}}, overwrite=True
             )
+        data = {**settings["data"], "train": str(place / "topics.jsonl")}
+        recipe = build_recipe({**settings, "data": data, "train": {name: value}})
+        with pytest.raises(RecipeError, match=f"train.{name}"):
+            check_recipe(recipe, estimate=False)
 
 
 def test_few_rows_are_judged_by_folds(place: Path) -> None:

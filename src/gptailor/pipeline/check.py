@@ -10,6 +10,7 @@ from typing import Any
 from gptailor.data.tokenize import build_encoder
 from gptailor.models.names import read_tokenizer_file, resolve_base
 from gptailor.models.readout import label_text
+from gptailor.pipeline.labels import refuse_of_classes
 from gptailor.pipeline.language_check import check_documents
 from gptailor.pipeline.prepare import Prepared, names_of, prepare
 from gptailor.pipeline.rendered import CheckReport, RenderedExample, token_pieces
@@ -47,7 +48,9 @@ def check_recipe(
 
         return check_texts(recipe, estimate=estimate, say=say, show=show)
     prepared = prepare(recipe, say)
-    if isinstance(recipe.train.class_weights, Mapping):
+    if prepared.form.kind != "single":
+        refuse_of_classes(recipe.train)
+    elif isinstance(recipe.train.class_weights, Mapping):
         weights_by_label(recipe.train.class_weights, prepared.label_names)
     say("tokenizing")
     backend, context = read_tokenizer_file(resolve_base(recipe.base, revision=recipe.revision))

@@ -11,7 +11,14 @@ from pathlib import Path
 
 from gptailor.data.ledger import summarize, write_ledger
 from gptailor.errors import DataError
-from gptailor.launch import StopRequest, catch_signals, one_writer, resolve_environment, write_atomically
+from gptailor.launch import (
+    StopRequest,
+    catch_signals,
+    one_writer,
+    remember,
+    resolve_environment,
+    write_atomically,
+)
 from gptailor.models.load import load_config
 from gptailor.models.names import resolve_base
 from gptailor.models.predictor import Predictor, load_predictor
@@ -284,7 +291,9 @@ def run_candidates(shop: Workshop, folder: Path, listener: Listener, stop: StopR
     )
     if isinstance(approach, FrozenApproach):
         listener.say("computing features, fitting the head")
-        return [run_frozen(shop, approach)]
+        frozen = run_frozen(shop, approach)
+        shop.environment.update(remember(folder / ENVIRONMENT, {"precision": frozen.precision}))
+        return [frozen]
     if isinstance(approach, AutoApproach):
         listener.say("frozen: computing features, fitting the head")
         frozen = run_frozen(shop, FrozenApproach())

@@ -14,7 +14,7 @@ import transformers
 from transformers import PreTrainedModel
 
 from gptailor.cache import cached_array, content_key
-from gptailor.launch import choose_precision
+from gptailor.launch import Precision, choose_precision
 from gptailor.models.approach import set_head
 from gptailor.models.forward import compute_features
 from gptailor.models.load import load_classifier
@@ -53,8 +53,14 @@ def run_frozen(shop: Workshop, settings: FrozenApproach) -> Candidate:
         validation_answers=fit.answers,
         score=shop.kind.score(fit.logits, fit.answers),
         seconds=time.perf_counter() - began,
+        precision=features_precision(shop, model),
         strengths=fit.strengths,
     )
+
+
+def features_precision(shop: Workshop, model: PreTrainedModel) -> Precision:
+    """What features are computed in."""
+    return choose_precision(shop.recipe.train.precision, num_weights=model.num_parameters())
 
 
 def base_classifier(shop: Workshop) -> PreTrainedModel:
@@ -141,7 +147,7 @@ def best_strength_of(candidate: Candidate, kind: Kind) -> float:
 def features_of(shop: Workshop, model: PreTrainedModel, rows: Sequence[TokenizedExample]) -> FloatArray:
     """(N, H) features, from the cache where the same rows met the same weights before."""
     sequences = sequences_of(rows)
-    precision = choose_precision(shop.recipe.train.precision, num_weights=model.num_parameters())
+    precision = features_precision(shop, model)
     flat = np.concatenate([row.token_ids for row in rows])
     lengths = np.array([len(sequence) for sequence in sequences])
     key = content_key(

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptailor.errors import RecipeError
 from gptailor.evaluate import label_sets, metrics, numbers
 from gptailor.evaluate.baselines import BaselineResult, majority, mean_number, tfidf
 from gptailor.evaluate.calibrate import choose_threshold, fit_temperature, softmax
@@ -24,6 +23,7 @@ from gptailor.evaluate.run import evaluate_logits, evaluation_details, macro_f1
 from gptailor.evaluate.targets import CLASSES, LABEL_SETS, NUMBERS, Target, weighted_classes
 from gptailor.models.approach import fit_frozen_head, fit_frozen_label_heads, fit_frozen_number_head
 from gptailor.models.readout import decide, sigmoid
+from gptailor.pipeline.labels import refuse_of_classes
 from gptailor.recipe import TrainSettings
 from gptailor.tasks.classification import weights_by_label
 from gptailor.train.loss import (
@@ -339,14 +339,5 @@ def _number_baselines(texts: Parts, answers: Parts, **known: Any) -> list[Baseli
 
 def _plain(settings: TrainSettings, value: Any) -> Any:
     """The value, once it is sure that nothing is set which only classes can have."""
-    for name, given in (
-        ("class_weights", settings.class_weights != "none"),
-        ("label_smoothing", settings.label_smoothing > 0),
-    ):
-        if given:
-            raise RecipeError(
-                "is for rows with one label each; these have several, or a number.",
-                where=f"train.{name}",
-                fix=f"Leave train.{name} out.",
-            )
+    refuse_of_classes(settings)
     return value

@@ -13,10 +13,10 @@ import numpy as np
 
 from gptailor.data.clean import CleanResult
 from gptailor.data.views import Mapped, each
-from gptailor.errors import DataError, number_of
+from gptailor.errors import DataError, RecipeError, number_of
 from gptailor.evaluate.numbers import quantile_bins
 from gptailor.models.readout import number_text
-from gptailor.recipe import DataSettings
+from gptailor.recipe import DataSettings, TrainSettings
 from gptailor.tasks.classification import MINIMUM_ROWS, collect_labels, name_labels
 from gptailor.tasks.labels import LOOKED_AT, label_cell, labels_in, labels_of, names_as_texts, number_in
 from gptailor.types import AnswerForm, Example, RawExample, RejectedRow, TokenizedExample
@@ -204,3 +204,17 @@ def _with_cell(row: RawExample, cell: str) -> RawExample:
     if row.fields.get("label") == cell:
         return row
     return dataclasses.replace(row, fields={**row.fields, "label": cell})
+
+
+def refuse_of_classes(settings: TrainSettings) -> None:
+    """Raises RecipeError for a setting that needs one label a row, where rows have several, or a number."""
+    for name, given in (
+        ("class_weights", settings.class_weights != "none"),
+        ("label_smoothing", settings.label_smoothing > 0),
+    ):
+        if given:
+            raise RecipeError(
+                "is for rows with one label each; these have several, or a number.",
+                where=f"train.{name}",
+                fix=f"Leave train.{name} out.",
+            )

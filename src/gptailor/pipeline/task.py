@@ -69,6 +69,19 @@ IDLE: tuple[tuple[str, Callable[[Recipe], bool], str], ...] = (
         lambda recipe: recipe.train.schedule != "warmup-stable-decay",
         "only the schedule warmup-stable-decay has one",
     ),
+    (
+        "preference.margin",
+        lambda recipe: recipe.preference.loss != "simpo",
+        "only the loss simpo has one",
+    ),
+    (
+        "evaluate.prompted_rows",
+        lambda recipe: recipe.evaluate.baselines != "quick",
+        "only the baselines quick prompt so many",
+    ),
+    ("data.columns", lambda recipe: recipe.data.target is not None, "two files line by line have none"),
+    ("data.test_columns", lambda recipe: recipe.data.target is not None, "two files line by line have none"),
+    ("revision", lambda recipe: _is_here(recipe.base), "only a base of the hub has revisions"),
 )
 # Settings of a file that is given beside the training file.
 OF_A_FILE = {
@@ -127,6 +140,14 @@ def idle_in_words(recipe: Recipe) -> list[str]:
         for path, is_idle, why in IDLE
         if is_idle(recipe) and _is_set(recipe, path)
     ]
+
+
+def _is_here(base: str) -> bool:
+    """Whether a base is the bundled one or a folder, not a name of the hub."""
+    try:
+        return base == "starter" or Path(base).expanduser().exists()
+    except (OSError, RuntimeError):  # no path; whoever opens the base says so
+        return False
 
 
 def _is_set(recipe: Recipe, path: str) -> bool:

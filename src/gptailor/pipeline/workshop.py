@@ -14,6 +14,7 @@ from gptailor.data.tokenize import Encoder, build_encoder
 from gptailor.data.views import chained
 from gptailor.errors import DataError
 from gptailor.evaluate.resampling import Resampling
+from gptailor.launch import Precision
 from gptailor.models.load import load_config, load_tokenizer
 from gptailor.models.names import Base, context_length
 from gptailor.pipeline.held_out import NEAR
@@ -54,6 +55,7 @@ class Candidate:
     validation_answers: Any  # (M,), of sets (M, C)
     score: float  # on validation, higher is better
     seconds: float
+    precision: Precision | None = None  # of a frozen one's features; a training's stands in its plan
     refit_steps: int = 0  # with the validation rows among the training rows; 0: there was no refit
     trained: Trained = field(default_factory=Trained)
     strengths: Sequence[Mapping[str, float]] = ()

@@ -98,9 +98,9 @@ def _forecast(shop: TextShop, say: Callable[[str], None]) -> dict[str, Any]:
         recipe, shop.base, shop.text.tokenizer, approach, device=shop.environment["device"]
     )
     if recipe.task != "preference":
-        return forecast_training(adapted, answer_objective(shop, adapted), recipe.train, approach.kind)
+        return forecast_training(adapted, answer_objective(shop, adapted), recipe, approach.kind)
     objective = preference_objective(shop, adapted, None)
-    found = forecast_training(adapted, objective, recipe.train, approach.kind)
+    found = forecast_training(adapted, objective, recipe, approach.kind)
     if recipe.preference.loss == "simpo":
         return found
     epochs = found["steps"] * found["batch_size"] / len(shop.tokens.rows["train"])
