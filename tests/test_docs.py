@@ -112,13 +112,14 @@ def written_tree() -> str:
     return "\n".join(["```text", "src/gptailor/", *lines(SOURCE, 1), "```"])
 
 
-def written_folders() -> str:
-    """The source as its folders, each with what its package says of itself."""
+def written_overview() -> str:
+    """The source as its folders, each with what its package says of itself; every file folded in below."""
     files = [path for path in source_files() if path.name == "__init__.py"]
     words = {path.parent: first_sentence(path) for path in files}
     names = {path: f"{path.relative_to(SOURCE.parent).as_posix()}/" for path in words}
     lines = [f"{names[folder]:<26} {says}" for folder, says in words.items()]
-    return "\n".join(["```text", *lines, "```"])
+    folded = ["<details>", "<summary>Every file</summary>", "", written_tree(), "", "</details>"]
+    return "\n".join(["```text", *lines, "```", "", *folded])
 
 
 def written_settings() -> str:
@@ -131,7 +132,7 @@ def written_settings() -> str:
 
 
 GENERATED = [
-    ("README.md", TREE, written_folders),
+    ("README.md", TREE, written_overview),
     ("ARCHITECTURE.md", TREE, written_tree),
     ("docs/recipe.md", SETTINGS, written_settings),
 ]

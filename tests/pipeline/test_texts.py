@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -27,6 +28,7 @@ import crashed
 import tiny
 import tiny_texts as texts
 from crashed import Crash, alike, metrics_of
+from gptailor import cli
 from gptailor.data.ledger import LedgerLine, read_ledger
 from gptailor.errors import DataError, GptailorError, InputError, ModelError, RecipeError, RunError
 from gptailor.evaluate.language import PieceNats, num_units, text_scores
@@ -1052,6 +1054,34 @@ def test_conversations_that_were_learned_are_known_again_among_others(chat: Run,
     found = chat.evaluate(str(texts.write_jsonl(place.folder / "grown-chats.jsonl", rows)))
     known = sum(line.part != "test" for line in ledger_of(chat)[:3])
     assert f"{known} of 5 rows taught this run" in found["note"]
+
+
+def test_what_is_asked_and_not_read_whole_is_marked(
+    completion: Run, place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a file, alone, from Python, and where answers are scored."""
+    rows = [*texts.pairs(3, first=900), {"prompt": texts.words(7, 90), "completion": "a cup"}]
+    path = texts.write_csv(place.folder / "long.csv", rows)
+    asked: dict[str, Any] = {"text": None, "columns": None}
+    out = place.folder / "marked.csv"
+    counts = predict_to(completion.folder, str(path), out=out, to_stdout=False, **asked)
+    assert (counts["answered"], counts["truncated"]) == (4, 1)
+    with out.open(newline="") as file:
+        assert [line["truncated"] for line in csv.DictReader(file)] == ["false"] * 3 + ["true"]
+    shown = predict_to(completion.folder, str(path), out=None, to_stdout=False, **asked)["answers"]
+    alone = predict_inputs(completion.folder, [row["prompt"] for row in rows])
+    written = completion.answer([row["prompt"] for row in rows])
+    expected = [False] * 3 + [True]
+    assert [row["truncated"] for row in shown] == [row["truncated"] for row in alone] == expected
+    assert [one.truncated for one in written] == expected
+    found = completion.evaluate(str(path))
+    assert found["truncated"] == 1
+    assert "1 row is longer than the model reads: part wasn't read." in found["note"]
+    words = ["gptailor", "predict", str(completion.folder), "--input", rows[3]["prompt"]]
+    monkeypatch.setattr(sys, "argv", words)
+    with suppress(SystemExit):
+        cli.main()
+    assert "--input 1: longer than the model reads" in " ".join(capsys.readouterr().err.split())
 
 
 def test_predict_answers_each_row_of_a_file_as_it_answers_it_alone(

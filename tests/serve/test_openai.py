@@ -18,6 +18,7 @@ from texts import Served, alone, serving
 from transformers import AutoTokenizer
 
 from gptailor.cli import verbs
+from gptailor.data.feeder import PromptIds
 from gptailor.errors import InputError, ModelError, PromptTooLong
 from gptailor.models.answerer import Answerer, load_answerer
 from gptailor.pipeline.export import export_run
@@ -234,6 +235,23 @@ def test_of_a_top_p_of_0_the_likeliest_token_is_left(client: openai.OpenAI) -> N
     asked: dict[str, Any] = {"model": "run-plain", "prompt": PROMPT, "max_tokens": 8}
     greedy = client.completions.create(**asked, temperature=0).choices[0].text
     assert client.completions.create(**asked, temperature=2, top_p=0).choices[0].text == greedy
+
+
+def test_a_context_cut_to_a_window_is_told(
+    client: openai.OpenAI, answerers: dict[str, Answerer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = answerers["columns"]
+    values = {"who": "the bank 3", "what": "its rate 3"}
+    asked: dict[str, Any] = {"model": "run-columns", "prompt": "", "temperature": 0, "max_tokens": 3}
+    asked["extra_body"] = {"values": values}
+    whole = client.completions.create(**asked).choices[0]
+    fed = PromptIds(columns.feed_values(values), left_out=300)
+    monkeypatch.setattr(Answerer, "feed_values", lambda *_, **__: fed)
+    cut = client.completions.create(**asked).choices[0]
+    assert (whole.model_extra, cut.model_extra) == ({"truncated": False}, {"truncated": True})
+    assert cut.text == whole.text
+    chunks = [chunk.choices[0] for chunk in client.completions.create(**asked, stream=True)]
+    assert all(chunk.model_extra == {"truncated": True} for chunk in chunks)
 
 
 def test_columns_and_raw_prompts(client: openai.OpenAI, answerers: dict[str, Answerer]) -> None:

@@ -153,6 +153,16 @@ def test_a_prompt_its_settings_and_earlier_answers(open_page: Callable[[str], Pa
         assert page.complaints() == []
 
 
+def test_a_text_of_which_a_part_is_left_out_says_so(open_page: Callable[[str], Page]) -> None:
+    writer = FakeWriter("short-sighted", task="completion")
+    writer.max_prompt_tokens = 8
+    with served(answerers=[writer]) as url:
+        page = open_page(url)
+        page.press("once upon\n")
+        page.sees("ended", "Your text is longer than the model reads: part of it was left out.")
+        assert page.complaints() == []
+
+
 def test_columns_have_a_field_each_and_a_refusal_is_told(open_page: Callable[[str], Page]) -> None:
     writer = FakeWriter("adverts", task="completion", columns=("product", "tone"))
     with served(answerers=[writer]) as url:
