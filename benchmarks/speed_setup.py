@@ -108,7 +108,9 @@ def recipe_for(work: Work, rows: Rows, *, dropout: float, out: Path, precision: 
     first, second = COLUMNS[work.task]
     names = {"classification": ("text", "label"), "completion": ("prompt", "completion")}[work.task]
     rate = RATES[work.approach]
-    head = {"head_learning_rate": rate} if work.task == "classification" else {}  # the peer has one rate
+    classifies = work.task == "classification"
+    head = {"head_learning_rate": rate} if classifies else {}  # the peer has one rate
+    own_rows = {"teach_names": False} if classifies else {}  # nor do labels' names teach the peer
     return build_recipe(
         {
             "task": work.task,
@@ -119,6 +121,7 @@ def recipe_for(work: Work, rows: Rows, *, dropout: float, out: Path, precision: 
                 **{part: str(rows.folder / f"{part}.csv") for part in ("train", *HELD_OUT)},
                 names[0]: first,
                 names[1]: second,
+                **own_rows,
             },
             "train": {
                 "length": LONG,

@@ -167,6 +167,7 @@ def test_the_product_takes_the_recipe_of_every_work(work: speed_works.Work, tmp_
     rows = speed_setup.Rows(tmp_path, tmp_path / "base", work.task)
     recipe = speed_setup.recipe_for(work, rows, dropout=0.1, out=tmp_path / "run")
     assert settle_task(recipe).task == work.task
+    assert recipe.data.teach_names is (work.task != "classification"), "the peers learn no labels' names"
 
 
 def test_peers_get_our_tokens_in_our_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
